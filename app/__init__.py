@@ -1,0 +1,1 @@
+"""Soundpost: keeps what a paid, asynchronous sound API makes, and tells whoever asked for it."""
