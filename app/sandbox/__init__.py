@@ -1,0 +1,23 @@
+"""
+A stand-in for the upstream, for demos, for tests, and for callers' own development.
+
+It imitates what is known of the upstream's sounds API: submit, record-info, credits and timestamped
+lyrics with their envelope (errors come as HTTP 200, a rate limit as code 405, an empty account as
+code 429), the check of the key, 2.5 credits a task, 20 submits and polls in any 10 s, the callbacks
+`text`, `first` and `complete` with their repeats, two clips a task, and links to audio and covers.
+Faults are played when asked for, by a tag in the prompt or for all tasks: see FAULTS.
+
+It does not imitate the music: a clip is a pulse at the tempo over a chord in the key, made from the
+request alone, so that the same request sounds the same. Its files are WAV where the upstream's are
+MP3, its links never expire unless a fault says so, the only waveform it knows is a placeholder, and
+it forgets everything when it ends. What the upstream does not have: `GET /journal`, `GET /tasks`,
+and `GET` and `POST /control`, which need no key.
+"""
+
+from app.sandbox.app import create_sandbox
+from app.sandbox.fault_table import FAULTS, Fault
+from app.sandbox.faults import FaultRefused
+from app.sandbox.options import SandboxOptions
+from app.sandbox.server import SandboxServer, run_sandbox
+
+__all__ = ["FAULTS", "Fault", "FaultRefused", "SandboxOptions", "SandboxServer", "create_sandbox", "run_sandbox"]

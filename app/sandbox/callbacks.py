@@ -1,0 +1,97 @@
+"""Telling callers how their task goes: each callback is POSTed, and repeated while it is not answered 200."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import httpx
+
+from app.sandbox.callback_bodies import callback_body
+from app.sandbox.journal import CallbackAttempt, caller_task_id
+from app.sandbox.scenarios import Stage, Step, failure_of, plan_callbacks
+from app.sandbox.state import Sandbox, Task, now
+
+_AT_ONCE = 100
+
+
+class Courier:
+    """Sends the callbacks of every task. Use as an async context manager; leaving it drops what is unsent."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._client = httpx.AsyncClient(
+            trust_env=False,
+            timeout=None,  # noqa: S113 - the whole exchange has one deadline, in _post
+            limits=httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE),
+            headers={"User-Agent": "soundpost-sandbox"},
+        )
+
+    async def __aenter__(self) -> "Courier":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await self._client.aclose()
+
+    def follow(self, task: Task) -> None:
+        """Send this task's callbacks as its life goes on."""
+        self._start(self._follow(task))
+
+    async def _follow(self, task: Task) -> None:
+        for step in plan_callbacks(task.faults, task.delay):
+            await asyncio.sleep(task.created_monotonic + step.at - now())
+            delivered = await self._post(task, step, attempt=1)
+            task.first_callback_sent.set()
+            if not delivered:
+                self._start(self._repeat(task, step))
+        task.first_callback_sent.set()
+
+    async def _repeat(self, task: Task, step: Step) -> None:
+        for attempt, delay in enumerate(self._sandbox.options.callback_retry_delays, start=2):
+            await asyncio.sleep(delay)
+            if await self._post(task, step, attempt):
+                return
+        task.callbacks_given_up |= step.stage is Stage.complete
+
+    async def _post(self, task: Task, step: Step, attempt: int) -> bool:
+        options, url = self._sandbox.options, task.order.callback_url
+        body = callback_body(task, step, failure_of(task.faults))
+        async with self._places:
+            note = CallbackAttempt(task.id, url, caller_task_id(url), step.kind, attempt)
+            self._sandbox.journal.add(note)
+            task.callbacks.append(note)
+            try:
+                async with asyncio.timeout(options.callback_timeout):
+                    note.status = await self._send(task, url, body)
+            except (httpx.HTTPError, TimeoutError) as error:
+                note.error = type(error).__name__
+        note.duration = now() - note.monotonic
+        note.delivered = note.status == 200
+        return note.delivered
+
+    async def _send(self, task: Task, url: str, body: bytes) -> int:
+        if httpx.URL(url).host.endswith(".invalid"):
+            raise httpx.ConnectError("reserved names lead nowhere")  # RFC 6761; asking a resolver would take seconds
+        headers = {"Content-Type": "application/json"}
+        if key := self._sandbox.options.callback_hmac_key:
+            headers |= signature_headers(key, task.id, int(time.time()))
+        return (await self._client.post(url, content=body, headers=headers)).status_code
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+
+def signature_headers(key: str, task_id: str, timestamp: int) -> dict[str, str]:
+    """The headers that sign a callback; they do not cover its body."""
+    digest = hmac.digest(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256)
+    return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": base64.b64encode(digest).decode()}

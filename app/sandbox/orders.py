@@ -1,0 +1,88 @@
+"""Which submits the upstream takes, and what it says to the others."""
+
+import json
+from typing import Any
+
+import httpx
+
+from app.sandbox.audio import KEYS
+from app.sandbox.options import MODELS
+from app.sandbox.state import Order
+
+_LONGEST_PROMPT = 500
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
+    """The upstream answers with this code, and its usual message unless another is given."""
+
+    def __init__(self, code: int, message: str | None = None) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+def read_fields(body: bytes) -> dict[str, Any]:
+    """The fields of a JSON body; none if it cannot be read."""
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def read_order(fields: dict[str, Any]) -> Order:
+    """A valid submit; raise Refused for any other. Unknown fields are ignored."""
+    return Order(
+        prompt=_prompt(fields.get("prompt")),
+        model=_one_of(fields, "model", MODELS),
+        loop=_flag(fields, "soundLoop"),
+        tempo=_tempo(fields.get("soundTempo")),
+        key=_one_of({"soundKey": "Any"} | _given(fields), "soundKey", KEYS),
+        lyrics=_flag(fields, "grabLyrics"),
+        callback_url=_callback_url(fields.get("callBackUrl")),
+    )
+
+
+def _prompt(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Refused(400, "prompt cannot be empty")
+    if len(value) > _LONGEST_PROMPT:
+        raise Refused(413, f"prompt cannot exceed {_LONGEST_PROMPT} characters")
+    return value
+
+
+def _tempo(value: Any) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 1 <= value <= 300:
+        raise Refused(400, "soundTempo must be an integer between 1 and 300")
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise Refused(400, f"{name} must be a boolean")
+    return bool(value)
+
+
+def _one_of(fields: dict[str, Any], name: str, allowed: frozenset[str]) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or value not in allowed:
+        raise Refused(400, f"{name} is invalid, allowed: {', '.join(sorted(allowed))}")
+    return value
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _callback_url(value: Any) -> str:
+    # Documented as optional, enforced all the same.
+    try:
+        url = httpx.URL(value or "")
+    except (httpx.InvalidURL, TypeError):
+        raise Refused(400, "callBackUrl is invalid") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise Refused(400, "Please enter callBackUrl.")
+    return str(value)

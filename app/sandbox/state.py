@@ -1,0 +1,105 @@
+"""What one sandbox remembers: its tasks, its account, its journal, and whether it is stopping."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.sandbox.account import Account
+from app.sandbox.audio import Sound
+from app.sandbox.faults import Chosen
+from app.sandbox.journal import CallbackAttempt, Journal
+from app.sandbox.options import SandboxOptions
+
+
+@dataclass(frozen=True)
+class Order:
+    """A valid submit, as the vendor's page names its fields."""
+
+    prompt: str
+    model: str
+    loop: bool
+    tempo: int | None
+    key: str
+    lyrics: bool
+    callback_url: str
+
+
+@dataclass
+class Clip:
+    """One audio result, and what has become of its links."""
+
+    id: str
+    sound: Sound
+    refused: bool = False
+    """A dead link was tried, so that the next record-info may give a fresh one."""
+
+
+@dataclass
+class Task:
+    """One accepted submit."""
+
+    id: str
+    order: Order
+    faults: Chosen
+    delay: float
+    base_url: str
+    created_at: datetime
+    created_monotonic: float
+    clips: tuple[Clip, ...]
+    callbacks: list[CallbackAttempt] = field(default_factory=list)
+    struck: Counter[str] = field(default_factory=Counter)
+    """How often each limited fault has met this task."""
+    first_callback_sent: asyncio.Event = field(default_factory=asyncio.Event)
+    callbacks_given_up: bool = False
+
+    def strikes(self, fault: str, what: str = "") -> bool:
+        """Whether this task has this fault, and has it still; counts towards the fault's end."""
+        return fault in self.faults and not is_over(self.faults[fault], self.struck, fault + what)
+
+
+class Sandbox:
+    """The state behind one app. `options` may be replaced while it runs."""
+
+    def __init__(self, options: SandboxOptions) -> None:
+        self.options = options
+        self.account = Account(options.credits)
+        self.journal = Journal()
+        self.tasks: dict[str, Task] = {}
+        self.clips: dict[str, tuple[Task, Clip]] = {}
+        self.dice = random.Random(options.seed)  # noqa: S311 - faults by chance, not secrets
+        self.struck: Counter[str] = Counter()
+        """How often each limited fault has met the submits of one callback URL."""
+        self.first_seen: dict[str, float] = {}
+        self.stopping = asyncio.Event()
+
+    def add(self, task: Task) -> None:
+        """Make the task and its clips known."""
+        self.tasks[task.id] = task
+        self.clips |= {clip.id: (task, clip) for clip in task.clips}
+
+    async def sleep(self, seconds: float | None) -> None:
+        """Wait this long (None: for ever), or until the sandbox stops."""
+        try:
+            await asyncio.wait_for(self.stopping.wait(), seconds)
+        except TimeoutError:
+            return
+
+
+def is_over(limit: float | None, struck: Counter[str], key: str) -> bool:
+    """Count one more stroke of a fault; whether it has struck as often as it may."""
+    struck[key] += 1
+    return limit is not None and struck[key] > limit
+
+
+def now() -> float:
+    """The clock of everything the sandbox times; the same for every process of one machine."""
+    return time.monotonic()
+
+
+def new_id() -> str:
+    """Ids are 32 hex digits, and new in each run whatever the seed: callers keep the old ones."""
+    return uuid.uuid4().hex
