@@ -1,0 +1,63 @@
+# Every target sets up what it needs in .venv: a machine needs Python, its pip and make, nothing else.
+PYTHON ?= python3
+UV ?= uv
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+	--custom-compile-command "make lock" $(ARGS)
+# Two makes at once in one folder would install over each other: the second waits, then finds the work done.
+ALONE := $(if $(shell command -v flock),flock Makefile) $(MAKE) --silent --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test lint format lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-12s %s\n' "$$name" "$$what"; done
+
+install: ## Make .venv with the soundpost command
+	@$(ALONE) .venv/.runtime
+
+install-dev: ## The same, and the tools for tests and lint
+	@$(ALONE) .venv/.dev
+
+demo: install ## The main job from submit to a playable file, with nothing set up
+	@$(BIN)/soundpost demo
+
+test: install-dev ## Every test, on SQLite and PostgreSQL; ARGS="-k submit" picks some
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: install-dev ## Format, lint, types and import layers, changing nothing
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: install-dev ## Bring the code into the house format
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+lock: ## Pin the dependencies again (needs uv); ARGS=--upgrade takes newer ones
+	@$(COMPILE) --group dev pyproject.toml --output-file requirements-dev.lock
+	@$(COMPILE) --group build --constraint requirements-dev.lock pyproject.toml --output-file requirements.lock
+
+clean: ## Remove what was installed and cached; var/, with your data, stays
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, as in: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv
+
+.venv/.runtime: .venv/bin/python requirements.lock pyproject.toml
+	@echo 'Installing into .venv …'
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# The development lock holds all of the runtime's, in the same versions.
+.venv/.dev: .venv/bin/python requirements-dev.lock pyproject.toml
+	@echo 'Installing the development tools into .venv …'
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch .venv/.runtime $@
