@@ -1,0 +1,43 @@
+"""Where the upstream calls: no key, but an address that only it was told."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import structlog
+from fastapi import APIRouter, Request
+
+from app.callbacks.service import receive
+from app.db import DatabaseDep
+from app.errors import NotAuthenticated, NotFound
+from app.models import ID_LENGTH
+from app.upstream.reports import read_callback
+from app.upstream.signature import callback_signature_matches
+
+router = APIRouter(tags=["callbacks"])
+log = structlog.get_logger()
+
+
+@router.post("/callbacks/{task_id}/{token}")
+async def receive_callback(request: Request, database: DatabaseDep, task_id: str, token: str) -> dict[str, str]:
+    """Take in a message from the upstream. It and its effect are stored before this returns."""
+    state = request.app.state
+    if len(task_id) != ID_LENGTH or not state.secrets.is_callback_token(task_id, token):
+        state.metrics.callbacks.labels(outcome="forged").inc()
+        raise NotFound
+    body = await request.body()
+    key = state.settings.callback_hmac_key
+    if key is not None and not _is_signed(request, body, key.get_secret_value()):
+        state.metrics.callbacks.labels(outcome="unsigned").inc()
+        raise NotAuthenticated(detail="The signature that this service was told to expect is missing or wrong.")
+    outcome = await receive(database, state.life, task_id, dict(request.headers), body)
+    state.metrics.callbacks.labels(outcome=outcome.value).inc()
+    log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
+    return {"status": "received"}
+
+
+def _is_signed(request: Request, body: bytes, key: str) -> bool:
+    report = read_callback(body)
+    upstream_task_id = report.upstream_task_id if report else None
+    now = datetime.now(UTC)
+    return upstream_task_id is not None and callback_signature_matches(request.headers, upstream_task_id, key, now)

@@ -1,0 +1,1 @@
+"""The audio: ours as soon as there is any."""

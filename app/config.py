@@ -1,0 +1,185 @@
+"""Every knob of the service, read once from the environment and refused where it cannot work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+PREFIX = "SOUNDPOST_"
+SECRETS = ("UPSTREAM_API_KEY", "SECRET_KEYS", "API_KEYS", "CALLBACK_HMAC_KEY", "DATABASE_URL")
+NO_PUBLIC_URL = "https://soundpost.invalid"
+
+
+class Rate(NamedTuple):
+    """So many requests in any window of so long."""
+
+    count: int
+    period: timedelta
+
+
+def _span(value: object) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    try:
+        seconds = float(str(value))
+        if not 0 <= seconds < 10**9:
+            raise ValueError
+    except ValueError:
+        raise ValueError("must be a number of seconds, such as 30 or 0.5") from None
+    return timedelta(seconds=seconds)
+
+
+def _words(value: object) -> object:
+    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+
+def _rate(value: object) -> Rate:
+    if isinstance(value, Rate):
+        return value
+    count, slash, seconds = str(value).partition("/")
+    if not slash or not count.strip().isdigit() or not 1 <= int(count) <= 10_000:
+        raise ValueError("must be requests/seconds, such as 20/10")
+    period = _span(seconds)
+    if not period:
+        raise ValueError("must be requests/seconds with more than 0 seconds, such as 20/10")
+    return Rate(int(count), period)
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(str(value), strict=False)
+    except ValueError:
+        raise ValueError("must be networks such as 10.0.0.0/8, separated by commas") from None
+
+
+Span = Annotated[timedelta, PlainValidator(_span)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_words)]
+RateSetting = Annotated[Rate, NoDecode, PlainValidator(_rate)]
+Networks = Annotated[
+    tuple[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)], ...], NoDecode, BeforeValidator(_words)
+]
+DAY = timedelta(days=1)
+
+
+class Settings(BaseSettings):
+    """What an operator may set; the names in the environment are these in capitals behind SOUNDPOST_."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    database_url: str = "sqlite+aiosqlite:///var/soundpost.db"
+    upstream_url: str = "https://api.sunoapi.org"
+    upstream_api_key: SecretStr | None = None
+    public_url: str | None = None
+    base_url: str | None = None
+    secret_keys: SecretStr | None = None
+    api_keys: SecretStr | None = None
+    models: Words = ("V5", "V5_5")
+    upstream_rate: RateSetting = Rate(20, timedelta(seconds=10))
+    poll_after: Span = timedelta(seconds=45)
+    poll_every: Span = timedelta(seconds=30)
+    submit_deadline: Span = timedelta(seconds=900)
+    task_deadline: Span = timedelta(seconds=1800)
+    hold_recheck: Span = timedelta(seconds=30)
+    grace: Span = timedelta(seconds=10)
+    callback_trust: Literal["token", "pull"] = "token"
+    callback_hmac_key: SecretStr | None = None
+    egress_allow: Networks = ()
+    log_format: Literal["console", "json"] | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    upstream_timeout: Span = Field(timedelta(seconds=60), exclude=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """A value given in code wins over a secret's file, which wins over the environment and .env."""
+        return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
+
+    @field_validator("upstream_url", "public_url", "base_url")
+    @classmethod
+    def _is_a_web_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/") if value else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _names_a_driver_we_ship(cls, value: str) -> str:
+        drivers = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
+        try:
+            url = make_url(value)
+        except ArgumentError:
+            raise ValueError("must be a database URL such as postgresql+asyncpg://user@host/name") from None
+        if url.drivername not in drivers:
+            raise ValueError(f"must begin with one of {', '.join(d + '://' for d in drivers)}")
+        if url.drivername.startswith("sqlite") and url.database in (None, "", ":memory:"):
+            raise ValueError("must name a file: what is kept in memory is lost with the process")
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _names_a_model(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("must name at least one model")
+        return value
+
+    @model_validator(mode="after")
+    def _polls_at_most_three_times_a_second(self) -> Self:
+        # The upstream allows at most 3 polls a second for one task.
+        if self.poll_every < timedelta(seconds=0.34):
+            raise ValueError("SOUNDPOST_POLL_EVERY must be at least 0.34 seconds: the upstream allows 3 polls a second")
+        return self
+
+    @property
+    def submit_lease(self) -> timedelta:
+        """How long a claimed submit is ours; it outlives the request, so that nobody judges it before its answer."""
+        return self.upstream_timeout + timedelta(seconds=15)
+
+    @property
+    def callback_base(self) -> str:
+        """Where the upstream is told to call; it refuses submits without an address, reachable or not."""
+        return self.public_url or NO_PUBLIC_URL
+
+    @property
+    def link_base(self) -> str:
+        """What links that we give out begin with; empty makes them path-absolute."""
+        return self.base_url or self.public_url or ""
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is the embedded one."""
+        return self.database_url.startswith("sqlite")
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Reads `SOUNDPOST_…_FILE`, as containers hand secrets over."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE") if field_name.upper() in SECRETS else None
+        if not path:
+            return None, field_name, False
+        try:
+            return Path(path).read_text().strip(), field_name, False
+        except (OSError, UnicodeDecodeError):
+            raise ValueError(f"{PREFIX}{field_name.upper()}_FILE names a file that cannot be read: {path}") from None
+
+    def __call__(self) -> Mapping[str, Any]:  # type: ignore[override]
+        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,205 @@
+"""The main job with nothing set up: real processes, one task, from its order to files that play."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+
+from app.clips.audio import measure
+from app.config import PREFIX
+
+PATIENCE = 60.0
+FINAL = frozenset({"succeeded", "failed", "canceled"})
+SUFFIXES = {"audio/wav": ".wav", "audio/mpeg": ".mp3", "audio/mp4": ".m4a", "audio/ogg": ".ogg", "audio/flac": ".flac"}
+
+
+class DemoFailed(Exception):
+    """The demo did not get its sound; the message says why."""
+
+
+def run(prompt: str) -> int:
+    """Run the demo and return the exit code: 0 only if every file was checked to be audio."""
+    console = Console(soft_wrap=True, highlight=False)
+    try:
+        asyncio.run(_run(prompt, console))
+    except (DemoFailed, httpx.HTTPError, OSError) as error:
+        console.print(f"The demo failed: {error or type(error).__name__}", style="red", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return 130
+    return 0
+
+
+async def _run(prompt: str, console: Console) -> None:
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soundpost-demo-")))
+        console.print("Starting a sandbox upstream and the service …")
+        upstream_url = await stack.enter_async_context(_sandbox(folder))
+        key = secrets.token_urlsafe(24)
+        url = await stack.enter_async_context(_service(folder, upstream_url, key))
+        headers = {"Authorization": f"Bearer {key}"}
+        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE)
+        http = _Http(await stack.enter_async_context(client), console)
+        task = await _order(http, prompt, console)
+        for clip in task["clips"]:
+            await _keep(http, task["id"], clip, console)
+        console.print("Done.", style="green")
+        http.show_calls()
+
+
+class _Http:
+    """Makes REST calls and remembers them."""
+
+    def __init__(self, client: httpx.AsyncClient, console: Console) -> None:
+        self._client, self._console = client, console
+        self._calls: dict[str, int] = {}
+
+    async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        answer = await self._client.request(method, path, **options)
+        call = f"{method} {httpx.URL(path).copy_with(query=None)} → {answer.status_code}"
+        self._calls[call] = self._calls.get(call, 0) + 1
+        if answer.is_error:
+            raise DemoFailed(f"{call}: {answer.text}")
+        return answer
+
+    def show_calls(self) -> None:
+        self._console.print("REST calls made:")
+        for call, times in self._calls.items():
+            self._console.print(f"  {call}" + (f" (×{times})" if times > 1 else ""), markup=False)
+
+
+async def _order(http: _Http, prompt: str, console: Console) -> dict[str, Any]:
+    """Order a sound and follow its states until the last one."""
+    began = time.monotonic()
+    task: dict[str, Any] = (await http.call("POST", "/v1/tasks", json={"prompt": prompt})).json()
+    console.print(f"Task {task['id']}: {task['prompt']}", markup=False)
+    seen = None
+    while True:
+        now_at = task["status"], len(task["clips"])
+        if now_at != seen:
+            clips = f", {now_at[1]} clip{'s' if now_at[1] > 1 else ''}" if now_at[1] else ""
+            console.print(f"  {time.monotonic() - began:6.2f} s  {now_at[0]}{clips}")
+            seen = now_at
+        if task["status"] in FINAL:
+            break
+        if time.monotonic() - began > PATIENCE:
+            raise DemoFailed(f"the task is still {task['status']} after {PATIENCE:.0f} s")
+        await asyncio.sleep(0.05)
+        task = (await http.call("GET", f"/v1/tasks/{task['id']}")).json()
+    if task["status"] != "succeeded":
+        raise DemoFailed(f"the task ended as {task['status']}: {task['error']}")
+    return task
+
+
+async def _keep(http: _Http, task_id: str, clip: Mapping[str, Any], console: Console) -> None:
+    """Download one clip and check that it can be played."""
+    answer = await http.call("GET", clip["upstream_audio_url"])
+    media_type = answer.headers.get("content-type", "").partition(";")[0]
+    path = Path("var/demo", task_id, f"{clip['index']}{SUFFIXES.get(media_type, '.bin')}").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(answer.content)
+    duration = measure(path)
+    if duration is None:
+        raise DemoFailed(f"{path} is not audio")
+    console.print(f"Clip {clip['index']}: {duration:.1f} s, {len(answer.content):,} bytes, checked to be audio")
+    console.print(str(path), markup=False)
+
+
+@asynccontextmanager
+async def _sandbox(folder: Path) -> AsyncIterator[str]:
+    async with _process(folder, {}, "sandbox", "--port", "0") as url:
+        yield url
+
+
+@asynccontextmanager
+async def _service(folder: Path, upstream_url: str, key: str) -> AsyncIterator[str]:
+    # The public URL must be known before the service listens, so its port is chosen first.
+    port = _free_port()
+    settings = {
+        "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/soundpost.db",
+        "UPSTREAM_URL": upstream_url,
+        "UPSTREAM_API_KEY": "sandbox",
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "API_KEYS": f"demo:{key}",
+        "LOG_LEVEL": "warning",
+    }
+    async with _process(folder, settings, "serve", "--port", str(port)) as url:
+        await _until_ready(url)
+        yield url
+
+
+@asynccontextmanager
+async def _process(folder: Path, settings: Mapping[str, str], *command: str) -> AsyncIterator[str]:
+    """Run one of our commands until the block ends; yields the address that it says it listens on."""
+    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    chosen = {f"{PREFIX}{name}": value for name, value in settings.items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "app.cli",
+        *command,
+        cwd=folder,
+        env={**surroundings, "PYTHONPATH": str(Path(__file__).parent.parent), **chosen},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        # Ctrl-C on a terminal reaches the whole group; we end what we started ourselves, in order.
+        start_new_session=True,
+    )
+    try:
+        yield await _address(process, command[0])
+    finally:
+        await _end(process)
+
+
+async def _address(process: asyncio.subprocess.Process, name: str) -> str:
+    if process.stdout is None:
+        raise DemoFailed(f"soundpost {name} has no output to read its address from")
+    line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+    if b"listening on " not in line:
+        raise DemoFailed(f"soundpost {name} did not start (exit code {await process.wait()}); see its message above")
+    return line.decode().rpartition(" ")[2].strip()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        await asyncio.wait_for(process.wait(), 15)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def _until_ready(url: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        while time.monotonic() < deadline:
+            try:
+                if (await client.get("/readyz")).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.05)
+    raise DemoFailed("the service did not become ready")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,101 @@
+"""Whether the service lives, whether it can work, and what it counted."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from datetime import timedelta
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import Database
+from app.models import Task, TaskStatus
+from app.upstream.hold import current_hold
+
+router = APIRouter(tags=["health"])
+OVERDUE_AFTER = timedelta(seconds=60)
+State = Literal["ok", "degraded", "down"]
+
+
+class Check(BaseModel):
+    """How one thing that we need is, and what to do about it."""
+
+    status: State
+    detail: str | None = None
+
+
+class Readiness(BaseModel):
+    """The worst of the checks, and each of them."""
+
+    status: State
+    checks: dict[str, Check]
+
+
+@router.get("/livez", operation_id="isAlive")
+async def livez() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", operation_id="isReady", responses={503: {"model": Readiness}})
+async def readyz(request: Request, response: Response) -> Readiness:
+    """503 only when nothing can be taken in; what merely waits is `degraded`, since callbacks must still come."""
+    database: Database = request.app.state.database
+    checks = {"database": await _checked(_check_database(database))}
+    if checks["database"].status == "ok":
+        checks["upstream"] = await _checked(_check_hold(database))
+        checks["queue"] = await _checked(_check_overdue(database))
+    status = worst(checks)
+    response.status_code = 503 if status == "down" else 200
+    response.headers["Cache-Control"] = "no-store"
+    return Readiness(status=status, checks=checks)
+
+
+@router.get("/metrics", operation_id="getMetrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """What this process counted, in Prometheus' text form."""
+    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def worst(checks: Mapping[str, Check]) -> State:
+    """A chain is as strong as its weakest link."""
+    found = {check.status for check in checks.values()}
+    return "down" if "down" in found else "degraded" if "degraded" in found else "ok"
+
+
+async def _checked(check: Awaitable[Check]) -> Check:
+    try:
+        return await check
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        return Check(status="down", detail=f"the database does not answer ({type(error).__name__})")
+
+
+async def _check_database(database: Database) -> Check:
+    if await database.is_migrated():
+        return Check(status="ok")
+    return Check(status="down", detail="the schema is not this release's: run `soundpost migrate`")
+
+
+async def _check_hold(database: Database) -> Check:
+    async with database.reads() as session:
+        hold = await current_hold(session)
+    if hold is None:
+        return Check(status="ok")
+    since = hold.since.isoformat(timespec="seconds")
+    return Check(status="degraded", detail=f"submits are held since {since}: {hold.explanation}")
+
+
+async def _check_overdue(database: Database) -> Check:
+    async with database.reads() as session:
+        late = await database.now(session) - OVERDUE_AFTER
+        held = await current_hold(session)
+        statuses = [status for status in TaskStatus if not (held and status is TaskStatus.queued)]
+        overdue = select(func.count()).where(Task.status.in_(statuses), Task.due_at < late)
+        count = await session.scalar(overdue) or 0
+    if count == 0:
+        return Check(status="ok")
+    return Check(status="degraded", detail=f"{count} tasks are overdue: does a worker run?")

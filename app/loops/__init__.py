@@ -1,0 +1,1 @@
+"""What runs by itself: each loop claims due rows, calls, and settles."""

@@ -1,0 +1,116 @@
+"""Looking after tasks that were sent: asking where callbacks stay away, and giving up when it is time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import select
+
+from app.callbacks.service import is_about_another
+from app.claims import Claim, claim_due, hold_claimed
+from app.db import Session
+from app.loops.loop import FALLBACK, Claimed, Loop
+from app.loops.parts import Parts
+from app.models import ResolvedBy, Task, TaskStatus
+from app.signals import POLLS
+from app.upstream.hold import Hold, hold_submits
+from app.upstream.schemas import HoldReason, PollAnswer, PollVerdict
+
+log = structlog.get_logger()
+
+# Polls and submits share the upstream's rate; a sound that is not ordered yet comes before one that is only asked about.
+SHARE_BESIDE_SUBMITS = 0.25
+SHARE_ALONE = 0.75
+LAPSED_AT_ONCE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A task of ours to ask about, with its place in the upstream's pace."""
+
+    task: Task
+    slot: int
+    slot_fence: str
+
+
+def poll_loop(parts: Parts) -> Loop[Poll]:
+    """The loop that asks."""
+    poller = _Poller(parts)
+    return Loop("poll", parts.signals.bell(POLLS), parts.settings.upstream_rate.count, poller.claim, poller.work)
+
+
+class _Poller:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def claim(self, limit: int) -> Claimed[Poll]:
+        """Judge what is overdue without asking, then take slots and as many tasks to ask about."""
+        parts = self._parts
+        async with parts.database.writes.begin() as session:
+            now = await parts.database.now(session)
+            await self._judge_overdue(session, now)
+            share = await self._share(session, now)
+            free = await parts.pacer.free(session, now, limit, share)
+            claim = Claim(now, parts.settings.submit_lease, len(free))
+            can_be_asked = Task.status == TaskStatus.generating, Task.upstream_task_id.isnot(None)
+            tasks = await claim_due(session, Task, claim, *can_be_asked)
+            slots = await parts.pacer.take(session, free[: len(tasks)], now)
+            wait = await parts.pacer.next_free_in(session, now, share)
+        polls = [Poll(task, slot, slots.fence) for task, slot in zip(tasks, slots.numbers, strict=True)]
+        return Claimed(polls, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
+
+    async def work(self, poll: Poll) -> None:
+        """Ask about one task and settle what was said."""
+        began = time.monotonic()
+        answer = await self._parts.upstream.record_info(poll.task.upstream_task_id or "")
+        log.info(
+            "poll",
+            task_id=poll.task.id,
+            attempt=poll.task.attempts,
+            verdict=answer.kind.value,
+            stage=answer.report and answer.report.stage.value,
+            upstream_code=answer.code,
+            duration_ms=round((time.monotonic() - began) * 1000),
+        )
+        parts = self._parts
+        async with parts.database.writes.begin() as session:
+            now = await parts.database.now(session)
+            await parts.pacer.give_back(session, poll.slot, poll.slot_fence, now)
+            await self._slow_down(session, answer, now)
+            task = await hold_claimed(session, Task, poll.task.id, poll.task.fence)
+            if task is not None:
+                await self._settle_task(session, task, answer, now)
+
+    async def _settle_task(self, session: Session, task: Task, answer: PollAnswer, now: datetime) -> None:
+        life = self._parts.life
+        if answer.report is not None and not is_about_another(task, answer.report):
+            await life.apply_report(session, task, answer.report, now, ResolvedBy.poll)
+        if task.status is TaskStatus.generating and not life.give_up_when_late(session, task, now):
+            task.fence = None
+            task.due_at = max(await life.next_poll_at(session, task, now), now + (answer.retry_after or timedelta()))
+
+    async def _slow_down(self, session: Session, answer: PollAnswer, now: datetime) -> None:
+        if answer.kind is PollVerdict.throttled:
+            until = now + (answer.retry_after or self._parts.settings.upstream_rate.period)
+            await self._parts.pacer.push_back(session, until)
+        elif answer.kind is PollVerdict.held:
+            hold = Hold(answer.hold_reason or HoldReason.blocked, now, answer.message)
+            await hold_submits(session, hold, self._parts.settings.hold_recheck)
+
+    async def _judge_overdue(self, session: Session, now: datetime) -> None:
+        """A submit whose lease ended has an unknown outcome; what nobody can be asked about only has its deadline."""
+        lapsed = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed])
+        mute = (Task.status == TaskStatus.generating) & Task.upstream_task_id.is_(None)
+        overdue = select(Task).where(Task.due_at <= now, lapsed | mute).limit(LAPSED_AT_ONCE)
+        for task in await session.scalars(overdue.with_for_update(skip_locked=True)):
+            if task.status is TaskStatus.submitting:
+                self._parts.life.lose_track(session, task, now)
+            elif not self._parts.life.give_up_when_late(session, task, now):
+                task.due_at = await self._parts.life.next_poll_at(session, task, now)
+
+    async def _share(self, session: Session, now: datetime) -> float:
+        waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
+        return SHARE_ALONE if await session.scalar(waiting) is None else SHARE_BESIDE_SUBMITS

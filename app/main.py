@@ -1,0 +1,170 @@
+"""Where the parts are joined: the web application, its loops, and their orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import FrameType
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+
+from app import __version__, health
+from app.auth import keep_configured_keys
+from app.callbacks import endpoints as callbacks
+from app.config import Settings
+from app.db import Database
+from app.edge import Edge, install_error_handlers
+from app.egress import upstream_client
+from app.loops.chores import chore_loop
+from app.loops.loop import Loop, insist, run_loop
+from app.loops.parts import Parts
+from app.loops.poll import poll_loop
+from app.loops.submit import submit_loop
+from app.metrics import Metrics
+from app.secrets import load_secrets
+from app.signals import Signals
+from app.tasks import endpoints as tasks
+from app.tasks.service import TaskLife
+from app.upstream import endpoints as upstream
+from app.upstream.client import Upstream
+from app.upstream.credits import CreditDesk
+from app.upstream.pacing import Pacer
+
+log = structlog.get_logger()
+
+# A start waits so long for a database before it goes on without; readiness tells until it is there.
+DATABASE_PATIENCE = 5.0
+# The share of the grace that requests and loops get; the rest is for closing what they used.
+USABLE_GRACE = 0.8
+
+
+def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
+    """Join the service. Nothing is connected and nothing runs before its lifespan begins."""
+    parts = join(settings)
+    app = FastAPI(
+        title="Soundpost",
+        version=__version__,
+        summary="Orders sounds from a paid upstream and loses none of them.",
+        lifespan=_lifespan(parts, runs_loops),
+        redirect_slashes=False,
+    )
+    app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
+    app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
+    app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
+    for room in (tasks, callbacks, upstream, health):
+        app.include_router(room.router)
+    install_error_handlers(app)
+    app.add_middleware(Edge)
+    return app
+
+
+def join(settings: Settings) -> Parts:
+    """Make every part once. Raises SecretsUnusable."""
+    secrets = load_secrets(settings)
+    database = Database(settings.database_url)
+    key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
+    return Parts(
+        settings=settings,
+        database=database,
+        secrets=secrets,
+        signals=Signals(database),
+        life=TaskLife(settings),
+        pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
+        upstream=Upstream(upstream_client(settings.upstream_url, key, settings.upstream_timeout), settings.upstream_timeout),
+    )
+
+
+async def run_worker(settings: Settings) -> None:
+    """Run the loops alone until a signal says stop."""
+    stopping = asyncio.Event()
+    with stop_at_signal(stopping):
+        async with _running(join(settings), stopping, runs_loops=True):
+            await stopping.wait()
+
+
+@contextmanager
+def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
+    """
+    Set the event at the first SIGTERM or SIGINT, before whoever handled them until now does the same as before.
+
+    The server would tell us only after its last request has ended, and those that
+    wait for news must end because of the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stopping.set)
+        handler = before[signal.Signals(number)]
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(number, frame)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lifespan(parts: Parts, runs_loops: bool) -> Any:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        stopping = app.state.stopping = asyncio.Event()
+        with stop_at_signal(stopping):
+            async with _running(parts, stopping, runs_loops):
+                yield
+
+    return lifespan
+
+
+@asynccontextmanager
+async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> AsyncIterator[None]:
+    background = [asyncio.create_task(_prepare(parts))]
+    await asyncio.wait(background, timeout=DATABASE_PATIENCE)
+    if runs_loops:
+        background += [asyncio.create_task(loop) for loop in _loops(parts, stopping)]
+    stopped_at: list[float] = []
+    watch = asyncio.create_task(_note_stop(stopping, stopped_at))
+    try:
+        yield
+    finally:
+        stopping.set()
+        await watch
+        remaining = stopped_at[0] + parts.settings.grace.total_seconds() * USABLE_GRACE - time.monotonic()
+        await asyncio.wait(background, timeout=max(0.0, remaining))
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await parts.upstream.close()
+        await parts.database.close()
+
+
+async def _prepare(parts: Parts) -> None:
+    async def prepare() -> None:
+        async with parts.database.writes.begin() as session:
+            await parts.pacer.prepare(session, await parts.database.now(session))
+        if parts.settings.api_keys:
+            await keep_configured_keys(parts.database, parts.settings.api_keys.get_secret_value())
+
+    await insist(prepare)
+
+
+def _loops(parts: Parts, stopping: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
+    loops: list[Loop[Any]] = [submit_loop(parts), poll_loop(parts), chore_loop(parts)]
+    return [run_loop(loop, stopping) for loop in loops]
+
+
+async def _note_stop(stopping: asyncio.Event, stopped_at: list[float]) -> None:
+    await stopping.wait()
+    stopped_at.append(time.monotonic())

@@ -1,0 +1,268 @@
+"""The schema on one page: what is kept, and which rows are due."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, relationship
+from uuid_utils import compat
+
+from app.db import UtcDateTime
+
+ID_LENGTH = 32
+
+
+def new_id() -> str:
+    """A UUIDv7 in 32 hex digits: unguessable, and in order of making."""
+    return compat.uuid7().hex
+
+
+class TaskStatus(StrEnum):
+    """Where a task is in its life."""
+
+    queued = "queued"
+    submitting = "submitting"
+    unconfirmed = "unconfirmed"
+    generating = "generating"
+    succeeded = "succeeded"
+    failed = "failed"
+    canceled = "canceled"
+
+
+class Charge(StrEnum):
+    """What a task may have cost."""
+
+    none = "none"
+    possible = "possible"
+    charged = "charged"
+    refunded = "refunded"
+
+
+class ResolvedBy(StrEnum):
+    """How we came to know a task's end."""
+
+    callback = "callback"
+    poll = "poll"
+    adoption = "adoption"
+    replay = "replay"
+    operator = "operator"
+
+
+class ErrorCode(StrEnum):
+    """Why a task failed."""
+
+    invalid_request = "invalid_request"
+    content_rejected = "content_rejected"
+    insufficient_credits = "insufficient_credits"
+    upstream_failed = "upstream_failed"
+    audio_missing = "audio_missing"
+    outcome_unknown = "outcome_unknown"
+    deadline_exceeded = "deadline_exceeded"
+
+
+class CallbackOutcome(StrEnum):
+    """What a callback did to its task."""
+
+    applied = "applied"
+    stale = "stale"
+    mismatch = "mismatch"
+    unreadable = "unreadable"
+
+
+class EventType(StrEnum):
+    """The facts that are kept and told."""
+
+    task_created = "task.created"
+    task_submitted = "task.submitted"
+    task_unconfirmed = "task.unconfirmed"
+    task_progressed = "task.progressed"
+    task_succeeded = "task.succeeded"
+    task_failed = "task.failed"
+    task_canceled = "task.canceled"
+    task_revived = "task.revived"
+
+
+def _words(kind: type[StrEnum]) -> Enum:
+    # Strings, because PostgreSQL's own enums do not survive a migration down and up again.
+    return Enum(kind, native_enum=False, length=32, values_callable=lambda kind: [word.value for word in kind])
+
+
+class Base(DeclarativeBase):
+    """Every table's ground."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as declared
+        datetime: UtcDateTime,
+        str: Text,
+        dict[str, Any]: JSON,
+        dict[str, str]: JSON,
+        TaskStatus: _words(TaskStatus),
+        Charge: _words(Charge),
+        ResolvedBy: _words(ResolvedBy),
+        ErrorCode: _words(ErrorCode),
+        CallbackOutcome: _words(CallbackOutcome),
+        EventType: _words(EventType),
+    }
+
+
+class Due:
+    """
+    A row that may need us again.
+
+    `due_at` says when, null means never; `fence` names the claim that holds it, so
+    that whoever was overtaken cannot write.
+    """
+
+    due_at: Mapped[datetime | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    fence: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+
+
+class ApiKey(Base):
+    """A caller; only the key's SHA-256 is kept."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(100))
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class Task(Due, Base):
+    """One request for a sound."""
+
+    __tablename__ = "tasks"
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    status: Mapped[TaskStatus] = mapped_column(default=TaskStatus.queued)
+    version: Mapped[int] = mapped_column(default=0)
+    prompt: Mapped[str]
+    model: Mapped[str] = mapped_column(String(64))
+    sound_loop: Mapped[bool]
+    sound_tempo: Mapped[int | None]
+    sound_key: Mapped[str] = mapped_column(String(8))
+    grab_lyrics: Mapped[bool]
+    webhook_url: Mapped[str | None]
+    labels: Mapped[dict[str, str]] = mapped_column("metadata")
+    upstream_task_id: Mapped[str | None] = mapped_column(String(200))
+    resolved_by: Mapped[ResolvedBy | None]
+    was_unconfirmed: Mapped[bool] = mapped_column(default=False)
+    error_code: Mapped[ErrorCode | None]
+    error_message: Mapped[str | None]
+    upstream_code: Mapped[int | None] = mapped_column(BigInteger)
+    charge: Mapped[Charge] = mapped_column(default=Charge.none)
+    posts: Mapped[int] = mapped_column(default=0)
+    audio_looks: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime]
+    submitted_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime]
+    clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin")
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> tuple[Index, ...]:
+        due = cls.due_at.isnot(None)  # type: ignore[union-attr]
+        return (
+            # Each loop claims by status: a held queue of any length must not stand in the way of polls.
+            Index("ix_tasks_due", "status", "due_at", postgresql_where=due, sqlite_where=due),
+            Index(None, "api_key_id", "created_at", "id"),
+            Index(None, "completed_at"),
+        )
+
+
+class Clip(Base):
+    """One audio result of a task."""
+
+    __tablename__ = "clips"
+    __table_args__ = (UniqueConstraint("task_id", "index"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    index: Mapped[int]
+    upstream_clip_id: Mapped[str | None]
+    title: Mapped[str | None]
+    tags: Mapped[str | None]
+    duration: Mapped[float | None]
+    model_name: Mapped[str | None]
+    image_url: Mapped[str | None]
+    upstream_audio_url: Mapped[str | None]
+    source_audio_url: Mapped[str | None]
+    content_type: Mapped[str | None] = mapped_column(String(64))
+    size: Mapped[int | None]
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    archived_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class Callback(Base):
+    """A message in, as received: kept before its effect is believed."""
+
+    __tablename__ = "callbacks"
+    __table_args__ = (Index(None, "task_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    received_at: Mapped[datetime]
+    headers: Mapped[dict[str, str]]
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    outcome: Mapped[CallbackOutcome]
+
+
+class Event(Base):
+    """A numbered fact about a task; a task has at most one for each of its versions."""
+
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("task_id", "version"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    version: Mapped[int]
+    type: Mapped[EventType]
+    created_at: Mapped[datetime]
+    data: Mapped[dict[str, Any]]
+
+
+class IdempotencyKey(Base):
+    """Which task a caller's Idempotency-Key stands for."""
+
+    __tablename__ = "idempotency_keys"
+
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    task_id: Mapped[str] = mapped_column(String(ID_LENGTH))
+    created_at: Mapped[datetime]
+
+
+class Chore(Due, Base):
+    """Periodic work, or a look that is owed: a row too, so that one replica does it."""
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class PaceSlot(Base):
+    """One place in any window of the upstream's rate."""
+
+    __tablename__ = "pace_slots"
+
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    free_at: Mapped[datetime]
+    fence: Mapped[str | None] = mapped_column(String(ID_LENGTH))

@@ -1,0 +1,91 @@
+"""What derives from the service's secret keys: callback tokens, so that none of them needs to be stored."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import os
+import secrets as random
+from hashlib import sha256
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+
+from app.config import Settings
+
+SHORTEST = 16
+
+
+class SecretsUnusable(Exception):
+    """SOUNDPOST_SECRET_KEYS is missing or too short to be a secret."""
+
+
+class Secrets:
+    """Derives one value per purpose: the first key makes it, every key of the list verifies it."""
+
+    def __init__(self, *keys: str) -> None:
+        if not keys or any(len(key) < SHORTEST for key in keys):
+            raise SecretsUnusable(
+                f"SOUNDPOST_SECRET_KEYS needs at least one key, each of {SHORTEST} characters or more; "
+                "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+            )
+        self._keys = [key.encode() for key in keys]
+
+    def derive(self, purpose: str, subject: str) -> bytes:
+        """32 bytes that only we can make, for one purpose and one subject."""
+        return _derive(self._keys[0], purpose, subject)
+
+    def derive_all(self, purpose: str, subject: str) -> list[bytes]:
+        """What each key of the list derives, the signing one first."""
+        return [_derive(key, purpose, subject) for key in self._keys]
+
+    def callback_token(self, task_id: str) -> str:
+        """What the address that we give the upstream for this task ends with."""
+        return _text(self.derive("callback", task_id))
+
+    def is_callback_token(self, task_id: str, token: str) -> bool:
+        """Whether we made this token for this task; any text is only compared, in constant time."""
+        given = token.encode("utf-8", "replace")
+        made = [_text(derived).encode() for derived in self.derive_all("callback", task_id)]
+        return any([hmac.compare_digest(given, token) for token in made])
+
+
+def load_secrets(settings: Settings) -> Secrets:
+    """
+    Return the service's secrets.
+
+    Beside an SQLite database a key is made once, since a single file has a single
+    owner; replicas on PostgreSQL must be told theirs, or each would invent one.
+    """
+    if settings.secret_keys:
+        return Secrets(*(key.strip() for key in settings.secret_keys.get_secret_value().split(",") if key.strip()))
+    if not settings.is_sqlite:
+        raise SecretsUnusable("SOUNDPOST_SECRET_KEYS must be set when the database is not SQLite")
+    return Secrets(_key_beside(Path(str(make_url(settings.database_url).database))))
+
+
+def _key_beside(database: Path) -> str:
+    path = database.with_name(database.name + ".secret")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{random.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(random.token_urlsafe(32))
+            file.flush()
+            os.fsync(file.fileno())
+        # A link fails where a rename would replace: of several processes that start at once, one key wins.
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    return path.read_text().strip()
+
+
+def _derive(key: bytes, purpose: str, subject: str) -> bytes:
+    return hmac.new(key, f"soundpost\0{purpose}\0{subject}".encode(), sha256).digest()
+
+
+def _text(derived: bytes) -> str:
+    return base64.urlsafe_b64encode(derived[:24]).decode()

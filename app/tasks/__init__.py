@@ -1,0 +1,1 @@
+"""What callers ask for, from the order to its last clip."""

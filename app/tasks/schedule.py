@@ -1,0 +1,56 @@
+"""When a task is looked at next: pure functions of how often that was done before."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+from app.config import Settings
+
+JITTER = 0.2
+EAGER_START = timedelta(seconds=3)
+EAGER_GROWTH = 1.5
+# The upstream allows three polls a second for one task.
+CLOSEST_POLLS = timedelta(seconds=0.34)
+SUBMIT_RETRY_START = timedelta(seconds=1)
+SUBMIT_RETRY_FIRST_AT_MOST = timedelta(seconds=15)
+SUBMIT_RETRY_LONGEST = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True)
+class PollLadder:
+    """The delays before a task's first poll and between its later ones."""
+
+    first: timedelta
+    every: timedelta
+    is_eager: bool
+
+    def delay(self, polls: int) -> timedelta:
+        """
+        How long to wait after this many polls.
+
+        Where no callbacks come the ladder is eager: from 3 seconds, each delay half
+        as long again, up to the steady pace.
+        """
+        if self.is_eager:
+            eager = EAGER_START * EAGER_GROWTH ** min(polls, 50)
+            return max(CLOSEST_POLLS, min(eager, self.first if polls == 0 else self.every))
+        return max(CLOSEST_POLLS, self.first if polls == 0 else self.every)
+
+
+def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
+    """The ladder to poll by: quiet while callbacks do the work."""
+    is_eager = settings.public_url is None or callbacks_stay_away
+    return PollLadder(settings.poll_after, settings.poll_every, is_eager)
+
+
+def submit_retry_delay(attempts: int, retry_after: timedelta | None) -> timedelta:
+    """How long a refused or unsent submit waits, after so many attempts; the upstream may ask for more."""
+    delay = min(SUBMIT_RETRY_START * 2 ** min(attempts - 1, 20), SUBMIT_RETRY_LONGEST)
+    return max(delay, retry_after or timedelta())
+
+
+def jittered(delay: timedelta, dice: random.Random) -> timedelta:
+    """The delay, up to a fifth shorter or longer, so that what failed together does not come back together."""
+    return delay * dice.uniform(1 - JITTER, 1 + JITTER)

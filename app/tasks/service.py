@@ -1,0 +1,284 @@
+"""The life of a task: every step, its event and its clips are written here, in one commit, once."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.claims import Claim, claim_due
+from app.config import Settings
+from app.db import Session
+from app.errors import TaskAlreadyFinal
+from app.models import Charge, Clip, ErrorCode, Event, EventType, ResolvedBy, Task, TaskStatus, new_id
+from app.signals import POLLS, SUBMITS, ring_on_commit
+from app.tasks import repository
+from app.tasks.schedule import jittered, ladder
+from app.tasks.schemas import TaskCreate
+from app.tasks.state import FINAL, REVIVABLE, TOLD, can_move
+from app.upstream.schemas import Report, ReportedClip, Stage
+
+S = TaskStatus
+# How often audio that the upstream says is there is looked for again before we believe that it is not.
+AUDIO_LOOKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task fails, in our word and the upstream's."""
+
+    code: ErrorCode
+    message: str | None
+    upstream_code: int | None = None
+
+
+class TaskLife:
+    """The only writer of tasks. Its methods are handed a session and never commit."""
+
+    def __init__(self, settings: Settings, dice: random.Random | None = None) -> None:
+        self._settings = settings
+        self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
+
+    @property
+    def default_model(self) -> str:
+        """What makes a sound whose order names no model."""
+        return self._settings.models[0]
+
+    def create(self, session: Session, api_key_id: str, order: TaskCreate, now: datetime) -> Task:
+        """Keep an order; it is sent as soon as a submit loop finds it."""
+        task = Task(
+            id=new_id(),
+            api_key_id=api_key_id,
+            status=S.queued,
+            version=0,
+            labels=order.metadata,
+            model=order.model or self.default_model,
+            **order.model_dump(exclude={"metadata", "model"}),
+            charge=Charge.none,
+            posts=0,
+            audio_looks=0,
+            attempts=0,
+            was_unconfirmed=False,
+            clips=[],
+            created_at=now,
+            updated_at=now,
+            due_at=now,
+        )
+        session.add(task)
+        self._note(session, task, EventType.task_created, now, {"status": S.queued})
+        ring_on_commit(session, SUBMITS)
+        return task
+
+    async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
+        """Take due orders to send; committed before they leave, since the upstream may have them from then on."""
+        sent = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": claim.now}
+        seen = {"version": Task.version + 1, "updated_at": claim.now}
+        return await claim_due(session, Task, claim, Task.status == S.queued, **sent, **seen)
+
+    async def apply_report(
+        self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
+    ) -> bool:
+        """
+        Take in what the upstream says about a locked task; return whether it was news.
+
+        Callbacks and polls both come through here, so a step and its event are made
+        once, however often we hear the same thing. The caller has made sure that the
+        report is about this task.
+        """
+        before = task.version
+        if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
+            self._revive(session, task, now)
+        if task.status in FINAL:
+            self._settle_charge(session, task, report, now)
+            return task.version != before
+        if task.status is not S.generating:
+            await self.begin_generating(session, task, report.upstream_task_id, now)
+        if self._must_be_confirmed(report, via):
+            _poll_now(session, task, now)
+            return True
+        fresh = self._take_clips(session, task, report.clips, now)
+        if report.stage is Stage.failed:
+            self._fail_as_reported(session, task, report, now, via)
+        elif report.stage is Stage.succeeded:
+            self._end(session, task, S.succeeded, now, via, clips=fresh)
+        elif fresh:
+            self._note(session, task, EventType.task_progressed, now, {"clips": fresh})
+        if report.stage is Stage.unclear:
+            self._look_for_audio(session, task, now, via)
+        return task.version != before
+
+    async def begin_generating(
+        self, session: Session, task: Task, upstream_task_id: str | None, now: datetime
+    ) -> None:
+        """The upstream has the task: told by its answer to the submit, or adopted from a report."""
+        task.upstream_task_id = task.upstream_task_id or upstream_task_id
+        task.charge = Charge.charged
+        task.submitted_at = task.submitted_at or now
+        task.attempts, task.fence = 0, None
+        self._step(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
+        task.due_at = await self.next_poll_at(session, task, now)
+
+    async def next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
+        """When a generating task is looked at next; its deadline is the last look."""
+        away = await repository.callbacks_stay_away(session)
+        delay = ladder(self._settings, callbacks_stay_away=away).delay(task.attempts)
+        return min(now + jittered(delay, self._dice), max(self._gives_up_at(task), now))
+
+    def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
+        """The upstream provably has nothing of this task: it is sent again when due."""
+        task.charge, task.submitted_at, task.fence = Charge.none, None, None
+        self._step(session, task, S.queued, now)
+        task.due_at = due_at
+
+    def lose_track(self, session: Session, task: Task, now: datetime) -> None:
+        """The submit's answer is lost: never send it again, and wait for the upstream to call."""
+        task.was_unconfirmed, task.fence = True, None
+        self._step(session, task, S.unconfirmed, now)
+        task.due_at = (task.submitted_at or now) + self._settings.submit_deadline
+
+    def fail(
+        self, session: Session, task: Task, failure: Failure, now: datetime, via: ResolvedBy | None = None
+    ) -> None:
+        """End a task that has no sound; `via` tells who said so, None that we did."""
+        task.error_code, task.error_message = failure.code, failure.message
+        task.upstream_code = failure.upstream_code
+        error = {"code": failure.code, "message": failure.message, "upstream_code": failure.upstream_code}
+        self._end(session, task, S.failed, now, via, error=error)
+
+    def give_up_when_late(self, session: Session, task: Task, now: datetime) -> bool:
+        """Fail a task whose deadline has passed; a late success will revive it."""
+        if now < self._gives_up_at(task):
+            return False
+        if task.status is S.unconfirmed:
+            message = "The submit's answer was lost and no callback came: the upstream may or may not have taken it."
+            self.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now)
+        else:
+            message = "The upstream took the task and did not finish it in time."
+            self.fail(session, task, Failure(ErrorCode.deadline_exceeded, message), now)
+        return True
+
+    def cancel(self, session: Session, task: Task, now: datetime) -> None:
+        """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
+        if not can_move(task.status, S.canceled):
+            raise TaskAlreadyFinal
+        self._end(session, task, S.canceled, now, None)
+
+    def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
+        """A task that ended without us knowing turns out to be with the upstream: only what it costs is news."""
+        if task.charge is Charge.possible:
+            task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
+            task.charge = Charge.refunded if report.refunded else Charge.charged
+            self._touch(session, task, now)
+
+    def _must_be_confirmed(self, report: Report, via: ResolvedBy) -> bool:
+        is_told_by_callback = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
+        return is_told_by_callback and report.stage is not Stage.running
+
+    def _gives_up_at(self, task: Task) -> datetime:
+        spans = {S.generating: self._settings.task_deadline, S.unconfirmed: self._settings.submit_deadline}
+        return (task.submitted_at or task.created_at) + spans[task.status]
+
+    def _revive(self, session: Session, task: Task, now: datetime) -> None:
+        task.error_code, task.error_message, task.upstream_code = None, None, None
+        task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
+        task.status = S.generating
+        self._note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
+
+    def _take_clips(
+        self, session: Session, task: Task, reported: tuple[ReportedClip, ...], now: datetime
+    ) -> list[dict[str, Any]]:
+        """Add or freshen the clips that have audio; return what is new about them."""
+        fresh = []
+        for position, news in enumerate(reported):
+            if not news.has_audio:
+                continue
+            clip = _find_clip(task, news, position)
+            if clip is None:
+                clip = Clip(task_id=task.id, index=len(task.clips), created_at=now)
+                task.clips.append(clip)
+                fresh.append({"index": clip.index, "upstream_clip_id": news.upstream_clip_id, "title": news.title})
+            _copy_onto(clip, news)
+        return fresh
+
+    def _fail_as_reported(
+        self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
+    ) -> None:
+        code = ErrorCode(report.error_code or ErrorCode.upstream_failed)
+        if report.refunded:
+            task.charge = Charge.refunded
+        self.fail(session, task, Failure(code, report.message, report.code), now, via)
+
+    def _look_for_audio(self, session: Session, task: Task, now: datetime, via: ResolvedBy) -> None:
+        if via is not ResolvedBy.poll:
+            # Repeats of a callback must not use up the looks.
+            _poll_now(session, task, now)
+            return
+        task.audio_looks += 1
+        if task.audio_looks <= AUDIO_LOOKS:
+            return
+        if task.clips:
+            self._end(session, task, S.succeeded, now, via)
+            return
+        message = "The upstream said that the sound is ready, but no audio appeared."
+        self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)
+
+    def _end(
+        self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
+    ) -> None:
+        is_adopted = task.was_unconfirmed and via not in (None, ResolvedBy.operator)
+        task.resolved_by = ResolvedBy.adoption if is_adopted else via
+        task.completed_at, task.due_at, task.fence = now, None, None
+        self._step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
+
+    def _step(
+        self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
+    ) -> None:
+        if not can_move(task.status, status):
+            raise AssertionError(f"no step leads from {task.status} to {status}")
+        task.status = status
+        data = {"status": status, "charge": task.charge, **(changed or {})}
+        if status in TOLD:
+            self._note(session, task, TOLD[status], now, data)
+        else:
+            self._touch(session, task, now)
+
+    def _note(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
+        self._touch(session, task, now)
+        session.add(Event(task_id=task.id, version=task.version, type=kind, created_at=now, data=data))
+
+    def _touch(self, session: Session, task: Task, now: datetime) -> None:
+        task.version += 1
+        task.updated_at = now
+
+
+def _poll_now(session: Session, task: Task, now: datetime) -> None:
+    """What a callback leaves open, a poll answers."""
+    task.due_at = now
+    ring_on_commit(session, POLLS)
+
+
+def _find_clip(task: Task, news: ReportedClip, position: int) -> Clip | None:
+    if news.upstream_clip_id is not None:
+        return next((clip for clip in task.clips if clip.upstream_clip_id == news.upstream_clip_id), None)
+    return task.clips[position] if position < len(task.clips) else None
+
+
+def _copy_onto(clip: Clip, news: ReportedClip) -> None:
+    """Later words win, and silence takes nothing back."""
+    words = {
+        "upstream_clip_id": news.upstream_clip_id,
+        "title": news.title,
+        "tags": news.tags,
+        "duration": news.duration,
+        "model_name": news.model_name,
+        "image_url": news.image_url,
+        "upstream_audio_url": news.audio_url,
+        "source_audio_url": news.source_audio_url,
+    }
+    for name, value in words.items():
+        if value is not None:
+            setattr(clip, name, value)
+
+

@@ -1,0 +1,44 @@
+"""Which step a task may take next, and what each step is called when it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from app.models import ErrorCode, EventType, TaskStatus
+
+S = TaskStatus
+
+# A queued task can already be generating: the upstream may have said that it refused a submit and yet have taken it.
+NEXT: Mapping[S, frozenset[S]] = {
+    S.queued: frozenset({S.submitting, S.generating, S.failed, S.canceled}),
+    S.submitting: frozenset({S.queued, S.unconfirmed, S.generating, S.failed, S.canceled}),
+    S.unconfirmed: frozenset({S.generating, S.failed, S.canceled}),
+    S.generating: frozenset({S.succeeded, S.failed, S.canceled}),
+    S.succeeded: frozenset(),
+    S.failed: frozenset(),
+    S.canceled: frozenset(),
+}
+
+# What we gave up on without being told by the upstream, a late success brings back.
+REVIVABLE = frozenset({ErrorCode.outcome_unknown, ErrorCode.deadline_exceeded})
+
+FINAL = frozenset(status for status, following in NEXT.items() if not following)
+
+# A submit on its way, and its way back into the queue, are seen in the task but not told.
+TOLD: Mapping[S, EventType] = {
+    S.unconfirmed: EventType.task_unconfirmed,
+    S.generating: EventType.task_submitted,
+    S.succeeded: EventType.task_succeeded,
+    S.failed: EventType.task_failed,
+    S.canceled: EventType.task_canceled,
+}
+
+
+def can_move(current: TaskStatus, new: TaskStatus) -> bool:
+    """
+    Whether a task may take this step.
+
+    Reports repeat, arrive late, and arrive out of order. A step that cannot be
+    taken is old news, not an error.
+    """
+    return new in NEXT[current]

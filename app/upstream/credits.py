@@ -1,0 +1,75 @@
+"""What is left on the upstream's account: asked for rarely, at the same pace as everything else."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from app.db import Database
+from app.upstream.client import Upstream
+from app.upstream.pacing import Pacer
+from app.upstream.schemas import CreditsAnswer
+
+FRESH_FOR = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Credits:
+    """How many credits there were, and when."""
+
+    credits: Decimal
+    checked_at: datetime
+
+
+class NoAnswer(Exception):
+    """The upstream did not say how many credits are left."""
+
+    def __init__(self, answer: CreditsAnswer | None) -> None:
+        super().__init__(answer and answer.message)
+        self.answer = answer
+
+
+class CreditDesk:
+    """Answers from memory for some seconds, so that callers who watch their credits cost no pace."""
+
+    def __init__(self, database: Database, pacer: Pacer, upstream: Upstream) -> None:
+        self._database, self._pacer, self._upstream = database, pacer, upstream
+        self._asking = asyncio.Lock()
+        self._latest: Credits | None = None
+
+    async def credits(self) -> Credits:
+        """What is left, at most 10 s old. Raises NoAnswer."""
+        async with self._asking:
+            async with self._database.reads() as session:
+                now = await self._database.now(session)
+            if self._latest is None or now - self._latest.checked_at >= FRESH_FOR:
+                self._latest = Credits(await self._ask(), now)
+            return self._latest
+
+    async def _ask(self) -> Decimal:
+        slot, fence = await self._take_slot()
+        try:
+            answer = await self._upstream.credits()
+        finally:
+            async with self._database.writes.begin() as session:
+                await self._pacer.give_back(session, slot, fence, await self._database.now(session))
+        if answer.credits is None:
+            raise NoAnswer(answer)
+        return answer.credits
+
+    async def _take_slot(self) -> tuple[int, str]:
+        waited = timedelta()
+        while waited < PATIENCE:
+            async with self._database.writes.begin() as session:
+                now = await self._database.now(session)
+                free = await self._pacer.free(session, now, 1)
+                if free:
+                    return free[0], (await self._pacer.take(session, free, now)).fence
+                wait = await self._pacer.next_free_in(session, now)
+            pause = min(max(wait, timedelta(milliseconds=100)), timedelta(seconds=1))
+            await asyncio.sleep(pause.total_seconds())
+            waited += pause
+        raise NoAnswer(None)

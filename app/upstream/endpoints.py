@@ -1,0 +1,37 @@
+"""What callers may ask about the upstream's account."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from app.auth import CallerDep
+from app.errors import UpstreamUnavailable
+from app.upstream.credits import CreditDesk, NoAnswer
+
+router = APIRouter(tags=["account"])
+
+
+class CreditsRead(BaseModel):
+    """What is left on the account that all callers share."""
+
+    credits: float
+    checked_at: datetime
+
+
+@router.get("/v1/credits", operation_id="getCredits")
+async def get_credits(request: Request, caller: CallerDep) -> CreditsRead:
+    """How many credits are left upstream; at most 10 seconds old."""
+    desk: CreditDesk = request.app.state.credit_desk
+    try:
+        found = await desk.credits()
+    except NoAnswer as error:
+        said = error.answer
+        raise UpstreamUnavailable(
+            detail="The upstream did not say how many credits are left; ask again in a few seconds.",
+            upstream_code=said and said.code,
+            upstream_message=said and said.message,
+        ) from None
+    return CreditsRead(credits=float(found.credits), checked_at=found.checked_at)

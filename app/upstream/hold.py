@@ -1,0 +1,63 @@
+"""The held queue: submits stop for all replicas while the upstream takes none, and go on by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.db import Session
+from app.models import Chore
+from app.signals import SUBMITS, ring_on_commit
+from app.upstream.schemas import HoldReason
+
+RECHECK = "recheck_hold"
+EXPLANATIONS: Mapping[HoldReason, str] = {
+    HoldReason.no_credits: "the upstream account has no credits; buy some, submits go on by themselves",
+    HoldReason.bad_key: "the upstream refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works and restart",
+    HoldReason.blocked: "the upstream answers with a block page; check SOUNDPOST_UPSTREAM_URL and this host's address",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why no submit leaves, and since when."""
+
+    reason: HoldReason
+    since: datetime
+    message: str | None
+
+    @property
+    def explanation(self) -> str:
+        """What the operator can do."""
+        return EXPLANATIONS[self.reason] + (f" (it said: {self.message})" if self.message else "")
+
+
+async def current_hold(session: Session) -> Hold | None:
+    """The hold in force, if any: it is the chore of looking again, as long as that is due."""
+    chore = await session.scalar(select(Chore).where(Chore.name == RECHECK, Chore.due_at.isnot(None)))
+    if chore is None:
+        return None
+    detail = chore.detail
+    return Hold(HoldReason(detail["reason"]), datetime.fromisoformat(detail["since"]), detail["message"])
+
+
+async def hold_submits(session: Session, hold: Hold, look_again_in: timedelta) -> None:
+    """Stop submits for all replicas until a look says otherwise; a hold in force only learns its newest reason."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    await session.execute(insert(Chore).values(name=RECHECK, attempts=0, detail={}).on_conflict_do_nothing())
+    chore = await session.get_one(Chore, RECHECK, with_for_update=True, populate_existing=True)
+    since = chore.detail["since"] if chore.due_at else hold.since.isoformat()
+    chore.detail = {"reason": hold.reason.value, "since": since, "message": hold.message}
+    chore.due_at = chore.due_at or hold.since + look_again_in
+
+
+async def release_submits(session: Session) -> None:
+    """The upstream takes submits again."""
+    chore = await session.get(Chore, RECHECK, with_for_update=True)
+    if chore is not None:
+        chore.due_at, chore.fence, chore.attempts = None, None, 0
+        ring_on_commit(session, SUBMITS)

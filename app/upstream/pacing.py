@@ -1,0 +1,84 @@
+"""The upstream's pace: a ring of slots, shared by all replicas, that no window of time can exceed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import uuid4
+
+from sqlalchemy import case, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from app.config import Rate
+from app.db import Session
+from app.models import PaceSlot
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Places in the ring that are ours until they are given back."""
+
+    numbers: Sequence[int]
+    fence: str
+
+
+class Pacer:
+    """
+    Lets at most `rate.count` requests out in any window of `rate.period`.
+
+    A slot is kept from before its request leaves until a whole period after the
+    answer, so that the request's arrival, whenever it was in between, shares no
+    window with the slot's next one. A process that dies keeps its slots for
+    `hold` longer than a period; the pace stays right without it.
+    """
+
+    def __init__(self, rate: Rate, hold: timedelta) -> None:
+        self._rate = rate
+        self._hold = hold
+
+    async def prepare(self, session: Session, now: datetime) -> None:
+        """Make the ring as long as the rate says; other replicas may do the same at once."""
+        insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+        slots = [{"slot": number, "free_at": now} for number in range(self._rate.count)]
+        await session.execute(insert(PaceSlot).on_conflict_do_nothing(), slots)
+        await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.count))
+
+    async def free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:
+        """Lock up to `limit` free slots of the ring's first `share` until the transaction ends; none is taken yet."""
+        last = max(1, int(self._rate.count * share))
+        free = (
+            select(PaceSlot.slot)
+            .where(PaceSlot.free_at <= now, PaceSlot.slot < last)
+            # The slots that only some may use are left for them as long as others are free.
+            .order_by(PaceSlot.slot.desc())
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        return (await session.scalars(free)).all()
+
+    async def take(self, session: Session, numbers: Sequence[int], now: datetime) -> Slots:
+        """Take slots that `free` locked in this transaction."""
+        slots = Slots(numbers, uuid4().hex)
+        until = now + self._rate.period + self._hold
+        await session.execute(
+            update(PaceSlot).where(PaceSlot.slot.in_(numbers)).values(free_at=until, fence=slots.fence)
+        )
+        return slots
+
+    async def give_back(self, session: Session, slot: int, fence: str, now: datetime) -> None:
+        """The answer is here: the slot is free a period from now, unless it was pushed back further."""
+        free_at = now + self._rate.period
+        mine = update(PaceSlot).where(PaceSlot.slot == slot, PaceSlot.fence == fence)
+        await session.execute(mine.values(free_at=free_at, fence=None))
+
+    async def push_back(self, session: Session, until: datetime) -> None:
+        """The upstream wants us slower: no slot of any replica is free before then."""
+        later = case((PaceSlot.free_at < until, until), else_=PaceSlot.free_at)
+        await session.execute(update(PaceSlot).values(free_at=later))
+
+    async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
+        """How long until a slot falls free."""
+        last = max(1, int(self._rate.count * share))
+        free_at = await session.scalar(select(func.min(PaceSlot.free_at)).where(PaceSlot.slot < last))
+        return max(free_at - now, timedelta()) if free_at else timedelta()
