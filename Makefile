@@ -14,7 +14,8 @@ ALONE := $(if $(shell command -v flock),flock Makefile) $(MAKE) --silent --no-pr
 .PHONY: help install install-dev demo test lint format lock clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r name what; do printf '%-12s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+		while IFS='|' read -r name what; do printf '%-12s %s\n' "$$name" "$$what"; done
 
 install: ## Make .venv with the soundpost command
 	@$(ALONE) .venv/.runtime
@@ -46,7 +47,8 @@ clean: ## Remove what was installed and cached; var/, with your data, stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, as in: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed, as in: make PYTHON=python3.11' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv
 
 .venv/.runtime: .venv/bin/python requirements.lock pyproject.toml
