@@ -12,9 +12,8 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db import Database, ReaderDep, Session
+from app.db import Database, ReaderDep, Session, insert_new
 from app.errors import NotAuthenticated
 from app.models import ApiKey, new_id
 
@@ -74,15 +73,14 @@ async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:
 
 
 async def keep_configured_keys(database: Database, configured: str) -> None:
-    """Make the keys of SOUNDPOST_API_KEYS (`name:key,…`) known; those known already, revoked ones too, stay as they are."""
+    """Make the keys of SOUNDPOST_API_KEYS known; those known already, revoked ones too, stay as they are."""
     async with database.writes.begin() as session:
         now = await database.now(session)
-        insert = sqlite.insert if database.is_sqlite else postgresql.insert
-        for name, key in parse_configured_keys(configured):
-            row = insert(ApiKey).values(
-                id=new_id(), name=name, key_hash=hash_key(key), is_admin=False, created_at=now, revoked_at=None
-            )
-            await session.execute(row.on_conflict_do_nothing())
+        rows = [
+            {"id": new_id(), "name": name, "key_hash": hash_key(key), "is_admin": False, "created_at": now}
+            for name, key in parse_configured_keys(configured)
+        ]
+        await insert_new(session, ApiKey, *rows)
 
 
 def parse_configured_keys(configured: str) -> list[tuple[str, str]]:

@@ -12,12 +12,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, demo
 from app.config import PREFIX, Settings
-from app.db import Database, migrate as run_migrations
+from app.db import Database
+from app.db import migrate as run_migrations
 from app.log import configure_logging
 from app.main import run_worker
 from app.sandbox import SandboxOptions, run_sandbox
 from app.secrets import SecretsUnusable, load_secrets
-from app.server import PortTaken, serve as run_server
+from app.server import PortTaken
+from app.server import serve as run_server
 
 main = typer.Typer(
     name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
@@ -68,7 +70,7 @@ def migrate() -> None:
     try:
         run_migrations(settings.database_url)
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be migrated ({type(error).__name__}): check SOUNDPOST_DATABASE_URL and try again.")
+        fail(f"The database cannot be migrated ({why(error)}): check SOUNDPOST_DATABASE_URL and try again.")
     typer.echo("The schema is up to date.")
 
 
@@ -151,8 +153,8 @@ def require_upstream_key(settings: Settings) -> None:
     """End with a sentence where nothing could be ordered."""
     if settings.upstream_api_key is None:
         fail(
-            "SOUNDPOST_UPSTREAM_API_KEY is not set: nothing could be ordered. Set it to the upstream's key, "
-            "or start `soundpost sandbox` and set SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and the key to `sandbox`."
+            "SOUNDPOST_UPSTREAM_API_KEY is not set: nothing could be ordered. Set it to the upstream's key; or start "
+            "`soundpost sandbox`, set SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and the key to `sandbox`."
         )
 
 
@@ -165,7 +167,7 @@ def prepare(settings: Settings) -> None:
     except SecretsUnusable as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be opened ({type(error).__name__}): check SOUNDPOST_DATABASE_URL.")
+        fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")
 
 
 def with_database(work: Any) -> Any:
@@ -183,7 +185,12 @@ def with_database(work: Any) -> Any:
     try:
         return asyncio.run(run())
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database does not answer ({type(error).__name__}): check SOUNDPOST_DATABASE_URL; is it migrated?")
+        fail(f"The database does not answer ({why(error)}): check SOUNDPOST_DATABASE_URL; is it migrated?")
+
+
+def why(error: Exception) -> str:
+    """The first line of what the driver said, without the statement around it."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
 
 
 def fail(message: str) -> NoReturn:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, PlainValidator, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -22,7 +22,7 @@ NO_PUBLIC_URL = "https://soundpost.invalid"
 class Rate(NamedTuple):
     """So many requests in any window of so long."""
 
-    count: int
+    requests: int
     period: timedelta
 
 
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     egress_allow: Networks = ()
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    upstream_timeout: Span = Field(timedelta(seconds=60), exclude=True)
+    upstream_timeout: Span = timedelta(seconds=30)
 
     @classmethod
     def settings_customise_sources(

@@ -13,8 +13,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fastapi import Depends, Request
 from sqlalchemy import Connection, DateTime, Dialect, TypeDecorator, event, func, orm, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase
 
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
@@ -51,8 +53,14 @@ async def database_clock(session: Session) -> datetime:
     """The database's time on PostgreSQL, so that replicas with wrong clocks agree; SQLite has only this machine's."""
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
-    now: datetime = await session.scalar(select(func.clock_timestamp()))
+    now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
     return now.astimezone(UTC)
+
+
+async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:
+    """Insert the rows that are not there yet; a concurrent insert of the same row is waited for."""
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    await session.execute(insert(table).on_conflict_do_nothing(), list(rows))
 
 
 class Database:

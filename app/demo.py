@@ -10,6 +10,7 @@ import socket
 import sys
 import tempfile
 import time
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -109,7 +110,7 @@ async def _keep(http: _Http, task_id: str, clip: Mapping[str, Any], console: Con
     """Download one clip and check that it can be played."""
     answer = await http.call("GET", clip["upstream_audio_url"])
     media_type = answer.headers.get("content-type", "").partition(";")[0]
-    path = Path("var/demo", task_id, f"{clip['index']}{SUFFIXES.get(media_type, '.bin')}").absolute()
+    path = Path.cwd() / "var/demo" / task_id / f"{clip['index']}{SUFFIXES.get(media_type, '.bin')}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(answer.content)
     duration = measure(path)
@@ -121,8 +122,8 @@ async def _keep(http: _Http, task_id: str, clip: Mapping[str, Any], console: Con
 
 @asynccontextmanager
 async def _sandbox(folder: Path) -> AsyncIterator[str]:
-    async with _process(folder, {}, "sandbox", "--port", "0") as url:
-        yield url
+    async with _process(folder, {}, "sandbox", "--port", "0") as process:
+        yield await _address(process, "sandbox")
 
 
 @asynccontextmanager
@@ -137,14 +138,15 @@ async def _service(folder: Path, upstream_url: str, key: str) -> AsyncIterator[s
         "API_KEYS": f"demo:{key}",
         "LOG_LEVEL": "warning",
     }
-    async with _process(folder, settings, "serve", "--port", str(port)) as url:
-        await _until_ready(url)
+    async with _process(folder, settings, "serve", "--port", str(port)) as process:
+        url = await _address(process, "serve")
+        await _until_ready(url, process)
         yield url
 
 
 @asynccontextmanager
-async def _process(folder: Path, settings: Mapping[str, str], *command: str) -> AsyncIterator[str]:
-    """Run one of our commands until the block ends; yields the address that it says it listens on."""
+async def _process(folder: Path, settings: Mapping[str, str], *command: str) -> AsyncIterator[Process]:
+    """Run one of our commands until the block ends."""
     surroundings = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     chosen = {f"{PREFIX}{name}": value for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
@@ -160,12 +162,12 @@ async def _process(folder: Path, settings: Mapping[str, str], *command: str) -> 
         start_new_session=True,
     )
     try:
-        yield await _address(process, command[0])
+        yield process
     finally:
         await _end(process)
 
 
-async def _address(process: asyncio.subprocess.Process, name: str) -> str:
+async def _address(process: Process, name: str) -> str:
     if process.stdout is None:
         raise DemoFailed(f"soundpost {name} has no output to read its address from")
     line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
@@ -174,7 +176,7 @@ async def _address(process: asyncio.subprocess.Process, name: str) -> str:
     return line.decode().rpartition(" ")[2].strip()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: Process) -> None:
     if process.returncode is not None:
         return
     process.send_signal(signal.SIGTERM)
@@ -185,10 +187,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await process.wait()
 
 
-async def _until_ready(url: str) -> None:
+async def _until_ready(url: str, process: Process) -> None:
     deadline = time.monotonic() + PATIENCE
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and process.returncode is None:
             try:
                 if (await client.get("/readyz")).is_success:
                     return

@@ -14,7 +14,9 @@ from app.config import Settings
 
 LONGEST_VALUE = 2_000
 # A URL of ours may reach a log by way of a library's error; what makes it secret must not.
-SECRET_PARTS = re.compile(r"(/callbacks/[^/\s]+/)[^/?\s\"']+|((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.I)
+SECRET_PARTS = re.compile(
+    r"(/callbacks/[^/\s]+/)[^/?\s\"']+|((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.I
+)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -51,7 +53,8 @@ def _renderer(settings: Settings) -> Any:
 def _blot_out(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in entry.items():
         if isinstance(value, str):
-            entry[name] = SECRET_PARTS.sub(_kept_part, value)[:LONGEST_VALUE]
+            # The end of a traceback is what tells.
+            entry[name] = SECRET_PARTS.sub(_kept_part, value)[-LONGEST_VALUE:]
     return entry
 
 

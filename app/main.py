@@ -30,6 +30,7 @@ from app.metrics import Metrics
 from app.secrets import load_secrets
 from app.signals import Signals
 from app.tasks import endpoints as tasks
+from app.tasks import usage
 from app.tasks.service import TaskLife
 from app.upstream import endpoints as upstream
 from app.upstream.client import Upstream
@@ -57,7 +58,7 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    for room in (tasks, callbacks, upstream, health):
+    for room in (tasks, usage, callbacks, upstream, health):
         app.include_router(room.router)
     install_error_handlers(app)
     app.add_middleware(Edge)
@@ -69,6 +70,7 @@ def join(settings: Settings) -> Parts:
     secrets = load_secrets(settings)
     database = Database(settings.database_url)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
+    http = upstream_client(settings.upstream_url, key, settings.upstream_timeout)
     return Parts(
         settings=settings,
         database=database,
@@ -76,7 +78,8 @@ def join(settings: Settings) -> Parts:
         signals=Signals(database),
         life=TaskLife(settings),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
-        upstream=Upstream(upstream_client(settings.upstream_url, key, settings.upstream_timeout), settings.upstream_timeout),
+        upstream_http=http,
+        upstream=Upstream(http, settings.upstream_timeout),
     )
 
 
@@ -130,8 +133,10 @@ def _lifespan(parts: Parts, runs_loops: bool) -> Any:
 
 @asynccontextmanager
 async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> AsyncIterator[None]:
-    background = [asyncio.create_task(_prepare(parts))]
+    background: list[asyncio.Task[None]] = [asyncio.create_task(_prepare(parts))]
     await asyncio.wait(background, timeout=DATABASE_PATIENCE)
+    if background[0].done():
+        background[0].result()
     if runs_loops:
         background += [asyncio.create_task(loop) for loop in _loops(parts, stopping)]
     stopped_at: list[float] = []
@@ -146,7 +151,7 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
-        await parts.upstream.close()
+        await parts.upstream_http.aclose()
         await parts.database.close()
 
 

@@ -171,12 +171,12 @@ class Task(Due, Base):
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
     updated_at: Mapped[datetime]
-    clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin")
+    clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin", passive_deletes=True)
 
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
-        due = cls.due_at.isnot(None)  # type: ignore[union-attr]
+        due = cls.due_at.isnot(None)
         return (
             # Each loop claims by status: a held queue of any length must not stand in the way of polls.
             Index("ix_tasks_due", "status", "due_at", postgresql_where=due, sqlite_where=due),
@@ -235,6 +235,8 @@ class Event(Base):
     type: Mapped[EventType]
     created_at: Mapped[datetime]
     data: Mapped[dict[str, Any]]
+    # Never read: it tells the unit of work to insert a new task before its first event.
+    task: Mapped[Task] = relationship(lazy="raise")
 
 
 class IdempotencyKey(Base):

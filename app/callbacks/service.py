@@ -36,9 +36,7 @@ async def receive(
     return outcome
 
 
-async def _apply(
-    session: Session, life: TaskLife, task: Task, report: Report | None, now: datetime
-) -> CallbackOutcome:
+async def _apply(session: Session, life: TaskLife, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:
     if report is None:
         return CallbackOutcome.unreadable
     if is_about_another(task, report):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import httpx
+
 from app.config import Settings
 from app.db import Database
 from app.secrets import Secrets
@@ -23,4 +25,5 @@ class Parts:
     signals: Signals
     life: TaskLife
     pacer: Pacer
+    upstream_http: httpx.AsyncClient
     upstream: Upstream

@@ -21,7 +21,7 @@ from app.upstream.schemas import HoldReason, PollAnswer, PollVerdict
 
 log = structlog.get_logger()
 
-# Polls and submits share the upstream's rate; a sound that is not ordered yet comes before one that is only asked about.
+# Polls and submits share the upstream's rate; what is not ordered yet comes before what is only asked about.
 SHARE_BESIDE_SUBMITS = 0.25
 SHARE_ALONE = 0.75
 LAPSED_AT_ONCE = 100
@@ -39,7 +39,7 @@ class Poll:
 def poll_loop(parts: Parts) -> Loop[Poll]:
     """The loop that asks."""
     poller = _Poller(parts)
-    return Loop("poll", parts.signals.bell(POLLS), parts.settings.upstream_rate.count, poller.claim, poller.work)
+    return Loop("poll", parts.signals.bell(POLLS), parts.settings.upstream_rate.requests, poller.claim, poller.work)
 
 
 class _Poller:

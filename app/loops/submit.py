@@ -40,7 +40,7 @@ class Submit:
 def submit_loop(parts: Parts) -> Loop[Submit]:
     """The loop that sends what is queued."""
     submitter = _Submitter(parts)
-    concurrency = parts.settings.upstream_rate.count
+    concurrency = parts.settings.upstream_rate.requests
     return Loop("submit", parts.signals.bell(SUBMITS), concurrency, submitter.claim, submitter.work)
 
 
@@ -61,9 +61,7 @@ class _Submitter:
             slots = await parts.pacer.take(session, free[: len(tasks)], now)
             wait = await parts.pacer.next_free_in(session, now)
         started = time.monotonic()
-        submits = [
-            Submit(task, slot, slots.fence, started) for task, slot in zip(tasks, slots.numbers, strict=True)
-        ]
+        submits = [Submit(task, slot, slots.fence, started) for task, slot in zip(tasks, slots.numbers, strict=True)]
         return Claimed(submits, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
 
     async def work(self, submit: Submit) -> None:
@@ -95,7 +93,9 @@ class _Submitter:
             grab_lyrics=task.grab_lyrics,
         )
         token = self._parts.secrets.callback_token(task.id)
-        return await self._parts.upstream.submit(order, f"{self._parts.settings.callback_base}/callbacks/{task.id}/{token}")
+        return await self._parts.upstream.submit(
+            order, f"{self._parts.settings.callback_base}/callbacks/{task.id}/{token}"
+        )
 
     async def _settle(self, submit: Submit, answer: SubmitAnswer) -> None:
         parts = self._parts
@@ -127,7 +127,9 @@ class _Submitter:
 
     async def _retry_later(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         if answer.verdict is Verdict.throttled:
-            await self._parts.pacer.push_back(session, now + (answer.retry_after or self._parts.settings.upstream_rate.period))
+            await self._parts.pacer.push_back(
+                session, now + (answer.retry_after or self._parts.settings.upstream_rate.period)
+            )
         else:
             task.posts -= 1
         delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._dice)

@@ -14,14 +14,15 @@ from sqlalchemy import ColumnElement
 from app.auth import Caller, CallerDep
 from app.db import Database, DatabaseDep, ReaderDep, Session
 from app.edge import Text
-from app.errors import InvalidRequest, NotFound
-from app.models import Callback, Task, TaskStatus
+from app.errors import InvalidRequest, NotFound, TaskNotFinal
+from app.models import Callback, Charge, Task, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.tasks import repository
 from app.tasks.idempotency import claim_key, fingerprint, read_key
 from app.tasks.schemas import (
     CallbackPage,
     CallbackRead,
+    CanceledTask,
     EventPage,
     EventRead,
     TaskCreate,
@@ -132,9 +133,7 @@ async def list_tasks(
 
 
 @router.get("/{task_id}", operation_id="getTask", response_model=TaskRead)
-async def get_task(
-    request: Request, response: Response, session: ReaderDep, task: OwnTask
-) -> TaskRead | Response:
+async def get_task(request: Request, response: Response, session: ReaderDep, task: OwnTask) -> TaskRead | Response:
     """One task as it stands."""
     etag = f'W/"{task.version}"'
     response.headers["ETag"] = etag
@@ -142,6 +141,25 @@ async def get_task(
     if _is_known(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=dict(response.headers))
     return read_task(task, await repository.queue_positions(session, [task]))
+
+
+@router.post("/{task_id}/cancel", operation_id="cancelTask")
+async def cancel_task(database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str) -> CanceledTask:
+    """Stop a task. Before it was sent nothing is charged; afterwards the upstream may charge it all the same."""
+    async with database.writes.begin() as session:
+        task = owned(await repository.lock_task(session, task_id), caller)
+        life.cancel(session, task, await database.now(session))
+    return CanceledTask(**read_task(task, {}).model_dump(), charge_may_apply=task.charge is not Charge.none)
+
+
+@router.delete("/{task_id}", operation_id="deleteTask", status_code=204)
+async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: str) -> None:
+    """Erase a task that has ended: its prompt, its clips and everything that was said about it."""
+    async with database.writes.begin() as session:
+        task = owned(await repository.lock_task(session, task_id), caller)
+        if task.status not in FINAL:
+            raise TaskNotFinal
+        await session.delete(task)
 
 
 @router.get("/{task_id}/events", operation_id="listTaskEvents")

@@ -8,9 +8,8 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db import Session
+from app.db import Session, insert_new
 from app.errors import IdempotencyKeyReused, InvalidRequest
 from app.models import IdempotencyKey, Task
 from app.tasks.repository import find_task
@@ -53,9 +52,8 @@ async def claim_key(
     The insert makes concurrent requests with one key wait for each other: the first
     to commit has made the task, and the others find it.
     """
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     row = {"api_key_id": api_key_id, "key": key, "fingerprint": print_, "task_id": "", "created_at": now}
-    await session.execute(insert(IdempotencyKey).values(**row).on_conflict_do_nothing())
+    await insert_new(session, IdempotencyKey, row)
     mine = select(IdempotencyKey).where(IdempotencyKey.api_key_id == api_key_id, IdempotencyKey.key == key)
     kept = (await session.scalars(mine.with_for_update())).one()
     task = await find_task(session, kept.task_id) if kept.created_at + KEPT_FOR > now else None

@@ -46,7 +46,7 @@ async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[st
         .scalar_subquery()
     )
     rows = await session.execute(select(Task.id, position).where(Task.id.in_(waiting)))
-    return {task_id: count for task_id, count in rows}
+    return dict(rows.tuples().all())
 
 
 async def list_events(session: Session, task_id: str, after: int, limit: int) -> Sequence[Event]:

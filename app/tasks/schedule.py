@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,7 +35,7 @@ class PollLadder:
         as long again, up to the steady pace.
         """
         if self.is_eager:
-            eager = EAGER_START * EAGER_GROWTH ** min(polls, 50)
+            eager = EAGER_START * math.pow(EAGER_GROWTH, min(polls, 50))
             return max(CLOSEST_POLLS, min(eager, self.first if polls == 0 else self.every))
         return max(CLOSEST_POLLS, self.first if polls == 0 else self.every)
 
@@ -47,7 +48,7 @@ def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
 
 def submit_retry_delay(attempts: int, retry_after: timedelta | None) -> timedelta:
     """How long a refused or unsent submit waits, after so many attempts; the upstream may ask for more."""
-    delay = min(SUBMIT_RETRY_START * 2 ** min(attempts - 1, 20), SUBMIT_RETRY_LONGEST)
+    delay = min(SUBMIT_RETRY_START * (1 << min(max(attempts - 1, 0), 20)), SUBMIT_RETRY_LONGEST)
     return max(delay, retry_after or timedelta())
 
 

@@ -35,7 +35,7 @@ class TaskCreate(StrictModel):
     sound_key: SoundKey = "Any"
     grab_lyrics: bool = False
     webhook_url: Annotated[Text, StringConstraints(max_length=2048)] | None = None
-    metadata: Annotated[dict[Label, LabelValue], Field(max_length=16)] = {}
+    metadata: Annotated[dict[Label, LabelValue], Field(max_length=16, default_factory=dict)]
 
 
 class TaskError(BaseModel):
@@ -91,6 +91,12 @@ class TaskRead(BaseModel):
     updated_at: datetime
 
 
+class CanceledTask(TaskRead):
+    """A task that was stopped, and whether the upstream may charge it all the same."""
+
+    charge_may_apply: bool
+
+
 class TaskPage(BaseModel):
     """Some tasks, newest first, and where the next ones begin."""
 
@@ -144,9 +150,9 @@ def read_clip(clip: Clip) -> ClipRead:
 
 def read_task(task: Task, queue_positions: Mapping[str, int]) -> TaskRead:
     """A task in its caller's shape; `queue_positions` counts from 1 for the tasks that still wait."""
-    error = task.error_code and TaskError(
-        code=task.error_code, message=task.error_message, upstream_code=task.upstream_code
-    )
+    error = None
+    if task.error_code is not None:
+        error = TaskError(code=task.error_code, message=task.error_message, upstream_code=task.upstream_code)
     apart = ("metadata", "error", "clips", "queue_position")
     return TaskRead(
         **{name: getattr(task, name) for name in TaskRead.model_fields if name not in apart},

@@ -77,9 +77,7 @@ class TaskLife:
         seen = {"version": Task.version + 1, "updated_at": claim.now}
         return await claim_due(session, Task, claim, Task.status == S.queued, **sent, **seen)
 
-    async def apply_report(
-        self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
-    ) -> bool:
+    async def apply_report(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
         """
         Take in what the upstream says about a locked task; return whether it was news.
 
@@ -109,9 +107,7 @@ class TaskLife:
             self._look_for_audio(session, task, now, via)
         return task.version != before
 
-    async def begin_generating(
-        self, session: Session, task: Task, upstream_task_id: str | None, now: datetime
-    ) -> None:
+    async def begin_generating(self, session: Session, task: Task, upstream_task_id: str | None, now: datetime) -> None:
         """The upstream has the task: told by its answer to the submit, or adopted from a report."""
         task.upstream_task_id = task.upstream_task_id or upstream_task_id
         task.charge = Charge.charged
@@ -202,9 +198,7 @@ class TaskLife:
             _copy_onto(clip, news)
         return fresh
 
-    def _fail_as_reported(
-        self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
-    ) -> None:
+    def _fail_as_reported(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
         code = ErrorCode(report.error_code or ErrorCode.upstream_failed)
         if report.refunded:
             task.charge = Charge.refunded
@@ -280,5 +274,3 @@ def _copy_onto(clip: Clip, news: ReportedClip) -> None:
     for name, value in words.items():
         if value is not None:
             setattr(clip, name, value)
-
-

@@ -31,7 +31,7 @@ async def get_credits(request: Request, caller: CallerDep) -> CreditsRead:
         said = error.answer
         raise UpstreamUnavailable(
             detail="The upstream did not say how many credits are left; ask again in a few seconds.",
-            upstream_code=said and said.code,
-            upstream_message=said and said.message,
+            upstream_code=said.code if said else None,
+            upstream_message=said.message if said else None,
         ) from None
     return CreditsRead(credits=float(found.credits), checked_at=found.checked_at)

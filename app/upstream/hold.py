@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
-from app.db import Session
+from app.db import Session, insert_new
 from app.models import Chore
 from app.signals import SUBMITS, ring_on_commit
 from app.upstream.schemas import HoldReason
@@ -47,8 +46,7 @@ async def current_hold(session: Session) -> Hold | None:
 
 async def hold_submits(session: Session, hold: Hold, look_again_in: timedelta) -> None:
     """Stop submits for all replicas until a look says otherwise; a hold in force only learns its newest reason."""
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    await session.execute(insert(Chore).values(name=RECHECK, attempts=0, detail={}).on_conflict_do_nothing())
+    await insert_new(session, Chore, {"name": RECHECK, "attempts": 0, "detail": {}})
     chore = await session.get_one(Chore, RECHECK, with_for_update=True, populate_existing=True)
     since = chore.detail["since"] if chore.due_at else hold.since.isoformat()
     chore.detail = {"reason": hold.reason.value, "since": since, "message": hold.message}

@@ -8,10 +8,9 @@ from datetime import datetime, timedelta
 from uuid import uuid4
 
 from sqlalchemy import case, delete, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from app.config import Rate
-from app.db import Session
+from app.db import Session, insert_new
 from app.models import PaceSlot
 
 
@@ -25,7 +24,7 @@ class Slots:
 
 class Pacer:
     """
-    Lets at most `rate.count` requests out in any window of `rate.period`.
+    Lets at most `rate.requests` requests out in any window of `rate.period`.
 
     A slot is kept from before its request leaves until a whole period after the
     answer, so that the request's arrival, whenever it was in between, shares no
@@ -39,14 +38,14 @@ class Pacer:
 
     async def prepare(self, session: Session, now: datetime) -> None:
         """Make the ring as long as the rate says; other replicas may do the same at once."""
-        insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-        slots = [{"slot": number, "free_at": now} for number in range(self._rate.count)]
-        await session.execute(insert(PaceSlot).on_conflict_do_nothing(), slots)
-        await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.count))
+        await insert_new(
+            session, PaceSlot, *({"slot": number, "free_at": now} for number in range(self._rate.requests))
+        )
+        await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.requests))
 
     async def free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:
         """Lock up to `limit` free slots of the ring's first `share` until the transaction ends; none is taken yet."""
-        last = max(1, int(self._rate.count * share))
+        last = max(1, int(self._rate.requests * share))
         free = (
             select(PaceSlot.slot)
             .where(PaceSlot.free_at <= now, PaceSlot.slot < last)
@@ -79,6 +78,6 @@ class Pacer:
 
     async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
         """How long until a slot falls free."""
-        last = max(1, int(self._rate.count * share))
+        last = max(1, int(self._rate.requests * share))
         free_at = await session.scalar(select(func.min(PaceSlot.free_at)).where(PaceSlot.slot < last))
         return max(free_at - now, timedelta()) if free_at else timedelta()

@@ -1,0 +1,55 @@
+"""What callers' tasks may have cost, summed over a time."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, BaseModel
+from sqlalchemy import func, select
+
+from app.auth import CallerDep
+from app.db import ReaderDep, Session
+from app.models import Charge, Task
+
+router = APIRouter(tags=["account"])
+
+
+class Usage(BaseModel):
+    """Tasks created, POSTs made for them, and how many of the tasks were charged, refunded, or possibly charged."""
+
+    tasks: int
+    posts: int
+    charged: int
+    refunded: int
+    possible: int
+
+
+@router.get("/v1/usage", operation_id="getUsage")
+async def get_usage(
+    session: ReaderDep,
+    caller: CallerDep,
+    since: Annotated[AwareDatetime | None, Query()] = None,
+    until: Annotated[AwareDatetime | None, Query()] = None,
+) -> Usage:
+    """The money side of this key's tasks that were created in a time range: `since` included, `until` not."""
+    return await sum_usage(session, caller.api_key_id, since, until)
+
+
+async def sum_usage(session: Session, api_key_id: str, since: datetime | None, until: datetime | None) -> Usage:
+    """Add up one key's tasks; each task counts once, under the charge that it has now."""
+    by_charge = select(Task.charge, func.count(), func.sum(Task.posts)).where(Task.api_key_id == api_key_id)
+    if since is not None:
+        by_charge = by_charge.where(Task.created_at >= since)
+    if until is not None:
+        by_charge = by_charge.where(Task.created_at < until)
+    rows = (await session.execute(by_charge.group_by(Task.charge))).tuples().all()
+    counts = {charge: count for charge, count, _ in rows}
+    return Usage(
+        tasks=sum(counts.values()),
+        posts=sum(posts for _, _, posts in rows),
+        charged=counts.get(Charge.charged, 0),
+        refunded=counts.get(Charge.refunded, 0),
+        possible=counts.get(Charge.possible, 0),
+    )
