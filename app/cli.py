@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any, NoReturn
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, demo
-from app.config import PREFIX, Settings
+from app.callbacks.replay import find_callbacks, replay
+from app.console import fail, load_settings, prepare, require_upstream_key, why, with_database
 from app.db import Database
 from app.db import migrate as run_migrations
+from app.doctor import Finding, examine
 from app.log import configure_logging
 from app.main import run_worker
+from app.models import Task, TaskStatus
 from app.sandbox import SandboxOptions, run_sandbox
-from app.secrets import SecretsUnusable, load_secrets
 from app.server import PortTaken
 from app.server import serve as run_server
+from app.tasks import repository
+from app.tasks.schemas import EventRead, read_task
+from app.tasks.service import CannotResolve, TaskLife
 
 main = typer.Typer(
     name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
 keys = typer.Typer(no_args_is_help=True, help="Callers' keys.")
-main.add_typer(keys, name="keys")
+tasks = typer.Typer(no_args_is_help=True, help="What callers asked for.")
+callbacks = typer.Typer(no_args_is_help=True, help="What the upstream told us.")
+for name, group in (("keys", keys), ("tasks", tasks), ("callbacks", callbacks)):
+    main.add_typer(group, name=name)
+
+NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
+TaskId = Annotated[str, typer.Argument(metavar="ID")]
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 
@@ -126,6 +138,113 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     typer.echo("Revoked.")
 
 
+@tasks.command("list")
+def list_tasks(
+    status: Annotated[TaskStatus | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Show every caller's tasks, newest first."""
+
+    async def read(database: Database) -> list[dict[str, Any]]:
+        where = [] if status is None else [Task.status == status]
+        async with database.reads() as session:
+            found = await repository.list_tasks(session, where, None, limit)
+            return [read_task(task, {}).model_dump(mode="json") for task in found]
+
+    found = with_database(read)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for task in found:
+        typer.echo(f"{task['id']}  {task['status']:<12} {task['created_at']}  {task['prompt'][:60]}")
+
+
+@tasks.command("show")
+def show_task(task_id: TaskId) -> None:
+    """Show one task and its events as JSON."""
+
+    async def read(database: Database) -> dict[str, Any] | None:
+        async with database.reads() as session:
+            task = await repository.find_task(session, task_id)
+            if task is None:
+                return None
+            events = await repository.list_events(session, task_id, 0, 1_000)
+            told = [EventRead.model_validate(event).model_dump(mode="json") for event in events]
+            return {**read_task(task, {}).model_dump(mode="json"), "posts": task.posts, "events": told}
+
+    found = with_database(read)
+    if found is None:
+        fail(NO_SUCH_TASK)
+    typer.echo(json.dumps(found, indent=2))
+
+
+@tasks.command("resolve")
+def resolve_task(
+    task_id: TaskId,
+    status: Annotated[TaskStatus, typer.Option(help="generating, succeeded, failed or canceled.")],
+    upstream_task_id: Annotated[
+        str | None, typer.Option(help="With generating: what the upstream calls it.", metavar="ID")
+    ] = None,
+) -> None:
+    """Settle by hand a task of which the upstream's account page tells more than the upstream told us."""
+    settings = load_settings()
+
+    async def resolve(database: Database) -> bool:
+        async with database.writes.begin() as session:
+            task = await repository.lock_task(session, task_id)
+            if task is not None:
+                now = await database.now(session)
+                await TaskLife(settings).resolve(session, task, status, upstream_task_id, now)
+            return task is not None
+
+    try:
+        if not with_database(resolve):
+            fail(NO_SUCH_TASK)
+    except CannotResolve as error:
+        fail(str(error))
+    typer.echo(f"{task_id} is {status}.")
+
+
+@callbacks.command("replay")
+def replay_callbacks(
+    task: Annotated[str | None, typer.Option(metavar="ID", help="Those of one task.")] = None,
+    since: Annotated[datetime | None, typer.Option(metavar="T", help="Those since a time, in UTC.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would change.")] = False,
+) -> None:
+    """Read kept callbacks again."""
+    if (task is None) == (since is None):
+        fail("Give either --task ID or --since T.")
+    settings, from_ = load_settings(), since and since.replace(tzinfo=UTC)
+
+    async def run(database: Database) -> tuple[int, int]:
+        found = await find_callbacks(database, task, from_)
+        news = [await replay(database, TaskLife(settings), one, keeps=not dry_run) for one in found]
+        return len(found), sum(news)
+
+    found, news = with_database(run)
+    typer.echo(f"{found} callbacks read, {news} {'would be' if dry_run else 'were'} news.")
+
+
+@main.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Look at everything that the service needs; ends with 1 on any problem."""
+    settings = load_settings()
+
+    async def look() -> list[Finding]:
+        findings = []
+        async for finding in examine(settings):
+            findings.append(finding)
+            if not as_json:
+                typer.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check}: {finding.detail}")
+        return findings
+
+    findings = asyncio.run(look())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
 @main.command()
 def sandbox(
     host: Host = "127.0.0.1",
@@ -133,70 +252,6 @@ def sandbox(
 ) -> None:
     """A stand-in upstream, for callers' development and for tests."""
     run_sandbox(SandboxOptions(), host, port)
-
-
-def load_settings() -> Settings:
-    """Read the settings, or end with a sentence for each one that is wrong."""
-    try:
-        settings = Settings()
-        if settings.api_keys:
-            auth.parse_configured_keys(settings.api_keys.get_secret_value())
-    except ValidationError as error:
-        lines = [f"{PREFIX}{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}" for e in error.errors()]
-        fail("\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines))
-    except ValueError as error:
-        fail(str(error))
-    return settings
-
-
-def require_upstream_key(settings: Settings) -> None:
-    """End with a sentence where nothing could be ordered."""
-    if settings.upstream_api_key is None:
-        fail(
-            "SOUNDPOST_UPSTREAM_API_KEY is not set: nothing could be ordered. Set it to the upstream's key; or start "
-            "`soundpost sandbox`, set SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and the key to `sandbox`."
-        )
-
-
-def prepare(settings: Settings) -> None:
-    """Check what would fail later; an SQLite database is migrated, since nobody else will do it."""
-    try:
-        load_secrets(settings)
-        if settings.is_sqlite:
-            run_migrations(settings.database_url)
-    except SecretsUnusable as error:
-        fail(str(error))
-    except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")
-
-
-def with_database(work: Any) -> Any:
-    """Run one piece of work on the database, or end with a sentence that says why not."""
-    settings = load_settings()
-    prepare(settings)
-
-    async def run() -> Any:
-        database = Database(settings.database_url)
-        try:
-            return await work(database)
-        finally:
-            await database.close()
-
-    try:
-        return asyncio.run(run())
-    except (SQLAlchemyError, OSError) as error:
-        fail(f"The database does not answer ({why(error)}): check SOUNDPOST_DATABASE_URL; is it migrated?")
-
-
-def why(error: Exception) -> str:
-    """The first line of what the driver said, without the statement around it."""
-    return str(getattr(error, "orig", None) or error).partition("\n")[0]
-
-
-def fail(message: str) -> NoReturn:
-    """Say why on standard error and end with 1."""
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

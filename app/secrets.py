@@ -50,6 +50,10 @@ class Secrets:
         # Every key is compared, so that the time taken does not tell which one matched.
         return sum(hmac.compare_digest(given, token) for token in made) > 0
 
+    def prove_reach(self, challenge: str) -> str:
+        """The answer by which whoever asked knows that the question reached a service with these secrets."""
+        return self.derive("reach", challenge).hex()
+
 
 def load_secrets(settings: Settings) -> Secrets:
     """

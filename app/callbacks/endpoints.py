@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import PlainTextResponse
 
 from app.callbacks.service import receive
 from app.db import DatabaseDep
@@ -34,6 +36,12 @@ async def receive_callback(request: Request, database: DatabaseDep, task_id: str
     state.metrics.callbacks.labels(outcome=outcome.value).inc()
     log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
     return {"status": "received"}
+
+
+@router.get("/callbacks/{challenge}", include_in_schema=False)
+async def prove_reach(request: Request, challenge: Annotated[str, Path(pattern="^[0-9a-f]{32}$")]) -> PlainTextResponse:
+    """Prove that the public URL leads here, below the one path that the upstream needs."""
+    return PlainTextResponse(request.app.state.secrets.prove_reach(challenge))
 
 
 def _is_signed(request: Request, body: bytes, key: str) -> bool:

@@ -34,6 +34,10 @@ class Failure:
     upstream_code: int | None = None
 
 
+class CannotResolve(Exception):
+    """An operator asked for a step that this task cannot take."""
+
+
 class TaskLife:
     """The only writer of tasks. Its methods are handed a session and never commit."""
 
@@ -161,6 +165,38 @@ class TaskLife:
             raise TaskAlreadyFinal
         self._end(session, task, S.canceled, now, None)
 
+    async def resolve(
+        self, session: Session, task: Task, status: TaskStatus, upstream_task_id: str | None, now: datetime
+    ) -> None:
+        """
+        Do what an operator has found out by other means. Raises CannotResolve.
+
+        `generating` attaches the task to an upstream task, whose polls then tell the
+        rest; what an operator gives up, a late success still revives.
+        """
+        is_revivable = task.status is S.failed and task.error_code in REVIVABLE
+        if status is S.generating and upstream_task_id and (is_revivable or can_move(task.status, S.generating)):
+            await self._attach(session, task, upstream_task_id, now)
+        elif status is S.succeeded and task.clips and can_move(task.status, S.succeeded):
+            self._end(session, task, S.succeeded, now, ResolvedBy.operator)
+        elif status is S.failed and can_move(task.status, S.failed):
+            message = "An operator gave up on this task."
+            self.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
+        elif status is S.canceled and can_move(task.status, S.canceled):
+            self._end(session, task, S.canceled, now, ResolvedBy.operator)
+        else:
+            raise CannotResolve(f"A task that is {task.status} cannot be made {status}{_needs(status)}.")
+
+    async def _attach(self, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
+        task.upstream_task_id = upstream_task_id
+        if task.status is S.failed:
+            self._revive(session, task, now)
+        else:
+            await self.begin_generating(session, task, upstream_task_id, now)
+        # The clock starts again: the deadline that passed was that of a task nobody could ask about.
+        task.submitted_at = now
+        _poll_now(session, task, now)
+
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that ended without us knowing turns out to be with the upstream: only what it costs is news."""
         if task.charge is Charge.possible:
@@ -245,6 +281,11 @@ class TaskLife:
     def _touch(self, session: Session, task: Task, now: datetime) -> None:
         task.version += 1
         task.updated_at = now
+
+
+def _needs(status: TaskStatus) -> str:
+    needs = {S.generating: " without --upstream-task-id", S.succeeded: " without clips"}
+    return needs.get(status, "")
 
 
 def _poll_now(session: Session, task: Task, now: datetime) -> None:
