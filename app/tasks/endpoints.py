@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated
+from operator import eq, gt, lt
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel
@@ -208,13 +209,13 @@ def _check_model(order: TaskCreate, models: Sequence[str]) -> None:
 
 
 def _conditions(filters: TaskFilters) -> list[ColumnElement[bool]]:
-    asked = [
-        (Task.status == filters.status, filters.status),
-        (Task.model == filters.model, filters.model),
-        (Task.created_at > filters.created_after, filters.created_after),
-        (Task.created_at < filters.created_before, filters.created_before),
+    asked: list[tuple[Callable[[Any, Any], Any], Any, object]] = [
+        (eq, Task.status, filters.status),
+        (eq, Task.model, filters.model),
+        (gt, Task.created_at, filters.created_after),
+        (lt, Task.created_at, filters.created_before),
     ]
-    return [condition for condition, value in asked if value is not None]
+    return [compare(column, value) for compare, column, value in asked if value is not None]
 
 
 def _label_conditions(request: Request) -> list[ColumnElement[bool]]:
