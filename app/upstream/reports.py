@@ -71,7 +71,7 @@ def _poll_verdict(reply: Reply) -> PollVerdict:
 def _read_report(envelope: Envelope) -> Report:
     said = _said(envelope)
     word = _read_word(said)
-    clips = tuple(_read_clip(item) for item in _find_clips(envelope.fields)[:MOST_CLIPS])
+    clips = tuple(_read_clip(item) for item in _find_clips(envelope.fields))
     code = read_integer(said.get("errorcode")) or (None if envelope.code == 200 else envelope.code)
     message = _read_message(said.get("errormessage"), envelope.message, word)
     stage = Stage.failed if envelope.code not in (None, 200) else _stage(word, clips)
@@ -125,14 +125,14 @@ def _find_clips(value: object, depth: int = 4) -> list[object]:
     """Return the list of clips, which lies deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
-        return [item for item in map(unpacked, value) if isinstance(item, dict)]
+        return [item for item in map(unpacked, value[:MOST_CLIPS]) if isinstance(item, dict)]
     named = fields(value)
     inner = next((named[name] for name in LIST_NAMES if named.get(name)), None)
     if inner is not None:
         return _find_clips(inner, depth - 1) if depth else []
     if named.keys() & CLIP_NAMES:
         return [named]
-    return [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)]
+    return [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MOST_CLIPS]
 
 
 def _read_clip(item: object) -> ReportedClip:

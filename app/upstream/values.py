@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from itertools import islice
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
@@ -11,6 +12,8 @@ _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _URL = re.compile("https?://[^\\s/?#\x00-\x1f\x7f\ud800-\udfff][^\\s\x00-\x1f\x7f\ud800-\udfff]*", re.IGNORECASE)
 _URL_LENGTH = 4096
 _LARGEST_INTEGER = 2**31 - 1
+# Far beyond what they send; a body of nothing but keys would hold up everybody else.
+_MOST_FIELDS = 1000
 
 
 def read_json(body: bytes | str) -> object:
@@ -40,7 +43,7 @@ def fields(value: object) -> dict[str, object]:
     """
     named: dict[str, object] = {}
     if isinstance(value, dict):
-        for key, item in value.items():
+        for key, item in islice(value.items(), _MOST_FIELDS):
             name = key.replace("_", "").lower()
             if named.get(name) in (None, ""):
                 named[name] = item

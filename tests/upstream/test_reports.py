@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from app.upstream.reports import read_callback, read_record_info
-from app.upstream.schemas import HoldReason, PollAnswer, PollVerdict, Report, ReportedClip, Stage
+from app.upstream.schemas import Report, ReportedClip, Stage
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 A = "https://cdn.example/a.mp3"
@@ -24,18 +24,16 @@ def told(kind: object, *items: object, code: object = 200) -> Report:
     return callback({"code": code, "msg": "m", "data": {"callbackType": kind, "task_id": "2fac9f72", "data": items}})
 
 
-def poll(body: object, status: int = 200, **headers: str) -> PollAnswer:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_record_info(status, {key.replace("_", "-"): value for key, value in headers.items()}, raw, NOW)
+def poll(body: object) -> Report:
+    report = read_record_info(200, {}, json.dumps(body).encode(), NOW).report
+    assert report is not None
+    return report
 
 
 def polled(status: object, *items: object, **data: object) -> Report:
     response = {"taskId": "7d9e", "sunoData": items}
-    answer = poll(
-        {"code": 200, "msg": "success", "data": {"taskId": "7d9e", "response": response, "status": status} | data}
-    )
-    assert answer.report is not None
-    return answer.report
+    told = {"taskId": "7d9e", "response": response, "status": status} | data
+    return poll({"code": 200, "msg": "success", "data": told})
 
 
 SNAKE = {
@@ -179,10 +177,10 @@ def test_callback_exception_succeeds_only_with_audio_in_every_clip() -> None:
 @pytest.mark.parametrize("items", [None, [], "", "[]", "no json", {}, 0, [None, 5, "x", []]])
 def test_missing_clips_are_no_clips(items: object) -> None:
     assert callback({"code": 200, "data": {"callbackType": "text", "task_id": "t", "data": items}}).clips == ()
-    assert poll({"code": 200, "data": {"status": "PENDING", "response": {"sunoData": items}}}).report == Report(
+    assert poll({"code": 200, "data": {"status": "PENDING", "response": {"sunoData": items}}}) == Report(
         Stage.running, message="PENDING"
     )
-    assert poll({"code": 200, "data": {"status": "PENDING", "response": items}}).report == Report(
+    assert poll({"code": 200, "data": {"status": "PENDING", "response": items}}) == Report(
         Stage.running, message="PENDING"
     )
 
@@ -261,53 +259,6 @@ def test_callback_that_says_nothing_is_unreadable(body: bytes) -> None:
 @pytest.mark.parametrize("task_id", [None, "", "a b", "../x", "x" * 201, True, 1.5, [], {}])
 def test_id_of_an_impossible_form_is_none(task_id: object) -> None:
     assert callback({"code": 200, "data": {"callbackType": "text", "task_id": task_id}}).upstream_task_id is None
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"code": 200, "msg": "success", "data": None},
-        {"code": 200, "msg": "success"},
-        {"code": 200, "data": {}},
-        {"code": 422, "msg": "recordInfo is null", "data": None},
-        {"code": "422", "msg": "recordInfo is null"},
-    ],
-)
-def test_nothing_on_record_is_pending(body: object) -> None:
-    assert poll(body).kind is PollVerdict.pending
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "kind", "reason"),
-    [
-        (200, {"code": 405}, PollVerdict.throttled, None),
-        (200, {"code": 430}, PollVerdict.throttled, None),
-        (200, {"code": 455}, PollVerdict.throttled, None),
-        (429, b"", PollVerdict.throttled, None),
-        (503, b"<html>", PollVerdict.throttled, None),
-        (200, {"code": 401}, PollVerdict.held, HoldReason.bad_key),
-        (401, b"", PollVerdict.held, HoldReason.bad_key),
-        (200, {"code": 429}, PollVerdict.held, HoldReason.no_credits),
-        (403, b"error code: 1010", PollVerdict.held, HoldReason.blocked),
-        (200, {"code": 404}, PollVerdict.failed, None),
-        (200, {"code": 400}, PollVerdict.failed, None),
-        (200, {"code": 500}, PollVerdict.failed, None),
-        (200, {"code": 200, "data": [1]}, PollVerdict.failed, None),
-        (200, {"code": 200, "data": "soon"}, PollVerdict.pending, None),
-        (200, b"<html>", PollVerdict.failed, None),
-        (200, b"", PollVerdict.failed, None),
-        (200, {"data": {"status": "SUCCESS"}}, PollVerdict.failed, None),
-        (500, b"", PollVerdict.failed, None),
-        (502, b"<html>", PollVerdict.failed, None),
-        (504, b"", PollVerdict.failed, None),
-    ],
-)
-def test_poll_that_brings_no_report_says_why(
-    status: int, body: object, kind: PollVerdict, reason: HoldReason | None
-) -> None:
-    answer = poll(body, status, Retry_After="4")
-    assert (answer.kind, answer.report, answer.hold_reason) == (kind, None, reason)
-    assert answer.retry_after == timedelta(seconds=4)
 
 
 @pytest.mark.parametrize("response", [None, "", "null", "{}"])
