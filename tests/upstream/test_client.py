@@ -45,10 +45,10 @@ CALLBACK_URL = f"https://sound.example/callbacks/0197c0de/{TOKEN}"
 ORDER = SoundOrder("soft rain", "V5", sound_loop=True, sound_tempo=120, sound_key="F#m", grab_lyrics=False)
 CREATED = b'{"code":200,"msg":"success","data":{"taskId":"abc"}}'
 LONG = timedelta(seconds=10)
-SHORT = timedelta(seconds=0.3)
+SHORT = timedelta(seconds=0.5)
 
 
-def client(url: str, timeout: float = 5, **limits: int) -> httpx.AsyncClient:
+def client(url: str, timeout: float | httpx.Timeout = 5, **limits: int) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {KEY}", "Accept-Encoding": "identity"}
     return httpx.AsyncClient(
         base_url=url, headers=headers, timeout=timeout, trust_env=False, limits=httpx.Limits(**limits)
@@ -124,10 +124,13 @@ async def test_silent_tls_server_means_not_sent() -> None:
 
 @pytest.mark.parametrize(("patience", "deadline"), [(0.2, LONG), (5, SHORT)], ids=["timeout", "deadline"])
 async def test_full_pool_means_not_sent(patience: float, deadline: timedelta) -> None:
-    async with serving(hang) as server, client(server.url, patience, max_connections=1) as http:
-        upstream = Upstream(http, deadline)
-        answers = await asyncio.gather(*(upstream.submit(ORDER, CALLBACK_URL) for _ in range(2)))
-    assert [answer.verdict for answer in answers] == [Verdict.ambiguous, Verdict.not_sent]
+    async with serving(hang) as server, client(server.url, httpx.Timeout(5, pool=patience), max_connections=1) as http:
+        first = asyncio.create_task(Upstream(http, LONG).submit(ORDER, CALLBACK_URL))
+        await asyncio.wait_for(server.was_asked.wait(), 5)
+        second = await Upstream(http, deadline).submit(ORDER, CALLBACK_URL)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+    assert second.verdict is Verdict.not_sent
     assert len(server.requests) == 1
 
 
@@ -153,7 +156,7 @@ async def test_answer_without_an_end_is_ambiguous_at_the_deadline(behave: Behavi
     started = time.monotonic()
     answer = await submit(behave, SHORT)
     assert answer == SubmitAnswer(Verdict.ambiguous, message="the answer was lost (TimeoutError)")
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.5 <= time.monotonic() - started < 5
 
 
 async def test_answer_too_large_is_left_unread_and_ambiguous() -> None:

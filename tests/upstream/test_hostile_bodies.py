@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.upstream.answers import read_credits, read_lyrics, read_submit
@@ -64,6 +64,9 @@ BODIES = st.binary() | (JSON | ENVELOPES).map(lambda value: json.dumps(value).en
 HEADERS = st.dictionaries(st.sampled_from(["Retry-After", "retry-after", "X"]), ANY_TEXT)
 STATUSES = st.integers(100, 599)
 
+# How long an example takes says nothing here, and differs from machine to machine.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 
 def fits_any_database(text: str | None) -> bool:
     return text is None or ("\x00" not in text and text.encode().decode() == text)
@@ -83,12 +86,14 @@ def is_sound(report: Report) -> bool:
     )
 
 
+@unhurried
 @given(body=BODIES)
 def test_any_callback_is_read_or_unreadable(body: bytes) -> None:
     report = read_callback(body)
     assert report is None or is_sound(report)
 
 
+@unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 def test_any_answer_to_a_submit_has_a_verdict(status: int, headers: dict[str, str], body: bytes) -> None:
     answer = read_submit(status, headers, body, NOW)
@@ -98,6 +103,7 @@ def test_any_answer_to_a_submit_has_a_verdict(status: int, headers: dict[str, st
     assert fits_any_database(answer.message)
 
 
+@unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 def test_any_answer_to_a_poll_has_a_verdict(status: int, headers: dict[str, str], body: bytes) -> None:
     answer = read_record_info(status, headers, body, NOW)
@@ -106,6 +112,7 @@ def test_any_answer_to_a_poll_has_a_verdict(status: int, headers: dict[str, str]
     assert fits_any_database(answer.message)
 
 
+@unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 def test_any_answer_about_credits_or_lyrics_is_read(status: int, headers: dict[str, str], body: bytes) -> None:
     credit = read_credits(status, headers, body, NOW).credits
