@@ -19,6 +19,7 @@ from app.auth import keep_configured_keys
 from app.callbacks import endpoints as callbacks
 from app.config import Settings
 from app.db import Database
+from app.dropin import endpoints as dropin
 from app.edge import Edge, install_error_handlers
 from app.egress import upstream_client
 from app.loops.chores import chore_loop
@@ -58,7 +59,7 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    for room in (tasks, usage, callbacks, upstream, health):
+    for room in (tasks, usage, callbacks, upstream, dropin, health):
         app.include_router(room.router)
     install_error_handlers(app)
     app.add_middleware(Edge)

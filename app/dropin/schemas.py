@@ -1,0 +1,151 @@
+"""The vendor's shapes: its field names, envelope, codes and status words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.edge import Text
+from app.models import ErrorCode, Task, TaskStatus
+from app.tasks.schemas import TaskRead
+
+Envelope = dict[str, Any]
+OK = 200
+LONGEST_PROMPT = 500
+
+# Which of the vendor's words a task's state is; while generating, the clips tell.
+STATUS_WORDS: Mapping[TaskStatus, str] = {
+    TaskStatus.queued: "PENDING",
+    TaskStatus.submitting: "PENDING",
+    TaskStatus.unconfirmed: "PENDING",
+    TaskStatus.generating: "TEXT_SUCCESS",
+    TaskStatus.succeeded: "SUCCESS",
+    TaskStatus.failed: "GENERATE_AUDIO_FAILED",
+    TaskStatus.canceled: "GENERATE_AUDIO_FAILED",
+}
+FAILURE_WORDS: Mapping[ErrorCode, str] = {
+    ErrorCode.content_rejected: "SENSITIVE_WORD_ERROR",
+    ErrorCode.invalid_request: "CREATE_TASK_FAILED",
+    ErrorCode.insufficient_credits: "CREATE_TASK_FAILED",
+    ErrorCode.outcome_unknown: "CREATE_TASK_FAILED",
+}
+# What stands for a failure of which the upstream gave no code.
+FAILURE_CODES: Mapping[ErrorCode, int] = {ErrorCode.content_rejected: 400, ErrorCode.insufficient_credits: 429}
+CANCELED = "The task was canceled."
+
+
+class SoundsRequest(BaseModel):
+    """An order as the vendor takes it; fields that it does not know are ignored here too."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: Text
+    model: Text
+    sound_loop: bool = Field(False, alias="soundLoop")
+    sound_tempo: int | None = Field(None, alias="soundTempo")
+    sound_key: Text = Field("Any", alias="soundKey")
+    grab_lyrics: bool = Field(False, alias="grabLyrics")
+    callback_url: Text | None = Field(None, alias="callBackUrl")
+
+
+def envelope(code: int, message: str, data: Any = None) -> Envelope:
+    """What every answer of the vendor's is wrapped in."""
+    return {"code": code, "msg": message, "data": data}
+
+
+def record_info(task: Task, read: TaskRead) -> Envelope:
+    """A task as the vendor's record-info tells it."""
+    return {
+        "taskId": task.id,
+        "parentMusicId": "",
+        "param": json.dumps(_param(task)),
+        "response": {"taskId": task.id, "sunoData": [_camel_clip(clip) for clip in _clips(task, read)]},
+        "status": _status_word(task),
+        "type": task.model,
+        "operationType": "sounds",
+        "errorCode": _error_code(task),
+        "errorMessage": _error_message(task),
+        "createTime": _milliseconds(task.created_at),
+    }
+
+
+def callback(task: Task, read: TaskRead, stage: str) -> Envelope:
+    """A task as the vendor's callback tells it: `first`, `complete` or `error`."""
+    if stage == "error":
+        data = {"callbackType": "error", "task_id": task.id, "data": None}
+        return envelope(_error_code(task) or 500, _error_message(task) or "Generation failed.", data)
+    message = "All generated successfully." if stage == "complete" else "First clip generated successfully."
+    return envelope(OK, message, {"callbackType": stage, "task_id": task.id, "data": _clips(task, read)})
+
+
+def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
+    """The clips in the callback's snake_case; their audio is ours once we have it."""
+    clips = []
+    for kept, clip in zip(task.clips, read.clips, strict=True):
+        audio_url = clip.audio_url or clip.upstream_audio_url or ""
+        clips.append(
+            {
+                "id": clip.upstream_clip_id or kept.id,
+                "audio_url": audio_url,
+                "source_audio_url": audio_url,
+                "stream_audio_url": audio_url,
+                "source_stream_audio_url": audio_url,
+                "image_url": clip.image_url or "",
+                "source_image_url": clip.image_url or "",
+                "prompt": task.prompt,
+                "model_name": clip.model_name or task.model,
+                "title": clip.title or "",
+                "tags": clip.tags or "",
+                "createTime": _milliseconds(kept.created_at),
+                "duration": clip.duration,
+            }
+        )
+    return clips
+
+
+def _camel_clip(clip: Mapping[str, Any]) -> dict[str, Any]:
+    return {_camel(name): value for name, value in clip.items()}
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+def _param(task: Task) -> dict[str, Any]:
+    return {
+        "prompt": task.prompt,
+        "model": task.model,
+        "soundLoop": task.sound_loop,
+        "soundTempo": task.sound_tempo,
+        "soundKey": task.sound_key,
+        "grabLyrics": task.grab_lyrics,
+    }
+
+
+def _status_word(task: Task) -> str:
+    if task.status is TaskStatus.generating and task.clips:
+        return "FIRST_SUCCESS"
+    if task.error_code is not None:
+        return FAILURE_WORDS.get(task.error_code, STATUS_WORDS[task.status])
+    return STATUS_WORDS[task.status]
+
+
+def _error_code(task: Task) -> int | None:
+    if task.status is TaskStatus.canceled:
+        return 500
+    if task.error_code is None:
+        return None
+    return task.upstream_code or FAILURE_CODES.get(task.error_code, 500)
+
+
+def _error_message(task: Task) -> str | None:
+    return CANCELED if task.status is TaskStatus.canceled else task.error_message
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
