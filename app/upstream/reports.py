@@ -121,7 +121,7 @@ def _error_code(said: Mapping[str, object], word: str | None, code: int | None) 
     return next(filter(None, named), "upstream_failed")
 
 
-def _find_clips(value: object, depth: int = 4) -> list[object]:
+def _find_clips(value: object, depth: int = 4) -> Sequence[object]:
     """Return the list of clips, which lies deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
