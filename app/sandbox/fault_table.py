@@ -45,8 +45,9 @@ class Fault:
     group: Group
     does: str
     value: str | None = None
-    """What `=VALUE` means: `times` (default: for ever), `seconds`, `code` or `MB`; None if it takes none."""
+    """What `=VALUE` means: `times`, `seconds`, `code` or `MB`; None if it takes none."""
     default: float | None = None
+    """The value if none is given; None stands for ever."""
     instead: BadAnswer | None = None
     """The answer given instead of the right one."""
     creates: bool = False

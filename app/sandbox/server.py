@@ -43,7 +43,7 @@ class SandboxServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer or drop what waits, then stop."""
-        self._sandbox.stopping.set()
+        self._sandbox.stop()
         await super().shutdown(sockets)
 
 

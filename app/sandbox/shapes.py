@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 from app.sandbox.fault_table import CODES
@@ -135,10 +136,12 @@ def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
     return value
 
 
+@cache
 def _to_snake_case(name: str) -> str:
     return name if name in ("createTime", "callbackType") else re.sub(r"[A-Z]", lambda m: "_" + m[0].lower(), name)
 
 
+@cache
 def _to_camel_case(name: str) -> str:
     return re.sub(r"_(\w)", lambda m: m[1].upper(), name)
 

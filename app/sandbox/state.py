@@ -81,6 +81,12 @@ class Sandbox:
         self.tasks[task.id] = task
         self.clips |= {clip.id: (task, clip) for clip in task.clips}
 
+    def stop(self) -> None:
+        """Let everything go on that waits."""
+        self.stopping.set()
+        for task in self.tasks.values():
+            task.first_callback_sent.set()
+
     async def sleep(self, seconds: float | None) -> None:
         """Wait this long (None: for ever), or until the sandbox stops."""
         try:

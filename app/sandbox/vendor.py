@@ -28,7 +28,7 @@ _REFUNDED = 531
 router = APIRouter(prefix="/api/v1/generate")
 
 
-def get_sandbox(request: Request) -> Sandbox:
+async def get_sandbox(request: Request) -> Sandbox:
     """The state behind this app."""
     sandbox: Sandbox = request.app.state.sandbox
     return sandbox

@@ -1,14 +1,29 @@
 """What every test of the sandbox may ask for."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
+import httpx
 import pytest
 
-from .running import Caller, calling
+from .running import Caller, calling, client_of, sandbox_in_a_thread
 
 
 @pytest.fixture
 async def caller() -> AsyncIterator[Caller]:
     """A caller that answers 200."""
     async with calling() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[str]:
+    """One sandbox for all tests that need no options of their own."""
+    with sandbox_in_a_thread() as base:
+        yield base
+
+
+@pytest.fixture
+async def client(sandbox: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of that sandbox."""
+    async with client_of(sandbox) as one:
         yield one

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -65,17 +68,35 @@ async def calling(*answers: int) -> AsyncIterator[Caller]:
         yield caller
 
 
+QUICK = SandboxOptions(delay=0.06, rate=100_000, credits=1e6, callback_retry_delays=(0.02, 0.02, 60))
+
+
 @asynccontextmanager
 async def sandboxed(**options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a sandbox that is as fast as can be, with its key."""
-    given = {"delay": 0.06, "rate": 1000, "callback_retry_delays": (0.02, 0.02, 0.02), **options}
-    async with (
-        serving(SandboxServer(SandboxOptions(**given), "127.0.0.1", 0)) as base,
-        httpx.AsyncClient(
-            base_url=base, headers={"Authorization": "Bearer sandbox"}, trust_env=False, timeout=10
-        ) as client,
-    ):
+    """A client of a sandbox of its own, which is quick unless told otherwise."""
+    server = SandboxServer(replace(QUICK, **options), "127.0.0.1", 0)
+    async with serving(server) as base, client_of(base) as client:
         yield client
+
+
+@contextmanager
+def sandbox_in_a_thread() -> Iterator[str]:
+    """A quick sandbox that outlives the loop of one test."""
+    server = SandboxServer(QUICK, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    yield server.url
+    server.should_exit = True
+    thread.join()
+
+
+def client_of(base: str) -> httpx.AsyncClient:
+    """A client that has the key."""
+    key = {"Authorization": "Bearer sandbox"}
+    return httpx.AsyncClient(base_url=base, headers=key, trust_env=False, timeout=10)
 
 
 async def eventually(condition: Callable[[], Any], within: float = 10) -> None:
@@ -86,9 +107,14 @@ async def eventually(condition: Callable[[], Any], within: float = 10) -> None:
         await asyncio.sleep(0.005)
 
 
+def nowhere() -> str:
+    """A new callback URL that leads nowhere."""
+    return f"http://soundpost.invalid/callbacks/{uuid.uuid4().hex}/secret"
+
+
 async def submit(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> httpx.Response:
     """Ask for a sound. The callback URL leads nowhere unless one is given."""
-    body = {"prompt": prompt, "model": "V5", "callBackUrl": "http://soundpost.invalid/callbacks/t1/secret", **fields}
+    body = {"prompt": prompt, "model": "V5", "callBackUrl": nowhere(), **fields}
     return await client.post("/api/v1/generate/sounds", json=body)
 
 
@@ -104,12 +130,23 @@ async def poll(client: httpx.AsyncClient, task_id: str) -> Any:
     return (await client.get("/api/v1/generate/record-info", params={"taskId": task_id})).json()
 
 
-async def finished(client: httpx.AsyncClient, task_id: str) -> Any:
-    """The record-info data of a task once it is over."""
+async def finished(client: httpx.AsyncClient, task_id: str, *, status: str | None = None) -> Any:
+    """The record-info data of a task once it is over, or has this status."""
+    running = ("PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS")
     deadline = time.monotonic() + 10
-    while True:
-        data = (await poll(client, task_id))["data"]
-        if not (data["status"] == "PENDING" or data["status"] in ("TEXT_SUCCESS", "FIRST_SUCCESS")):
-            return data
+    data = (await poll(client, task_id))["data"]
+    while data["status"] in running or data["status"] != (status or data["status"]):
         assert time.monotonic() < deadline, data
         await asyncio.sleep(0.01)
+        data = (await poll(client, task_id))["data"]
+    return data
+
+
+async def known(client: httpx.AsyncClient, callback_url: str) -> list[Any]:
+    """The tasks that the sandbox has created, and charged, for this callback URL."""
+    return [task for task in (await client.get("/tasks")).json() if task["callback_url"] == callback_url]
+
+
+def codes(*answers: httpx.Response) -> list[int]:
+    """The codes in these envelopes."""
+    return [answer.json()["code"] for answer in answers]

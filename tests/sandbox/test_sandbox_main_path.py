@@ -1,28 +1,45 @@
 """The stand-in upstream does what the upstream does when all goes well."""
 
+import base64
+import hmac
 import io
+import json
 from typing import Any
 
+import httpx
 from tinytag import TinyTag
 
-from .running import Caller, created, eventually, finished, poll, sandboxed, submit
+from app.sandbox.callbacks import signature_headers
+
+from .running import (
+    Caller,
+    calling,
+    codes,
+    created,
+    eventually,
+    finished,
+    known,
+    nowhere,
+    poll,
+    sandboxed,
+    submit,
+)
+
+LYRICS = "/api/v1/generate/get-timestamped-lyrics"
 
 
-async def test_task_tells_text_first_complete_in_order(caller: Caller) -> None:
-    async with sandboxed() as client:
-        task_id = await created(client, callBackUrl=caller.url)
-        await eventually(lambda: len(caller.bodies) == 3)
-        await finished(client, task_id)
+async def test_task_tells_text_first_complete_in_order(client: httpx.AsyncClient, caller: Caller) -> None:
+    task_id = await created(client, callBackUrl=caller.url)
+    await eventually(lambda: len(caller.bodies) == 3)
 
     assert caller.types == ["text", "first", "complete"]
     assert {message["data"]["task_id"] for message in caller.messages} == {task_id}
     assert {message["code"] for message in caller.messages} == {200}
 
 
-async def test_clips_become_audible_one_after_the_other(caller: Caller) -> None:
-    async with sandboxed() as client:
-        await created(client, callBackUrl=caller.url)
-        await eventually(lambda: len(caller.bodies) == 3)
+async def test_clips_become_audible_one_after_the_other(client: httpx.AsyncClient, caller: Caller) -> None:
+    await created(client, callBackUrl=caller.url)
+    await eventually(lambda: len(caller.bodies) == 3)
 
     urls = [[clip["audio_url"] != "" for clip in message["data"]["data"]] for message in caller.messages]
     assert urls == [[False, False], [True, False], [True, True]]
@@ -30,18 +47,18 @@ async def test_clips_become_audible_one_after_the_other(caller: Caller) -> None:
     assert timed == urls
 
 
-async def test_record_info_of_a_finished_task_has_working_links() -> None:
-    async with sandboxed() as client:
-        task_id = await created(client, "soft rain on a tin roof", soundTempo=120, soundKey="F#m", soundLoop=True)
-        data = await finished(client, task_id)
-        clips = data["response"]["sunoData"]
-        files = [await client.get(clip["audioUrl"]) for clip in clips]
-        covers = [await client.get(clip["imageUrl"]) for clip in clips]
-        stream = await client.get(clips[0]["streamAudioUrl"])
+async def test_record_info_of_a_finished_task_has_working_links(client: httpx.AsyncClient) -> None:
+    task_id = await created(client, "soft rain on a tin roof", soundTempo=120, soundKey="F#m", soundLoop=True)
+    data = await finished(client, task_id)
+    clips = data["response"]["sunoData"]
+    files = [await client.get(clip["audioUrl"]) for clip in clips]
+    covers = [await client.get(clip["imageUrl"]) for clip in clips]
+    stream = await client.get(clips[0]["streamAudioUrl"])
 
     assert (data["status"], data["operationType"], data["taskId"]) == ("SUCCESS", "sounds", task_id)
     for clip, file in zip(clips, files, strict=True):
         assert file.content[:4] == b"RIFF"
+        assert file.headers["content-type"] == "audio/wav"
         assert int(file.headers["content-length"]) == len(file.content)
         assert _seconds(file.content) == clip["duration"]
     assert files[0].content != files[1].content
@@ -49,13 +66,76 @@ async def test_record_info_of_a_finished_task_has_working_links() -> None:
     assert stream.content == b""
 
 
-async def test_param_echoes_the_submit_as_text() -> None:
-    async with sandboxed() as client:
-        task_id = await created(client, soundTempo=90)
-        param = (await poll(client, task_id))["data"]["param"]
+async def test_audio_is_not_there_before_its_stage() -> None:
+    async with sandboxed(delay=30) as client:
+        task_id = await created(client)
+        task = (await client.get("/tasks")).json()[0]
+        early = await client.get(f"/audio/{task['clips'][0]}.wav")
+        data = (await poll(client, task_id))["data"]
 
-    assert '"callBackUrl": "http://soundpost.invalid/callbacks/t1/secret"' in param
-    assert '"soundTempo": 90' in param
+    assert early.status_code == 404
+    assert (data["status"], data["response"]) == ("PENDING", None)
+
+
+async def test_param_echoes_the_submit_as_text(client: httpx.AsyncClient) -> None:
+    url = nowhere()
+    task_id = await created(client, soundTempo=90, callBackUrl=url)
+    param = json.loads((await poll(client, task_id))["data"]["param"])
+
+    assert (param["callBackUrl"], param["soundTempo"], param["soundKey"]) == (url, 90, "Any")
+
+
+async def test_a_callback_is_repeated_until_it_is_answered_200(client: httpx.AsyncClient) -> None:
+    async with calling(500, 204, 200) as caller:
+        await created(client, "[fault: only-complete]", callBackUrl=caller.url)
+        await eventually(lambda: len(caller.bodies) == 3)
+        [task] = await known(client, caller.url)
+
+    assert [attempt["status"] for attempt in task["callbacks"]][:2] == [500, 204]
+    assert len(set(caller.bodies)) == 1
+
+
+async def test_a_caller_that_never_answers_is_given_up_and_polled_as_exception() -> None:
+    async with sandboxed(callback_retry_delays=(0.01, 0.01, 0.01)) as client:
+        url = nowhere()
+        task_id = await created(client, callBackUrl=url)
+        data = await finished(client, task_id, status="CALLBACK_EXCEPTION")
+        [task] = await known(client, url)
+
+    assert all(clip["audioUrl"] for clip in data["response"]["sunoData"])
+    assert [attempt["attempt"] for attempt in task["callbacks"] if attempt["type"] == "complete"] == [1, 2, 3, 4]
+    assert task["delivered"] == []
+
+
+async def test_callbacks_are_signed_when_there_is_a_key_for_it() -> None:
+    async with sandboxed(callback_hmac_key="test-key") as client, calling() as caller:
+        task_id = await created(client, callBackUrl=caller.url)
+        await eventually(lambda: caller.headers)
+
+    headers = caller.headers[0]
+    message = f"{task_id}.{headers['x-webhook-timestamp']}".encode()
+    expected = base64.b64encode(hmac.digest(b"test-key", message, "sha256")).decode()
+    assert headers["x-webhook-signature"] == expected
+
+
+def test_the_signature_is_the_known_one() -> None:
+    headers = signature_headers("test-key", "2fac9f72", 1_700_000_000)
+
+    assert headers["X-Webhook-Signature"] == "WtzV65swf0LZzsInJvP0mLo1FSny6bKpqDqus37Q1RM="
+
+
+async def test_lyrics_are_the_words_of_the_prompt_where_asked_for(client: httpx.AsyncClient) -> None:
+    words = {}
+    for wanted in (True, False):
+        task_id = await created(client, "rain on tin", grabLyrics=wanted)
+        clip = (await finished(client, task_id))["response"]["sunoData"][0]
+        answer = await client.post(LYRICS, json={"taskId": task_id, "audioId": clip["id"]})
+        words[wanted] = answer.json()["data"]["alignedWords"]
+        assert codes(await client.post(LYRICS, json={"taskId": task_id, "audioId": "none"})) == [400]
+
+    assert [word["word"] for word in words[True]] == ["rain ", "on ", "tin "]
+    assert all(word["startS"] < word["endS"] for word in words[True])
+    assert words[False] == []
 
 
 async def test_each_task_costs_two_and_a_half_credits() -> None:
