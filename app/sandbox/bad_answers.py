@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.sandbox import shapes
 from app.sandbox.fault_table import FAULTS, BadAnswer, Group
@@ -61,7 +62,7 @@ async def sever(request: Request, *, hard: bool) -> Response:
     cut(hard)
     # Only after this does the server know that no answer will come, and not complain about it.
     await _disconnected(request)
-    return Response()
+    return _NoAnswer()
 
 
 def in_drops(sandbox: Sandbox, response: Response, seconds: float) -> Response:
@@ -76,6 +77,11 @@ def in_drops(sandbox: Sandbox, response: Response, seconds: float) -> Response:
 
     headers = {"Content-Length": str(len(body))}
     return StreamingResponse(drops(), response.status_code, headers, response.media_type)
+
+
+class _NoAnswer(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The connection is gone, so nothing is sent, and the journal shows no status."""
 
 
 async def _wait_for_the_end(request: Request, sandbox: Sandbox) -> None:

@@ -72,7 +72,7 @@ class Courier:
         try:
             async with asyncio.timeout(options.callback_timeout):
                 note.status = await self._send(client, task, body)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, OSError, OverflowError, ValueError) as error:  # the URL may be any text with a host
             note.error = type(error).__name__
         finally:
             self._clients.put_nowait(client)

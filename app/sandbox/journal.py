@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -67,8 +67,9 @@ class Journal:
     def find(self, **wanted: str | None) -> Iterator[dict[str, Any]]:
         """The entries whose fields have these values; a None asks for nothing."""
         asked = {name: value for name, value in wanted.items() if value is not None}
-        for entry in self._entries:
-            record = {"kind": entry.kind, **asdict(entry)}
+        # A copy, since readers run in threads of their own while the journal goes on.
+        for entry in self._entries.copy():
+            record = {"kind": entry.kind, **vars(entry)}
             if all(record.get(name) == value for name, value in asked.items()):
                 yield record
 

@@ -1,9 +1,9 @@
 """Which submits the upstream takes, and what it says to the others."""
 
-import json
 from typing import Any
 
 import httpx
+from pydantic_core import from_json
 
 from app.sandbox.audio import KEYS
 from app.sandbox.options import MODELS
@@ -24,7 +24,7 @@ class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
 def read_fields(body: bytes) -> dict[str, Any]:
     """The fields of a JSON body; none if it cannot be read."""
     try:
-        fields = json.loads(body)
+        fields = from_json(body, allow_inf_nan=False)
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
@@ -81,8 +81,9 @@ def _callback_url(value: Any) -> str:
     # Documented as optional, enforced all the same.
     try:
         url = httpx.URL(value or "")
-    except (httpx.InvalidURL, TypeError):
-        raise Refused(400, "callBackUrl is invalid") from None
-    if url.scheme not in ("http", "https") or not url.host:
+        usable = url.scheme in ("http", "https") and url.host != ""
+    except (httpx.InvalidURL, TypeError, ValueError):
+        usable = False
+    if not usable:
         raise Refused(400, "Please enter callBackUrl.")
     return str(value)

@@ -34,6 +34,9 @@ from .running import codes, created, nowhere, poll, sandboxed, submit
         ({"callBackUrl": None}, 400),
         ({"callBackUrl": "nowhere"}, 400),
         ({"callBackUrl": "ftp://soundpost.invalid/"}, 400),
+        ({"callBackUrl": "http://[::1/"}, 400),
+        ({"callBackUrl": "http://xn--/"}, 400),
+        ({"callBackUrl": ["http://soundpost.invalid/"]}, 400),
         ({"title": "unknown fields are ignored"}, 200),
     ],
 )
@@ -46,7 +49,7 @@ async def test_submit_is_judged_as_the_upstream_does(
     assert (answer.json()["data"] is None) == (code != 200)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"prompt": "\\ud800"}', b"[" * 9999])
 async def test_a_body_that_is_no_object_is_an_invalid_submit(client: httpx.AsyncClient, body: bytes) -> None:
     assert codes(await client.post("/api/v1/generate/sounds", content=body)) == [400]
 

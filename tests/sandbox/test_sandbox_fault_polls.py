@@ -1,0 +1,107 @@
+"""Faults of record-info and of the lyrics call."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from .running import created, finished, poll, sandboxed
+
+RECORD_INFO = "/api/v1/generate/record-info"
+
+
+async def task_with(client: httpx.AsyncClient, fault: str) -> str:
+    """A task that tells nothing by callback, so that only polls show how it is."""
+    return await created(client, f"rain [fault: drop-callbacks, {fault}]")
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ("poll-500", 500, None),
+        ("poll-code-500", 200, 500),
+        ("poll-throttle", 200, 405),
+        ("poll-record-null", 200, 422),
+        ("poll-null", 200, 200),
+        ("poll-html", 403, None),
+        ("poll-empty", 200, None),
+    ],
+)
+async def test_bad_polls_end_when_counted(client: httpx.AsyncClient, fault: str, status: int, code: int | None) -> None:
+    task_id = await task_with(client, f"{fault}=2")
+    answers = [await client.get(RECORD_INFO, params={"taskId": task_id}) for _ in range(3)]
+
+    assert [answer.status_code for answer in answers] == [status, status, 200]
+    for answer in answers[:2]:
+        assert (answer.json() if code else {"code": None, "data": None}) | {"msg": ""} == {
+            "code": code,
+            "msg": "",
+            "data": None,
+        }
+    assert answers[2].json()["data"]["taskId"] == task_id
+
+
+async def test_poll_can_be_reset_or_left_hanging(client: httpx.AsyncClient) -> None:
+    client.timeout = httpx.Timeout(0.2)
+    with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+        await poll(client, await task_with(client, "poll-reset"))
+    with pytest.raises(httpx.ReadTimeout):
+        await poll(client, await task_with(client, "poll-hang"))
+    with pytest.raises(httpx.ReadTimeout):
+        await poll(client, await task_with(client, "poll-slow=1"))
+
+
+async def test_lying_polls_say_success_without_links(client: httpx.AsyncClient) -> None:
+    task_id = await task_with(client, "poll-lies=1")
+    lie = await finished(client, task_id)
+    truth = await finished(client, task_id)
+
+    assert lie["status"] == truth["status"] == "SUCCESS"
+    assert [clip["audioUrl"] for clip in lie["response"]["sunoData"]] == [None, None]
+    assert all(clip["audioUrl"] for clip in truth["response"]["sunoData"])
+
+
+async def test_stale_polls_stay_pending() -> None:
+    async with sandboxed(delay=0) as client:
+        task_id = await task_with(client, "poll-stale=3")
+        statuses = [(await poll(client, task_id))["data"]["status"] for _ in range(4)]
+
+    assert statuses == ["PENDING"] * 3 + ["SUCCESS"]
+
+
+async def test_callback_exception_hides_a_task_that_is_done(client: httpx.AsyncClient) -> None:
+    shown = await finished(client, await task_with(client, "poll-callback-exception"))
+    task_id = await task_with(client, "poll-callback-exception-bare=1")
+    bare, later = await finished(client, task_id), await finished(client, task_id)
+
+    assert [data["status"] for data in (shown, bare, later)] == ["CALLBACK_EXCEPTION", "CALLBACK_EXCEPTION", "SUCCESS"]
+    assert [bool(_first(data)["audioUrl"]) for data in (shown, bare, later)] == [True, False, True]
+
+
+async def test_polls_in_odd_spelling(client: httpx.AsyncClient) -> None:
+    snake = await finished(client, await task_with(client, "poll-snake-case"))
+    text = await finished(client, await task_with(client, "poll-response-text"))
+    running = (await poll(client, await task_with(client, "poll-odd-status")))["data"]
+    failed = await finished(client, await task_with(client, "poll-odd-status, failed"), status="FAILED")
+
+    assert snake["response"]["suno_data"][0]["audio_url"]
+    assert json.loads(text["response"])["sunoData"][0]["audioUrl"]
+    assert running["status"] == "GENERATING"
+    assert failed["errorCode"] == 500
+
+
+async def test_lyrics_can_be_null_or_fail(client: httpx.AsyncClient) -> None:
+    answers = []
+    for fault in ("lyrics-null", "lyrics-500"):
+        task_id = await task_with(client, fault)
+        clip = _first(await finished(client, task_id))
+        body = {"taskId": task_id, "audioId": clip["id"]}
+        answers.append((await client.post("/api/v1/generate/get-timestamped-lyrics", json=body)).json())
+
+    assert answers[0]["data"]["alignedWords"] is None
+    assert answers[1]["code"] == 500
+
+
+def _first(data: Any) -> Any:
+    return data["response"]["sunoData"][0]
