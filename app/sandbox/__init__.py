@@ -11,7 +11,8 @@ It does not imitate the music: a clip is a pulse at the tempo over a chord in th
 request alone, so that the same request sounds the same. Its files are WAV where the upstream's are
 MP3, its links never expire unless a fault says so, the only waveform it knows is a placeholder, and
 it forgets everything when it ends. What the upstream does not have: `GET /journal`, `GET /tasks`,
-and `GET` and `POST /control`, which need no key.
+and `GET` and `POST /control`. They need no key and show callback URLs whole, so the place for a
+sandbox is a machine or a network of one's own.
 """
 
 from app.sandbox.app import create_sandbox

@@ -7,6 +7,7 @@ import hmac
 import ssl
 import time
 from collections.abc import Coroutine
+from functools import cache
 from typing import Any
 
 import httpx
@@ -25,12 +26,10 @@ class Courier:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._jobs: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(_AT_ONCE)
         # One client with a hundred connections looks at each of them for each request, and takes four
         # times the CPU of a hundred clients with one. The last one used is warm, so it goes first.
-        self._clients: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
-        trust = httpx.create_ssl_context(trust_env=False)
-        for _ in range(_AT_ONCE):
-            self._clients.put_nowait(_new_client(trust))
+        self._idle: list[httpx.AsyncClient] = []
 
     async def __aenter__(self) -> "Courier":
         return self
@@ -39,8 +38,8 @@ class Courier:
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
-        while not self._clients.empty():
-            await self._clients.get_nowait().aclose()
+        for client in self._idle:
+            await client.aclose()
 
     def follow(self, task: Task) -> None:
         """Send this task's callbacks as its life goes on."""
@@ -63,19 +62,20 @@ class Courier:
         task.callbacks_given_up |= step.stage is Stage.complete
 
     async def _post(self, task: Task, step: Step, attempt: int) -> bool:
-        options, url = self._sandbox.options, task.order.callback_url
+        url = task.order.callback_url
         body = callback_body(task, step, failure_of(task.faults))
-        client = await self._clients.get()
-        note = CallbackAttempt(task.id, url, caller_task_id(url), step.kind, attempt)
-        self._sandbox.journal.add(note)
-        task.callbacks.append(note)
-        try:
-            async with asyncio.timeout(options.callback_timeout):
-                note.status = await self._send(client, task, body)
-        except (httpx.HTTPError, OSError, OverflowError, ValueError) as error:  # the URL may be any text with a host
-            note.error = type(error).__name__
-        finally:
-            self._clients.put_nowait(client)
+        async with self._places:
+            note = CallbackAttempt(task.id, url, caller_task_id(url), step.kind, attempt)
+            self._sandbox.journal.add(note)
+            task.callbacks.append(note)
+            client = self._idle.pop() if self._idle else _new_client()
+            try:
+                async with asyncio.timeout(self._sandbox.options.callback_timeout):
+                    note.status = await self._send(client, task, body)
+            except (httpx.HTTPError, OSError, OverflowError, ValueError) as error:  # the URL may be any text
+                note.error = type(error).__name__
+            finally:
+                self._idle.append(client)
         note.duration = now() - note.monotonic
         note.delivered = note.status == 200
         return note.delivered
@@ -101,12 +101,17 @@ def signature_headers(key: str, task_id: str, timestamp: int) -> dict[str, str]:
     return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": base64.b64encode(digest).decode()}
 
 
-def _new_client(trust: ssl.SSLContext) -> httpx.AsyncClient:
+def _new_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
-        verify=trust,
+        verify=_trusted(),
         timeout=None,  # noqa: S113 - a whole exchange has one deadline
         # Shorter than receivers keep idle connections, so that none is closed just as it is used again.
         limits=httpx.Limits(max_connections=1, keepalive_expiry=2),
         headers={"User-Agent": "soundpost-sandbox"},
     )
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    return httpx.create_ssl_context(trust_env=False)

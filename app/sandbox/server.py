@@ -3,6 +3,7 @@
 import signal
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -60,7 +61,7 @@ class _BreakableProtocol(HttpToolsProtocol):
         scope["extensions"] = {SEVER: self._sever}
 
     def _sever(self, hard: bool) -> None:
-        if not hard:
+        if not hard or self.transport.is_closing():
             self.transport.close()
             return
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
@@ -73,11 +74,16 @@ def run_sandbox(options: SandboxOptions, host: str = "127.0.0.1", port: int = 0)
 
     Prints `sandbox listening on http://HOST:PORT` once it accepts connections; port 0 takes a free one.
     """
-    # The server raises the signal again when it has stopped, for whoever had a handler before it.
+    # Until the server listens to signals these end the process; after it, the server raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _do_nothing)
-    _TalkingServer(options, host, port).run()
+        signal.signal(number, _stop)
+    with suppress(_Stopped):
+        _TalkingServer(options, host, port).run()
 
 
-def _do_nothing(*_: object) -> None:
-    pass
+class _Stopped(SystemExit):
+    """The process was asked to end."""
+
+
+def _stop(*_: object) -> None:
+    raise _Stopped(0)

@@ -170,17 +170,23 @@ async def _answer_created(request: Request, sandbox: Sandbox, task: Task) -> Res
     if "callback-before-answer" in faults:
         await task.first_callback_sent.wait()
     for name, bad in asked(faults, "Submit", creates=True):
-        if task.strikes(name):
+        if not is_over(faults[name], sandbox.struck, name + task.order.callback_url):
             return await answer_badly(request, sandbox, bad)
     await sandbox.sleep(faults.get("slow", 0.0))
+    request.scope["arrival"].code = 200
+    response = JSONResponse(_created_body(task))
+    return in_drops(sandbox, response, faults["drip"] or 0) if "drip" in faults else response
+
+
+def _created_body(task: Task) -> dict[str, Any]:
+    faults = task.faults
     data = next((odd(task.id) for name, odd in _ODD_DATA.items() if name in faults), {"taskId": task.id})
     body = shapes.envelope(200, data)
     if "string-code" in faults:
         body["code"] = "200"
-    body |= {"padding": " " * int(1e6 * (faults["huge-answer"] or 0))} if "huge-answer" in faults else {}
-    request.scope["arrival"].code = 200
-    response = JSONResponse(body)
-    return in_drops(sandbox, response, faults["drip"] or 0) if "drip" in faults else response
+    if "huge-answer" in faults:
+        body["padding"] = " " * int(1e6 * (faults["huge-answer"] or 0))
+    return body
 
 
 _OUTAGES: Mapping[str, Outage] = {"no-credits": "credits", "key-revoked": "key", "maintenance": "maintenance"}

@@ -98,7 +98,10 @@ def client_of(base: str) -> httpx.AsyncClient:
     """A client that has the key."""
     key = {"Authorization": "Bearer sandbox"}
     no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the usual one takes longer to load than most tests to run
-    return httpx.AsyncClient(base_url=base, headers=key, trust_env=False, verify=no_tls, timeout=10)
+    few = httpx.Limits(max_connections=10)  # a large pool is slow
+    return httpx.AsyncClient(
+        base_url=base, headers=key, trust_env=False, verify=no_tls, limits=few, timeout=httpx.Timeout(10, pool=None)
+    )
 
 
 async def eventually(condition: Callable[[], Any], within: float = 10) -> None:

@@ -1,0 +1,94 @@
+"""The stand-in upstream as a process: its address, its end, its load, its silence."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import httpx
+import pytest
+
+from app.sandbox import FAULTS
+
+from .running import Caller, client_of, created, eventually, known, nowhere, poll, sandboxed, submit
+
+START = (
+    "from app.sandbox import SandboxOptions, run_sandbox; run_sandbox(SandboxOptions(rate=10_000, api_key='sandbox'))"
+)
+
+
+@contextmanager
+def started() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A sandbox of its own process and its address."""
+    process = subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("sandbox listening on http://127.0.0.1:")
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_process_ends_at_once_cleanly_and_in_silence(number: signal.Signals) -> None:
+    with started() as (process, base):
+        async with client_of(base) as client:
+            await created(client, "rain [fault: delay-callbacks=60]", callBackUrl=nowhere())
+            hanging = asyncio.create_task(submit(client, "rain [fault: hang]"))
+            while len((await client.get("/journal", params={"kind": "request"})).json()) < 2:
+                pass
+            process.send_signal(number)
+            begun = time.monotonic()
+            await asyncio.to_thread(process.wait, 5)
+            with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+                await hanging
+
+        assert process.returncode == 0
+        assert time.monotonic() - begun < 2
+        assert process.communicate() == ("", "")
+
+
+async def test_two_hundred_tasks_at_once_are_all_told(caller: Caller) -> None:
+    with started() as (_, base):
+        async with client_of(base) as client:
+            ids = await asyncio.gather(*(created(client, f"rain {n}", callBackUrl=caller.url) for n in range(200)))
+            await eventually(lambda: len(caller.bodies) >= 600, within=30)
+            tasks = (await client.get("/tasks")).json()
+
+    assert sorted(caller.types) == ["complete"] * 200 + ["first"] * 200 + ["text"] * 200
+    assert {task["task_id"] for task in tasks} == set(ids)
+    assert all(task["delivered"] == ["text", "first", "complete"] for task in tasks)
+
+
+async def test_no_fault_is_an_error_of_the_sandbox_itself(caplog: pytest.LogCaptureFixture) -> None:
+    async with sandboxed() as client:
+        names = iter([name for name, fault in FAULTS.items() if fault.group != "Account" and "hang" not in name])
+        await asyncio.gather(*(_use_each(client, names) for _ in range(10)))
+
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+async def _use_each(client: httpx.AsyncClient, names: Iterator[str]) -> None:
+    for name in names:
+        await _use(client, name)
+
+
+async def _use(client: httpx.AsyncClient, fault: str) -> None:
+    """Do with a task of this fault all that a caller may do."""
+    url = nowhere()
+    value = {"times": "=1", "seconds": "=0.05", "MB": "=1", "code": "=500", None: ""}[FAULTS[fault].value]
+    with suppress(httpx.TransportError):
+        await submit(client, f"rain [fault: {fault}{value}]", callBackUrl=url)
+    for task in await known(client, url):
+        for _ in range(3):
+            with suppress(httpx.TransportError, ValueError):
+                await poll(client, task["task_id"])
+        for clip in task["clips"]:
+            with suppress(httpx.TransportError):
+                answer = await client.get(f"/audio/{clip}.wav")
+                assert answer.status_code != 500 or fault == "audio-500"
