@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, demo
 from app.callbacks.replay import find_callbacks, replay
+from app.config import parse_rate
 from app.console import fail, load_settings, prepare, require_upstream_key, why, with_database
 from app.db import Database
 from app.db import migrate as run_migrations
@@ -20,7 +21,7 @@ from app.doctor import Finding, examine
 from app.log import configure_logging
 from app.main import run_worker
 from app.models import Task, TaskStatus
-from app.sandbox import SandboxOptions, run_sandbox
+from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
 from app.tasks import repository
@@ -249,9 +250,32 @@ def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 def sandbox(
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8001,
+    api_key: Annotated[str, typer.Option(help="The key that submits must show.")] = "sandbox",
+    delay: Annotated[float, typer.Option(min=0, help="Seconds from submit to complete.")] = 3.0,
+    rate: Annotated[str, typer.Option(help="Requests/seconds that are let through.")] = "20/10",
+    credits_: Annotated[float, typer.Option("--credits", min=0, help="What is on the account.")] = 1000.0,
+    fault: Annotated[str | None, typer.Option(help="For every task, as in drop-callbacks:0.2,code-500:0.1.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which tasks a fault with a probability meets.")] = 0,
+    callback_retries: Annotated[str, typer.Option(help="Seconds before each retry of a callback.")] = "60,300,900",
+    callback_hmac_key: Annotated[str | None, typer.Option(help="Signs callbacks.")] = None,
 ) -> None:
-    """A stand-in upstream, for callers' development and for tests."""
-    run_sandbox(SandboxOptions(), host, port)
+    """A stand-in upstream, for callers' development and for tests; README lists its faults."""
+    try:
+        pace = parse_rate(rate)
+        options = SandboxOptions(
+            api_key=api_key,
+            delay=delay,
+            rate=pace.requests,
+            period=pace.period.total_seconds(),
+            credits=credits_,
+            fault=fault,
+            seed=seed,
+            callback_retry_delays=tuple(float(word) for word in callback_retries.split(",") if word),
+            callback_hmac_key=callback_hmac_key,
+        )
+    except (ValueError, FaultRefused) as error:
+        fail(f"The sandbox cannot be started like this: {error}")
+    run_sandbox(options, host, port)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
 
-def _rate(value: object) -> Rate:
+def parse_rate(value: object) -> Rate:
+    """Read `requests/seconds`. Raises ValueError."""
     if isinstance(value, Rate):
         return value
     count, slash, seconds = str(value).partition("/")
@@ -64,7 +65,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 Span = Annotated[timedelta, PlainValidator(_span)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_words)]
-RateSetting = Annotated[Rate, NoDecode, PlainValidator(_rate)]
+RateSetting = Annotated[Rate, NoDecode, PlainValidator(parse_rate)]
 Networks = Annotated[
     tuple[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)], ...], NoDecode, BeforeValidator(_words)
 ]
