@@ -118,10 +118,7 @@ class _Submitter:
             task.charge = Charge.none
             life.fail(session, task, Failure(ErrorCode.invalid_request, answer.message, answer.code), now)
         elif answer.verdict is Verdict.held:
-            await self._hold(session, answer, now)
-            task.attempts = 0
-            # Nothing about this order was wrong: it keeps its place in the queue.
-            life.requeue(session, task, now, task.created_at)
+            await self._hold(session, task, answer, now)
         else:
             await self._retry_later(session, task, answer, now)
 
@@ -135,9 +132,16 @@ class _Submitter:
         delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._dice)
         self._parts.life.requeue(session, task, now, now + delay)
 
-    async def _hold(self, session: Session, answer: SubmitAnswer, now: datetime) -> None:
-        hold = Hold(answer.hold_reason or HoldReason.blocked, now, answer.message)
-        await hold_submits(session, hold, self._parts.settings.hold_recheck)
+    async def _hold(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
+        reason = answer.hold_reason or HoldReason.blocked
+        await hold_submits(session, Hold(reason, now, answer.message), self._parts.settings.hold_recheck)
+        if reason is HoldReason.blocked:
+            # It may be this order's words that a firewall dislikes: those behind it go first next time.
+            self._parts.life.requeue(session, task, now, now + submit_retry_delay(task.attempts, answer.retry_after))
+            return
+        # Nothing about this order was wrong: it keeps its place in the queue.
+        task.attempts = 0
+        self._parts.life.requeue(session, task, now, task.created_at)
 
     async def _report_late(self, session: Session, task_id: str, answer: SubmitAnswer, now: datetime) -> None:
         """

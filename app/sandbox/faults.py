@@ -14,7 +14,7 @@ _TAG = re.compile(r"\[fault:([^\]]*)\]", re.IGNORECASE)
 _TERM = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<value>\d+(\.\d+)?))?(:(?P<chance>[01]?\.?\d+))?")
 
 
-class FaultRefused(ValueError):  # noqa: N818 - names the case
+class FaultRefused(ValueError):
     """A fault was asked for that does not exist, or in a way that cannot be read."""
 
 

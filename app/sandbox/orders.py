@@ -12,7 +12,7 @@ from app.sandbox.state import Order
 _LONGEST_PROMPT = 500
 
 
-class Refused(Exception):  # noqa: N818 - an answer, not an error of ours
+class Refused(Exception):
     """The upstream answers with this code, and its usual message unless another is given."""
 
     def __init__(self, code: int, message: str | None = None) -> None:

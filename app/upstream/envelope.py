@@ -120,7 +120,7 @@ def read_retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | N
     if value is None:
         return None
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value.strip()):
-        return min(timedelta(seconds=float(value)), LONGEST_WAIT)
+        return min(timedelta(seconds=float(value.strip())), LONGEST_WAIT)
     try:
         until = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
