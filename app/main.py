@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 
-from app import __version__, health
+from app import __version__, health, problems
 from app.auth import keep_configured_keys
 from app.callbacks import endpoints as callbacks
 from app.config import Settings
@@ -59,9 +59,10 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    for room in (tasks, usage, callbacks, upstream, dropin, health):
+    for room in (tasks, usage, callbacks, upstream, dropin, health, problems):
         app.include_router(room.router)
     install_error_handlers(app)
+    problems.document_problems(app)
     app.add_middleware(Edge)
     return app
 

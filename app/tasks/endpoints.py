@@ -15,9 +15,10 @@ from sqlalchemy import ColumnElement
 from app.auth import Caller, CallerDep
 from app.db import Database, DatabaseDep, ReaderDep, Session
 from app.edge import Text
-from app.errors import InvalidRequest, NotFound, TaskNotFinal
+from app.errors import InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal
 from app.models import Callback, Charge, Task, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
+from app.problems import says
 from app.tasks import repository
 from app.tasks.idempotency import claim_key, fingerprint, read_key
 from app.tasks.schemas import (
@@ -144,7 +145,7 @@ async def get_task(request: Request, response: Response, session: ReaderDep, tas
     return read_task(task, await repository.queue_positions(session, [task]))
 
 
-@router.post("/{task_id}/cancel", operation_id="cancelTask")
+@router.post("/{task_id}/cancel", operation_id="cancelTask", responses=says(TaskAlreadyFinal))
 async def cancel_task(database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str) -> CanceledTask:
     """Stop a task. Before it was sent nothing is charged; afterwards the upstream may charge it all the same."""
     async with database.writes.begin() as session:
@@ -153,7 +154,7 @@ async def cancel_task(database: DatabaseDep, life: LifeDep, caller: CallerDep, t
     return CanceledTask(**read_task(task, {}).model_dump(), charge_may_apply=task.charge is not Charge.none)
 
 
-@router.delete("/{task_id}", operation_id="deleteTask", status_code=204)
+@router.delete("/{task_id}", operation_id="deleteTask", status_code=204, responses=says(TaskNotFinal))
 async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: str) -> None:
     """Erase a task that has ended: its prompt, its clips and everything that was said about it."""
     async with database.writes.begin() as session:

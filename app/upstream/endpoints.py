@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from app.auth import CallerDep
 from app.errors import UpstreamUnavailable
+from app.problems import says
 from app.upstream.credits import CreditDesk, NoAnswer
 
 router = APIRouter(tags=["account"])
@@ -21,7 +22,7 @@ class CreditsRead(BaseModel):
     checked_at: datetime
 
 
-@router.get("/v1/credits", operation_id="getCredits")
+@router.get("/v1/credits", operation_id="getCredits", responses=says(UpstreamUnavailable))
 async def get_credits(request: Request, caller: CallerDep) -> CreditsRead:
     """How many credits are left upstream; at most 10 seconds old."""
     desk: CreditDesk = request.app.state.credit_desk
