@@ -13,7 +13,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select, update
 
-from app.db import Database, ReaderDep, Session, insert_new
+from app.db import Database, DatabaseDep, Session, insert_new
 from app.errors import NotAuthenticated
 from app.models import ApiKey, new_id
 
@@ -29,7 +29,7 @@ class Caller:
 
 
 async def authenticate(
-    session: ReaderDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Caller:
     """
     Return whose key this is. Raises NotAuthenticated.
@@ -40,7 +40,9 @@ async def authenticate(
     if credentials is None:
         raise NotAuthenticated
     found = select(ApiKey).where(ApiKey.key_hash == hash_key(credentials.credentials), ApiKey.revoked_at.is_(None))
-    key = await session.scalar(found)
+    # The connection is given back at once: a request that held one while it asked for another could wait for itself.
+    async with database.reads() as session:
+        key = await session.scalar(found)
     if key is None:
         raise NotAuthenticated
     return Caller(key.id, key.is_admin)
