@@ -1,5 +1,15 @@
 """The one way out: opens every HTTP client, and keeps what callers name from reaching our own network."""
 
+from app.egress.clients import EgressRefused, Resolver, guarded_client, upstream_client
 from app.egress.rules import Networks, UrlRefused, check_url, is_forbidden
 
-__all__ = ["Networks", "UrlRefused", "check_url", "is_forbidden"]
+__all__ = [
+    "EgressRefused",
+    "Networks",
+    "Resolver",
+    "UrlRefused",
+    "check_url",
+    "guarded_client",
+    "is_forbidden",
+    "upstream_client",
+]

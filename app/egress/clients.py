@@ -1,0 +1,157 @@
+"""Opens the HTTP clients: a plain one for the upstream, a guarded one for what callers and answers name."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Future
+from datetime import timedelta
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from ipaddress import ip_address
+
+import httpcore
+import httpx
+
+from app.egress.rules import Address, Networks, is_forbidden, refusal_of
+
+Resolver = Callable[[str], Awaitable[Sequence[str]]]
+
+USER_AGENT = "Soundpost/0.1.0"
+_CONNECT_WITHIN = timedelta(seconds=5)
+
+
+class EgressRefused(httpx.TransportError):
+    """The guard refused a destination, and nothing was sent there. The message names the class of address."""
+
+
+def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.AsyncClient:
+    """
+    Open the client for the upstream, which the operator chose: it is not guarded.
+
+    `timeout` is for each single read or write. A connection is given at most five seconds,
+    so that one never made shows as a connect timeout, apart from an answer that was lost.
+    """
+    # A reused connection may be one that the server has just closed: a submit written to it is lost unread,
+    # yet looks like one whose answer was lost. Each request has a fresh connection, so that does not happen.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
+    client = _client(transport, timeout)
+    client.base_url = httpx.URL(base_url)
+    client.headers["Authorization"] = f"Bearer {api_key}"
+    return client
+
+
+def guarded_client(
+    allow: Networks,
+    timeout: timedelta,
+    *,
+    resolve: Resolver | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+) -> httpx.AsyncClient:
+    """
+    Open a client for URLs that others chose: webhooks and audio.
+
+    Each request dials an address that was checked for it, or raises `EgressRefused` before any
+    connection is made. The name stays in the Host header and is what the certificate must show.
+    """
+    context = ssl_context or httpx.create_ssl_context(trust_env=False)
+    return _client(_GuardedTransport(allow, resolve or look_up, context), timeout)
+
+
+async def look_up(host: str) -> Sequence[str]:
+    """
+    Return every address of a name as the system resolves it; raises OSError if there is none.
+
+    Each lookup has a thread of its own that nobody waits for. In the loop's pool, eight names whose servers
+    never answer hold up every other lookup of the process for half a minute, and then its end.
+    """
+    answer: Future[Sequence[str]] = Future()
+    threading.Thread(target=_look_up, args=(host, answer), daemon=True).start()
+    return await asyncio.wrap_future(answer)
+
+
+def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=transport,
+        trust_env=False,
+        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+        timeout=httpx.Timeout(timeout.total_seconds(), connect=min(timeout, _CONNECT_WITHIN).total_seconds()),
+        # A jar would grow with every receiver's cookies, and hand one caller's to another on the same host.
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+    )
+
+
+class _GuardedTransport(httpx.AsyncHTTPTransport):
+    def __init__(self, allow: Networks, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
+        # The parent's constructor does nothing but make a pool, and has no way to be given a backend for it.
+        self._allow = allow
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=ssl_context,
+            # The pool bounds nothing: callers do, so that one hung receiver cannot keep the others waiting.
+            max_connections=None,
+            # An idle connection would outlive the check of its address.
+            max_keepalive_connections=0,
+            network_backend=_GuardedBackend(allow, resolve),
+        )
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if reason := refusal_of(request.url, self._allow):
+            raise EgressRefused(reason)
+        return await super().handle_async_request(request)
+
+
+class _GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Resolves once, checks every address, and dials none but those. Unix sockets it does not know."""
+
+    def __init__(self, allow: Networks, resolve: Resolver) -> None:
+        self._allow = allow
+        self._resolve = resolve
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 (the parent's signature)
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self._checked_addresses(host)
+                return await self._dial(addresses, port, timeout)
+        except TimeoutError as error:
+            raise httpcore.ConnectTimeout("no connection in time") from error
+
+    async def _checked_addresses(self, host: str) -> Sequence[Address]:
+        try:
+            found = await self._resolve(host)
+        except OSError as error:
+            raise httpcore.ConnectError("the host does not resolve") from error
+        addresses = [ip_address(text) for text in dict.fromkeys(found)]
+        for address in addresses:
+            if reason := is_forbidden(address, self._allow):
+                raise EgressRefused(f"the host resolves to {reason}")
+        return addresses
+
+    async def _dial(self, addresses: Sequence[Address], port: int, within: float | None) -> httpcore.AsyncNetworkStream:
+        failure: Exception = httpcore.ConnectError("the host resolves to no address")
+        for address in addresses:
+            # Each has its share of the time, or one that swallows packets would keep the next from being tried.
+            share = within and within / len(addresses)
+            try:
+                return await self._network.connect_tcp(str(address), port, timeout=share)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
+        raise failure
+
+
+def _look_up(host: str, answer: Future[Sequence[str]]) -> None:
+    if not answer.set_running_or_notify_cancel():
+        return
+    try:
+        found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+        answer.set_result([str(address[0]) for *_, address in found])
+    except OSError as error:
+        answer.set_exception(error)
