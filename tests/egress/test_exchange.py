@@ -1,0 +1,240 @@
+"""Every exchange ends in time, and takes no more bytes than it asked for."""
+
+import asyncio
+import gzip
+import time
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from app.egress import AnswerTooLarge, EgressRefused, ExchangeTooSlow, guarded_client, send_capped, stream_following
+
+from .receivers import LOOPBACK, SOON, Receiver, answering, receiving
+
+KIB = 1024
+BRIEFLY = timedelta(seconds=0.3)
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "truncated"), [(0, 0, False), (99, 99, False), (100, 100, False), (101, 100, True)]
+)
+async def test_answer_is_read_up_to_the_limit(size: int, kept: int, truncated: bool) -> None:
+    async with (
+        receiving(answering(201, "X-Seen: yes", body=b"x" * size)) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+    ):
+        answer = await send_capped(client, client.build_request("POST", receiver.url()), limit=100, within=SOON)
+
+    assert (answer.status, answer.headers["x-seen"], answer.body, answer.truncated) == (
+        201,
+        "yes",
+        b"x" * kept,
+        truncated,
+    )
+
+
+async def test_endless_answer_costs_no_more_than_its_limit() -> None:
+    sent = 0
+
+    async def flood(writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 64 * KIB)
+            sent += 64 * KIB
+            await writer.drain()
+
+    async with receiving(flood) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        answer = await send_capped(client, client.build_request("POST", receiver.url()), limit=16 * KIB, within=SOON)
+
+    assert (len(answer.body), answer.truncated) == (16 * KIB, True)
+    assert sent < 32 * KIB * KIB
+
+
+async def test_compressed_bomb_stays_as_small_as_it_came() -> None:
+    bomb = gzip.compress(bytes(64 * KIB * KIB))
+    async with (
+        receiving(answering(200, "Content-Encoding: gzip", body=bomb)) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+    ):
+        answer = await send_capped(client, client.build_request("GET", receiver.url()), limit=KIB * KIB, within=SOON)
+
+    assert answer.body == bomb
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: ", b""]
+)
+async def test_drip_fed_answer_ends_at_the_deadline(head: bytes) -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        for _ in range(60):
+            writer.write(b"H" if head else b"")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async with receiving(drip) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        started = time.monotonic()
+        with pytest.raises(ExchangeTooSlow, match=r"not done within 0\.3 s"):
+            await send_capped(client, client.build_request("POST", receiver.url()), limit=KIB, within=BRIEFLY)
+
+        assert time.monotonic() - started < 2
+
+
+async def test_cancellation_from_outside_stays_a_cancellation() -> None:
+    asked = asyncio.Event()
+
+    async def note(_writer: asyncio.StreamWriter) -> None:
+        asked.set()
+
+    async with receiving(note) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        request = client.build_request("POST", receiver.url())
+        exchange = asyncio.create_task(send_capped(client, request, limit=1, within=SOON))
+        await asked.wait()
+        exchange.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await exchange
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect_of_a_single_exchange_is_an_answer_like_any_other(status: int) -> None:
+    async with receiving() as target:
+        redirect = answering(status, f"Location: {target.url()}")
+        async with receiving(redirect) as receiver, guarded_client(LOOPBACK, SOON) as client:
+            request = client.build_request("POST", receiver.url(), content=b"{}")
+            answer = await send_capped(client, request, limit=KIB, within=SOON)
+
+        assert (answer.status, target.connections) == (status, 0)
+
+
+@pytest.mark.parametrize("location", ["http://[::1", "http:[", "http://a:b:c/", "http://\x80/"])
+async def test_redirect_to_what_is_no_url_is_a_transport_error(location: str) -> None:
+    async with receiving(answering(302, f"Location: {location}")) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        with pytest.raises(httpx.TransportError):
+            await send_capped(client, client.build_request("POST", receiver.url()), limit=KIB, within=SOON)
+
+
+async def test_download_streams_what_the_last_redirect_leads_to() -> None:
+    async with receiving(answering(200, "Content-Type: audio/mpeg", body=b"sound")) as target:
+        async with (
+            receiving(answering(302, f"Location: {target.url(path='/a.mp3')}")) as receiver,
+            guarded_client(LOOPBACK, SOON) as client,
+            stream_following(client, receiver.url(), limit=KIB, within=SOON) as download,
+        ):
+            body = b"".join([chunk async for chunk in download.chunks])
+
+        assert (download.status, download.headers["content-type"], body) == (200, "audio/mpeg", b"sound")
+        assert receiver.heads[0].startswith("GET / ")
+        assert target.heads[0].startswith("GET /a.mp3 ")
+
+
+@pytest.mark.parametrize(("hops", "is_followed"), [(5, True), (6, False)])
+async def test_five_redirects_are_followed_and_no_more(hops: int, is_followed: bool) -> None:
+    left = hops
+
+    async def redirect(writer: asyncio.StreamWriter) -> None:
+        nonlocal left
+        left -= 1
+        writer.write(answering(302, "Location: /next") if left >= 0 else answering(200))
+
+    async with receiving(redirect) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        if is_followed:
+            assert await _status_of(client, receiver) == 200
+        else:
+            with pytest.raises(EgressRefused, match="more than 5 redirects"):
+                await _status_of(client, receiver)
+
+        assert receiver.connections == 6
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [
+        ("http://10.0.0.1/", "a private address"),
+        ("http://169.254.169.254/latest/meta-data/", "a link-local address"),
+        ("http://2852039166/", "a link-local address"),
+        ("http://[64:ff9b::a00:1]/", "a NAT64 address"),
+        ("//10.0.0.1/x", "a private address"),
+        ("http://user:hunter2@127.0.0.1/", "credentials"),
+        ("https://db.internal/", "a name of this machine or its network"),
+        ("http://[fe80::1%25eth0]/", "zone"),
+        ("file:///etc/passwd", "neither http nor https"),
+        ("gopher://127.0.0.1:6379/", "neither http nor https"),
+        ("http:[", "cannot be read"),
+    ],
+)
+async def test_every_hop_is_guarded_like_the_first(location: str, reason: str) -> None:
+    async with receiving(answering(302, f"Location: {location}")) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        with pytest.raises(EgressRefused, match=reason) as refused:
+            await _status_of(client, receiver)
+
+        assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://\ud800/", "http://example.com/\ud800", "a.mp3", ""])
+async def test_download_of_what_is_no_url_is_refused(url: str) -> None:
+    async with guarded_client(LOOPBACK, SOON) as client:
+        with pytest.raises(EgressRefused):
+            async with stream_following(client, url, limit=KIB, within=SOON):
+                pass
+
+
+async def test_download_larger_than_its_limit_is_an_error() -> None:
+    async with (
+        receiving(answering(200, body=b"x" * 101)) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+    ):
+        with pytest.raises(AnswerTooLarge, match="more than 100 bytes"):
+            async with stream_following(client, receiver.url(), limit=100, within=SOON) as download:
+                assert [chunk async for chunk in download.chunks] == []
+
+
+async def test_download_as_large_as_its_limit_is_whole() -> None:
+    async with (
+        receiving(answering(200, body=b"x" * 100)) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+        stream_following(client, receiver.url(), limit=100, within=SOON) as download,
+    ):
+        assert b"".join([chunk async for chunk in download.chunks]) == b"x" * 100
+
+
+async def test_download_cut_short_is_an_error() -> None:
+    async def cut(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf")
+        writer.close()
+
+    async with receiving(cut) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            async with stream_following(client, receiver.url(), limit=100, within=SOON) as download:
+                assert [chunk async for chunk in download.chunks] == [b"half"]
+
+
+async def test_download_that_drips_ends_at_the_deadline() -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        for _ in range(60):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async with receiving(drip) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        started = time.monotonic()
+        with pytest.raises(ExchangeTooSlow):
+            async with stream_following(client, receiver.url(), limit=KIB, within=BRIEFLY) as download:
+                assert {chunk async for chunk in download.chunks} == {b"x"}
+
+        assert time.monotonic() - started < 2
+
+
+async def test_timeout_of_the_caller_is_not_taken_for_a_slow_download() -> None:
+    async with receiving() as receiver, guarded_client(LOOPBACK, SOON) as client:
+        with pytest.raises(TimeoutError, match="storage"):
+            async with stream_following(client, receiver.url(), limit=KIB, within=SOON):
+                raise TimeoutError("storage")
+
+
+async def _status_of(client: httpx.AsyncClient, receiver: Receiver) -> int:
+    async with stream_following(client, receiver.url(), limit=KIB, within=SOON) as download:
+        return download.status
