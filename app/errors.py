@@ -1,0 +1,250 @@
+"""
+What can go wrong for a caller, and the words in which it is said (RFC 9457).
+
+AppError
+├── UnreadableRequest      400  the HTTP itself is broken
+├── UnreadableBody         400  not a JSON document
+├── NotAuthenticated       401
+├── NotFound               404  absent, or another key's: one answer for both
+├── MethodNotAllowed       405
+├── NotAcceptable          406
+├── RequestTimeout         408
+├── TaskAlreadyFinal       409
+├── TaskNotFinal           409
+├── ContentTooLarge        413
+├── UnsupportedMediaType   415
+├── InvalidRequest         422  read, and not accepted
+├── IdempotencyKeyReused   422
+├── TooManyRequests        429
+├── HeadersTooLarge        431
+├── InternalError          500
+├── UpstreamUnavailable    502
+├── DatabaseUnavailable    503
+├── ShuttingDown           503
+└── TooManyConnections     503
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, TypedDict
+from urllib.parse import quote
+
+from starlette.responses import Response
+
+MAX_PROBLEM_BYTES = 2000
+MAX_TEXT_BYTES = 240
+MAX_POINTER = 120
+
+RETRY_SOON = {"Retry-After": "2"}
+
+
+class FieldError(TypedDict):
+    """One thing wrong with a request, and where: a JSON pointer in its URI fragment form."""
+
+    pointer: str
+    detail: str
+
+
+class AppError(Exception):
+    """A request could not be served."""
+
+    status: ClassVar[int]
+    slug: ClassVar[str]
+    title: ClassVar[str]
+    headers: Mapping[str, str] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls.title = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+
+    def __init__(
+        self,
+        detail: str | None = None,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        **members: str | int | None,
+    ) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail
+        self.errors = errors
+        self.headers = {**self.headers, **(headers or {})}
+        self.members = members
+
+
+class UnreadableRequest(AppError):
+    """The request is not valid HTTP."""
+
+    status, slug = 400, "unreadable-request"
+
+
+class UnreadableBody(AppError):
+    """The body is not a JSON document that can be read."""
+
+    status, slug = 400, "unreadable-body"
+
+
+class NotAuthenticated(AppError):
+    """A valid key is needed."""
+
+    status, slug = 401, "not-authenticated"
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class NotFound(AppError):
+    """There is nothing here."""
+
+    status, slug = 404, "not-found"
+
+    # No detail can be given: what is absent and what is another key's must read alike.
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class MethodNotAllowed(AppError):
+    """This method is not possible here."""
+
+    status, slug = 405, "method-not-allowed"
+
+
+class NotAcceptable(AppError):
+    """None of the accepted media types can be answered."""
+
+    status, slug = 406, "not-acceptable"
+
+
+class RequestTimeout(AppError):
+    """The request did not arrive in time."""
+
+    status, slug = 408, "request-timeout"
+
+
+class TaskAlreadyFinal(AppError):
+    """The task has already ended."""
+
+    status, slug = 409, "task-already-final"
+
+
+class TaskNotFinal(AppError):
+    """The task has not ended yet."""
+
+    status, slug = 409, "task-not-final"
+
+
+class ContentTooLarge(AppError):
+    """The body is larger than is allowed here."""
+
+    status, slug = 413, "content-too-large"
+
+
+class UnsupportedMediaType(AppError):
+    """The body must be JSON in UTF-8, without a content coding."""
+
+    status, slug = 415, "unsupported-media-type"
+    headers: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
+
+
+class InvalidRequest(AppError):
+    """The request was read, and cannot be accepted."""
+
+    status, slug = 422, "invalid-request"
+
+
+class IdempotencyKeyReused(AppError):
+    """This idempotency key was used with another body."""
+
+    status, slug = 422, "idempotency-key-reused"
+
+
+class TooManyRequests(AppError):
+    """This key's rate limit is exceeded."""
+
+    status, slug = 429, "too-many-requests"
+
+
+class HeadersTooLarge(AppError):
+    """The request line and headers are too large."""
+
+    status, slug = 431, "headers-too-large"
+
+
+class InternalError(AppError):
+    """Something failed on our side."""
+
+    status, slug = 500, "internal-error"
+
+
+class UpstreamUnavailable(AppError):
+    """The upstream gave no usable answer."""
+
+    status, slug = 502, "upstream-unavailable"
+
+
+class DatabaseUnavailable(AppError):
+    """The database is away for the moment."""
+
+    status, slug = 503, "database-unavailable"
+    headers: Mapping[str, str] = RETRY_SOON
+
+
+class ShuttingDown(AppError):
+    """This instance is stopping."""
+
+    status, slug = 503, "shutting-down"
+    headers: Mapping[str, str] = RETRY_SOON
+
+
+class TooManyConnections(AppError):
+    """This instance has no connection to spare."""
+
+    status, slug = 503, "too-many-connections"
+    headers: Mapping[str, str] = RETRY_SOON
+
+
+def cases(root: type[AppError] = AppError) -> list[type[AppError]]:
+    """Return every case of the tree, for whoever lists or documents them."""
+    return [case for child in root.__subclasses__() for case in (child, *cases(child))]
+
+
+def pointer_to(tokens: Iterable[str | int]) -> str:
+    """
+    Return the JSON pointer to a place in a request, as a URI fragment (RFC 6901 §6).
+
+    Names come from the request and may be huge: a pointer that would be too
+    long ends at the last ancestor that still fits.
+    """
+    pointer = "#"
+    for token in tokens:
+        escaped = str(token).replace("~", "~0").replace("/", "~1")
+        longer = f"{pointer}/{quote(escaped, safe='~!$&()*+,;=:@', errors='replace')}"
+        if len(longer) > MAX_POINTER:
+            break
+        pointer = longer
+    return pointer
+
+
+def problem(error: AppError) -> Response:
+    """Return the answer for this error: problem+json, never over MAX_PROBLEM_BYTES."""
+    body: dict[str, Any] = {"type": f"/problems/{error.slug}", "title": error.title, "status": error.status}
+    if error.detail is not None:
+        body["detail"] = _clipped(error.detail)
+    body |= {name: _clipped(value) if isinstance(value, str) else value for name, value in error.members.items()}
+    content = _encoded(body)
+    listed: list[FieldError] = []
+    for field in error.errors:
+        listed.append({"pointer": field["pointer"], "detail": _clipped(field["detail"])})
+        longer = _encoded(body | {"errors": listed})
+        if len(longer) > MAX_PROBLEM_BYTES:
+            break
+        content = longer
+    # A 404 may be cached by default, and what is absent now may exist in a moment.
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **error.headers}
+    return Response(content, error.status, headers, "application/problem+json")
+
+
+def _clipped(text: str) -> str:
+    printable = "".join(character if character.isprintable() else " " for character in text[:MAX_TEXT_BYTES])
+    return printable.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore")
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
