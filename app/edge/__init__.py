@@ -3,5 +3,6 @@
 from app.edge.fields import StrictModel, Text
 from app.edge.handlers import install_error_handlers
 from app.edge.middleware import Edge
+from app.edge.protocol import HttpProtocol
 
-__all__ = ["Edge", "StrictModel", "Text", "install_error_handlers"]
+__all__ = ["Edge", "HttpProtocol", "StrictModel", "Text", "install_error_handlers"]
