@@ -153,7 +153,7 @@ def _begin_with(statement: str) -> Callable[[Connection], None]:
     return begin
 
 
-def get_database(request: Request) -> Database:
+async def get_database(request: Request) -> Database:
     """The application's database, for endpoints to take by annotation."""
     database: Database = request.app.state.database
     return database

@@ -49,7 +49,7 @@ class TaskFilters(BaseModel):
     cursor: Cursor = None
 
 
-def get_life(request: Request) -> TaskLife:
+async def get_life(request: Request) -> TaskLife:
     """The writer of tasks."""
     life: TaskLife = request.app.state.life
     return life

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 
 from app.config import Rate
 from app.db import Session, insert_new
 from app.models import PaceSlot
+
+# Not a place in the ring: the row that says until when none of its places may be taken.
+PAUSE = -1
+SHORTEST_WAIT = timedelta(milliseconds=50)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +42,16 @@ class Pacer:
 
     async def prepare(self, session: Session, now: datetime) -> None:
         """Make the ring as long as the rate says; other replicas may do the same at once."""
-        await insert_new(
-            session, PaceSlot, *({"slot": number, "free_at": now} for number in range(self._rate.requests))
-        )
+        numbers = (PAUSE, *range(self._rate.requests))
+        await insert_new(session, PaceSlot, *({"slot": number, "free_at": now} for number in numbers))
         await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.requests))
 
     async def free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:
         """Lock up to `limit` free slots of the ring's first `share` until the transaction ends; none is taken yet."""
-        last = max(1, int(self._rate.requests * share))
+        paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE, PaceSlot.free_at > now).exists()
         free = (
             select(PaceSlot.slot)
-            .where(PaceSlot.free_at <= now, PaceSlot.slot < last)
+            .where(PaceSlot.free_at <= now, PaceSlot.slot.in_(self._shared(share)), ~paused)
             # The slots that only some may use are left for them as long as others are free.
             .order_by(PaceSlot.slot.desc())
             .limit(limit)
@@ -66,18 +69,22 @@ class Pacer:
         return slots
 
     async def give_back(self, session: Session, slot: int, fence: str, now: datetime) -> None:
-        """The answer is here: the slot is free a period from now, unless it was pushed back further."""
+        """The answer is here: the slot is free a period from now."""
         free_at = now + self._rate.period
         mine = update(PaceSlot).where(PaceSlot.slot == slot, PaceSlot.fence == fence)
         await session.execute(mine.values(free_at=free_at, fence=None))
 
     async def push_back(self, session: Session, until: datetime) -> None:
-        """The upstream wants us slower: no slot of any replica is free before then."""
-        later = case((PaceSlot.free_at < until, until), else_=PaceSlot.free_at)
-        await session.execute(update(PaceSlot).values(free_at=later))
+        """The upstream wants us slower: no replica sends anything before then, whatever is in flight now."""
+        pause = update(PaceSlot).where(PaceSlot.slot == PAUSE, PaceSlot.free_at < until)
+        await session.execute(pause.values(free_at=until))
 
     async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
-        """How long until a slot falls free."""
-        last = max(1, int(self._rate.requests * share))
-        free_at = await session.scalar(select(func.min(PaceSlot.free_at)).where(PaceSlot.slot < last))
-        return max(free_at - now, timedelta()) if free_at else timedelta()
+        """How long until a slot falls free; never nothing, since one that is free now may be in another's hands."""
+        first = select(func.min(PaceSlot.free_at)).where(PaceSlot.slot.in_(self._shared(share)))
+        pause = select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE)
+        moments = [await session.scalar(first), await session.scalar(pause)]
+        return max([SHORTEST_WAIT, *(moment - now for moment in moments if moment is not None)])
+
+    def _shared(self, share: float) -> range:
+        return range(max(1, int(self._rate.requests * share)))
