@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.sandbox import instruments, media, vendor
-from app.sandbox.bad_answers import enveloped
+from app.sandbox.bad_answers import NoAnswer, enveloped
 from app.sandbox.callbacks import Courier
 from app.sandbox.journal import JournalMiddleware
 from app.sandbox.options import SandboxOptions
@@ -27,6 +28,7 @@ def create_sandbox(options: SandboxOptions) -> FastAPI:
     app.add_middleware(JournalMiddleware, journal=app.state.sandbox.journal)
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(HTTPException, _not_here)
+    app.add_exception_handler(ClientDisconnect, _drop)
     for room in (vendor, media, instruments):
         app.include_router(room.router)
     return app
@@ -41,6 +43,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)  # noqa: S101 - what it is registered for
     return enveloped(request, error.code, message=error.message)
+
+
+async def _drop(request: Request, error: Exception) -> Response:
+    return NoAnswer()
 
 
 async def _not_here(request: Request, error: Exception) -> Response:

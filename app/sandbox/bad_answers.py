@@ -50,6 +50,13 @@ async def answer_badly(request: Request, sandbox: Sandbox, bad: BadAnswer) -> Re
     return await sever(request, hard=True)
 
 
+class NoAnswer(Response):
+    """For a connection that is gone: nothing is sent, and the journal shows no status."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send nothing."""
+
+
 async def sever(request: Request, *, hard: bool) -> Response:
     """
     End the connection in the middle: `hard` resets it, else what was written still arrives.
@@ -62,7 +69,7 @@ async def sever(request: Request, *, hard: bool) -> Response:
     cut(hard)
     # Only after this does the server know that no answer will come, and not complain about it.
     await _disconnected(request)
-    return _NoAnswer()
+    return NoAnswer()
 
 
 def in_drops(sandbox: Sandbox, response: Response, seconds: float) -> Response:
@@ -77,11 +84,6 @@ def in_drops(sandbox: Sandbox, response: Response, seconds: float) -> Response:
 
     headers = {"Content-Length": str(len(body))}
     return StreamingResponse(drops(), response.status_code, headers, response.media_type)
-
-
-class _NoAnswer(Response):
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The connection is gone, so nothing is sent, and the journal shows no status."""
 
 
 async def _wait_for_the_end(request: Request, sandbox: Sandbox) -> None:

@@ -30,6 +30,7 @@ class SandboxServer(uvicorn.Server):
             http=_BreakableProtocol,
             ws="none",
             lifespan="on",
+            log_config=None,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=2,

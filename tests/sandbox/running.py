@@ -117,10 +117,12 @@ def nowhere() -> str:
     return f"http://soundpost.invalid/callbacks/{uuid.uuid4().hex}/secret"
 
 
-async def submit(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> httpx.Response:
+async def submit(
+    client: httpx.AsyncClient, prompt: str = "soft rain", within: float = 10, **fields: Any
+) -> httpx.Response:
     """Ask for a sound. The callback URL leads nowhere unless one is given."""
     body = {"prompt": prompt, "model": "V5", "callBackUrl": nowhere(), **fields}
-    return await client.post("/api/v1/generate/sounds", json=body)
+    return await client.post("/api/v1/generate/sounds", json=body, timeout=within)
 
 
 async def created(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> str:
@@ -130,9 +132,10 @@ async def created(client: httpx.AsyncClient, prompt: str = "soft rain", **fields
     return str(answer["data"]["taskId"])
 
 
-async def poll(client: httpx.AsyncClient, task_id: str) -> Any:
+async def poll(client: httpx.AsyncClient, task_id: str, within: float = 10) -> Any:
     """One record-info envelope."""
-    return (await client.get("/api/v1/generate/record-info", params={"taskId": task_id})).json()
+    query = {"taskId": task_id}
+    return (await client.get("/api/v1/generate/record-info", params=query, timeout=within)).json()
 
 
 async def finished(client: httpx.AsyncClient, task_id: str, *, status: str | None = None) -> Any:

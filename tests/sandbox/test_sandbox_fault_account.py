@@ -5,6 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.sandbox.account import Account
+
 from .running import codes, created, nowhere, sandboxed, submit
 
 
@@ -13,16 +15,40 @@ async def credits_left(client: httpx.AsyncClient) -> Any:
     return (await client.get("/api/v1/generate/credit")).json()["data"]
 
 
-@pytest.mark.parametrize(("fault", "code"), [("no-credits", 429), ("key-revoked", 401), ("maintenance", 455)])
-async def test_account_stops_working_for_everyone_and_recovers(fault: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("fault", "code", "end"),
+    [
+        ("no-credits", 429, {"credits": 10}),
+        ("key-revoked=60", 401, {"key_works": True}),
+        ("maintenance=60", 455, {"maintenance": False}),
+    ],
+)
+async def test_account_stops_working_for_everyone_and_recovers(fault: str, code: int, end: dict[str, Any]) -> None:
     async with sandboxed() as client:
-        url, prompt = nowhere(), f"rain [fault: {fault}=0.3]"
-        answers = [await submit(client, prompt, callBackUrl=url), await submit(client, "wind")]
-        while codes(last := await submit(client, prompt, callBackUrl=url)) == [code]:
-            pass
+        url, prompt = nowhere(), f"rain [fault: {fault}]"
+        stopped = [await submit(client, prompt, callBackUrl=url), await submit(client, "wind")]
+        await client.post("/control", json=end)
+        resumed = [await submit(client, prompt, callBackUrl=url), await submit(client, "wind")]
 
-    assert codes(*answers) == [code, code]
-    assert codes(last) == [200]
+    assert codes(*stopped) == [code, code]
+    assert codes(*resumed) == [200, 200]
+
+
+def test_outages_end_when_their_time_is_over() -> None:
+    account = Account(10)
+    account.stop("key", 100, 5)
+    account.stop("maintenance", 100, None)
+
+    assert [account.is_out(now, "key") for now in (100, 104.9, 105)] == [True, True, False]
+    assert account.is_out(1e9, "maintenance")
+    assert not account.is_out(100, "credits")
+
+
+def test_window_slides_over_the_arrivals_that_were_let_in() -> None:
+    account = Account(10)
+    arrivals = [0, 4, 5, 9.9, 10, 13.9, 14, 14.1]
+
+    assert [account.admits(now, 2, 10) for now in arrivals] == [True, True, False, False, True, False, True, False]
 
 
 async def test_empty_account_shows_no_credits_until_they_are_set() -> None:

@@ -42,19 +42,17 @@ async def test_reset_leaves_no_answer(client: httpx.AsyncClient, fault: str, tas
 @pytest.mark.parametrize(("fault", "tasks"), [("hang", 0), ("accept-then-hang", 1)])
 async def test_hanging_submit_never_answers(client: httpx.AsyncClient, fault: str, tasks: int) -> None:
     url = nowhere()
-    client.timeout = httpx.Timeout(0.2)
     with pytest.raises(httpx.ReadTimeout):
-        await submit(client, f"rain [fault: {fault}]", callBackUrl=url)
+        await submit(client, f"rain [fault: {fault}]", within=0.5, callBackUrl=url)
 
     assert len(await known(client, url)) == tasks
 
 
 async def test_hanging_submits_do_not_keep_the_sandbox_from_ending() -> None:
     async with sandboxed() as client:
-        client.timeout = httpx.Timeout(0.2)
         for fault in ("hang", "slow=60", "drip=60"):
             with pytest.raises(httpx.ReadTimeout):
-                await submit(client, f"[fault: {fault}] rain")
+                await submit(client, f"[fault: {fault}] rain", within=0.2)
 
 
 async def test_counted_fault_ends_after_that_many_submits_of_one_task(client: httpx.AsyncClient) -> None:
@@ -107,9 +105,8 @@ async def test_callback_comes_before_the_answer(client: httpx.AsyncClient, calle
 
 async def test_sandbox_that_ends_answers_a_submit_that_waits_for_its_callback() -> None:
     async with sandboxed(delay=60) as client, calling() as caller:
-        client.timeout = httpx.Timeout(0.2)
         with pytest.raises(httpx.ReadTimeout):
-            await submit(client, "rain [fault: callback-before-answer]", callBackUrl=caller.url)
+            await submit(client, "rain [fault: callback-before-answer]", within=0.2, callBackUrl=caller.url)
 
     assert caller.bodies == []
 

@@ -44,12 +44,12 @@ async def test_process_ends_at_once_cleanly_and_in_silence(number: signal.Signal
                 pass
             process.send_signal(number)
             begun = time.monotonic()
-            await asyncio.to_thread(process.wait, 5)
+            await asyncio.to_thread(process.wait, 10)
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
                 await hanging
 
         assert process.returncode == 0
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 5
         assert process.communicate() == ("", "")
 
 
@@ -57,7 +57,7 @@ async def test_two_hundred_tasks_at_once_are_all_told(caller: Caller) -> None:
     with started() as (_, base):
         async with client_of(base) as client:
             ids = await asyncio.gather(*(created(client, f"rain {n}", callBackUrl=caller.url) for n in range(200)))
-            await eventually(lambda: len(caller.bodies) >= 600, within=30)
+            await eventually(lambda: len(caller.bodies) >= 600, within=60)
             tasks = (await client.get("/tasks")).json()
 
     assert sorted(caller.types) == ["complete"] * 200 + ["first"] * 200 + ["text"] * 200
@@ -92,3 +92,16 @@ async def _use(client: httpx.AsyncClient, fault: str) -> None:
             with suppress(httpx.TransportError):
                 answer = await client.get(f"/audio/{clip}.wav")
                 assert answer.status_code != 500 or fault == "audio-500"
+
+
+async def test_caller_who_leaves_amid_a_submit_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async with sandboxed() as client:
+        _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"POST /api/v1/generate/sounds HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        await writer.drain()
+        while not (await client.get("/journal")).json():
+            pass
+        writer.close()
+        await writer.wait_closed()
+
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []

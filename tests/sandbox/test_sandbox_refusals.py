@@ -61,22 +61,17 @@ async def test_a_bad_key_is_401_in_both_places(client: httpx.AsyncClient, header
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
 
 
-async def test_no_more_than_the_rate_fits_into_a_period() -> None:
-    async with sandboxed(rate=3, period=0.5) as client:
+async def test_no_more_than_the_rate_is_let_in_and_nothing_else_is_counted() -> None:
+    async with sandboxed(rate=3, period=60) as client:
         task_id = await created(client)
+        for _ in range(5):
+            await client.get("/api/v1/generate/credit")
         answers = [await submit(client), await submit(client), await submit(client)]
         polled = await poll(client, task_id)
-        entries = (await client.get("/journal", params={"kind": "request"})).json()
-        first = entries[0]["monotonic"]
-        while codes(late := await submit(client)) == [405]:
-            pass
-        arrival = (await client.get("/journal", params={"kind": "request"})).json()[-1]
 
     assert codes(*answers) == [200, 200, 405]
     assert (answers[2].status_code, answers[2].json()["msg"]) == (200, "Rate limit exceeded")
     assert polled["code"] == 405
-    assert codes(late) == [200]
-    assert arrival["monotonic"] - first >= 0.5
 
 
 async def test_a_task_nobody_knows_is_record_info_null(client: httpx.AsyncClient) -> None:
