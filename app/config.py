@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     callback_trust: Literal["token", "pull"] = "token"
     callback_hmac_key: SecretStr | None = None
     egress_allow: Networks = ()
+    webhook_schedule: Spans = tuple(map(_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
+    webhook_timeout: Span = timedelta(seconds=15)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     upstream_timeout: Span = timedelta(seconds=30)
@@ -141,6 +143,13 @@ class Settings(BaseSettings):
             raise ValueError("must name at least one model")
         return value
 
+    @field_validator("webhook_schedule")
+    @classmethod
+    def _tries_at_least_once(cls, value: tuple[timedelta, ...]) -> tuple[timedelta, ...]:
+        if not value:
+            raise ValueError("must name the pause before at least one attempt")
+        return value
+
     @model_validator(mode="after")
     def _polls_at_most_three_times_a_second(self) -> Self:
         # The upstream allows at most 3 polls a second for one task.
@@ -152,6 +161,11 @@ class Settings(BaseSettings):
     def submit_lease(self) -> timedelta:
         """How long a claimed submit is ours; it outlives the request, so that nobody judges it before its answer."""
         return self.upstream_timeout + timedelta(seconds=15)
+
+    @property
+    def webhook_lease(self) -> timedelta:
+        """How long a claimed delivery is ours; one that ended mid-request would send the same event twice at once."""
+        return self.webhook_timeout + timedelta(seconds=15)
 
     @property
     def callback_base(self) -> str:

@@ -21,8 +21,9 @@ from app.config import Settings
 from app.db import Database
 from app.dropin import endpoints as dropin
 from app.edge import Edge, install_error_handlers
-from app.egress import upstream_client
+from app.egress import guarded_client, upstream_client
 from app.loops.chores import chore_loop
+from app.loops.deliver import deliver_loop
 from app.loops.loop import Loop, insist, run_loop
 from app.loops.parts import Parts
 from app.loops.poll import poll_loop
@@ -37,6 +38,7 @@ from app.upstream import endpoints as upstream
 from app.upstream.client import Upstream
 from app.upstream.credits import CreditDesk
 from app.upstream.pacing import Pacer
+from app.webhooks.service import Webhooks
 
 log = structlog.get_logger()
 
@@ -82,6 +84,8 @@ def join(settings: Settings) -> Parts:
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
         upstream=Upstream(http, settings.upstream_timeout),
+        webhooks=Webhooks(settings),
+        guarded_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )
 
 
@@ -154,6 +158,7 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await parts.upstream_http.aclose()
+        await parts.guarded_http.aclose()
         await parts.database.close()
 
 
@@ -168,7 +173,7 @@ async def _prepare(parts: Parts) -> None:
 
 
 def _loops(parts: Parts, stopping: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
-    loops: list[Loop[Any]] = [submit_loop(parts), poll_loop(parts), chore_loop(parts)]
+    loops: list[Loop[Any]] = [submit_loop(parts), poll_loop(parts), deliver_loop(parts), chore_loop(parts)]
     return [run_loop(loop, stopping) for loop in loops]
 
 

@@ -85,6 +85,35 @@ class EventType(StrEnum):
     task_revived = "task.revived"
 
 
+class WebhookType(StrEnum):
+    """What callers' endpoints are told."""
+
+    task_submitted = "task.submitted"
+    task_progressed = "task.progressed"
+    task_succeeded = "task.succeeded"
+    task_failed = "task.failed"
+    task_canceled = "task.canceled"
+    clip_archived = "clip.archived"
+    webhook_test = "webhook.test"
+    endpoint_disabled = "endpoint.disabled"
+
+
+class DeliveryStatus(StrEnum):
+    """What became of telling one endpoint of one event."""
+
+    pending = "pending"
+    delivered = "delivered"
+    given_up = "given_up"
+
+
+class DisabledBy(StrEnum):
+    """Who or what ended the deliveries to an endpoint: its owner, its own 410, or days of failure."""
+
+    owner = "owner"
+    gone = "gone"
+    failing = "failing"
+
+
 def _words(kind: type[StrEnum]) -> Enum:
     # Strings, because PostgreSQL's own enums do not survive a migration down and up again.
     return Enum(kind, native_enum=False, length=32, values_callable=lambda kind: [word.value for word in kind])
@@ -112,6 +141,9 @@ class Base(DeclarativeBase):
         ErrorCode: _words(ErrorCode),
         CallbackOutcome: _words(CallbackOutcome),
         EventType: _words(EventType),
+        WebhookType: _words(WebhookType),
+        DeliveryStatus: _words(DeliveryStatus),
+        DisabledBy: _words(DisabledBy),
     }
 
 
@@ -137,6 +169,9 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(100))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     is_admin: Mapped[bool] = mapped_column(default=False)
+    # Signs what goes to the webhook_url of this caller's tasks.
+    secret_generation: Mapped[int] = mapped_column(default=0)
+    secret_rotated_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
@@ -237,6 +272,76 @@ class Event(Base):
     data: Mapped[dict[str, Any]]
     # Never read: it tells the unit of work to insert a new task before its first event.
     task: Mapped[Task] = relationship(lazy="raise")
+
+
+class WebhookEndpoint(Base):
+    """Where a caller hears about all of its tasks."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index(None, "api_key_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    url: Mapped[str]
+    # Null means all of them, those of later releases too.
+    event_types: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    description: Mapped[str | None]
+    secret_generation: Mapped[int] = mapped_column(default=0)
+    secret_rotated_at: Mapped[datetime | None]
+    failing_since: Mapped[datetime | None]
+    paused_until: Mapped[datetime | None]
+    disabled_at: Mapped[datetime | None]
+    disabled_by: Mapped[DisabledBy | None]
+    created_at: Mapped[datetime]
+
+
+class Delivery(Due, Base):
+    """One event for one endpoint; its bytes are kept, so that every attempt sends the same."""
+
+    __tablename__ = "deliveries"
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    task_id: Mapped[str | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    # No foreign key: a test, or the news of a disabled endpoint, is no event of a task.
+    event_id: Mapped[str] = mapped_column(String(ID_LENGTH))
+    event_type: Mapped[WebhookType]
+    url: Mapped[str]
+    # Who shares a receiver: a slow one holds up its own lane and no other.
+    lane: Mapped[str]
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    status: Mapped[DeliveryStatus] = mapped_column(default=DeliveryStatus.pending)
+    # Counts every attempt; the one that claims count by begins again when the delivery is resent.
+    attempts_made: Mapped[int] = mapped_column(default=0)
+    delivered_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> tuple[Index, ...]:
+        due = cls.due_at.isnot(None)
+        return (
+            Index("ix_deliveries_due", "lane", "due_at", postgresql_where=due, sqlite_where=due),
+            Index(None, "api_key_id", "id"),
+            Index(None, "endpoint_id", "id"),
+            Index(None, "task_id"),
+        )
+
+
+class DeliveryAttempt(Base):
+    """One HTTP try at a delivery and what came back."""
+
+    __tablename__ = "delivery_attempts"
+    __table_args__ = (Index(None, "delivery_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    delivery_id: Mapped[str] = mapped_column(ForeignKey("deliveries.id", ondelete="CASCADE"))
+    attempted_at: Mapped[datetime]
+    duration_ms: Mapped[int]
+    status_code: Mapped[int | None]
+    error: Mapped[str | None]
+    response: Mapped[str | None]
 
 
 class IdempotencyKey(Base):

@@ -12,6 +12,7 @@ from app.db import Database, Session
 SUBMITS = "submits"
 POLLS = "polls"
 CHORES = "chores"
+DELIVERIES = "deliveries"
 
 
 class Signals:
@@ -34,6 +35,6 @@ class Signals:
             self.ring(name)
 
 
-def ring_on_commit(session: Session, name: str) -> None:
+def ring_on_commit(session: Session | orm.Session, name: str) -> None:
     """Wake the waiters for this name once, and only if, this transaction is committed."""
     session.info.setdefault("rings", set()).add(name)

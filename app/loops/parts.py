@@ -13,6 +13,7 @@ from app.signals import Signals
 from app.tasks.service import TaskLife
 from app.upstream.client import Upstream
 from app.upstream.pacing import Pacer
+from app.webhooks.service import Webhooks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,5 @@ class Parts:
     pacer: Pacer
     upstream_http: httpx.AsyncClient
     upstream: Upstream
+    webhooks: Webhooks
+    guarded_http: httpx.AsyncClient

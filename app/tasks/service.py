@@ -15,6 +15,7 @@ from app.errors import TaskAlreadyFinal
 from app.models import Charge, Clip, ErrorCode, Event, EventType, ResolvedBy, Task, TaskStatus, new_id
 from app.signals import POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
+from app.tasks.news import tell_caller
 from app.tasks.schedule import jittered, ladder
 from app.tasks.schemas import TaskCreate
 from app.tasks.state import FINAL, REVIVABLE, TOLD, can_move
@@ -276,7 +277,9 @@ class TaskLife:
 
     def _note(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
         self._touch(session, task, now)
-        session.add(Event(task_id=task.id, version=task.version, type=kind, created_at=now, data=data))
+        event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
+        session.add(event)
+        tell_caller(session, task, event, now + self._settings.webhook_schedule[0])
 
     def _touch(self, session: Session, task: Task, now: datetime) -> None:
         task.version += 1

@@ -1,0 +1,119 @@
+"""Finding endpoints and deliveries, and moving many of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, case, exists, func, or_, orm, select, update
+from sqlalchemy.orm import aliased
+
+from app.db import Session
+from app.models import ApiKey, Delivery, DeliveryAttempt, DeliveryStatus, DisabledBy, WebhookEndpoint
+
+
+def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:
+    """The endpoints of these callers that are told of events; they stay until the transaction ends."""
+    enabled = WebhookEndpoint.api_key_id.in_(api_key_ids), WebhookEndpoint.disabled_at.is_(None)
+    # Without the lock, one that is deleted in between would make the insert of its delivery, and so the task's own
+    # step, fail.
+    return session.scalars(select(WebhookEndpoint).where(*enabled).with_for_update(read=True, key_share=True)).all()
+
+
+async def lock_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
+    """The endpoint with this id, held against other writers; events can still be stored for it."""
+    found = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id)
+    locked = found.with_for_update(key_share=True).execution_options(populate_existing=True)
+    endpoint: WebhookEndpoint | None = await session.scalar(locked)
+    return endpoint
+
+
+async def list_endpoints(
+    session: Session, where: Sequence[ColumnElement[bool]], after: str, limit: int
+) -> Sequence[WebhookEndpoint]:
+    """Endpoints that match, oldest first, from behind an id."""
+    query = select(WebhookEndpoint).where(*where, WebhookEndpoint.id > after).order_by(WebhookEndpoint.id)
+    return (await session.scalars(query.limit(limit))).all()
+
+
+async def list_deliveries(
+    session: Session, where: Sequence[ColumnElement[bool]], before: str | None, limit: int
+) -> Sequence[Delivery]:
+    """Deliveries that match, newest first, from behind an id."""
+    query = select(Delivery).where(*where).order_by(Delivery.id.desc()).limit(limit)
+    return (await session.scalars(query if before is None else query.where(Delivery.id < before))).all()
+
+
+async def list_attempts(session: Session, delivery_id: str, after: str, limit: int) -> Sequence[DeliveryAttempt]:
+    """A delivery's attempts behind an id, oldest first."""
+    query = select(DeliveryAttempt).where(DeliveryAttempt.delivery_id == delivery_id, DeliveryAttempt.id > after)
+    return (await session.scalars(query.order_by(DeliveryAttempt.id).limit(limit))).all()
+
+
+async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, WebhookEndpoint | ApiKey]:
+    """Whose secrets sign these deliveries: by endpoint id, or by caller where there is none."""
+    endpoint_ids = {delivery.endpoint_id for delivery in deliveries if delivery.endpoint_id}
+    key_ids = {delivery.api_key_id for delivery in deliveries if not delivery.endpoint_id}
+    found: dict[str, WebhookEndpoint | ApiKey] = {}
+    if endpoint_ids:
+        endpoints = select(WebhookEndpoint).where(WebhookEndpoint.id.in_(endpoint_ids))
+        found |= {endpoint.id: endpoint for endpoint in await session.scalars(endpoints)}
+    if key_ids:
+        found |= {key.id: key for key in await session.scalars(select(ApiKey).where(ApiKey.id.in_(key_ids)))}
+    return found
+
+
+async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
+    """
+    The lanes in which something is due, without those that asked to be spared.
+
+    It goes from lane to lane along the index, so that a lane costs the same whether
+    one delivery waits in it or a hundred thousand.
+    """
+    waiting = aliased(Delivery)
+    lanes = (
+        select(func.min(Delivery.lane).label("lane")).where(Delivery.due_at.isnot(None)).cte("lanes", recursive=True)
+    )
+    following = select(func.min(waiting.lane)).where(waiting.due_at.isnot(None), waiting.lane > lanes.c.lane)
+    lanes = lanes.union_all(select(following.scalar_subquery()).where(lanes.c.lane.isnot(None)))
+    paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > now)
+    is_due = exists().where(Delivery.lane == lanes.c.lane, Delivery.due_at <= now)
+    return (await session.scalars(select(lanes.c.lane).where(is_due, lanes.c.lane.not_in(paused)))).all()
+
+
+async def redirect_waiting(session: Session, endpoint_id: str, url: str) -> None:
+    """What is not delivered yet goes where its endpoint is now."""
+    waiting = Delivery.endpoint_id == endpoint_id, Delivery.status != DeliveryStatus.delivered
+    await session.execute(update(Delivery).where(*waiting).values(url=url))
+
+
+async def give_up_waiting(session: Session, endpoint_id: str) -> None:
+    """End what waits for an endpoint; an attempt that is under way ends by itself."""
+    waiting = Delivery.endpoint_id == endpoint_id, Delivery.due_at.isnot(None), Delivery.fence.is_(None)
+    given_up = {"status": DeliveryStatus.given_up, "due_at": None}
+    await session.execute(update(Delivery).where(*waiting).values(given_up))
+
+
+async def make_due(session: Session, now: datetime, *where: ColumnElement[bool]) -> int:
+    """
+    Begin the schedule of these deliveries again, now; return how many they are.
+
+    One that is under way keeps its claim, or it would be sent twice at once.
+    """
+    is_under_way = Delivery.fence.isnot(None) & (Delivery.due_at > now)
+    again: dict[str, Any] = {
+        "status": DeliveryStatus.pending,
+        "due_at": case((is_under_way, Delivery.due_at), else_=now),
+        "attempts": 0,
+        "delivered_at": None,
+    }
+    made = update(Delivery).where(*where).values(again).execution_options(synchronize_session=False)
+    return len((await session.scalars(made.returning(Delivery.id))).all())
+
+
+async def disabled_after_failures(session: Session, limit: int) -> Sequence[str]:
+    """The endpoints that their receivers' failures disabled, the latest first."""
+    failed = or_(*(WebhookEndpoint.disabled_by == by for by in (DisabledBy.gone, DisabledBy.failing)))
+    query = select(WebhookEndpoint.id).where(failed).order_by(WebhookEndpoint.disabled_at.desc()).limit(limit)
+    return (await session.scalars(query)).all()

@@ -1,0 +1,97 @@
+"""When a delivery is tried again, and what a receiver's answers say about the receiver: pure functions."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from app.models import DisabledBy
+
+GONE = 410
+THROTTLING = frozenset({429, 502, 504})
+FAILS_AT_MOST = timedelta(days=5)
+LONGEST_PAUSE = timedelta(minutes=5)
+JITTER = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one attempt brought: a status, or else an error; `response` is how the answer's body begins."""
+
+    attempted_at: datetime
+    duration: timedelta
+    status_code: int | None = None
+    error: str | None = None
+    response: str | None = None
+    retry_after: timedelta | None = None
+
+    @property
+    def is_success(self) -> bool:
+        """Only 2xx says that the event was taken in; a redirect is not followed, so it is not."""
+        return self.status_code is not None and 200 <= self.status_code < 300
+
+
+def next_delay(
+    schedule: Sequence[timedelta], attempts: int, retry_after: timedelta | None, dice: random.Random
+) -> timedelta | None:
+    """
+    Return how long to wait after this many attempts, or None to give up.
+
+    A receiver may ask for more time, up to twice what the schedule says; what was
+    sent together does not come back together.
+    """
+    if attempts >= len(schedule):
+        return None
+    base = schedule[attempts]
+    return max(base * dice.uniform(1 - JITTER, 1 + JITTER), min(retry_after or timedelta(), 2 * base))
+
+
+def pause_after(outcome: Outcome, delay: timedelta | None) -> timedelta | None:
+    """
+    Return how long the receiver gets no deliveries at all, or None where it did not ask to be spared.
+
+    `delay` is what the delivery itself waits; the others do not wait for its late retries.
+    """
+    if outcome.status_code not in THROTTLING:
+        return None
+    return min(outcome.retry_after or LONGEST_PAUSE, delay or LONGEST_PAUSE)
+
+
+def disabled_by(outcome: Outcome, failing_since: datetime, now: datetime) -> DisabledBy | None:
+    """Return what ends the deliveries to an endpoint whose attempts have failed since then, or None to go on."""
+    if outcome.status_code == GONE:
+        return DisabledBy.gone
+    return DisabledBy.failing if now - failing_since >= FAILS_AT_MOST else None
+
+
+def read_retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | None:
+    """How long the receiver asks us to wait, in seconds or as a date (RFC 9110, 10.2.3)."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return timedelta(seconds=int(value))
+    try:
+        until = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    # A date without a zone is in UTC, as all dates in HTTP are.
+    return max((until if until.tzinfo else until.replace(tzinfo=UTC)) - now, timedelta())
+
+
+def share_room(lanes: Sequence[str], busy: Mapping[str, int], room: int, most: int) -> dict[str, int]:
+    """
+    Return how many deliveries of each lane to begin: as evenly as the room allows, and never more than `most` at once.
+
+    `busy` counts those that a lane has under way already.
+    """
+    each = max(1, room // max(1, len(lanes)))
+    shares: dict[str, int] = {}
+    for lane in lanes:
+        share = min(each, most - busy.get(lane, 0), room)
+        if share > 0:
+            shares[lane] = share
+            room -= share
+    return shares

@@ -1,0 +1,171 @@
+"""The lives of endpoints and deliveries: everything about them is written here."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+
+import structlog
+
+from app.claims import hold_claimed
+from app.config import Settings
+from app.db import Session
+from app.egress import Networks, UrlRefused, check_url
+from app.errors import InvalidRequest
+from app.models import (
+    ApiKey,
+    Delivery,
+    DeliveryAttempt,
+    DeliveryStatus,
+    DisabledBy,
+    WebhookEndpoint,
+    WebhookType,
+    new_id,
+)
+from app.signals import DELIVERIES, ring_on_commit
+from app.webhooks import repository
+from app.webhooks.outbox import News, tell, tell_endpoint
+from app.webhooks.retry import GONE, Outcome, disabled_by, next_delay, pause_after
+from app.webhooks.schemas import (
+    EndpointChange,
+    EndpointCreate,
+    EndpointData,
+    EndpointNews,
+    EndpointNewsType,
+    Recovery,
+    read_endpoint,
+)
+
+log = structlog.get_logger()
+
+
+def check_receiver(url: str, allow: Networks, pointer: str) -> None:
+    """Refuse at once what could never be called. Raises InvalidRequest, which points there."""
+    try:
+        check_url(url, allow)
+    except UrlRefused as refused:
+        raise InvalidRequest(errors=[{"pointer": pointer, "detail": str(refused)}]) from None
+
+
+class Webhooks:
+    """The only writer of endpoints and of what became of deliveries. Its methods never commit."""
+
+    def __init__(self, settings: Settings, dice: random.Random | None = None) -> None:
+        self._schedule = settings.webhook_schedule
+        self._allow = settings.egress_allow
+        self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
+
+    def register(self, session: Session, api_key_id: str, order: EndpointCreate, now: datetime) -> WebhookEndpoint:
+        """Tell an address of events from now on. Raises InvalidRequest."""
+        check_receiver(order.url, self._allow, "#/url")
+        endpoint = WebhookEndpoint(
+            id=new_id(),
+            api_key_id=api_key_id,
+            secret_generation=0,
+            created_at=now,
+            **order.model_dump(exclude={"disabled"}),
+        )
+        if order.disabled:
+            endpoint.disabled_at, endpoint.disabled_by = now, DisabledBy.owner
+        session.add(endpoint)
+        return endpoint
+
+    async def change(self, session: Session, endpoint: WebhookEndpoint, wish: EndpointChange, now: datetime) -> None:
+        """Change what was given, and nothing else, of a locked endpoint. Raises InvalidRequest."""
+        given = wish.model_dump(exclude_unset=True)
+        disabled = given.pop("disabled", None)
+        if "url" in given:
+            check_receiver(given["url"], self._allow, "#/url")
+            await repository.redirect_waiting(session, endpoint.id, given["url"])
+        for name, value in given.items():
+            setattr(endpoint, name, value)
+        if disabled is False:
+            endpoint.disabled_at, endpoint.disabled_by = None, None
+            endpoint.failing_since, endpoint.paused_until = None, None
+        elif disabled and endpoint.disabled_at is None:
+            await self._disable(session, endpoint, DisabledBy.owner, now)
+
+    def rotate(self, owner: WebhookEndpoint | ApiKey, now: datetime) -> None:
+        """Sign with a new secret; the one before signs too for a day."""
+        owner.secret_generation += 1
+        owner.secret_rotated_at = now
+
+    def test(self, session: Session, endpoint: WebhookEndpoint, now: datetime) -> Delivery:
+        """Send an endpoint something harmless."""
+        return tell_endpoint(session, self._news_of(endpoint, WebhookType.webhook_test, now), endpoint)
+
+    async def recover(self, session: Session, endpoint: WebhookEndpoint, wish: Recovery, now: datetime) -> int:
+        """Begin again with all that this endpoint missed of a time; return how much it is."""
+        missed = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
+        ring_on_commit(session, DELIVERIES)
+        return await repository.make_due(
+            session, now, *missed, Delivery.created_at.between(wish.since, wish.until or now)
+        )
+
+    async def resend(self, session: Session, delivery: Delivery, now: datetime) -> None:
+        """Begin again with one delivery, whatever became of it: the same id, the same bytes."""
+        ring_on_commit(session, DELIVERIES)
+        await repository.make_due(session, now, Delivery.id == delivery.id)
+        await session.refresh(delivery)
+
+    async def settle(self, session: Session, claimed: Delivery, outcome: Outcome, now: datetime) -> Delivery | None:
+        """Write down what an attempt brought; return None, having written nothing, where the claim was lost."""
+        endpoint_id = claimed.endpoint_id
+        # The endpoint first, always: two who lock in different orders would wait for each other.
+        endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
+        delivery = await hold_claimed(session, Delivery, claimed.id, claimed.fence)
+        if delivery is None:
+            return None
+        session.add(_attempt(delivery, outcome))
+        delivery.attempts_made += 1
+        delivery.fence = None
+        delay = next_delay(self._schedule, delivery.attempts, outcome.retry_after, self._dice)
+        if endpoint is not None:
+            await self._judge(session, endpoint, outcome, now)
+            pause = pause_after(outcome, delay)
+            endpoint.paused_until = now + pause if pause else endpoint.paused_until
+        is_refused_for_good = outcome.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
+        _move_on(delivery, outcome, None if is_refused_for_good else delay, now)
+        return delivery
+
+    async def _judge(self, session: Session, endpoint: WebhookEndpoint, outcome: Outcome, now: datetime) -> None:
+        """What the attempt says about its receiver."""
+        if outcome.is_success:
+            endpoint.failing_since = None
+        elif endpoint.disabled_at is None:
+            endpoint.failing_since = endpoint.failing_since or outcome.attempted_at
+            by = disabled_by(outcome, endpoint.failing_since, now)
+            if by is not None:
+                await self._disable(session, endpoint, by, now)
+
+    async def _disable(self, session: Session, endpoint: WebhookEndpoint, by: DisabledBy, now: datetime) -> None:
+        endpoint.disabled_at, endpoint.disabled_by = now, by
+        await repository.give_up_waiting(session, endpoint.id)
+        if by is not DisabledBy.owner:
+            log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
+            tell(session, self._news_of(endpoint, WebhookType.endpoint_disabled, now))
+
+    def _news_of(self, endpoint: WebhookEndpoint, kind: EndpointNewsType, now: datetime) -> News:
+        body = EndpointNews(type=kind, timestamp=now, data=EndpointData(endpoint=read_endpoint(endpoint)))
+        due_at = now + self._schedule[0]
+        return News(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
+
+
+def _attempt(delivery: Delivery, outcome: Outcome) -> DeliveryAttempt:
+    return DeliveryAttempt(
+        delivery_id=delivery.id,
+        attempted_at=outcome.attempted_at,
+        duration_ms=round(outcome.duration.total_seconds() * 1000),
+        status_code=outcome.status_code,
+        error=outcome.error,
+        response=outcome.response,
+    )
+
+
+def _move_on(delivery: Delivery, outcome: Outcome, delay: timedelta | None, now: datetime) -> None:
+    if outcome.is_success:
+        delivery.status, delivery.delivered_at, delivery.due_at = DeliveryStatus.delivered, now, None
+    elif delay is None:
+        delivery.status, delivery.due_at = DeliveryStatus.given_up, None
+    else:
+        delivery.due_at = now + delay

@@ -1,0 +1,131 @@
+"""The joined service without its server: tasks that take steps, and a deliver loop that is turned by hand."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from app.config import Settings
+from app.db import Database, Session, database_clock
+from app.loops.deliver import deliver_loop
+from app.loops.loop import Loop, run_loop
+from app.loops.parts import Parts
+from app.main import join
+from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint, new_id
+from app.signals import Signals
+from app.tasks.schemas import TaskCreate
+from app.webhooks.schemas import EndpointCreate
+
+SECRET_KEY = "a-key-of-the-tests-long-enough"
+
+
+@dataclass
+class HandClock:
+    """A clock that goes on when it is told to."""
+
+    time: datetime = field(default_factory=lambda: datetime(2026, 11, 1, 12, tzinfo=UTC))
+
+    async def __call__(self, _: Session) -> datetime:
+        return self.time
+
+
+@dataclass
+class Service:
+    """What a test does with the service."""
+
+    parts: Parts
+    loop: Loop[Any]
+
+    async def now(self) -> datetime:
+        async with self.parts.database.reads() as session:
+            return await self.parts.database.now(session)
+
+    async def add_key(self, name: str = "tester") -> str:
+        async with self.parts.database.writes.begin() as session:
+            key = ApiKey(id=new_id(), name=name, key_hash=new_id(), created_at=await self.now_in(session))
+            session.add(key)
+        return key.id
+
+    async def add_endpoint(self, key_id: str, url: str, **order: Any) -> WebhookEndpoint:
+        async with self.parts.database.writes.begin() as session:
+            now = await self.now_in(session)
+            return self.parts.webhooks.register(session, key_id, EndpointCreate(url=url, **order), now)
+
+    async def order(self, key_id: str, webhook_url: str | None = None) -> Task:
+        async with self.parts.database.writes.begin() as session:
+            return self.parts.life.create(session, key_id, _order(webhook_url), await self.now_in(session))
+
+    async def order_and_cancel(self, key_id: str, webhook_url: str | None = None) -> Task:
+        """The shortest way to a final event."""
+        async with self.parts.database.writes.begin() as session:
+            now = await self.now_in(session)
+            task = self.parts.life.create(session, key_id, _order(webhook_url), now)
+            self.parts.life.cancel(session, task, now)
+        return task
+
+    async def now_in(self, session: Session) -> datetime:
+        return await self.parts.database.now(session)
+
+    async def turn(self) -> int:
+        """Make one attempt at what is due; return how many they were."""
+        claimed = await self.loop.claim(self.loop.concurrency)
+        await asyncio.gather(*(self.loop.work(item) for item in claimed.items))
+        return len(claimed.items)
+
+    async def deliveries(self) -> Sequence[Delivery]:
+        async with self.parts.database.reads() as session:
+            return (await session.scalars(select(Delivery).order_by(Delivery.id))).all()
+
+    async def attempts(self) -> Sequence[DeliveryAttempt]:
+        async with self.parts.database.reads() as session:
+            return (await session.scalars(select(DeliveryAttempt).order_by(DeliveryAttempt.id))).all()
+
+    async def endpoint(self, endpoint_id: str) -> WebhookEndpoint:
+        async with self.parts.database.reads() as session:
+            endpoint = await session.get(WebhookEndpoint, endpoint_id)
+            assert endpoint is not None
+            return endpoint
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Let the deliver loop run by itself."""
+        stopping = asyncio.Event()
+        task = asyncio.create_task(run_loop(self.loop, stopping))
+        try:
+            yield
+        finally:
+            stopping.set()
+            await asyncio.wait([task], timeout=1)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def joined(database_url: str, clock: HandClock | None = None, **settings: Any) -> AsyncIterator[Service]:
+    """The service on this database, its receivers on loopback."""
+    chosen = Settings.model_validate(
+        {
+            "database_url": database_url,
+            "secret_keys": SECRET_KEY,
+            "egress_allow": "127.0.0.0/8",
+            "upstream_url": "http://127.0.0.1:9",
+            **settings,
+        }
+    )
+    parts = join(chosen)
+    database = Database(database_url, clock or database_clock)
+    parts = replace(parts, database=database, signals=Signals(database))
+    try:
+        yield Service(parts, deliver_loop(parts))
+    finally:
+        await parts.guarded_http.aclose()
+        await parts.upstream_http.aclose()
+        await database.close()
+
+
+def _order(webhook_url: str | None) -> TaskCreate:
+    return TaskCreate(prompt="rain", webhook_url=webhook_url, metadata={})

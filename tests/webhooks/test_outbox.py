@@ -1,0 +1,140 @@
+"""What is to be told is a row of the commit that it tells of, for whoever wants to hear of it."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from app.models import DeliveryStatus, ResolvedBy, Task, WebhookType
+from app.tasks.news import TaskNews
+from app.tasks.repository import lock_task
+from app.upstream.schemas import Report, ReportedClip, Stage
+from tests.webhooks.service import HandClock, Service, joined
+
+URL = "http://127.0.0.1:9/hook"
+CLIP = ReportedClip(upstream_clip_id="c1", audio_url="https://cdn.example/a.mp3")
+
+
+async def report(service: Service, task: Task, *reports: Report) -> None:
+    """Let the upstream say these, in one commit."""
+    async with service.parts.database.writes.begin() as session:
+        locked = await lock_task(session, task.id)
+        assert locked is not None
+        for said in reports:
+            now = await service.now_in(session)
+            await service.parts.life.apply_report(session, locked, said, now, ResolvedBy.callback)
+
+
+async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url: str) -> None:
+    async with joined(database_url) as service:
+        key = await service.add_key()
+        endpoint = await service.add_endpoint(key, URL)
+        task = await service.order(key)
+        await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+
+        deliveries = await service.deliveries()
+
+        bodies = [TaskNews.model_validate_json(delivery.body) for delivery in deliveries]
+        assert [body.type for body in bodies] == ["task.submitted", "task.progressed", "task.succeeded"]
+        assert [body.data.task.version for body in bodies] == [2, 3, 4]
+        assert [body.data.task.status for body in bodies] == ["generating", "generating", "succeeded"]
+        assert {delivery.endpoint_id for delivery in deliveries} == {endpoint.id}
+        assert {delivery.task_id for delivery in deliveries} == {task.id}
+        assert all(delivery.status is DeliveryStatus.pending for delivery in deliveries)
+
+
+async def test_body_has_type_timestamp_and_the_task_as_it_is_read(database_url: str) -> None:
+    async with joined(database_url, HandClock(datetime(2026, 11, 1, 12, tzinfo=UTC))) as service:
+        key = await service.add_key()
+        await service.add_endpoint(key, URL)
+        task = await service.order_and_cancel(key)
+
+        [delivery] = await service.deliveries()
+
+        body: dict[str, Any] = json.loads(delivery.body)
+        assert body.keys() == {"type", "timestamp", "data"}
+        assert body["type"] == "task.canceled"
+        assert body["timestamp"] == "2026-11-01T12:00:00Z"
+        assert body["data"]["task"]["id"] == task.id
+        assert body["data"]["task"]["status"] == "canceled"
+
+
+async def test_webhook_url_hears_only_of_the_end(database_url: str) -> None:
+    async with joined(database_url) as service:
+        key = await service.add_key()
+        task = await service.order(key, URL)
+        await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+
+        [delivery] = await service.deliveries()
+
+        assert (delivery.event_type, delivery.endpoint_id, delivery.url) == ("task.succeeded", None, URL)
+
+
+async def test_endpoints_hear_what_they_chose_of_their_own_key(database_url: str) -> None:
+    async with joined(database_url) as service:
+        key, other = await service.add_key(), await service.add_key("other")
+        everything = await service.add_endpoint(key, URL)
+        canceled = await service.add_endpoint(key, URL, event_types=[WebhookType.task_canceled])
+        await service.add_endpoint(key, URL, event_types=[WebhookType.task_failed])
+        await service.add_endpoint(key, URL, disabled=True)
+        await service.add_endpoint(other, URL)
+        await service.order_and_cancel(key)
+
+        told = {delivery.endpoint_id for delivery in await service.deliveries()}
+
+        assert told == {everything.id, canceled.id}
+
+
+async def test_step_that_is_not_committed_is_not_told(database_url: str) -> None:
+    async with joined(database_url) as service:
+        key = await service.add_key()
+        await service.add_endpoint(key, URL)
+        task = await service.order(key, URL)
+
+        async def fail_in_the_middle() -> None:
+            async with service.parts.database.writes.begin() as session:
+                locked = await lock_task(session, task.id)
+                assert locked is not None
+                service.parts.life.cancel(session, locked, await service.now_in(session))
+                raise LookupError
+
+        with pytest.raises(LookupError):
+            await fail_in_the_middle()
+
+        assert not await service.deliveries()
+
+
+@pytest.mark.parametrize(("endpoints", "queries", "deliveries"), [(0, 1, 0), (3, 1, 9)])
+async def test_endpoints_are_looked_up_once_for_a_commit_of_many_events(
+    database_url: str, endpoints: int, queries: int, deliveries: int
+) -> None:
+    async with joined(database_url) as service:
+        key = await service.add_key()
+        for _ in range(endpoints):
+            await service.add_endpoint(key, URL)
+        task = await service.order(key)
+        statements: list[str] = []
+        engine = service.parts.database.writes.kw["bind"].sync_engine
+        event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+
+        await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+
+        assert len([text for text in statements if "FROM webhook_endpoints" in text]) == queries
+        assert len(await service.deliveries()) == deliveries
+
+
+async def test_deleting_a_task_erases_what_was_told_of_it(database_url: str) -> None:
+    async with joined(database_url) as service:
+        key = await service.add_key()
+        await service.add_endpoint(key, URL)
+        task = await service.order_and_cancel(key, URL)
+        await service.turn()
+        assert await service.attempts()
+
+        async with service.parts.database.writes.begin() as session:
+            await session.delete(await lock_task(session, task.id))
+
+        assert not await service.deliveries()
+        assert not await service.attempts()

@@ -1,0 +1,129 @@
+"""When a delivery is tried again, as tables."""
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.config import Settings
+from app.models import DisabledBy
+from app.webhooks.retry import Outcome, disabled_by, next_delay, pause_after, read_retry_after, share_room
+
+NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
+SCHEDULE = Settings.model_fields["webhook_schedule"].default
+DICE = random.Random(1)  # noqa: S311
+
+
+def outcome(status: int | None = None, retry_after: float | None = None) -> Outcome:
+    asked = None if retry_after is None else timedelta(seconds=retry_after)
+    return Outcome(NOW, timedelta(), status_code=status, retry_after=asked)
+
+
+def test_default_schedule_is_the_promised_one() -> None:
+    hours = [2, 5, 10, 14, 20, 24]
+    assert [span.total_seconds() for span in SCHEDULE] == [0, 5, 300, 1800, *(3600 * hour for hour in hours)]
+
+
+@pytest.mark.parametrize("attempts", range(1, 10))
+def test_delay_stays_within_a_fifth_of_the_schedule(attempts: int) -> None:
+    delays = [next_delay(SCHEDULE, attempts, None, DICE) for _ in range(200)]
+
+    assert all(delay is not None and 0.8 <= delay / SCHEDULE[attempts] <= 1.2 for delay in delays)
+    assert len(set(delays)) > 100
+
+
+def test_delivery_is_given_up_after_the_last_attempt() -> None:
+    assert next_delay(SCHEDULE, len(SCHEDULE), None, DICE) is None
+    assert next_delay(SCHEDULE, len(SCHEDULE) + 3, timedelta(hours=1), DICE) is None
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [(0, 240, 360), (450, 450, 450), (600, 600, 600), (9e8, 600, 600)])
+def test_receiver_may_ask_for_up_to_twice_the_delay(asked: float, least: float, most: float) -> None:
+    delay = next_delay(SCHEDULE, 2, timedelta(seconds=asked), DICE)
+
+    assert delay is not None
+    assert least <= delay.total_seconds() <= most
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "delay", "pause"),
+    [
+        (429, None, 5, 5),
+        (502, None, 1800, 300),
+        (504, None, 86400, 300),
+        (429, 60, 86400, 60),
+        (429, 3600, 10, 10),
+        (429, None, None, 300),
+        (503, 60, 300, None),
+        (500, None, 300, None),
+        (200, None, None, None),
+        (None, None, 300, None),
+    ],
+)
+def test_only_some_answers_slow_the_whole_endpoint_down(
+    status: int | None, retry_after: float | None, delay: float | None, pause: float | None
+) -> None:
+    waits = None if delay is None else timedelta(seconds=delay)
+
+    paused = pause_after(outcome(status, retry_after), waits)
+
+    assert paused == (None if pause is None else timedelta(seconds=pause))
+
+
+@pytest.mark.parametrize(
+    ("status", "days", "by"),
+    [
+        (410, 0, DisabledBy.gone),
+        (500, 4.99, None),
+        (500, 5, DisabledBy.failing),
+        (None, 6, DisabledBy.failing),
+    ],
+)
+def test_endpoint_is_disabled_when_gone_or_after_five_days(
+    status: int | None, days: float, by: DisabledBy | None
+) -> None:
+    assert disabled_by(outcome(status), NOW - timedelta(days=days), NOW) is by
+
+
+@pytest.mark.parametrize(("status", "success"), [(200, True), (204, True), (299, True), (301, False), (199, False)])
+def test_only_2xx_is_success(status: int, success: bool) -> None:
+    assert outcome(status).is_success is success
+
+
+@pytest.mark.parametrize(
+    ("value", "span"),
+    [
+        ("120", 120),
+        (" 7 ", 7),
+        ("Sun, 22 Nov 2026 17:01:00 GMT", 60),
+        ("Sun, 22 Nov 2026 16:00:00 GMT", 0),
+        ("Sun, 22 Nov 2026 17:01:00 -0000", 60),
+        ("", None),
+        ("-5", None),
+        ("soon", None),
+        ("9" * 40, None),
+        ("Sun, 99 Nov 99999 17:01:00 GMT", None),
+    ],
+)
+def test_retry_after_is_read_in_both_its_forms(value: str, span: float | None) -> None:
+    read = read_retry_after({"retry-after": value}, NOW)
+
+    assert read == (None if span is None else timedelta(seconds=span))
+
+
+@pytest.mark.parametrize(
+    ("lanes", "busy", "room", "shares"),
+    [
+        ([], {}, 100, {}),
+        (["a"], {}, 100, {"a": 5}),
+        (["a"], {"a": 3}, 100, {"a": 2}),
+        (["a"], {"a": 5}, 100, {}),
+        (["a", "b"], {"a": 5}, 4, {"b": 2}),
+        (["a", "b", "c"], {}, 2, {"a": 1, "b": 1}),
+        (["a", "b"], {}, 3, {"a": 1, "b": 1}),
+    ],
+)
+def test_room_is_shared_among_the_lanes(
+    lanes: list[str], busy: dict[str, int], room: int, shares: dict[str, int]
+) -> None:
+    assert share_room(lanes, busy, room, most=5) == shares
