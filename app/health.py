@@ -15,9 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.db import Database
 from app.models import Task, TaskStatus
 from app.upstream.hold import current_hold
+from app.webhooks.repository import disabled_after_failures
 
 router = APIRouter(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)
+SHOWN_ENDPOINTS = 5
 State = Literal["ok", "degraded", "down"]
 
 
@@ -49,6 +51,7 @@ async def readyz(request: Request, response: Response) -> Readiness:
     if checks["database"].status == "ok":
         checks["upstream"] = await _checked(_check_hold(database))
         checks["queue"] = await _checked(_check_overdue(database))
+        checks["webhooks"] = await _checked(_check_endpoints(database))
     status = worst(checks)
     response.status_code = 503 if status == "down" else 200
     response.headers["Cache-Control"] = "no-store"
@@ -87,6 +90,17 @@ async def _check_hold(database: Database) -> Check:
         return Check(status="ok")
     since = hold.since.isoformat(timespec="seconds")
     return Check(status="degraded", detail=f"submits are held since {since}: {hold.explanation}")
+
+
+async def _check_endpoints(database: Database) -> Check:
+    """A receiver that fails is its owner's to mend: it is told, and degrades nothing."""
+    async with database.reads() as session:
+        disabled = await disabled_after_failures(session, SHOWN_ENDPOINTS + 1)
+    if not disabled:
+        return Check(status="ok")
+    more = ", …" if len(disabled) > SHOWN_ENDPOINTS else ""
+    shown = ", ".join(disabled[:SHOWN_ENDPOINTS]) + more
+    return Check(status="ok", detail=f"endpoints that were disabled because they failed: {shown}")
 
 
 async def _check_overdue(database: Database) -> Check:

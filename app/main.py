@@ -32,12 +32,14 @@ from app.metrics import Metrics
 from app.secrets import load_secrets
 from app.signals import Signals
 from app.tasks import endpoints as tasks
-from app.tasks import usage
+from app.tasks import news, usage
 from app.tasks.service import TaskLife
 from app.upstream import endpoints as upstream
 from app.upstream.client import Upstream
 from app.upstream.credits import CreditDesk
 from app.upstream.pacing import Pacer
+from app.webhooks import deliveries, documents
+from app.webhooks import endpoints as webhooks
 from app.webhooks.service import Webhooks
 
 log = structlog.get_logger()
@@ -60,9 +62,12 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     )
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
+    app.state.webhooks = parts.webhooks
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    for room in (tasks, usage, callbacks, upstream, dropin, health, problems):
+    for room in (tasks, usage, webhooks, deliveries, callbacks, upstream, dropin, health, problems):
         app.include_router(room.router)
+    app.webhooks.include_router(documents.described(news.receive_task_news, news.SUMMARIES))
+    app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
     install_error_handlers(app)
     problems.document_problems(app)
     app.add_middleware(Edge)
@@ -85,7 +90,7 @@ def join(settings: Settings) -> Parts:
         upstream_http=http,
         upstream=Upstream(http, settings.upstream_timeout),
         webhooks=Webhooks(settings),
-        guarded_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
+        egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )
 
 
@@ -158,7 +163,7 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await parts.upstream_http.aclose()
-        await parts.guarded_http.aclose()
+        await parts.egress_http.aclose()
         await parts.database.close()
 
 

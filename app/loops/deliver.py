@@ -114,7 +114,7 @@ class _Courier:
             "Content-Type": "application/json",
             **sign(sending.secrets, delivery.event_id, sending.claimed_at, delivery.body),
         }
-        client = self._parts.guarded_http
+        client = self._parts.egress_http
         request = client.build_request("POST", delivery.url, content=delivery.body, headers=headers)
         return await send_capped(client, request, limit=KEPT_OF_ANSWER, within=self._parts.settings.webhook_timeout)
 

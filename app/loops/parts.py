@@ -29,4 +29,4 @@ class Parts:
     upstream_http: httpx.AsyncClient
     upstream: Upstream
     webhooks: Webhooks
-    guarded_http: httpx.AsyncClient
+    egress_http: httpx.AsyncClient

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel
 from sqlalchemy import ColumnElement
 
 from app.auth import Caller, CallerDep
+from app.config import Settings
 from app.db import Database, DatabaseDep, ReaderDep, Session
 from app.edge import Text
 from app.errors import InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal
@@ -21,6 +22,7 @@ from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, 
 from app.problems import says
 from app.tasks import repository
 from app.tasks.idempotency import claim_key, fingerprint, read_key
+from app.tasks.news import ENDINGS, receive_task_news
 from app.tasks.schemas import (
     CallbackPage,
     CallbackRead,
@@ -34,8 +36,11 @@ from app.tasks.schemas import (
 )
 from app.tasks.service import TaskLife
 from app.tasks.state import FINAL
+from app.webhooks.documents import described
+from app.webhooks.service import check_receiver
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+told_of_the_end = described(receive_task_news, ENDINGS, path="{{$request.body#/webhook_url}}", verb="callBack")
 
 
 class TaskFilters(BaseModel):
@@ -73,7 +78,7 @@ def owned(task: Task | None, caller: Caller) -> Task:
     return task
 
 
-@router.post("", status_code=202, operation_id="createTask")
+@router.post("", status_code=202, operation_id="createTask", callbacks=told_of_the_end.routes)
 async def create_task(
     response: Response,
     database: DatabaseDep,
@@ -84,7 +89,10 @@ async def create_task(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> TaskRead:
     """Order a sound. The task is stored before this returns; it is sent upstream by itself."""
-    _check_model(order, request.app.state.settings.models)
+    settings: Settings = request.app.state.settings
+    _check_model(order, settings.models)
+    if order.webhook_url is not None:
+        check_receiver(order.webhook_url, settings.egress_allow, "#/webhook_url")
     key = read_key(idempotency_key)
     async with database.writes.begin() as session:
         task, is_replayed = await _create_once(session, database, life, caller, order, key)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Header
 from pydantic import BaseModel
 
 from app.db import Session
 from app.models import Event, Task, WebhookType
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.state import FINAL, TOLD
+from app.webhooks.documents import WebhookId, WebhookSignature, WebhookTimestamp
 from app.webhooks.outbox import News, tell, tell_url
 
 W = WebhookType
@@ -24,12 +24,12 @@ HEARD: Mapping[str, WebhookType] = {kind.value: kind for kind in WebhookType}
 # A task's own webhook_url hears of its end.
 ENDS = frozenset(TOLD[status] for status in FINAL)
 
-ENDINGS: Mapping[str, str] = {
+ENDINGS: Mapping[WebhookType, str] = {
     W.task_succeeded: "The sound is ready.",
     W.task_failed: "There will be no sound.",
     W.task_canceled: "The task was stopped.",
 }
-SUMMARIES: Mapping[str, str] = {
+SUMMARIES: Mapping[WebhookType, str] = {
     W.task_submitted: "The upstream has the order.",
     W.task_progressed: "A clip is ready, and others may follow.",
     **ENDINGS,
@@ -68,23 +68,8 @@ def tell_caller(session: Session, task: Task, event: Event, due_at: datetime) ->
 
 async def receive_task_news(
     news: TaskNews,
-    webhook_id: Annotated[str, Header(description="The event's id: the same on every attempt.")],
-    webhook_timestamp: Annotated[str, Header(description="When this attempt was made, in Unix seconds.")],
-    webhook_signature: Annotated[str, Header(description="`v1,<base64>`, after Standard Webhooks; two by a space.")],
+    webhook_id: WebhookId,
+    webhook_timestamp: WebhookTimestamp,
+    webhook_signature: WebhookSignature,
 ) -> None:
     """Answer 2xx within 15 seconds; anything else is tried again later."""
-
-
-def described(summaries: Mapping[str, str], path: str, prefix: str) -> APIRouter:
-    """How receivers of these events look, for the OpenAPI document."""
-    router = APIRouter()
-    for kind, summary in summaries.items():
-        router.add_api_route(
-            path.format(kind=kind),
-            receive_task_news,
-            methods=["POST"],
-            status_code=204,
-            summary=summary,
-            operation_id=prefix + "".join(word.capitalize() for word in kind.replace(".", "_").split("_")),
-        )
-    return router

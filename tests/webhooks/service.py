@@ -122,7 +122,7 @@ async def joined(database_url: str, clock: HandClock | None = None, **settings: 
     try:
         yield Service(parts, deliver_loop(parts))
     finally:
-        await parts.guarded_http.aclose()
+        await parts.egress_http.aclose()
         await parts.upstream_http.aclose()
         await database.close()
 

@@ -1,0 +1,87 @@
+"""What became of telling callers, and telling them again."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from app.auth import Caller, CallerDep
+from app.db import DatabaseDep, ReaderDep, Session
+from app.edge import Text
+from app.errors import NotFound
+from app.models import Delivery, DeliveryStatus
+from app.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.webhooks import repository
+from app.webhooks.endpoints import WebhooksDep
+from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
+
+router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
+
+
+class DeliveryFilters(BaseModel):
+    """Which deliveries to list, and where to go on."""
+
+    status: DeliveryStatus | None = None
+    endpoint_id: Text | None = None
+    task_id: Text | None = None
+    limit: Limit = 50
+    cursor: Cursor = None
+
+
+@router.get("", operation_id="listDeliveries")
+async def list_deliveries(
+    request: Request,
+    response: Response,
+    session: ReaderDep,
+    caller: CallerDep,
+    filters: Annotated[DeliveryFilters, Query()],
+) -> DeliveryPage:
+    """Your deliveries, newest first."""
+    asked = filters.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
+    if not caller.is_admin:
+        asked["api_key_id"] = caller.api_key_id
+    where = [getattr(Delivery, name) == value for name, value in asked.items()]
+    position = decode_cursor(filters.cursor, 1)
+    found = await repository.list_deliveries(session, where, position[0] if position else None, filters.limit + 1)
+    page = found[: filters.limit]
+    following = encode_cursor(page[-1].id) if len(found) > filters.limit else None
+    link_next(request, response, following)
+    return DeliveryPage(items=[read_delivery(delivery) for delivery in page], next_cursor=following)
+
+
+@router.get("/{delivery_id}/attempts", operation_id="listDeliveryAttempts")
+async def list_attempts(
+    request: Request,
+    response: Response,
+    session: ReaderDep,
+    caller: CallerDep,
+    delivery_id: str,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> AttemptPage:
+    """Every try at a delivery, oldest first."""
+    delivery = await _find_own(session, caller, delivery_id)
+    position = decode_cursor(cursor, 1)
+    found = await repository.list_attempts(session, delivery.id, position[0] if position else "", limit + 1)
+    page = found[:limit]
+    following = encode_cursor(page[-1].id) if len(found) > limit else None
+    link_next(request, response, following)
+    return AttemptPage(items=[AttemptRead.model_validate(attempt) for attempt in page], next_cursor=following)
+
+
+@router.post("/{delivery_id}/resend", status_code=202, operation_id="resendDelivery")
+async def resend(database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, delivery_id: str) -> DeliveryRead:
+    """Make a delivery due now, whatever became of it: the same `webhook-id`, the same bytes."""
+    async with database.writes.begin() as session:
+        delivery = await _find_own(session, caller, delivery_id)
+        await webhooks.resend(session, delivery, await database.now(session))
+    return read_delivery(delivery)
+
+
+async def _find_own(session: Session, caller: Caller, delivery_id: str) -> Delivery:
+    delivery = await session.get(Delivery, delivery_id)
+    if delivery is None or not (caller.is_admin or delivery.api_key_id == caller.api_key_id):
+        raise NotFound
+    return delivery
