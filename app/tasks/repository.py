@@ -46,7 +46,7 @@ async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[st
         .scalar_subquery()
     )
     rows = await session.execute(select(Task.id, position).where(Task.id.in_(waiting)))
-    return {task_id: ahead_of_it for task_id, ahead_of_it in rows.all()}
+    return dict(rows.all())
 
 
 async def list_events(session: Session, task_id: str, after: int, limit: int) -> Sequence[Event]:
