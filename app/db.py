@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection, DateTime, Dialect, TypeDecorator, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -25,6 +26,8 @@ Clock = Callable[[Session], Awaitable[datetime]]
 # Where alembic.ini and migrations/ lie: beside the package in a checkout and in the image.
 ROOT = Path(__file__).resolve().parent.parent
 SQLITE_BUSY_TIMEOUT_MS = 8_000
+# How a database that is away for the moment shows, at whatever step.
+TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -29,11 +29,13 @@ from app.loops.parts import Parts
 from app.loops.poll import poll_loop
 from app.loops.submit import submit_loop
 from app.metrics import Metrics
+from app.relay import Relay
 from app.secrets import load_secrets
 from app.signals import Signals
 from app.tasks import endpoints as tasks
-from app.tasks import news, usage
+from app.tasks import news, streams, usage
 from app.tasks.service import TaskLife
+from app.tasks.waiting import Waits
 from app.upstream import endpoints as upstream
 from app.upstream.client import Upstream
 from app.upstream.credits import CreditDesk
@@ -64,7 +66,8 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
     app.state.webhooks = parts.webhooks
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    for room in (tasks, usage, webhooks, deliveries, callbacks, upstream, dropin, health, problems):
+    app.state.waits = Waits(parts.database, parts.signals)
+    for room in (tasks, streams, usage, webhooks, deliveries, callbacks, upstream, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(documents.described(news.receive_task_news, news.SUMMARIES))
     app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
@@ -136,7 +139,7 @@ def _lifespan(parts: Parts, runs_loops: bool) -> Any:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping = app.state.stopping = asyncio.Event()
         with stop_at_signal(stopping):
-            async with _running(parts, stopping, runs_loops):
+            async with _running(parts, stopping, runs_loops), app.state.waits.checked():
                 yield
 
     return lifespan
@@ -150,8 +153,10 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
         background[0].result()
     if runs_loops:
         background += [asyncio.create_task(loop) for loop in _loops(parts, stopping)]
+    relay = Relay(parts.signals, parts.database)
+    relay.start()
     stopped_at: list[float] = []
-    watch = asyncio.create_task(_note_stop(stopping, stopped_at))
+    watch = asyncio.create_task(_note_stop(stopping, stopped_at, parts.signals))
     try:
         yield
     finally:
@@ -162,6 +167,7 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+        await relay.close()
         await parts.upstream_http.aclose()
         await parts.egress_http.aclose()
         await parts.database.close()
@@ -182,6 +188,7 @@ def _loops(parts: Parts, stopping: asyncio.Event) -> list[Coroutine[Any, Any, No
     return [run_loop(loop, stopping) for loop in loops]
 
 
-async def _note_stop(stopping: asyncio.Event, stopped_at: list[float]) -> None:
+async def _note_stop(stopping: asyncio.Event, stopped_at: list[float], signals: Signals) -> None:
     await stopping.wait()
     stopped_at.append(time.monotonic())
+    signals.dismiss()

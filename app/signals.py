@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import event, orm
 
@@ -15,26 +17,101 @@ CHORES = "chores"
 DELIVERIES = "deliveries"
 
 
+class Watch:
+    """
+    One waiter's ear for one name.
+
+    It begins rung, since whatever happened before it was there is not heard.
+    `version` is the last one that its waiter has seen; whoever knows of another rings.
+    """
+
+    __slots__ = ("_rung", "is_dismissed", "version")
+
+    def __init__(self, *, is_dismissed: bool) -> None:
+        self._rung = asyncio.Event()
+        self._rung.set()
+        self.is_dismissed = is_dismissed
+        self.version = 0
+
+    def ring(self) -> None:
+        """Wake the waiter to look again."""
+        self._rung.set()
+
+    def dismiss(self) -> None:
+        """Wake the waiter to leave."""
+        self.is_dismissed = True
+        self._rung.set()
+
+    async def rest(self, seconds: float) -> bool:
+        """Sleep until rung, at most so long; return whether it was rung."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._rung.wait()
+        was_rung = self._rung.is_set()
+        self._rung.clear()
+        return was_rung
+
+
 class Signals:
-    """Named wake-ups inside one process; losing one costs a waiter its fallback interval, never its answer."""
+    """
+    Named wake-ups inside one process; losing one costs a waiter its fallback interval, never its answer.
+
+    Loops have a bell each, under one of the names above. Whoever waits for a task
+    watches its id. `pass_on` gets the names that this process's commits ring.
+    """
 
     def __init__(self, database: Database) -> None:
-        self._bells: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.pass_on: Callable[[Collection[str]], None] = _keep_to_ourselves
+        self._bells: dict[str, asyncio.Event] = {}
+        self._watches: dict[str, set[Watch]] = defaultdict(set)
+        self._is_dismissed = False
         event.listen(database.session_class, "after_commit", self._ring_committed)
 
     def bell(self, name: str) -> asyncio.Event:
-        """What a waiter waits on and clears; the same one for everybody who says this name."""
-        return self._bells[name]
+        """What a loop waits on and clears; the same one for everybody who says this name."""
+        return self._bells.setdefault(name, asyncio.Event())
+
+    @contextmanager
+    def watch(self, name: str) -> Iterator[Watch]:
+        """Hear of this name as long as the block lasts."""
+        watch = Watch(is_dismissed=self._is_dismissed)
+        self._watches[name].add(watch)
+        try:
+            yield watch
+        finally:
+            self._watches[name].discard(watch)
+            if not self._watches[name]:
+                del self._watches[name]
+
+    def watched(self) -> Sequence[tuple[str, Watch]]:
+        """Every watch there is now, with its name."""
+        return [(name, watch) for name, watches in self._watches.items() for watch in watches]
 
     def ring(self, name: str) -> None:
         """Wake whoever waits for this name."""
-        self._bells[name].set()
+        if name in self._bells:
+            self._bells[name].set()
+        for watch in self._watches.get(name, ()):
+            watch.ring()
+
+    def dismiss(self) -> None:
+        """Nobody shall wait any more, nor begin to: the process is stopping."""
+        self._is_dismissed = True
+        for _, watch in self.watched():
+            watch.dismiss()
 
     def _ring_committed(self, session: orm.Session) -> None:
-        for name in session.info.pop("rings", ()):
+        names = session.info.pop("rings", ())
+        for name in names:
             self.ring(name)
+        if names:
+            self.pass_on(names)
 
 
 def ring_on_commit(session: Session | orm.Session, name: str) -> None:
     """Wake the waiters for this name once, and only if, this transaction is committed."""
     session.info.setdefault("rings", set()).add(name)
+
+
+def _keep_to_ourselves(_: Collection[str]) -> None:
+    """One process has nobody to tell."""

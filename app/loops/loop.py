@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import TRANSIENT
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
 
 FALLBACK = 1.0
-TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 
 
 @dataclass(frozen=True, slots=True)

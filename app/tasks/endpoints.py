@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from operator import eq, gt, lt
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from app.errors import InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal
 from app.models import Callback, Charge, Task, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.problems import says
+from app.signals import ring_on_commit
 from app.tasks import repository
 from app.tasks.idempotency import claim_key, fingerprint, read_key
 from app.tasks.news import ENDINGS, receive_task_news
@@ -27,8 +29,6 @@ from app.tasks.schemas import (
     CallbackPage,
     CallbackRead,
     CanceledTask,
-    EventPage,
-    EventRead,
     TaskCreate,
     TaskPage,
     TaskRead,
@@ -36,6 +36,7 @@ from app.tasks.schemas import (
 )
 from app.tasks.service import TaskLife
 from app.tasks.state import FINAL
+from app.tasks.waiting import WaitDep, WaitsDep, is_final
 from app.webhooks.documents import described
 from app.webhooks.service import check_receiver
 
@@ -86,6 +87,8 @@ async def create_task(
     caller: CallerDep,
     order: TaskCreate,
     request: Request,
+    waits: WaitsDep,
+    wait: WaitDep,
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> TaskRead:
     """Order a sound. The task is stored before this returns; it is sent upstream by itself."""
@@ -96,14 +99,18 @@ async def create_task(
     key = read_key(idempotency_key)
     async with database.writes.begin() as session:
         task, is_replayed = await _create_once(session, database, life, caller, order, key)
-        positions = await repository.queue_positions(session, [task])
-    response.headers["Location"] = f"/v1/tasks/{task.id}"
+        seen = read_task(task, await repository.queue_positions(session, [task]))
+    if wait is not None:
+        seen = await waits.wait(seen, wait, is_final, request.receive) or seen
+    response.headers["Location"] = f"/v1/tasks/{seen.id}"
     response.headers["Cache-Control"] = "no-store"
-    response.headers["Retry-After"] = "5"
     if is_replayed:
         response.headers["Idempotency-Replayed"] = "true"
-        response.status_code = 200 if task.status in FINAL else 202
-    return read_task(task, positions)
+    if is_final(seen):
+        response.status_code = 200
+    else:
+        response.headers["Retry-After"] = "5"
+    return seen
 
 
 async def _create_once(
@@ -143,14 +150,32 @@ async def list_tasks(
 
 
 @router.get("/{task_id}", operation_id="getTask", response_model=TaskRead)
-async def get_task(request: Request, response: Response, session: ReaderDep, task: OwnTask) -> TaskRead | Response:
-    """One task as it stands."""
-    etag = f'W/"{task.version}"'
-    response.headers["ETag"] = etag
+async def get_task(
+    request: Request,
+    response: Response,
+    database: DatabaseDep,
+    caller: CallerDep,
+    waits: WaitsDep,
+    wait: WaitDep,
+    task_id: Annotated[str, Path()],
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> TaskRead | Response:
+    """One task as it stands, or once it is another than the known one, or final, if you prefer to wait for that."""
+    async with database.reads() as session:
+        task = owned(await repository.find_task(session, task_id), caller)
+        seen = read_task(task, await repository.queue_positions(session, [task]))
+    if wait is not None:
+        is_awaited = is_final if if_none_match is None else partial(_is_other, if_none_match)
+        later = await waits.wait(seen, wait, is_awaited, request.receive)
+        if later is None:
+            raise NotFound
+        seen = later
+    response.headers["ETag"] = _etag(seen)
     response.headers["Cache-Control"] = "private, no-cache"
-    if _is_known(request.headers.get("if-none-match"), etag):
+    response.headers["Vary"] = "Prefer"
+    if if_none_match is not None and not _is_other(if_none_match, seen):
         return Response(status_code=304, headers=dict(response.headers))
-    return read_task(task, await repository.queue_positions(session, [task]))
+    return seen
 
 
 @router.post("/{task_id}/cancel", operation_id="cancelTask", responses=says(TaskAlreadyFinal))
@@ -170,26 +195,7 @@ async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: str) ->
         if task.status not in FINAL:
             raise TaskNotFinal
         await session.delete(task)
-
-
-@router.get("/{task_id}/events", operation_id="listTaskEvents")
-async def list_events(
-    request: Request,
-    response: Response,
-    session: ReaderDep,
-    task: OwnTask,
-    limit: Limit = 50,
-    cursor: Cursor = None,
-) -> EventPage:
-    """What happened to a task, oldest first."""
-    position = decode_cursor(cursor, 1)
-    after = _version(position[0]) if position else 0
-    events = await repository.list_events(session, task.id, after, limit + 1)
-    page, following = events[:limit], None
-    if len(events) > limit:
-        following = encode_cursor(str(page[-1].version))
-    link_next(request, response, following)
-    return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
+        ring_on_commit(session, task_id)
 
 
 @router.get("/{task_id}/callbacks", operation_id="listTaskCallbacks")
@@ -246,18 +252,14 @@ def _position(cursor: str | None) -> tuple[datetime, str] | None:
     return created_at, position[1]
 
 
-def _version(text: str) -> int:
-    if not text.isdigit() or len(text) > 9:
-        raise bad_cursor()
-    return int(text)
+def _etag(task: TaskRead) -> str:
+    return f'W/"{task.version}"'
 
 
-def _is_known(if_none_match: str | None, etag: str) -> bool:
-    """RFC 9110, 13.1.2: a list of tags or `*`, compared weakly."""
-    if if_none_match is None:
-        return False
+def _is_other(if_none_match: str, task: TaskRead) -> bool:
+    """RFC 9110, 13.1.2: not among a list of tags or `*`, compared weakly."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return "*" in tags or etag.removeprefix("W/") in tags
+    return "*" not in tags and _etag(task).removeprefix("W/") not in tags
 
 
 def _read_callback(callback: Callback) -> CallbackRead:

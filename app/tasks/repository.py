@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, func, select, tuple_
+from sqlalchemy import JSON, ColumnElement, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from app.db import Session
 from app.models import Callback, Event, ResolvedBy, Task, TaskStatus
 
 RECENT = 5
+
+
+class History(NamedTuple):
+    """How a task stands, and its latest events, oldest first."""
+
+    status: TaskStatus
+    version: int
+    events: Sequence[Event]
 
 
 async def find_task(session: Session, task_id: str) -> Task | None:
@@ -53,6 +62,30 @@ async def list_events(session: Session, task_id: str, after: int, limit: int) ->
     """A task's events behind a version, oldest first."""
     query = select(Event).where(Event.task_id == task_id, Event.version > after).order_by(Event.version).limit(limit)
     return (await session.scalars(query)).all()
+
+
+async def find_event(session: Session, task_id: str, event_id: str) -> Event | None:
+    """One of a task's events."""
+    return await session.scalar(select(Event).where(Event.task_id == task_id, Event.id == event_id))
+
+
+async def read_history(session: Session, task_id: str, after: int) -> History | None:
+    """How a task stands, with its events behind a version, as of one moment; None once it is erased."""
+    is_later = (Event.task_id == Task.id) & (Event.version > after)
+    query = select(Task.status, Task.version, Event).outerjoin(Event, is_later).where(Task.id == task_id)
+    rows = (await session.execute(query.order_by(Event.version))).tuples().all()
+    if not rows:
+        return None
+    status, version, _ = rows[0]
+    return History(status, version, [event for _, _, event in rows if event is not None])
+
+
+async def read_versions(session: Session, task_ids: Collection[str]) -> Mapping[str, int]:
+    """The versions of these tasks, as far as they exist; one parameter for any number of them."""
+    each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_array_elements_text
+    asked = each(literal(list(task_ids), JSON)).table_valued("value")
+    rows = await session.execute(select(Task.id, Task.version).where(Task.id.in_(select(asked.c.value))))
+    return dict(rows.tuples().all())
 
 
 async def list_callbacks(session: Session, task_id: str, after: str, limit: int) -> Sequence[Callback]:

@@ -80,7 +80,10 @@ class TaskLife:
         """Take due orders to send; committed before they leave, since the upstream may have them from then on."""
         sent = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": claim.now}
         seen = {"version": Task.version + 1, "updated_at": claim.now}
-        return await claim_due(session, Task, claim, Task.status == S.queued, **sent, **seen)
+        tasks = await claim_due(session, Task, claim, Task.status == S.queued, **sent, **seen)
+        for task in tasks:
+            ring_on_commit(session, task.id)
+        return tasks
 
     async def apply_report(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
         """
@@ -284,6 +287,7 @@ class TaskLife:
     def _touch(self, session: Session, task: Task, now: datetime) -> None:
         task.version += 1
         task.updated_at = now
+        ring_on_commit(session, task.id)
 
 
 def _needs(status: TaskStatus) -> str:
