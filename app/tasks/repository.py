@@ -73,7 +73,7 @@ async def read_history(session: Session, task_id: str, after: int) -> History | 
     """How a task stands, with its events behind a version, as of one moment; None once it is erased."""
     is_later = (Event.task_id == Task.id) & (Event.version > after)
     query = select(Task.status, Task.version, Event).outerjoin(Event, is_later).where(Task.id == task_id)
-    rows = (await session.execute(query.order_by(Event.version))).tuples().all()
+    rows = (await session.execute(query.order_by(Event.version))).all()
     if not rows:
         return None
     status, version, _ = rows[0]
@@ -85,7 +85,7 @@ async def read_versions(session: Session, task_ids: Collection[str]) -> Mapping[
     each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_array_elements_text
     asked = each(literal(list(task_ids), JSON)).table_valued("value")
     rows = await session.execute(select(Task.id, Task.version).where(Task.id.in_(select(asked.c.value))))
-    return dict(rows.tuples().all())
+    return dict(rows.all())
 
 
 async def list_callbacks(session: Session, task_id: str, after: str, limit: int) -> Sequence[Callback]:

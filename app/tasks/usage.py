@@ -44,7 +44,7 @@ async def sum_usage(session: Session, api_key_id: str, since: datetime | None, u
         by_charge = by_charge.where(Task.created_at >= since)
     if until is not None:
         by_charge = by_charge.where(Task.created_at < until)
-    rows = (await session.execute(by_charge.group_by(Task.charge))).tuples().all()
+    rows = (await session.execute(by_charge.group_by(Task.charge))).all()
     counts = {charge: count for charge, count, _ in rows}
     return Usage(
         tasks=sum(counts.values()),
