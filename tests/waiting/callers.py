@@ -20,6 +20,12 @@ async def cancel(client: httpx.AsyncClient, task: dict[str, Any]) -> None:
     (await client.post(f"/v1/tasks/{task['id']}/cancel")).raise_for_status()
 
 
+async def let_others_wait(client: httpx.AsyncClient) -> None:
+    """Make requests that are answered: those that this process sent before wait by then."""
+    for _ in range(3):
+        (await client.get("/v1/usage")).raise_for_status()
+
+
 async def blocks_of(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
     """The blocks of a stream as they come, field by field; a comment's field has no name."""
     block: dict[str, str] = {}
