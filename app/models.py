@@ -206,7 +206,8 @@ class Task(Due, Base):
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
     updated_at: Mapped[datetime]
-    clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin", passive_deletes=True)
+    # The database deletes a deleted task's clips; without "all" the unit of work would first set them free.
+    clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin", passive_deletes="all")
 
     @declared_attr.directive
     @classmethod

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from app.db import migrate
+from app.db import Database, migrate
+from tests.inside import Service, inside
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +37,21 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("migrated_postgres")
         with _database(server, template) as url:
             yield _text(url)
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """A migrated database without rows, open."""
+    database = Database(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def service(database_url: str) -> AsyncIterator[Service]:
+    """The service without its loops, and a client of it."""
+    async with inside(database_url) as service:
+        yield service
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -137,7 +137,7 @@ async def list_tasks(
     filters: Annotated[TaskFilters, Query()],
 ) -> TaskPage:
     """Your tasks, newest first; `metadata.<key>=<value>` narrows them to those that carry it."""
-    where = [*_conditions(filters), *_label_conditions(request)]
+    where = [*_conditions(filters), *_label_conditions(session, request)]
     if not caller.is_admin:
         where.append(Task.api_key_id == caller.api_key_id)
     tasks = await repository.list_tasks(session, where, _position(filters.cursor), filters.limit + 1)
@@ -233,10 +233,10 @@ def _conditions(filters: TaskFilters) -> list[ColumnElement[bool]]:
     return [compare(column, value) for compare, column, value in asked if value is not None]
 
 
-def _label_conditions(request: Request) -> list[ColumnElement[bool]]:
+def _label_conditions(session: Session, request: Request) -> list[ColumnElement[bool]]:
     asked = request.query_params.multi_items()
     labels = [(name.removeprefix("metadata."), value) for name, value in asked if name.startswith("metadata.")]
-    return [Task.labels[name].as_string() == value for name, value in labels]
+    return [repository.carries_label(session, name, value) for name, value in labels]
 
 
 def _position(cursor: str | None) -> tuple[datetime, str] | None:

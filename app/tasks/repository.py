@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, func, literal, select, tuple_
+from sqlalchemy import JSON, ColumnElement, exists, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from app.db import Session
@@ -41,6 +41,13 @@ async def list_tasks(
     if after is not None:
         query = query.where(tuple_(Task.created_at, Task.id) < after)
     return (await session.scalars(query)).all()
+
+
+def carries_label(session: Session, name: str, value: str) -> ColumnElement[bool]:
+    """Whether a task's metadata holds this pair; names may hold any text, which no JSON path of SQLite's can."""
+    unfold = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
+    pairs = unfold(Task.labels).table_valued("key", "value")
+    return exists().where(pairs.c.key == name, pairs.c.value == value)
 
 
 async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[str, int]:
