@@ -1,0 +1,197 @@
+"""What becomes of an order for each fault of the upstream, from the order to its end."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from app.sandbox import FAULTS
+from tests.running import FINAL, Running, client_of, order, running_service, submits_at
+
+
+class End(NamedTuple):
+    """How a task ended, what it may have cost, how often it was POSTed and how often the upstream took it."""
+
+    status: str
+    error: str | None
+    resolved_by: str | None
+    charge: str
+    posts: int
+    accepted: int
+
+
+HEARD = End("succeeded", None, "callback", "charged", 1, 1)
+FOUND = HEARD._replace(resolved_by="poll")
+ADOPTED = HEARD._replace(resolved_by="adoption")
+SENT_AGAIN = HEARD._replace(posts=2)
+REJECTED = End("failed", "invalid_request", None, "none", 1, 0)
+NEVER_KNOWN = End("failed", "outcome_unknown", None, "possible", 1, 0)
+GIVEN_UP = End("failed", "deadline_exceeded", None, "charged", 1, 1)
+NO_AUDIO = End("failed", "audio_missing", "poll", "charged", 1, 1)
+FAILED = End("failed", "upstream_failed", "callback", "charged", 1, 1)
+NOT_ALLOWED = FAILED._replace(error="content_rejected")
+NO_CREDITS = FAILED._replace(error="insufficient_credits")
+
+# Callbacks that come when the answer is lost for certain, so that only adoption can tell what became of the order.
+LATE = "delay-callbacks=4"
+
+SUBMIT: Mapping[str, End] = {
+    **{f"code-{code}": REJECTED for code in (400, 404, 409, 413, 422, 505)},
+    **{f"code-{code}=1": SENT_AGAIN for code in (401, 402, 429)},
+    **{f"code-{code}=1": SENT_AGAIN for code in (405, 430, 433, 455, 503)},
+    **{f"code-{code}": NEVER_KNOWN for code in (500, 502, 504)},
+    **{f"http-{status}=1": SENT_AGAIN for status in (400, 401, 403, 404, 429, 503)},
+    **{f"http-{status}": NEVER_KNOWN for status in (500, 502, 504)},
+    "html=1": SENT_AGAIN,
+    "retry-after=1": SENT_AGAIN,
+    "reset": NEVER_KNOWN,
+    "hang": NEVER_KNOWN,
+    **{f"accept-then-{status}, {LATE}": ADOPTED for status in (500, 502, 504)},
+    f"accept-then-code-500, {LATE}": ADOPTED,
+    f"accept-then-reset, {LATE}": ADOPTED,
+    f"accept-then-hang, {LATE}": ADOPTED,
+    f"accept-then-html, {LATE}": ADOPTED,
+    f"empty-body, {LATE}": ADOPTED,
+    f"slow=20, {LATE}": ADOPTED,
+    f"drip=20, {LATE}": ADOPTED,
+    f"huge-answer=2, {LATE}": ADOPTED,
+    f"no-task-id, {LATE}": ADOPTED,
+    f"odd-types, {LATE}": ADOPTED,
+    "accept-then-500, drop-callbacks": NEVER_KNOWN._replace(accepted=1),
+    "accept-then-500, refunded, delay-callbacks=4": FAILED._replace(resolved_by="adoption", charge="refunded"),
+    "slow=0.2": HEARD,
+    "drip=0.2": HEARD,
+    "huge-answer=0.5": HEARD,
+    "string-code": HEARD,
+    "snake-case-answer": HEARD,
+    "callback-before-answer": HEARD,
+}
+CALLBACK: Mapping[str, End] = {
+    "drop-callbacks": FOUND,
+    "only-complete": HEARD,
+    "repeat-callbacks=3": HEARD,
+    "reorder-callbacks": HEARD,
+    "delay-callbacks=0.5": HEARD,
+    "second-callback": HEARD,
+    "unknown-type": FOUND,
+    "upper-case-type": HEARD,
+    "poll-shaped": HEARD,
+    "camel-case": HEARD,
+    "top-level-id": HEARD,
+    "missing-id": HEARD,
+    "wrong-id": FOUND,
+    "callback-string-code": HEARD,
+    "digit-times": HEARD,
+    "null-data": FOUND,
+    "empty-data": FOUND,
+    "malformed-callback": FOUND,
+    "failed": FAILED,
+    "failed-as-complete": FAILED,
+    "create-failed": FAILED,
+    "sensitive": NOT_ALLOWED,
+    "refunded": FAILED._replace(charge="refunded"),
+    **{f"failed={code}": FAILED for code in (408, 451, 501)},
+    **{f"failed={code}": NOT_ALLOWED for code in (400, 413)},
+    **{f"failed={code}": NO_CREDITS for code in (402, 429)},
+    "failed, repeat-callbacks=3, reorder-callbacks": FAILED,
+}
+POLL: Mapping[str, End] = {
+    "poll-500=2": FOUND,
+    "poll-code-500=2": FOUND,
+    "poll-throttle=1": FOUND,
+    "poll-record-null=2": FOUND,
+    "poll-null=2": FOUND,
+    "poll-html=1": FOUND,
+    "poll-empty=2": FOUND,
+    "poll-reset=2": FOUND,
+    "poll-hang=1": FOUND,
+    "poll-slow=1": FOUND,
+    "poll-stale=2": FOUND,
+    "poll-lies=2": FOUND,
+    "poll-callback-exception": FOUND,
+    "poll-callback-exception-bare=2": FOUND,
+    "poll-odd-status": FOUND,
+    "poll-snake-case": FOUND,
+    "poll-response-text": FOUND,
+    "poll-500": GIVEN_UP,
+    "poll-stale": GIVEN_UP,
+    "poll-lies": NO_AUDIO,
+    "poll-callback-exception-bare": NO_AUDIO,
+    "failed": FAILED._replace(resolved_by="poll"),
+    "sensitive": NOT_ALLOWED._replace(resolved_by="poll"),
+    "refunded": FAILED._replace(resolved_by="poll", charge="refunded"),
+    "failed, poll-odd-status": FAILED._replace(resolved_by="poll"),
+}
+EVERY = {**SUBMIT, **CALLBACK, **{f"drop-callbacks, {fault}": end for fault, end in POLL.items()}}
+
+# Each of these is about the account, so that it meets every order there is.
+ACCOUNT = ("no-credits=1", "key-revoked=1", "maintenance=1")
+ELSEWHERE = frozenset({"credits-falling", "lyrics-null", "lyrics-500"})
+
+
+def test_every_fault_of_the_upstream_has_an_expected_end() -> None:
+    met = {term.strip().partition("=")[0] for fault in (*EVERY, *ACCOUNT) for term in fault.split(",")}
+    known = {name for name, fault in FAULTS.items() if fault.group != "Audio"}
+
+    assert met | ELSEWHERE == known
+
+
+async def test_every_fault_ends_as_it_should(database_url: str, tmp_path: Path) -> None:
+    settings = {
+        "upstream_rate": "20/0.5",
+        "upstream_timeout": "2",
+        "hold_recheck": "0.3",
+        "submit_deadline": "8",
+        "task_deadline": "10",
+        "poll_after": "3",
+        "poll_every": "0.5",
+    }
+    async with running_service(tmp_path, database_url, **settings) as (client, sandbox):
+        await _set(sandbox, delay=0.5, rate=1000)
+        assert await _ends(client, sandbox, list(EVERY)) == EVERY
+
+        # One after the other: each is an outage for whatever is sent meanwhile.
+        for fault in ACCOUNT:
+            assert await _ends(client, sandbox, [fault]) == {fault: SENT_AGAIN}
+
+
+async def _ends(client: httpx.AsyncClient, sandbox: Running, faults: list[str]) -> dict[str, End]:
+    """Order one sound for each of these faults, and see how they end."""
+    for fault in faults:
+        await order(client, f"soft rain [fault: {fault}]", metadata={"fault": fault})
+    tasks = await _until_all_final(client, within=90)
+    submits = await submits_at(sandbox)
+    posts = Counter(submit["caller_task_id"] for submit in submits)
+    accepted = Counter(submit["caller_task_id"] for submit in submits if submit["created"])
+    return {
+        task["metadata"]["fault"]: End(
+            task["status"],
+            task["error"] and task["error"]["code"],
+            task["resolved_by"],
+            task["charge"],
+            posts[task["id"]],
+            accepted[task["id"]],
+        )
+        for task in tasks
+        if task["metadata"]["fault"] in faults
+    }
+
+
+async def _until_all_final(client: httpx.AsyncClient, within: float) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + within
+    while True:
+        tasks: list[dict[str, Any]] = (await client.get("/v1/tasks?limit=200")).raise_for_status().json()["items"]
+        waiting = [task for task in tasks if task["status"] not in FINAL]
+        if not waiting:
+            return tasks
+        assert time.monotonic() < deadline, waiting
+        await asyncio.sleep(0.3)
+
+
+async def _set(sandbox: Running, **controls: float) -> None:
+    async with client_of(sandbox, None) as client:
+        (await client.post("/control", json=controls)).raise_for_status()
