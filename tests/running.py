@@ -106,9 +106,9 @@ class Processes:
             if running.process.stdout:
                 running.process.stdout.close()
 
-    async def sandbox(self, **controls: Any) -> Running:
+    async def sandbox(self, *arguments: str, **controls: Any) -> Running:
         """A stand-in upstream; `controls` are those of its POST /control, such as delay=0.1."""
-        sandbox = await self._listening("sandbox", "--port", "0")
+        sandbox = await self._listening("sandbox", "--port", "0", *arguments)
         async with client_of(sandbox) as client:
             (await client.post("/control", json={"delay": 0.1, **controls})).raise_for_status()
         return sandbox
