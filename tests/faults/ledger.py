@@ -1,0 +1,198 @@
+"""What both sides wrote down, and whether it agrees: our rows and events, and what the upstream really made."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import select
+
+from app.db import Database
+from app.models import Charge, Event, EventType, Task, TaskStatus
+from app.tasks.state import FINAL, NEXT, REVIVABLE, TOLD
+from tests.running import Running, client_of, journal
+
+Record = dict[str, Any]
+POLLS_A_SECOND = 3
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Our tasks and their events, the upstream's tasks, and the requests that reached it."""
+
+    tasks: dict[str, Task]
+    events: dict[str, list[Event]]
+    made: list[Record]
+    requests: list[Record]
+
+    @property
+    def submits(self) -> list[Record]:
+        return [request for request in self.requests if request["method"] == "POST"]
+
+    @property
+    def revivals(self) -> int:
+        return sum(event.type is EventType.task_revived for events in self.events.values() for event in events)
+
+    def counts(self) -> dict[str, Any]:
+        """The sums of both sides, to be shown."""
+        tasks = self.tasks.values()
+        return {
+            "orders": len(tasks),
+            "by status": dict(Counter(task.status.value for task in tasks)),
+            "by whom": dict(Counter(task.resolved_by.value if task.resolved_by else "nobody" for task in tasks)),
+            "by charge": dict(Counter(task.charge.value for task in tasks)),
+            "POSTs that arrived": len(self.submits),
+            "accepted by the upstream": len(self.made),
+            "attached": sum(_is_attached(self, record) for record in self.made),
+            "ever unconfirmed": sum(task.was_unconfirmed for task in tasks),
+            "revived": self.revivals,
+            "final events": sum(_final_events(events) for events in self.events.values()),
+        }
+
+    def disagreements(self) -> list[str]:
+        """Every promise that is broken, in words; none at all is what we want."""
+        return [fault for check in _CHECKS for fault in check(self)]
+
+
+async def read_ledger(database_url: str, sandbox: Running) -> Ledger:
+    """Read both sides."""
+    database = Database(database_url)
+    async with database.reads() as session:
+        tasks = {task.id: task for task in await session.scalars(select(Task))}
+        events: dict[str, list[Event]] = defaultdict(list)
+        for event in await session.scalars(select(Event).order_by(Event.task_id, Event.version)):
+            events[event.task_id].append(event)
+    await database.close()
+    return Ledger(tasks, dict(events), await made_by(sandbox), await journal(sandbox, kind="request"))
+
+
+async def has_ended(database_url: str) -> bool:
+    """Whether no row needs us any more."""
+    database = Database(database_url)
+    try:
+        async with database.reads() as session:
+            return await session.scalar(select(Task.id).where(Task.status.not_in(FINAL)).limit(1)) is None
+    finally:
+        await database.close()
+
+
+async def made_by(sandbox: Running) -> list[Record]:
+    """Every task that the upstream created and charged, whatever it answered."""
+    async with client_of(sandbox, None) as client:
+        made: list[Record] = (await client.get("/tasks")).raise_for_status().json()
+        return made
+
+
+def most_in_a_window(requests: Sequence[Record], window: timedelta) -> int:
+    """The largest number of requests that arrived within any span of this length."""
+    times = sorted(request["monotonic"] for request in requests)
+    first, most = 0, 0
+    for last, time in enumerate(times):
+        while time - times[first] >= window.total_seconds():
+            first += 1
+        most = max(most, last - first + 1)
+    return most
+
+
+def _nothing_is_paid_twice(ledger: Ledger) -> Iterator[str]:
+    for task_id, times in Counter(record["caller_task_id"] for record in ledger.made).items():
+        if times > 1:
+            yield f"{task_id} was accepted {times} times"
+
+
+def _what_was_made_is_attached_to_one_row(ledger: Ledger) -> Iterator[str]:
+    for record in ledger.made:
+        if not _is_attached(ledger, record) and not _is_unheard_of(ledger, record):
+            yield f"upstream task {record['task_id']} of {record['caller_task_id']} is lost"
+    for upstream_task_id, rows in Counter(task.upstream_task_id for task in ledger.tasks.values()).items():
+        if upstream_task_id is not None and rows > 1:
+            yield f"upstream task {upstream_task_id} is attached to {rows} rows"
+
+
+def _every_row_is_final(ledger: Ledger) -> Iterator[str]:
+    for task in ledger.tasks.values():
+        if task.status not in FINAL and task.status is not TaskStatus.unconfirmed:
+            yield f"{task.id} is left {task.status}"
+
+
+def _final_tasks_are_final_events(ledger: Ledger) -> Iterator[str]:
+    for task in ledger.tasks.values():
+        ends = _final_events(ledger.events[task.id])
+        revivals = sum(event.type is EventType.task_revived for event in ledger.events[task.id])
+        if ends - revivals != (task.status in FINAL):
+            yield f"{task.id} is {task.status} with {ends} final events and {revivals} revivals"
+
+
+def _no_step_goes_back(ledger: Ledger) -> Iterator[str]:
+    for task in ledger.tasks.values():
+        events = ledger.events[task.id]
+        versions = [event.version for event in events]
+        if versions != sorted(set(versions)) or versions[-1] > task.version:
+            yield f"{task.id} has version {task.version} and events {versions}"
+        told = [event for event in events if "status" in event.data]
+        for before, event in pairwise(told):
+            if not _may_follow(before, event):
+                yield f"{task.id} went from {before.type} to {event.type}"
+
+
+def _money_agrees(ledger: Ledger) -> Iterator[str]:
+    made = {record["caller_task_id"] for record in ledger.made}
+    arrived = Counter(submit["caller_task_id"] for submit in ledger.submits)
+    for task in ledger.tasks.values():
+        impossible = {Charge.none} if task.id in made else {Charge.charged, Charge.refunded}
+        if task.charge in impossible:
+            yield f"{task.id} is {task.charge}, and the upstream {'has' if task.id in made else 'never had'} it"
+        if arrived[task.id] > task.posts:
+            yield f"{task.id} counts {task.posts} POSTs, and {arrived[task.id]} arrived"
+
+
+def _nobody_is_asked_too_often(ledger: Ledger) -> Iterator[str]:
+    polls: dict[str, list[Record]] = defaultdict(list)
+    for request in ledger.requests:
+        if request["path"].endswith("/record-info"):
+            polls[request["task_id"]].append(request)
+    for upstream_task_id, asked in polls.items():
+        if (most := most_in_a_window(asked, timedelta(seconds=1))) > POLLS_A_SECOND:
+            yield f"upstream task {upstream_task_id} was asked about {most} times within a second"
+
+
+_CHECKS = (
+    _nothing_is_paid_twice,
+    _what_was_made_is_attached_to_one_row,
+    _every_row_is_final,
+    _final_tasks_are_final_events,
+    _no_step_goes_back,
+    _money_agrees,
+    _nobody_is_asked_too_often,
+)
+
+
+def _is_attached(ledger: Ledger, record: Record) -> bool:
+    task = ledger.tasks.get(record["caller_task_id"])
+    return task is not None and task.upstream_task_id == record["task_id"]
+
+
+def _is_unheard_of(ledger: Ledger, record: Record) -> bool:
+    """Whether the upstream neither answered nor called: then the row says that it may have the task, and no more."""
+    task = ledger.tasks.get(record["caller_task_id"])
+    return task is not None and not record["delivered"] and task.charge is Charge.possible
+
+
+def _final_events(events: Sequence[Event]) -> int:
+    return sum(event.type in {TOLD[status] for status in FINAL} for event in events)
+
+
+def _may_follow(before: Event, event: Event) -> bool:
+    if event.type is EventType.task_revived:
+        return before.type is EventType.task_failed and before.data["error"]["code"] in REVIVABLE
+    return TaskStatus(event.data["status"]) in _told_next(TaskStatus(before.data["status"]))
+
+
+def _told_next(status: TaskStatus) -> set[TaskStatus]:
+    """The states that may be told next: steps between queued and submitting are not told."""
+    reached, untold = set(NEXT[status]), {TaskStatus.queued, TaskStatus.submitting}
+    for _ in untold:
+        reached |= {following for passed in reached & untold for following in NEXT[passed]}
+    return reached - untold

@@ -1,0 +1,163 @@
+"""A storm: orders keep coming while the upstream misbehaves and our processes are killed one after the other."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import httpx
+
+from app.config import parse_rate
+from tests.faults.ledger import Ledger, has_ended, made_by, most_in_a_window, read_ledger
+from tests.running import KEY, Processes, Running, eventually, free_port
+
+RATE = "15/1"
+SETTINGS: dict[str, str | None] = {
+    "upstream_rate": RATE,
+    "upstream_timeout": "1.5",
+    "submit_deadline": "5",
+    "task_deadline": "60",
+    "poll_after": "2",
+    "poll_every": "1",
+    "hold_recheck": "0.5",
+}
+FAULTS = (
+    "slow=0.6:0.2,drip=0.4:0.05,accept-then-500:0.05,accept-then-reset:0.05,accept-then-hang:0.05,accept-then-html:0.02,"
+    "empty-body:0.02,reset:0.03,hang:0.02,http-502:0.02,code-405=1:0.02,http-503=1:0.05,code-429=1:0.01,"
+    "callback-before-answer:0.1,drop-callbacks:0.05,only-complete:0.1,repeat-callbacks=3:0.2,reorder-callbacks:0.1,"
+    "delay-callbacks=7:0.1,poll-500=1:0.1,poll-stale=1:0.1,failed:0.05,refunded:0.03"
+)
+ORDERERS = 40
+STRIKE_EVERY = 1.5
+
+
+@dataclass
+class Member:
+    """One of our processes; not running while it is started again."""
+
+    start: Callable[[], Awaitable[Running]]
+    running: Running | None = None
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What a storm left behind: the accounts of both sides, the ids that callers were told, and the kills."""
+
+    ledger: Ledger
+    acknowledged: list[str]
+    kills: int
+    broken: list[str]
+
+    def show(self) -> None:
+        """Print the counts."""
+        for what, count in {"kills": self.kills, **self.ledger.counts()}.items():
+            print(f"  {what:<26} {count}")
+
+    def disagreements(self) -> list[str]:
+        """Every promise that is broken, in words."""
+        found = [*self.ledger.disagreements(), *self.broken]
+        if sorted(self.acknowledged) != sorted(self.ledger.tasks):
+            found.append(f"{len(self.acknowledged)} orders were acknowledged, {len(self.ledger.tasks)} are stored")
+        rate = parse_rate(RATE)
+        most = most_in_a_window(self.ledger.requests, rate.period - timedelta(milliseconds=1))
+        if most > rate.requests:
+            found.append(f"{most} requests reached the upstream within one window")
+        return found
+
+
+async def storm(processes: Processes, database_url: str, *, seconds: float, workers: int, seed: int) -> Aftermath:
+    """Order sounds for this long while one process after the other is killed, then let everything settle."""
+    dice = random.Random(seed)  # noqa: S311 - decides who is killed when
+    retries = ",".join(["0.5"] * 4 + ["1"] * 30)
+    sandbox = await processes.sandbox(
+        "--seed", str(seed), "--callback-retries", retries, delay=0.8, rate=1000, fault=FAULTS, credits=1e6
+    )
+    crew = _crew(processes, database_url, sandbox, workers)
+    for member in crew:
+        member.running = await member.start()
+    until = time.monotonic() + seconds
+    url = crew[0].running.url if crew[0].running else ""
+    orders = [asyncio.create_task(order_until(url, until, dice)) for _ in range(ORDERERS)]
+    kills = await _strike_until(crew, until, dice)
+    acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
+    # A lease of the last one killed ends after the upstream's timeout and 15 s.
+    await eventually(lambda: _has_settled(database_url, sandbox), within=60)
+    broken = [
+        line for log in processes.folder.glob("*.log") for line in log.read_text().splitlines() if "_broke" in line
+    ]
+    return Aftermath(await read_ledger(database_url, sandbox), acknowledged, kills, broken)
+
+
+def _crew(processes: Processes, database_url: str, sandbox: Running, workers: int) -> list[Member]:
+    port = free_port()
+    public_url = f"http://127.0.0.1:{port}"
+
+    async def serve() -> Running:
+        return await processes.serve(database_url, sandbox, port=port, **SETTINGS)
+
+    async def work() -> Running:
+        return processes.worker(database_url, sandbox, public_url=public_url, **SETTINGS)
+
+    return [Member(serve), *(Member(work) for _ in range(workers))]
+
+
+async def _strike_until(crew: list[Member], until: float, dice: random.Random) -> int:
+    """Kill one process every moment; each is started again at once. Returns the number of kills."""
+    restarts: list[asyncio.Task[None]] = []
+    while time.monotonic() < until:
+        await asyncio.sleep(STRIKE_EVERY * dice.uniform(0.5, 1.5))
+        there = [member for member in crew if member.running]
+        if there:
+            restarts.append(asyncio.create_task(_replace(dice.choice(there))))
+    await asyncio.gather(*restarts)
+    return len(restarts)
+
+
+async def _replace(member: Member) -> None:
+    killed, member.running = member.running, None
+    if killed:
+        killed.kill()
+    member.running = await member.start()
+
+
+async def order_until(url: str, until: float, dice: random.Random) -> list[str]:
+    """Order one sound after the other, each until it is acknowledged; some are canceled at once."""
+    acknowledged = []
+    async with httpx.AsyncClient(
+        base_url=url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=5
+    ) as client:
+        while time.monotonic() < until:
+            key = f"order-{dice.getrandbits(64):x}"
+            task = await _insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers={"Idempotency-Key": key})
+            acknowledged.append(str(task["id"]))
+            if dice.random() < 0.05:
+                await _insist(client, f"/v1/tasks/{task['id']}/cancel")
+            await asyncio.sleep(dice.uniform(0, 0.6))
+    return acknowledged
+
+
+async def _insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[str, Any]:
+    """Ask until there is an answer: a dead server is asked again, as a careful caller would."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            answer = await client.post(path, **request)
+            if answer.status_code in (200, 202, 409):
+                told: dict[str, Any] = answer.json()
+                return told
+            assert answer.status_code == 503, answer.text
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline, path
+        await asyncio.sleep(0.1)
+
+
+async def _has_settled(database_url: str, sandbox: Running) -> bool:
+    """Whether every row has ended and every callback that will be sent has arrived."""
+    for record in await made_by(sandbox):
+        if "drop-callbacks" not in record["faults"] and not {"complete", "error"} & set(record["delivered"]):
+            return False
+    return await has_ended(database_url)

@@ -1,0 +1,65 @@
+"""The database goes away for some seconds while orders come in; nobody restarts us."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults.databases import Outage, breakable_postgres, locked
+from tests.faults.ledger import has_ended, read_ledger
+from tests.faults.storm import order_until
+from tests.running import Processes, client_of, eventually
+
+AWAY = 5.0
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def breakable(request: pytest.FixtureRequest) -> Iterator[tuple[str, Outage]]:
+    """The URL of a database, and a way to take it away for a while."""
+    if request.param == "postgresql":
+        with breakable_postgres() as found:
+            yield found
+    else:
+        folder: Path = request.getfixturevalue("tmp_path")
+        file = folder / "soundpost.db"
+        file.write_bytes(request.getfixturevalue("migrated_sqlite").read_bytes())
+        url = f"sqlite+aiosqlite:///{file}"
+        yield url, partial(locked, url)
+
+
+async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tmp_path: Path) -> None:
+    database_url, outage = breakable
+    dice = random.Random(1)  # noqa: S311 - paces the orders
+    with Processes(tmp_path, upstream_rate="60/1", poll_after="2", poll_every="1", upstream_timeout="5") as processes:
+        sandbox = await processes.sandbox("--callback-retries", "0.5,1,1,2,2,2", delay=0.5, rate=1000)
+        service = await processes.serve(database_url, sandbox)
+        until = time.monotonic() + AWAY + 4
+        orders = [asyncio.create_task(order_until(service.url, until, dice)) for _ in range(10)]
+        await asyncio.sleep(2)
+        with outage():
+            lives = await _lives_for(AWAY, service.url)
+        acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
+        await eventually(lambda: has_ended(database_url), within=30)
+        ledger = await read_ledger(database_url, sandbox)
+        async with client_of(service) as client:
+            readiness = (await client.get("/readyz")).json()["status"]
+
+    assert all(lives)
+    assert ledger.disagreements() == []
+    assert sorted(acknowledged) == sorted(ledger.tasks)
+    assert readiness == "ok"
+
+
+async def _lives_for(seconds: float, url: str) -> list[bool]:
+    """Ask again and again whether the process lives."""
+    until, lives = time.monotonic() + seconds, []
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=2) as client:
+        while time.monotonic() < until:
+            lives.append((await client.get("/livez")).is_success)
+            await asyncio.sleep(0.2)
+    return lives

@@ -1,0 +1,16 @@
+"""A short storm; the long one is in proof.py."""
+
+from pathlib import Path
+
+from tests.faults.storm import storm
+from tests.running import Processes
+
+
+async def test_short_storm_loses_nothing_and_pays_nothing_twice(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        workers = 0 if database_url.startswith("sqlite") else 2
+        aftermath = await storm(processes, database_url, seconds=12, workers=workers, seed=1)
+
+    aftermath.show()
+    assert aftermath.disagreements() == []
+    assert aftermath.kills >= 2
