@@ -26,6 +26,9 @@ Clock = Callable[[Session], Awaitable[datetime]]
 # Where alembic.ini and migrations/ lie: beside the package in a checkout and in the image.
 ROOT = Path(__file__).resolve().parent.parent
 SQLITE_BUSY_TIMEOUT_MS = 8_000
+# Seconds that a request waits for its turn: a burst of orders is taken in, and a callback answered before the upstream
+# stops listening.
+POOL_PATIENCE = 10
 # How a database that is away for the moment shows, at whatever step.
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 
@@ -128,14 +131,13 @@ def _is_at_head(connection: Connection) -> bool:
 
 def _postgresql_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     # A connection that died with the server is replaced before it is handed out.
-    engine = create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=5, pool_pre_ping=True)
+    engine = create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=POOL_PATIENCE, pool_pre_ping=True)
     return engine, engine
 
 
 def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    # A request waits for the writer as long as the upstream waits for its callback's answer, not longer.
-    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=10)
-    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=10)
+    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=POOL_PATIENCE)
+    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=POOL_PATIENCE)
     for engine, begin, is_reader in ((writer, "BEGIN IMMEDIATE", False), (reader, "BEGIN", True)):
         event.listen(engine.sync_engine, "connect", _sqlite_pragmas(is_reader))
         event.listen(engine.sync_engine, "begin", _begin_with(begin))

@@ -202,6 +202,17 @@ async def order(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: 
     return task
 
 
+async def order_many(client: httpx.AsyncClient, count: int, at_once: int = 10) -> list[str]:
+    """Order so many sounds; return the ids of their tasks."""
+    places = asyncio.Semaphore(at_once)
+
+    async def order_one() -> str:
+        async with places:
+            return str((await order(client))["id"])
+
+    return await asyncio.gather(*(order_one() for _ in range(count)))
+
+
 async def until_status(client: httpx.AsyncClient, task_id: str, *statuses: str, within: float = 30) -> dict[str, Any]:
     """The task once it is in one of these states."""
     deadline = time.monotonic() + within

@@ -1,23 +1,19 @@
 """The upstream's pace: no window of time lets more out than the rate, whoever asks and whoever dies."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import random
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-
-import pytest
+from pathlib import Path
 
 from app.config import Rate
 from app.db import Database
-from app.upstream.pacing import Pacer
+from app.upstream.pacing import Pacer, Slots
+from tests.running import Processes, Running, client_of, eventually, journal, order_many, submits_at
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-PERIOD, HOLD = timedelta(seconds=10), timedelta(seconds=45)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    database = Database(database_url)
-    yield database
-    await database.close()
+SECOND = timedelta(seconds=1)
+PERIOD, HOLD = 10 * SECOND, 45 * SECOND
 
 
 async def _ring(database: Database, requests: int = 4) -> Pacer:
@@ -104,3 +100,71 @@ async def test_smaller_rate_takes_the_surplus_slots_away(database: Database) -> 
     pacer = await _ring(database, 3)
 
     assert len(await _take(database, pacer, NOW)) == 3
+
+
+async def test_no_window_holds_more_than_the_rate_whenever_requests_arrive(database: Database) -> None:
+    pacer, dice = await _ring(database), random.Random(7)  # noqa: S311 - it plays chance
+    arrivals: list[datetime] = []
+    in_flight: list[tuple[datetime, int, str]] = []
+    now = NOW
+    for _ in range(300):
+        now += dice.choice([0.1, 1, 3]) * SECOND
+        for answered_at, slot, fence in [sent for sent in in_flight if sent[0] <= now]:
+            in_flight.remove((answered_at, slot, fence))
+            await _give_back(database, pacer, slot, fence, now)
+        slots = await _hold(database, pacer, dice.randint(1, 6), now)
+        for slot in slots.numbers:
+            answered_at = now + dice.uniform(0, 12) * SECOND
+            arrivals.append(now + dice.random() * (answered_at - now))
+            if dice.random() < 0.9:  # else the process dies before the answer
+                in_flight.append((answered_at, slot, slots.fence))
+
+    assert len(arrivals) > 50
+    assert _most_in_any(PERIOD, arrivals) <= 4
+
+
+async def test_two_takers_never_share_a_slot(database: Database, database_url: str) -> None:
+    pacer, other = await _ring(database), Database(database_url)
+
+    taken = await asyncio.gather(*(_take(taker, pacer, NOW, limit=1) for taker in (database, other) * 5))
+    await other.close()
+
+    assert sorted(slot for slots in taken for slot in slots) == [0, 1, 2, 3]
+
+
+async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path, upstream_rate="20/1", upstream_timeout="1") as processes:
+        # The upstream is told to take more than it would, so that too many would be seen to arrive.
+        sandbox = await processes.sandbox(rate=1000)
+        service = await processes.serve(database_url, sandbox, "--no-loops")
+        workers = [processes.worker(database_url, sandbox, public_url=service.url) for _ in range(2)]
+        async with client_of(service) as client:
+            await order_many(client, 90)
+            await eventually(lambda: _has_submits(sandbox, 40), 30)
+            workers[0].kill()
+            # What the dead one was about to send is not sent again.
+            await eventually(lambda: _has_submits(sandbox, 70), 30)
+        arrivals = await journal(sandbox, kind="request")
+
+    of_tasks = [arrival["caller_task_id"] for arrival in arrivals if arrival["callback_url"]]
+    assert len(of_tasks) == len(set(of_tasks))
+    assert _most_in_any(SECOND, [NOW + arrival["monotonic"] * SECOND for arrival in arrivals]) <= 20
+
+
+async def _hold(database: Database, pacer: Pacer, limit: int, now: datetime) -> Slots:
+    async with database.writes.begin() as session:
+        return await pacer.take(session, await pacer.free(session, now, limit), now)
+
+
+async def _give_back(database: Database, pacer: Pacer, slot: int, fence: str, now: datetime) -> None:
+    async with database.writes.begin() as session:
+        await pacer.give_back(session, slot, fence, now)
+
+
+def _most_in_any(period: timedelta, moments: Sequence[datetime]) -> int:
+    moments = sorted(moments)
+    return max(sum(start <= moment < start + period for moment in moments) for start in moments)
+
+
+async def _has_submits(sandbox: Running, count: int) -> bool:
+    return len(await submits_at(sandbox)) >= count
