@@ -8,6 +8,7 @@ from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, PlainValidator, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -38,6 +39,13 @@ def _span(value: object) -> timedelta:
     return timedelta(seconds=seconds)
 
 
+def _lasting_span(value: object) -> timedelta:
+    span = _span(value)
+    if not span:
+        raise ValueError("must be more than 0 seconds")
+    return span
+
+
 def _words(value: object) -> object:
     return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
 
@@ -47,12 +55,9 @@ def parse_rate(value: object) -> Rate:
     if isinstance(value, Rate):
         return value
     count, slash, seconds = str(value).partition("/")
-    if not slash or not count.strip().isdigit() or not 1 <= int(count) <= 10_000:
+    if not slash or not count.strip().isdecimal() or not 1 <= int(count) <= 10_000:
         raise ValueError("must be requests/seconds, such as 20/10")
-    period = _span(seconds)
-    if not period:
-        raise ValueError("must be requests/seconds with more than 0 seconds, such as 20/10")
-    return Rate(int(count), period)
+    return Rate(int(count), _lasting_span(seconds))
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
@@ -63,6 +68,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 
 Span = Annotated[timedelta, PlainValidator(_span)]
+LastingSpan = Annotated[timedelta, PlainValidator(_lasting_span)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_words)]
 RateSetting = Annotated[Rate, NoDecode, PlainValidator(parse_rate)]
@@ -90,18 +96,18 @@ class Settings(BaseSettings):
     upstream_rate: RateSetting = Rate(20, timedelta(seconds=10))
     poll_after: Span = timedelta(seconds=45)
     poll_every: Span = timedelta(seconds=30)
-    submit_deadline: Span = timedelta(seconds=900)
-    task_deadline: Span = timedelta(seconds=1800)
-    hold_recheck: Span = timedelta(seconds=30)
+    submit_deadline: LastingSpan = timedelta(seconds=900)
+    task_deadline: LastingSpan = timedelta(seconds=1800)
+    hold_recheck: LastingSpan = timedelta(seconds=30)
     grace: Span = timedelta(seconds=10)
     callback_trust: Literal["token", "pull"] = "token"
     callback_hmac_key: SecretStr | None = None
     egress_allow: Networks = ()
     webhook_schedule: Spans = tuple(map(_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
-    webhook_timeout: Span = timedelta(seconds=15)
+    webhook_timeout: LastingSpan = timedelta(seconds=15)
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    upstream_timeout: Span = timedelta(seconds=30)
+    upstream_timeout: LastingSpan = timedelta(seconds=30)
 
     @classmethod
     def settings_customise_sources(
@@ -118,9 +124,16 @@ class Settings(BaseSettings):
     @field_validator("upstream_url", "public_url", "base_url")
     @classmethod
     def _is_a_web_address(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
-        return value.rstrip("/") if value else value
+        if value is None:
+            return None
+        try:
+            url = urlsplit(value)
+            is_usable = url.hostname and url.port != 0 and not (url.query or url.fragment or " " in value)
+        except ValueError:
+            is_usable = False
+        if not is_usable or url.scheme not in ("http", "https"):
+            raise ValueError("must be an address such as https://sounds.example.com")
+        return value.rstrip("/")
 
     @field_validator("database_url")
     @classmethod

@@ -1,0 +1,179 @@
+"""Settings: where they are read from, and what is refused because it cannot work."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from typer.testing import CliRunner
+
+from app.cli import main
+from app.config import PREFIX, SECRETS, Rate, Settings
+
+SPAN = "must be a number of seconds, such as 30 or 0.5"
+POSITIVE = "must be more than 0 seconds"
+RATE = "must be requests/seconds, such as 20/10"
+ADDRESS = "must be an address such as https://sounds.example.com"
+CHOICE = "Input should be"
+# Each setting with what it cannot be, and how the sentence goes on that says so.
+NONSENSE: list[tuple[str, str, str]] = [
+    ("DATABASE_URL", "nonsense", "must be a database URL"),
+    ("DATABASE_URL", "mysql://root@localhost/x", "must begin with one of"),
+    ("DATABASE_URL", "postgresql://localhost/x", "must begin with one of"),
+    ("DATABASE_URL", "sqlite+aiosqlite://", "must name a file"),
+    ("DATABASE_URL", "sqlite+aiosqlite:///:memory:", "must name a file"),
+    ("UPSTREAM_URL", "api.sunoapi.org", ADDRESS),
+    ("UPSTREAM_URL", "https://", ADDRESS),
+    ("UPSTREAM_URL", "https://exa mple", ADDRESS),
+    ("UPSTREAM_URL", "https://[::1", ADDRESS),
+    ("PUBLIC_URL", "ftp://sounds.example", ADDRESS),
+    ("PUBLIC_URL", "https://sounds.example?x=1", ADDRESS),
+    ("PUBLIC_URL", "https://sounds.example:99999", ADDRESS),
+    ("BASE_URL", "//sounds.example", ADDRESS),
+    ("BASE_URL", "https://sounds.example#top", ADDRESS),
+    ("API_KEYS", "no-colon", "must be name:key pairs, separated by commas"),
+    ("API_KEYS", "name:", "must be name:key pairs, separated by commas"),
+    ("MODELS", ",", "must name at least one model"),
+    ("UPSTREAM_RATE", "20", RATE),
+    ("UPSTREAM_RATE", "0/10", RATE),
+    ("UPSTREAM_RATE", "²/10", RATE),
+    ("UPSTREAM_RATE", "20/0", POSITIVE),
+    ("UPSTREAM_RATE", "20/x", SPAN),
+    ("POLL_AFTER", "-1", SPAN),
+    ("POLL_EVERY", "nan", SPAN),
+    ("POLL_EVERY", "0.1", "must be at least 0.34 seconds"),
+    ("SUBMIT_DEADLINE", "soon", SPAN),
+    ("SUBMIT_DEADLINE", "0", POSITIVE),
+    ("TASK_DEADLINE", "inf", SPAN),
+    ("TASK_DEADLINE", "0", POSITIVE),
+    ("HOLD_RECHECK", "1e999", SPAN),
+    ("HOLD_RECHECK", "0", POSITIVE),
+    ("GRACE", "10s", SPAN),
+    ("CALLBACK_TRUST", "blind", CHOICE),
+    ("EGRESS_ALLOW", "10.0.0.0/8,localhost", "must be networks such as 10.0.0.0/8"),
+    ("WEBHOOK_SCHEDULE", "0,never", SPAN),
+    ("WEBHOOK_SCHEDULE", ",", "must name the pause before at least one attempt"),
+    ("WEBHOOK_TIMEOUT", "0", POSITIVE),
+    ("LOG_FORMAT", "xml", CHOICE),
+    ("LOG_LEVEL", "verbose", CHOICE),
+    ("UPSTREAM_TIMEOUT", "0", POSITIVE),
+]
+# What anything may be.
+FREE = {"UPSTREAM_API_KEY", "CALLBACK_HMAC_KEY", "SECRET_KEYS"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where commands run: a folder without .env."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), NONSENSE)
+def test_setting_that_cannot_work_is_refused_with_a_sentence(
+    name: str, value: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}{name}", value)
+
+    ended = CliRunner().invoke(main, ["keys", "list"])
+
+    [line] = ended.stderr.splitlines()
+    assert ended.exit_code == 1
+    assert line.startswith(f"{PREFIX}{name} {sentence}")
+
+
+def test_every_setting_has_nonsense_that_it_refuses() -> None:
+    tried = {name for name, _, _ in NONSENSE}
+
+    assert {name.upper() for name in Settings.model_fields} - FREE - tried == set()
+
+
+def test_every_wrong_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}GRACE", "x")
+    monkeypatch.setenv(f"{PREFIX}MODELS", ",")
+
+    ended = CliRunner().invoke(main, ["keys", "list"])
+
+    assert [line.split()[0] for line in ended.stderr.splitlines()] == [f"{PREFIX}MODELS", f"{PREFIX}GRACE"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_refusal_repeats_no_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}{name}", "canary")
+
+    ended = CliRunner().invoke(main, ["keys", "create", "x"])
+
+    assert "canary" not in ended.output
+
+
+def test_values_are_read_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "UPSTREAM_RATE": " 5 / 2.5 ",
+        "MODELS": "V6, V5",
+        "POLL_AFTER": "0.5",
+        "EGRESS_ALLOW": "10.0.0.0/8, ::1",
+        "PUBLIC_URL": "https://sounds.example/below/",
+        "BASE_URL": "",
+    }.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", value)
+
+    settings = Settings()
+
+    assert settings.upstream_rate == Rate(5, timedelta(seconds=2.5))
+    assert settings.models == ("V6", "V5")
+    assert settings.poll_after == timedelta(seconds=0.5)
+    assert [str(network) for network in settings.egress_allow] == ["10.0.0.0/8", "::1/128"]
+    assert settings.link_base == settings.callback_base == "https://sounds.example/below"
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = Settings()
+
+    spans = settings.poll_after, settings.poll_every, settings.submit_deadline, settings.task_deadline
+    assert [span.total_seconds() for span in spans] == [45, 30, 900, 1800]
+    assert settings.upstream_rate == Rate(20, timedelta(seconds=10))
+    assert (settings.hold_recheck, settings.grace) == (timedelta(seconds=30), timedelta(seconds=10))
+    assert (settings.models, settings.callback_trust, settings.log_level) == (("V5", "V5_5"), "token", "info")
+    assert settings.upstream_url == "https://api.sunoapi.org"
+    assert settings.callback_base == "https://soundpost.invalid"
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secret_may_be_in_a_file(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "sqlite+aiosqlite:///from-a-file.db"
+    (folder / "secret").write_text(f"{secret}\n")
+    monkeypatch.setenv(f"{PREFIX}{name}_FILE", str(folder / "secret"))
+    monkeypatch.setenv(f"{PREFIX}{name}", "sqlite+aiosqlite:///from-the-environment.db")
+
+    value = getattr(Settings(), name.lower())
+
+    assert (value if isinstance(value, str) else value.get_secret_value()) == secret
+
+
+def test_secret_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}SECRET_KEYS_FILE", str(folder / "absent"))
+
+    ended = CliRunner().invoke(main, ["keys", "list"])
+
+    assert ended.stderr == f"{PREFIX}SECRET_KEYS_FILE names a file that cannot be read: {folder / 'absent'}\n"
+
+
+def test_environment_wins_over_the_file_in_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / ".env").write_text(f"{PREFIX}GRACE=3\n{PREFIX}MODELS=V6\nSOMETHING_ELSE=x\n")
+    monkeypatch.setenv(f"{PREFIX}GRACE", "4")
+
+    settings = Settings()
+
+    assert (settings.grace, settings.models) == (timedelta(seconds=4), ("V6",))
+
+
+def test_lease_outlives_the_request_it_is_taken_for() -> None:
+    settings = Settings(upstream_timeout=timedelta(seconds=120), webhook_timeout=timedelta(seconds=60))
+
+    assert settings.submit_lease > settings.upstream_timeout
+    assert settings.webhook_lease > settings.webhook_timeout
+
+
+def test_value_given_in_code_is_checked_too() -> None:
+    with pytest.raises(ValidationError, match="must name at least one model"):
+        Settings(models=())
