@@ -72,6 +72,9 @@ LastingSpan = Annotated[timedelta, PlainValidator(_lasting_span)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_words)]
 RateSetting = Annotated[Rate, NoDecode, PlainValidator(parse_rate)]
+OptionalRateSetting = Annotated[
+    Rate | None, NoDecode, PlainValidator(lambda value: None if value is None else parse_rate(value))
+]
 Networks = Annotated[
     tuple[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)], ...], NoDecode, BeforeValidator(_words)
 ]
@@ -105,6 +108,7 @@ class Settings(BaseSettings):
     egress_allow: Networks = ()
     webhook_schedule: Spans = tuple(map(_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
     webhook_timeout: LastingSpan = timedelta(seconds=15)
+    key_rate: OptionalRateSetting = None
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     upstream_timeout: LastingSpan = timedelta(seconds=30)

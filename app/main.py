@@ -34,6 +34,7 @@ from app.secrets import load_secrets
 from app.signals import Signals
 from app.tasks import endpoints as tasks
 from app.tasks import news, streams, usage
+from app.tasks.latency import Latency
 from app.tasks.service import TaskLife
 from app.tasks.waiting import Waits
 from app.upstream import endpoints as upstream
@@ -65,6 +66,7 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
     app.state.webhooks = parts.webhooks
+    app.state.latency = Latency()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
     app.state.waits = Waits(parts.database, parts.signals)
     for room in (tasks, streams, usage, webhooks, deliveries, callbacks, upstream, dropin, health, problems):

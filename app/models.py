@@ -345,6 +345,17 @@ class DeliveryAttempt(Base):
     response: Mapped[str | None]
 
 
+class Submit(Base):
+    """An order that counts against its key's rate; forgotten when its window is over."""
+
+    __tablename__ = "submits"
+    __table_args__ = (Index(None, "api_key_id", "made_at"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    made_at: Mapped[datetime]
+
+
 class IdempotencyKey(Base):
     """Which task a caller's Idempotency-Key stands for."""
 

@@ -8,11 +8,12 @@ import json
 from typing import Annotated
 
 from fastapi import Query, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 
 from app.errors import InvalidRequest
 
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most.")]
-Cursor = Annotated[str | None, Query(max_length=500, description="`next_cursor` of the page before.")]
+Cursor = Annotated[str | SkipJsonSchema[None], Query(max_length=500, description="`next_cursor` of the page before.")]
 
 
 def encode_cursor(*position: str) -> str:

@@ -1,12 +1,26 @@
 """What callers may write into a field."""
 
+import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 # PostgreSQL stores no NUL. Lone surrogates are refused by pydantic itself. A pattern, rather than a validator, tells
 # it in the OpenAPI document too.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
+def _written(value: object) -> object:
+    # Left alone, pydantic takes numbers for Unix times and dates for midnights.
+    if not isinstance(value, str) or not _RFC3339.fullmatch(value):
+        raise ValueError("must be a time as in RFC 3339, such as 2026-01-31T08:00:00Z")
+    return value
+
+
+# A moment in a query.
+Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
 
 
 class StrictModel(BaseModel):

@@ -9,21 +9,23 @@ from functools import partial
 from operator import eq, gt, lt
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import ColumnElement
 
 from app.auth import Caller, CallerDep
 from app.config import Settings
-from app.db import Database, DatabaseDep, ReaderDep, Session
-from app.edge import Text
+from app.db import DatabaseDep, ReaderDep, Session
+from app.edge import Moment, Text
 from app.errors import InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal
 from app.models import Callback, Charge, Task, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.problems import says
+from app.ratelimit import spend
 from app.signals import ring_on_commit
 from app.tasks import repository
-from app.tasks.idempotency import claim_key, fingerprint, read_key
+from app.tasks.idempotency import KeyDep, claim_key, fingerprint
 from app.tasks.news import ENDINGS, receive_task_news
 from app.tasks.schemas import (
     CallbackPage,
@@ -47,10 +49,10 @@ told_of_the_end = described(receive_task_news, ENDINGS, path="{{$request.body#/w
 class TaskFilters(BaseModel):
     """Which tasks to list, and where to go on."""
 
-    status: TaskStatus | None = None
-    model: Text | None = None
-    created_after: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
+    status: TaskStatus | SkipJsonSchema[None] = None
+    model: Text | SkipJsonSchema[None] = None
+    created_after: Moment | SkipJsonSchema[None] = None
+    created_before: Moment | SkipJsonSchema[None] = None
     limit: Limit = 50
     cursor: Cursor = None
 
@@ -89,43 +91,31 @@ async def create_task(
     request: Request,
     waits: WaitsDep,
     wait: WaitDep,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    key: KeyDep,
 ) -> TaskRead:
     """Order a sound. The task is stored before this returns; it is sent upstream by itself."""
     settings: Settings = request.app.state.settings
     _check_model(order, settings.models)
     if order.webhook_url is not None:
         check_receiver(order.webhook_url, settings.egress_allow, "#/webhook_url")
-    key = read_key(idempotency_key)
     async with database.writes.begin() as session:
-        task, is_replayed = await _create_once(session, database, life, caller, order, key)
+        now = await database.now(session)
+        kept = await claim_key(session, caller.api_key_id, key, fingerprint(order, life.default_model), now)
+        quota = await spend(session, caller.api_key_id, settings.key_rate, now, is_free=kept.task is not None)
+        task = kept.task or life.create(session, caller.api_key_id, order, now)
+        kept.stands_for(task)
         seen = read_task(task, await repository.queue_positions(session, [task]))
+        patience = await request.app.state.latency.seconds(session)
     if wait is not None:
         seen = await waits.wait(seen, wait, is_final, request.receive) or seen
-    response.headers["Location"] = f"/v1/tasks/{seen.id}"
-    response.headers["Cache-Control"] = "no-store"
-    if is_replayed:
+    response.headers.update({"Location": f"/v1/tasks/{seen.id}", "Cache-Control": "no-store", **quota})
+    if kept.task is not None:
         response.headers["Idempotency-Replayed"] = "true"
     if is_final(seen):
         response.status_code = 200
     else:
-        response.headers["Retry-After"] = "5"
+        response.headers["Retry-After"] = str(patience)
     return seen
-
-
-async def _create_once(
-    session: Session, database: Database, life: TaskLife, caller: Caller, order: TaskCreate, key: str | None
-) -> tuple[Task, bool]:
-    now = await database.now(session)
-    if key is None:
-        return life.create(session, caller.api_key_id, order, now), False
-    model = order.model or life.default_model
-    row, task = await claim_key(session, caller.api_key_id, key, fingerprint(order, model), now)
-    if task is not None:
-        return task, True
-    task = life.create(session, caller.api_key_id, order, now)
-    row.task_id = task.id
-    return task, False
 
 
 @router.get("", operation_id="listTasks")

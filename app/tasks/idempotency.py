@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Annotated
 
+from fastapi import Depends, Header, Request
+from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
 
 from app.db import Session, insert_new
@@ -16,42 +21,67 @@ from app.tasks.repository import find_task
 from app.tasks.schemas import TaskCreate
 
 KEPT_FOR = timedelta(hours=24)
-LONGEST = 255
+
+# Quoted, which is an RFC 8941 string, or bare: the draft asks for quotes, most clients leave them out.
+QUOTED = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
+BARE = r"[!#-~](?:[ -~]{0,253}[!-~])?"
+PATTERN = f"^(?:{QUOTED}|{BARE})$"
+
+IdempotencyHeader = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="Idempotency-Key",
+        description="Orders with the same key and body make one task, for 24 hours.",
+        json_schema_extra={"pattern": PATTERN, "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"]},
+    ),
+]
 
 
-def read_key(header: str | None) -> str | None:
-    """
-    The key that a header names, quoted (an RFC 8941 string) or bare. Raises InvalidRequest.
+def find_key(request: Request, idempotency_key: IdempotencyHeader = None) -> str | None:
+    """The key of a request, if it has one. Raises InvalidRequest."""
+    return None if idempotency_key is None else read_key(request.headers.getlist("idempotency-key"))
 
-    `"k"` and `k` are one key: the draft asks for quotes, most clients leave them out.
-    """
-    if header is None:
-        return None
-    key = header.strip()
-    if key.startswith('"'):
-        quoted = re.fullmatch(r'"((?:[^"\\]|\\["\\])*)"', key)
-        key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else ""
-    if not re.fullmatch(r"[\x20-\x7e]+", key) or len(key) > LONGEST:
-        detail = f"must be 1 to {LONGEST} visible ASCII characters, quoted or bare"
+
+def read_key(values: Sequence[str]) -> str:
+    """The key that the header names; `"k"` and `k` are one. Raises InvalidRequest."""
+    key = values[0].strip()
+    if len(values) > 1 or not re.fullmatch(PATTERN, key):
+        detail = "must be one key of 1 to 255 visible ASCII characters, quoted or bare"
         raise InvalidRequest(errors=[{"pointer": "#/header/Idempotency-Key", "detail": detail}])
-    return key
+    return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key
 
 
-def fingerprint(order: TaskCreate, model: str) -> str:
+KeyDep = Annotated[str | None, Depends(find_key)]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What an Idempotency-Key stands for: a task already, or one that is yet to be made."""
+
+    row: IdempotencyKey | None
+    task: Task | None
+
+    def stands_for(self, task: Task) -> None:
+        """From this commit on the key, if there is one, stands for this task."""
+        if self.row is not None:
+            self.row.task_id = task.id
+
+
+def fingerprint(order: TaskCreate, default_model: str) -> str:
     """What an order means, defaults filled in: two bodies that mean the same have one fingerprint."""
-    meant = {**order.model_dump(mode="json"), "model": model}
+    meant = {**order.model_dump(mode="json"), "model": order.model or default_model}
     return sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
 
 
-async def claim_key(
-    session: Session, api_key_id: str, key: str, print_: str, now: datetime
-) -> tuple[IdempotencyKey, Task | None]:
+async def claim_key(session: Session, api_key_id: str, key: str | None, print_: str, now: datetime) -> Claimed:
     """
-    Return the key's row, locked, and the task that it stands for already, if any. Raises IdempotencyKeyReused.
+    Lock a key and find the task that it stands for already, if any. Raises IdempotencyKeyReused.
 
     The insert makes concurrent requests with one key wait for each other: the first
     to commit has made the task, and the others find it.
     """
+    if key is None:
+        return Claimed(None, None)
     row = {"api_key_id": api_key_id, "key": key, "fingerprint": print_, "task_id": "", "created_at": now}
     await insert_new(session, IdempotencyKey, row)
     mine = select(IdempotencyKey).where(IdempotencyKey.api_key_id == api_key_id, IdempotencyKey.key == key)
@@ -59,7 +89,7 @@ async def claim_key(
     task = await find_task(session, kept.task_id) if kept.created_at + KEPT_FOR > now else None
     if task is None:
         kept.fingerprint, kept.created_at = print_, now
-        return kept, None
+        return Claimed(kept, None)
     if kept.fingerprint != print_:
         raise IdempotencyKeyReused
-    return kept, task
+    return Claimed(kept, task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, exists, func, literal, select, tuple_
@@ -13,6 +13,7 @@ from app.db import Session
 from app.models import Callback, Event, ResolvedBy, Task, TaskStatus
 
 RECENT = 5
+RECENT_LATENCIES = 20
 
 
 class History(NamedTuple):
@@ -99,6 +100,18 @@ async def list_callbacks(session: Session, task_id: str, after: str, limit: int)
     """A task's callbacks behind an id, oldest first."""
     query = select(Callback).where(Callback.task_id == task_id, Callback.id > after).order_by(Callback.id).limit(limit)
     return (await session.scalars(query)).all()
+
+
+async def recent_latencies(session: Session) -> Sequence[timedelta]:
+    """How long each of the latest sounds took, from its submit to its end."""
+    latest = (
+        select(Task.submitted_at, Task.completed_at)
+        .where(Task.status == TaskStatus.succeeded, Task.completed_at.isnot(None))
+        .order_by(Task.completed_at.desc())
+        .limit(RECENT_LATENCIES)
+    )
+    spans = (await session.execute(latest)).all()
+    return [completed - submitted for submitted, completed in spans if submitted and completed]
 
 
 async def callbacks_stay_away(session: Session) -> bool:

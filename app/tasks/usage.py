@@ -6,11 +6,13 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel
+from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import func, select
 
 from app.auth import CallerDep
 from app.db import ReaderDep, Session
+from app.edge import Moment
 from app.models import Charge, Task
 
 router = APIRouter(tags=["account"])
@@ -30,8 +32,8 @@ class Usage(BaseModel):
 async def get_usage(
     session: ReaderDep,
     caller: CallerDep,
-    since: Annotated[AwareDatetime | None, Query()] = None,
-    until: Annotated[AwareDatetime | None, Query()] = None,
+    since: Annotated[Moment | SkipJsonSchema[None], Query()] = None,
+    until: Annotated[Moment | SkipJsonSchema[None], Query()] = None,
 ) -> Usage:
     """The money side of this key's tasks that were created in a time range: `since` included, `until` not."""
     return await sum_usage(session, caller.api_key_id, since, until)

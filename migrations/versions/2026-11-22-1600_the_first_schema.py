@@ -51,6 +51,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("api_key_id", "key", name=op.f("pk_idempotency_keys")),
     )
     op.create_table(
+        "submits",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_submits_api_key_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_submits")),
+    )
+    with op.batch_alter_table("submits", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_submits_api_key_id_made_at"), ["api_key_id", "made_at"], unique=False)
+
+    op.create_table(
         "tasks",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("api_key_id", sa.String(length=32), nullable=False),
@@ -254,6 +265,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id"))
 
     op.drop_table("tasks")
+    with op.batch_alter_table("submits", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_submits_api_key_id_made_at"))
+
+    op.drop_table("submits")
     op.drop_table("idempotency_keys")
     op.drop_table("pace_slots")
     op.drop_table("chores")
