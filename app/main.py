@@ -12,14 +12,17 @@ from types import FrameType
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app import __version__, health, problems
+from app.accept import check_accept
 from app.auth import keep_configured_keys
 from app.callbacks import endpoints as callbacks
 from app.config import Settings
 from app.db import Database
+from app.document import complete_document
 from app.dropin import endpoints as dropin
+from app.dropin.envelope import Enveloped
 from app.edge import Edge, install_error_handlers
 from app.egress import guarded_client, upstream_client
 from app.loops.chores import chore_loop
@@ -69,13 +72,16 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.latency = Latency()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
     app.state.waits = Waits(parts.database, parts.signals)
-    for room in (tasks, streams, usage, webhooks, deliveries, callbacks, upstream, dropin, health, problems):
+    for room in (tasks, streams, usage, webhooks, deliveries, upstream):
+        app.include_router(room.router, dependencies=[Depends(check_accept)])
+    for room in (callbacks, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(documents.described(news.receive_task_news, news.SUMMARIES))
     app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
     install_error_handlers(app)
-    problems.document_problems(app)
+    complete_document(app, settings.models)
     app.add_middleware(Edge)
+    app.add_middleware(Enveloped)
     return app
 
 

@@ -13,6 +13,7 @@ from app.callbacks.service import receive
 from app.db import DatabaseDep
 from app.errors import NotAuthenticated, NotFound
 from app.models import ID_LENGTH
+from app.problems import says
 from app.upstream.reports import read_callback
 from app.upstream.signature import callback_signature_matches
 
@@ -20,7 +21,12 @@ router = APIRouter(tags=["callbacks"])
 log = structlog.get_logger()
 
 
-@router.post("/callbacks/{task_id}/{token}")
+@router.post(
+    "/callbacks/{task_id}/{token}",
+    operation_id="receiveCallback",
+    responses=says(NotAuthenticated),
+    openapi_extra={"requestBody": {"content": {"application/json": {"schema": {}}}}},
+)
 async def receive_callback(request: Request, database: DatabaseDep, task_id: str, token: str) -> dict[str, str]:
     """Take in a message from the upstream. It and its effect are stored before this returns."""
     state = request.app.state

@@ -1,99 +1,91 @@
-"""The vendor's paths, with every answer in the vendor's envelope, the errors too."""
+"""The vendor's paths; what goes wrong below them is put into its envelope on the way out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 from app.auth import CallerDep
 from app.db import DatabaseDep, ReaderDep
-from app.dropin.schemas import LONGEST_PROMPT, OK, Envelope, SoundsRequest, envelope, record_info
-from app.errors import AppError, ContentTooLarge, InvalidRequest, NotFound
+from app.dropin.schemas import (
+    LONGEST_PROMPT,
+    CreditAnswer,
+    RecordAnswer,
+    SoundsAnswer,
+    SoundsRequest,
+    TaskId,
+    camel,
+    record_info,
+)
+from app.egress import UrlRefused, check_url
+from app.errors import ContentTooLarge, InvalidRequest
+from app.ratelimit import spend
 from app.tasks import repository
 from app.tasks.endpoints import LifeDep, owned
 from app.tasks.schemas import TaskCreate, read_task
 from app.upstream.endpoints import get_credits
 
-# The vendor's code for each of our statuses; what is missing here is a failure of ours.
-CODES: Mapping[int, int] = {400: 400, 401: 401, 404: 404, 413: 413, 415: 400, 422: 400, 429: 405, 503: 455}
-
-
-class EnvelopeRoute(APIRoute):
-    """Answers errors as the vendor does: HTTP 200 with the code in the body; a bad key is 401 in both."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Wrap what FastAPI made of the endpoint."""
-        handle = super().get_route_handler()
-
-        async def handle_in_envelope(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except RequestValidationError as error:
-                return _refuse(InvalidRequest(detail=_first_complaint(error)))
-            except AppError as error:
-                return _refuse(error)
-
-        return handle_in_envelope
-
-
-router = APIRouter(prefix="/api/v1/generate", tags=["drop-in"], route_class=EnvelopeRoute)
+UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
+    401: {
+        "description": "A valid key is needed.",
+        "content": {"application/json": {"example": {"code": 401, "msg": "A valid key is needed.", "data": None}}},
+    }
+}
+router = APIRouter(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
 
 
 @router.post("/sounds", operation_id="dropinGenerateSounds")
 async def generate_sounds(
-    request: Request, database: DatabaseDep, life: LifeDep, caller: CallerDep, order: SoundsRequest
-) -> Envelope:
+    request: Request, response: Response, database: DatabaseDep, life: LifeDep, caller: CallerDep, order: SoundsRequest
+) -> SoundsAnswer:
     """Order a sound as from the vendor; `taskId` is ours."""
-    if len(order.prompt) > LONGEST_PROMPT:
-        raise ContentTooLarge(detail=f"prompt must be at most {LONGEST_PROMPT} characters")
-    if order.model not in request.app.state.settings.models:
-        raise InvalidRequest(detail=f"model must be one of {', '.join(request.app.state.settings.models)}")
-    try:
-        data = TaskCreate.model_validate(order.model_dump(exclude={"callback_url"}))
-    except ValidationError as error:
-        raise InvalidRequest(detail=_first_complaint(error)) from None
+    settings = request.app.state.settings
+    data = _read_order(order, settings.models)
+    if order.callback_url:
+        try:
+            check_url(order.callback_url, settings.egress_allow)
+        except UrlRefused as refusal:
+            raise _bad("callBackUrl", str(refusal)) from None
     async with database.writes.begin() as session:
-        task = life.create(session, caller.api_key_id, data, await database.now(session))
-    return envelope(OK, "success", {"taskId": task.id})
+        now = await database.now(session)
+        response.headers.update(await spend(session, caller.api_key_id, settings.key_rate, now))
+        task = life.create(session, caller.api_key_id, data, now)
+    response.headers["Cache-Control"] = "no-store"
+    return SoundsAnswer(data=TaskId(taskId=task.id))
 
 
 @router.get("/record-info", operation_id="dropinGetRecordInfo")
 async def get_record_info(
-    session: ReaderDep, caller: CallerDep, task_id: Annotated[str | None, Query(alias="taskId")] = None
-) -> Envelope:
+    session: ReaderDep, caller: CallerDep, task_id: Annotated[str | SkipJsonSchema[None], Query(alias="taskId")] = None
+) -> RecordAnswer:
     """A task as the vendor tells it."""
     if not task_id:
-        raise InvalidRequest(detail="taskId is missing")
+        raise _bad("taskId", "is missing")
     task = owned(await repository.find_task(session, task_id), caller)
-    return envelope(OK, "success", record_info(task, read_task(task, {})))
+    return RecordAnswer(data=record_info(task, read_task(task, {})))
 
 
 @router.get("/credit", operation_id="dropinGetCredit")
-async def get_credit(request: Request, caller: CallerDep) -> Envelope:
+async def get_credit(request: Request, caller: CallerDep) -> CreditAnswer:
     """What is left on the account."""
-    return envelope(OK, "success", (await get_credits(request, caller)).credits)
+    return CreditAnswer(data=(await get_credits(request, caller)).credits)
 
 
-def _refuse(error: AppError) -> Response:
-    code = CODES.get(error.status, 500)
-    body = envelope(code, error.detail or error.title)
-    if isinstance(error, NotFound):
-        body["msg"] = "The task does not exist."
-    return JSONResponse(body, status_code=401 if code == 401 else 200)
+def _read_order(order: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
+    if len(order.prompt) > LONGEST_PROMPT:
+        raise ContentTooLarge(detail=f"prompt must be at most {LONGEST_PROMPT} characters")
+    if order.model not in models:
+        raise _bad("model", f"must be one of {', '.join(models)}")
+    try:
+        return TaskCreate.model_validate(order.model_dump(exclude={"callback_url"}, exclude_none=True))
+    except ValidationError as error:
+        fields = [{**wrong, "loc": ("body", *map(camel, map(str, wrong["loc"])))} for wrong in error.errors()]
+        raise RequestValidationError(fields) from None
 
 
-def _first_complaint(error: RequestValidationError | ValidationError) -> str:
-    """The first field that is wrong, and why; never what was sent."""
-    first = (
-        error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if isinstance(error, ValidationError)
-        else error.errors()[0]
-    )
-    field = ".".join(str(part) for part in first["loc"] if part != "body")
-    return f"{field}: {first['msg']}"
+def _bad(field: str, detail: str) -> InvalidRequest:
+    return InvalidRequest(errors=[{"pointer": f"#/{field}", "detail": detail}])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.edge import Text
+from app.edge import WHOLE, Text
 from app.models import ErrorCode, Task, TaskStatus
 from app.tasks.schemas import TaskRead
 
-Envelope = dict[str, Any]
 OK = 200
 LONGEST_PROMPT = 500
 
@@ -45,19 +44,46 @@ class SoundsRequest(BaseModel):
 
     prompt: Text
     model: Text
-    sound_loop: bool = Field(False, alias="soundLoop")
-    sound_tempo: int | None = Field(None, alias="soundTempo")
-    sound_key: Text = Field("Any", alias="soundKey")
-    grab_lyrics: bool = Field(False, alias="grabLyrics")
+    # Some clients send what they leave open as null.
+    sound_loop: bool | None = Field(None, alias="soundLoop")
+    sound_tempo: Annotated[int, WHOLE] | None = Field(None, alias="soundTempo")
+    sound_key: Text | None = Field(None, alias="soundKey")
+    grab_lyrics: bool | None = Field(None, alias="grabLyrics")
     callback_url: Text | None = Field(None, alias="callBackUrl")
 
 
-def envelope(code: int, message: str, data: Any = None) -> Envelope:
-    """What every answer of the vendor's is wrapped in."""
-    return {"code": code, "msg": message, "data": data}
+class TaskId(BaseModel):
+    """Which task was made."""
+
+    taskId: str  # noqa: N815 - the vendor's name
 
 
-def record_info(task: Task, read: TaskRead) -> Envelope:
+class Answer(BaseModel):
+    """What every answer of the vendor's is wrapped in: errors too, with the code of the failure and no data."""
+
+    code: int = OK
+    msg: str = "success"
+
+
+class SoundsAnswer(Answer):
+    """The answer to an order."""
+
+    data: TaskId | None
+
+
+class RecordAnswer(Answer):
+    """The answer to a question about a task, in the vendor's field names."""
+
+    data: dict[str, Any] | None
+
+
+class CreditAnswer(Answer):
+    """The answer to a question about the account."""
+
+    data: float | None
+
+
+def record_info(task: Task, read: TaskRead) -> dict[str, Any]:
     """A task as the vendor's record-info tells it."""
     return {
         "taskId": task.id,
@@ -73,13 +99,14 @@ def record_info(task: Task, read: TaskRead) -> Envelope:
     }
 
 
-def callback(task: Task, read: TaskRead, stage: str) -> Envelope:
+def callback(task: Task, read: TaskRead, stage: str) -> dict[str, Any]:
     """A task as the vendor's callback tells it: `first`, `complete` or `error`."""
     if stage == "error":
-        data = {"callbackType": "error", "task_id": task.id, "data": None}
-        return envelope(_error_code(task) or 500, _error_message(task) or "Generation failed.", data)
+        data: dict[str, Any] = {"callbackType": "error", "task_id": task.id, "data": None}
+        return {"code": _error_code(task) or 500, "msg": _error_message(task) or "Generation failed.", "data": data}
     message = "All generated successfully." if stage == "complete" else "First clip generated successfully."
-    return envelope(OK, message, {"callbackType": stage, "task_id": task.id, "data": _clips(task, read)})
+    data = {"callbackType": stage, "task_id": task.id, "data": _clips(task, read)}
+    return {"code": OK, "msg": message, "data": data}
 
 
 def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
@@ -108,10 +135,11 @@ def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
 
 
 def _camel_clip(clip: Mapping[str, Any]) -> dict[str, Any]:
-    return {_camel(name): value for name, value in clip.items()}
+    return {camel(name): value for name, value in clip.items()}
 
 
-def _camel(name: str) -> str:
+def camel(name: str) -> str:
+    """A name as the vendor writes it outside of callbacks."""
     first, *others = name.split("_")
     return first + "".join(word.capitalize() for word in others)
 

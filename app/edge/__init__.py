@@ -1,8 +1,8 @@
 """Where hostile input is met, once: connections, requests, bodies, fields and whatever still goes wrong."""
 
-from app.edge.fields import Moment, StrictModel, Text
+from app.edge.fields import WHOLE, Moment, StrictModel, Text
 from app.edge.handlers import install_error_handlers
 from app.edge.middleware import Edge
 from app.edge.protocol import HttpProtocol
 
-__all__ = ["Edge", "HttpProtocol", "Moment", "StrictModel", "Text", "install_error_handlers"]
+__all__ = ["WHOLE", "Edge", "HttpProtocol", "Moment", "StrictModel", "Text", "install_error_handlers"]

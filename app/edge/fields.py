@@ -19,6 +19,13 @@ def _written(value: object) -> object:
     return value
 
 
+def _as_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# JSON has one kind of number: 90.0 is as whole as 90.
+WHOLE = BeforeValidator(_as_whole)
+
 # A moment in a query.
 Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
 

@@ -9,7 +9,7 @@ from functools import partial
 from operator import eq, gt, lt
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import BaseModel
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import ColumnElement
@@ -18,7 +18,7 @@ from app.auth import Caller, CallerDep
 from app.config import Settings
 from app.db import DatabaseDep, ReaderDep, Session
 from app.edge import Moment, Text
-from app.errors import InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal
+from app.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
 from app.models import Callback, Charge, Task, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.problems import says
@@ -44,6 +44,12 @@ from app.webhooks.service import check_receiver
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 told_of_the_end = described(receive_task_news, ENDINGS, path="{{$request.body#/webhook_url}}", verb="callBack")
+CREATED: dict[int | str, dict[str, Any]] = {
+    200: {"model": TaskRead, "description": "The task has ended already."},
+    202: {"description": "The task is stored."},
+    **says(IdempotencyKeyReused, TooManyRequests),
+}
+KNOWN: dict[int | str, dict[str, Any]] = {304: {"description": "The task is still the one of `If-None-Match`."}}
 
 
 class TaskFilters(BaseModel):
@@ -81,7 +87,7 @@ def owned(task: Task | None, caller: Caller) -> Task:
     return task
 
 
-@router.post("", status_code=202, operation_id="createTask", callbacks=told_of_the_end.routes)
+@router.post("", status_code=202, operation_id="createTask", responses=CREATED, callbacks=told_of_the_end.routes)
 async def create_task(
     response: Response,
     database: DatabaseDep,
@@ -139,7 +145,7 @@ async def list_tasks(
     return TaskPage(items=[read_task(task, positions) for task in page], next_cursor=cursor)
 
 
-@router.get("/{task_id}", operation_id="getTask", response_model=TaskRead)
+@router.get("/{task_id}", operation_id="getTask", response_model=TaskRead, responses=KNOWN)
 async def get_task(
     request: Request,
     response: Response,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.edge import StrictModel, Text
+from app.edge import WHOLE, StrictModel, Text
 from app.models import CallbackOutcome, Charge, Clip, ErrorCode, EventType, ResolvedBy, Task, TaskStatus
 
 SoundKey = Literal[
@@ -31,7 +31,7 @@ class TaskCreate(StrictModel):
     prompt: Prompt
     model: Annotated[Text, StringConstraints(min_length=1, max_length=64)] | None = None
     sound_loop: bool = False
-    sound_tempo: Annotated[int, Field(ge=1, le=300)] | None = None
+    sound_tempo: Annotated[int, Field(ge=1, le=300), WHOLE] | None = None
     sound_key: SoundKey = "Any"
     grab_lyrics: bool = False
     webhook_url: Annotated[Text, StringConstraints(max_length=2048)] | None = None

@@ -1,0 +1,38 @@
+"""Requests made from the OpenAPI document, good and bad, alone and in sequences, against the running service."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+
+from tests.running import KEY, Processes
+
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+# `make fuzz` gives it more, and each run other requests.
+SECONDS = os.environ.get("FUZZ_SECONDS")
+
+
+@pytest.mark.timeout(0 if SECONDS else 120)
+async def test_any_request_is_answered_as_documented(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        sandbox = await processes.sandbox(delay=0.2, rate=100_000, credits=1e6)
+        service = await processes.serve(database_url, sandbox, upstream_rate="1000/1")
+
+        run = await asyncio.create_subprocess_exec(
+            *_command(service.url), cwd=tmp_path, env=processes.environment(), stdout=PIPE, stderr=STDOUT
+        )
+        said, _ = await run.communicate()
+
+    assert run.returncode == 0, said.decode()
+
+
+def _command(url: str) -> list[str]:
+    how_much = ["--max-time", SECONDS] if SECONDS else ["--max-time", "18", "--seed", "1"]
+    return [
+        *(sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIGURATION}", "--no-color"),
+        *("run", f"{url}/openapi.json", "--checks=all", "--continue-on-failure", *how_much),
+        *("--header", f"Authorization: Bearer {KEY}"),
+    ]
