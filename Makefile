@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-ind
 ALONE := $(if $(shell command -v flock),flock Makefile) $(MAKE) --silent --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test lint format lock clean
+.PHONY: help install install-dev demo test fuzz openapi lint format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -28,6 +28,12 @@ demo: install ## The main job from submit to a playable file, with nothing set u
 
 test: install-dev ## Every test, on SQLite and PostgreSQL; ARGS="-k submit" picks some
 	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+fuzz: install-dev ## Requests made from the OpenAPI document, for FUZZ_SECONDS (600) on each database
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/api/test_any_request.py $(ARGS)
+
+openapi: install-dev ## Write tests/api/openapi.json again, for review
+	@$(BIN)/python -m tests.api.document
 
 lint: install-dev ## Format, lint, types and import layers, changing nothing
 	@$(BIN)/ruff format --check

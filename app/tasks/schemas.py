@@ -17,6 +17,7 @@ SoundKey = Literal[
     "C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B",
 ]  # fmt: skip
 Prompt = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
+WebhookUrl = Annotated[Text, StringConstraints(max_length=2048), Field(json_schema_extra={"format": "uri"})]
 Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
 
@@ -34,7 +35,7 @@ class TaskCreate(StrictModel):
     sound_tempo: Annotated[int, Field(ge=1, le=300), WHOLE] | None = None
     sound_key: SoundKey = "Any"
     grab_lyrics: bool = False
-    webhook_url: Annotated[Text, StringConstraints(max_length=2048)] | None = None
+    webhook_url: WebhookUrl | None = None
     metadata: Annotated[dict[Label, LabelValue], Field(max_length=16, default_factory=dict)]
 
 

@@ -1,0 +1,127 @@
+"""The OpenAPI document: reviewed as a snapshot, and good enough to make clients from."""
+
+import asyncio
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import Settings
+from app.errors import cases
+from app.main import create_app
+from tests.api.document import SNAPSHOT, document, operations
+from tests.inside import Service
+from tests.running import KEY, running_service, until_final
+
+
+def test_document_is_the_one_that_was_reviewed() -> None:
+    current = json.dumps(document(), indent=1, ensure_ascii=False) + "\n"
+
+    assert current == SNAPSHOT.read_text(), "if the change is meant: make openapi"
+
+
+def test_every_operation_has_an_id_a_tag_and_words() -> None:
+    described = {tag["name"] for tag in document()["tags"]}
+
+    ids = [operation["operationId"] for _, _, operation in operations()]
+    assert len(set(ids)) == len(ids)
+    assert all(operation["summary"] and operation["description"] for _, _, operation in operations())
+    assert {tag for _, _, operation in operations() for tag in operation["tags"]} <= described
+
+
+def test_every_reference_leads_somewhere() -> None:
+    whole = document()
+
+    assert [reference for reference in _references(whole) if not _leads_somewhere(whole, reference)] == []
+
+
+def test_every_status_is_described_with_its_body() -> None:
+    whole = document()
+
+    for _, path, operation in operations():
+        for status, answer in operation["responses"].items():
+            answer = _resolved(whole, answer)
+            assert answer["description"]
+            if status >= "400":
+                assert answer["content"], (path, status)
+
+
+def test_models_are_those_of_this_service() -> None:
+    settings = Settings.model_validate({**_SETTINGS, "models": "V6,V5"})
+
+    order = create_app(settings).openapi()["components"]["schemas"]["TaskCreate"]
+
+    assert order["properties"]["model"]["enum"] == ["V6", "V5", None]
+
+
+async def test_each_problem_type_is_a_page(service: Service) -> None:
+    for case in cases():
+        page = await service.client.get(f"/problems/{case.slug}")
+        assert page.status_code == 200
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert case.title in page.text or "'" in case.title
+
+    assert (await service.client.get("/problems/nonsense")).status_code == 404
+
+
+async def test_generated_client_orders_a_sound_and_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "openapi.json").write_text(json.dumps(document()))
+    (tmp_path / "config.json").write_text(json.dumps({"post_hooks": []}))
+    generate = ["generate", "--path", "openapi.json", "--config", "config.json", "--meta", "none"]
+    command = [sys.executable, "-m", "openapi_python_client", *generate, "--output-path", "soundpost_client"]
+    made = await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    assert "arning" not in made.stdout, made.stdout
+    monkeypatch.syspath_prepend(tmp_path)
+    client_room = importlib.import_module("soundpost_client")
+    models = importlib.import_module("soundpost_client.models")
+    calls = {name: importlib.import_module(f"soundpost_client.api.tasks.{name}") for name in _CALLS}
+
+    url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
+    async with (
+        running_service(tmp_path, url) as (http, _),
+        client_room.AuthenticatedClient(base_url=str(http.base_url), token=KEY) as client,
+    ):
+        body = models.TaskCreate(prompt="soft rain", sound_tempo=90, sound_key=models.TaskCreateSoundKey.AM)
+        ordered = await calls["create_task"].asyncio_detailed(client=client, body=body, idempotency_key="order-1")
+        await until_final(http, ordered.parsed.id)
+        task = await calls["get_task"].asyncio(ordered.parsed.id, client=client)
+        page = await calls["list_tasks"].asyncio(client=client, status=models.TaskStatus.SUCCEEDED, limit=1)
+        refused = await calls["cancel_task"].asyncio(ordered.parsed.id, client=client)
+
+    assert (ordered.status_code, type(ordered.parsed)) == (202, models.TaskRead)
+    assert (task.status, task.sound_tempo, len(task.clips) > 0) == (models.TaskStatus.SUCCEEDED, 90, True)
+    assert [listed.id for listed in page.items] == [task.id]
+    assert (type(refused), refused.type_) == (models.Problem, "/problems/task-already-final")
+
+
+_CALLS = ("create_task", "get_task", "list_tasks", "cancel_task")
+_SETTINGS = {"_env_file": None, "upstream_api_key": "none", "secret_keys": "a-secret-of-sixteen"}
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [reference for member in value for reference in _references(member)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+    return own + [reference for member in value.values() for reference in _references(member)]
+
+
+def _leads_somewhere(whole: Any, reference: str) -> bool:
+    place = whole
+    for step in reference.removeprefix("#/").split("/"):
+        if step not in place:
+            return False
+        place = place[step]
+    return True
+
+
+def _resolved(whole: Any, answer: dict[str, Any]) -> dict[str, Any]:
+    name = answer.get("$ref", "").rpartition("/")[2]
+    found: dict[str, Any] = whole["components"]["responses"][name] if name else answer
+    return found
