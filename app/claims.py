@@ -63,3 +63,10 @@ async def hold_claimed(session: Session, kind: type[Row], key: str, fence: str |
     mine = select(kind).where(inspect(kind).primary_key[0] == key, kind.fence == fence).with_for_update()
     row: Row | None = await session.scalar(mine)
     return row
+
+
+async def extend_lease(session: Session, kind: type[Row], key: str, fence: str | None, until: datetime) -> None:
+    """Keep a claimed row for longer, if it is still ours."""
+    assert issubclass(kind, Due)  # noqa: S101 - as above
+    mine = update(kind).where(inspect(kind).primary_key[0] == key, kind.fence == fence)
+    await session.execute(mine.values(due_at=until).execution_options(synchronize_session=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -13,14 +14,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import auth, demo
 from app.callbacks.replay import find_callbacks, replay
+from app.clips.storage import Storage
 from app.config import parse_rate
 from app.console import fail, load_settings, prepare, require_upstream_key, why, with_database
 from app.db import Database
 from app.db import migrate as run_migrations
 from app.doctor import Finding, examine
+from app.errors import StorageUnavailable
+from app.links import load_links
 from app.log import configure_logging
 from app.main import run_worker
 from app.models import Task, TaskStatus
+from app.retention import Retention, remove_due_files
 from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
@@ -146,12 +151,13 @@ def list_tasks(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Show every caller's tasks, newest first."""
+    links = load_links(load_settings())
 
     async def read(database: Database) -> list[dict[str, Any]]:
         where = [] if status is None else [Task.status == status]
         async with database.reads() as session:
             found = await repository.list_tasks(session, where, None, limit)
-            return [read_task(task, {}).model_dump(mode="json") for task in found]
+            return [read_task(task, {}, links).model_dump(mode="json") for task in found]
 
     found = with_database(read)
     if as_json:
@@ -164,6 +170,7 @@ def list_tasks(
 @tasks.command("show")
 def show_task(task_id: TaskId) -> None:
     """Show one task and its events as JSON."""
+    links = load_links(load_settings())
 
     async def read(database: Database) -> dict[str, Any] | None:
         async with database.reads() as session:
@@ -172,7 +179,7 @@ def show_task(task_id: TaskId) -> None:
                 return None
             events = await repository.list_events(session, task_id, 0, 1_000)
             told = [EventRead.model_validate(event).model_dump(mode="json") for event in events]
-            return {**read_task(task, {}).model_dump(mode="json"), "posts": task.posts, "events": told}
+            return {**read_task(task, {}, links).model_dump(mode="json"), "posts": task.posts, "events": told}
 
     found = with_database(read)
     if found is None:
@@ -196,7 +203,7 @@ def resolve_task(
             task = await repository.lock_task(session, task_id)
             if task is not None:
                 now = await database.now(session)
-                await TaskLife(settings).resolve(session, task, status, upstream_task_id, now)
+                await TaskLife(settings, load_links(settings)).resolve(session, task, status, upstream_task_id, now)
             return task is not None
 
     try:
@@ -218,9 +225,11 @@ def replay_callbacks(
         fail("Give either --task ID or --since T.")
     settings, from_ = load_settings(), since and since.replace(tzinfo=UTC)
 
+    life = TaskLife(settings, load_links(settings))
+
     async def run(database: Database) -> tuple[int, int]:
         found = await find_callbacks(database, task, from_)
-        news = [await replay(database, TaskLife(settings), one, keeps=not dry_run) for one in found]
+        news = [await replay(database, life, one, keeps=not dry_run) for one in found]
         return len(found), sum(news)
 
     found, news = with_database(run)
@@ -244,6 +253,37 @@ def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+) -> None:
+    """Erase what was kept for SOUNDPOST_RETENTION_DAYS; a running service does the same by itself."""
+    settings = load_settings()
+    retention = Retention(TaskLife(settings, load_links(settings)), settings.retention_days)
+
+    async def work(database: Database) -> Mapping[str, int]:
+        async with database.reads() as session:
+            counts = await retention.count(session, await database.now(session))
+        if not dry_run:
+            await _erase_expired(database, retention)
+            await remove_due_files(database, Storage(settings.storage_url))
+        return counts
+
+    try:
+        counts = with_database(work)
+    except StorageUnavailable:
+        fail("The rows are erased, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
+    for name, count in counts.items():
+        typer.echo(f"{count} {name} {'would go' if dry_run else 'erased'}")
+
+
+async def _erase_expired(database: Database, retention: Retention) -> None:
+    is_more = True
+    while is_more:
+        async with database.writes.begin() as session:
+            is_more = await retention.erase_batch(session, await database.now(session))
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, PlainValidator, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -109,6 +110,11 @@ class Settings(BaseSettings):
     webhook_schedule: Spans = tuple(map(_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
     webhook_timeout: LastingSpan = timedelta(seconds=15)
     key_rate: OptionalRateSetting = None
+    storage_url: str = "file:var/audio"
+    audio_max_mb: Annotated[float, Field(gt=0, le=2000)] = 50
+    link_ttl: LastingSpan = DAY
+    s3_redirect: bool = False
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     upstream_timeout: LastingSpan = timedelta(seconds=30)
@@ -153,6 +159,13 @@ class Settings(BaseSettings):
             raise ValueError("must name a file: what is kept in memory is lost with the process")
         return value
 
+    @field_validator("storage_url")
+    @classmethod
+    def _names_a_storage_we_know(cls, value: str) -> str:
+        if not re.fullmatch(r"file:.+|s3://[^/]+(/.*)?", value):
+            raise ValueError("must be file: and a folder, such as file:var/audio, or s3://bucket/prefix")
+        return value
+
     @field_validator("models")
     @classmethod
     def _names_a_model(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -183,6 +196,11 @@ class Settings(BaseSettings):
     def webhook_lease(self) -> timedelta:
         """How long a claimed delivery is ours; one that ended mid-request would send the same event twice at once."""
         return self.webhook_timeout + timedelta(seconds=15)
+
+    @property
+    def audio_limit(self) -> int:
+        """The largest audio file that is kept, in bytes."""
+        return int(self.audio_max_mb * 1_000_000)
 
     @property
     def callback_base(self) -> str:

@@ -19,12 +19,11 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from app.clips.audio import measure
+from app.clips.audio import SUFFIXES, measure
 from app.config import PREFIX
 
 PATIENCE = 60.0
 FINAL = frozenset({"succeeded", "failed", "canceled"})
-SUFFIXES = {"audio/wav": ".wav", "audio/mpeg": ".mp3", "audio/mp4": ".m4a", "audio/ogg": ".ogg", "audio/flac": ".flac"}
 
 
 class DemoFailed(Exception):
@@ -90,15 +89,16 @@ async def _order(http: _Http, prompt: str, console: Console) -> dict[str, Any]:
     console.print(f"Task {task['id']}: {task['prompt']}", markup=False)
     seen = None
     while True:
-        now_at = task["status"], len(task["clips"])
+        archived = sum(clip["archived_at"] is not None for clip in task["clips"])
+        now_at = task["status"], len(task["clips"]), archived
         if now_at != seen:
-            clips = f", {now_at[1]} clip{'s' if now_at[1] > 1 else ''}" if now_at[1] else ""
+            clips = f", {now_at[1]} clip{'s' if now_at[1] > 1 else ''}, {archived} kept" if now_at[1] else ""
             console.print(f"  {time.monotonic() - began:6.2f} s  {now_at[0]}{clips}")
             seen = now_at
-        if task["status"] in FINAL:
+        if task["status"] in FINAL and all(clip["archived_at"] for clip in task["clips"]):
             break
         if time.monotonic() - began > PATIENCE:
-            raise DemoFailed(f"the task is still {task['status']} after {PATIENCE:.0f} s")
+            raise DemoFailed(f"the task is still {task['status']} after {PATIENCE:.0f} s, or its audio not kept")
         await asyncio.sleep(0.05)
         task = (await http.call("GET", f"/v1/tasks/{task['id']}")).json()
     if task["status"] != "succeeded":
@@ -107,10 +107,9 @@ async def _order(http: _Http, prompt: str, console: Console) -> dict[str, Any]:
 
 
 async def _keep(http: _Http, task_id: str, clip: Mapping[str, Any], console: Console) -> None:
-    """Download one clip and check that it can be played."""
-    answer = await http.call("GET", clip["upstream_audio_url"])
-    media_type = answer.headers.get("content-type", "").partition(";")[0]
-    path = Path.cwd() / "var/demo" / task_id / f"{clip['index']}{SUFFIXES.get(media_type, '.bin')}"
+    """Download our copy of one clip and check that it can be played."""
+    answer = await http.call("GET", clip["audio_url"])
+    path = Path.cwd() / "var/demo" / task_id / f"{clip['index']}{SUFFIXES.get(clip['content_type'], '.bin')}"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(answer.content)
     duration = measure(path)
@@ -136,6 +135,8 @@ async def _service(folder: Path, upstream_url: str, key: str) -> AsyncIterator[s
         "UPSTREAM_API_KEY": "sandbox",
         "PUBLIC_URL": f"http://127.0.0.1:{port}",
         "API_KEYS": f"demo:{key}",
+        # The sandbox's files are on this machine, which audio is otherwise never fetched from.
+        "EGRESS_ALLOW": "127.0.0.0/8",
         "LOG_LEVEL": "warning",
     }
     async with _process(folder, settings, "serve", "--port", str(port)) as process:

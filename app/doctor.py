@@ -9,9 +9,11 @@ from datetime import timedelta
 
 import httpx
 
+from app.clips.storage import Storage
 from app.config import Settings
 from app.db import Database
 from app.egress import upstream_client
+from app.errors import StorageUnavailable
 from app.secrets import Secrets, SecretsUnusable, load_secrets
 from app.upstream.client import Upstream
 from app.upstream.credits import CreditDesk, NoAnswer
@@ -47,6 +49,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
             yield await _look_at_upstream(settings, database)
     finally:
         await database.close()
+    yield await _look_at_storage(settings)
     yield await _look_at_public_url(settings, secrets)
 
 
@@ -58,6 +61,15 @@ async def _look_at_database(database: Database) -> Finding:
     except Exception as error:
         said = str(getattr(error, "orig", None) or error).partition("\n")[0]
         return Finding("database", ok=False, detail=f"it does not answer: check SOUNDPOST_DATABASE_URL ({said})")
+
+
+async def _look_at_storage(settings: Settings) -> Finding:
+    try:
+        await Storage(settings.storage_url).probe()
+    except StorageUnavailable:
+        detail = "it does not keep a file: check SOUNDPOST_STORAGE_URL, its room and who may write there"
+        return Finding("storage", ok=False, detail=detail)
+    return Finding("storage", ok=True, detail="a small file was written, read and removed")
 
 
 async def _look_at_queue(database: Database) -> Finding:

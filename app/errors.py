@@ -11,8 +11,11 @@ AppError
 ├── RequestTimeout         408
 ├── TaskAlreadyFinal       409
 ├── TaskNotFinal           409
+├── NotArchivedYet         409
+├── AudioLost              410
 ├── ContentTooLarge        413
 ├── UnsupportedMediaType   415
+├── RangeNotSatisfiable    416
 ├── InvalidRequest         422  read, and not accepted
 ├── IdempotencyKeyReused   422
 ├── TooManyRequests        429
@@ -20,6 +23,7 @@ AppError
 ├── InternalError          500
 ├── UpstreamUnavailable    502
 ├── DatabaseUnavailable    503
+├── StorageUnavailable     503
 ├── ShuttingDown           503
 └── TooManyConnections     503
 """
@@ -197,6 +201,32 @@ class TooManyConnections(AppError):
     """This instance has no connection to spare."""
 
     status, slug = 503, "too-many-connections"
+    headers: Mapping[str, str] = RETRY_SOON
+
+
+class NotArchivedYet(AppError):
+    """Our copy is still being made."""
+
+    status, slug = 409, "not-archived-yet"
+    headers: Mapping[str, str] = {"Retry-After": "5"}
+
+
+class AudioLost(AppError):
+    """No copy of this audio could be made, and the upstream no longer has it."""
+
+    status, slug = 410, "audio-lost"
+
+
+class RangeNotSatisfiable(AppError):
+    """The range begins behind the end of the file."""
+
+    status, slug = 416, "range-not-satisfiable"
+
+
+class StorageUnavailable(AppError):
+    """The storage is away for the moment."""
+
+    status, slug = 503, "storage-unavailable"
     headers: Mapping[str, str] = RETRY_SOON
 
 

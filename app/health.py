@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping
 from datetime import timedelta
 from typing import Literal
@@ -12,7 +13,9 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.clips.storage import Storage
 from app.db import Database
+from app.errors import StorageUnavailable
 from app.models import Task, TaskStatus
 from app.upstream.hold import current_hold
 from app.webhooks.repository import disabled_after_failures
@@ -20,6 +23,7 @@ from app.webhooks.repository import disabled_after_failures
 router = APIRouter(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)
 SHOWN_ENDPOINTS = 5
+STORAGE_PATIENCE = 5.0
 State = Literal["ok", "degraded", "down"]
 
 
@@ -47,7 +51,10 @@ async def livez() -> dict[str, str]:
 async def readyz(request: Request, response: Response) -> Readiness:
     """503 only when nothing can be taken in; what merely waits is `degraded`, since callbacks must still come."""
     database: Database = request.app.state.database
-    checks = {"database": await _checked(_check_database(database))}
+    checks = {
+        "database": await _checked(_check_database(database)),
+        "storage": await _check_storage(request.app.state.storage),
+    }
     if checks["database"].status == "ok":
         checks["upstream"] = await _checked(_check_hold(database))
         checks["queue"] = await _checked(_check_overdue(database))
@@ -81,6 +88,15 @@ async def _check_database(database: Database) -> Check:
     if await database.is_migrated():
         return Check(status="ok")
     return Check(status="down", detail="the schema is not this release's: run `soundpost migrate`")
+
+
+async def _check_storage(storage: Storage) -> Check:
+    try:
+        async with asyncio.timeout(STORAGE_PATIENCE):
+            await storage.probe()
+    except (StorageUnavailable, TimeoutError):
+        return Check(status="down", detail="the storage does not keep a file: check SOUNDPOST_STORAGE_URL and its room")
+    return Check(status="ok")
 
 
 async def _check_hold(database: Database) -> Check:

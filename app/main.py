@@ -18,6 +18,8 @@ from app import __version__, health, problems
 from app.accept import check_accept
 from app.auth import keep_configured_keys
 from app.callbacks import endpoints as callbacks
+from app.clips import endpoints as clips
+from app.clips.storage import Storage
 from app.config import Settings
 from app.db import Database
 from app.document import complete_document
@@ -25,8 +27,11 @@ from app.dropin import endpoints as dropin
 from app.dropin.envelope import Enveloped
 from app.edge import Edge, install_error_handlers
 from app.egress import guarded_client, upstream_client
-from app.loops.chores import chore_loop
+from app.links import load_links
+from app.loops.archive import archive_loop
+from app.loops.chores import chore_loop, prepare_chores
 from app.loops.deliver import deliver_loop
+from app.loops.erase import erase_loop
 from app.loops.loop import Loop, insist, run_loop
 from app.loops.parts import Parts
 from app.loops.poll import poll_loop
@@ -68,13 +73,13 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     )
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
     app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
-    app.state.webhooks = parts.webhooks
+    app.state.webhooks, app.state.storage, app.state.links = parts.webhooks, parts.storage, parts.links
     app.state.latency = Latency()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    app.state.waits = Waits(parts.database, parts.signals)
+    app.state.waits = Waits(parts.database, parts.signals, parts.links)
     for room in (tasks, streams, usage, webhooks, deliveries, upstream):
         app.include_router(room.router, dependencies=[Depends(check_accept)])
-    for room in (callbacks, dropin, health, problems):
+    for room in (clips, callbacks, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(documents.described(news.receive_task_news, news.SUMMARIES))
     app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
@@ -91,16 +96,19 @@ def join(settings: Settings) -> Parts:
     database = Database(settings.database_url)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
     http = upstream_client(settings.upstream_url, key, settings.upstream_timeout)
+    links = load_links(settings)
     return Parts(
         settings=settings,
         database=database,
         secrets=secrets,
         signals=Signals(database),
-        life=TaskLife(settings),
+        life=TaskLife(settings, links),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
         upstream=Upstream(http, settings.upstream_timeout),
         webhooks=Webhooks(settings),
+        links=links,
+        storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )
 
@@ -184,7 +192,9 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
 async def _prepare(parts: Parts) -> None:
     async def prepare() -> None:
         async with parts.database.writes.begin() as session:
-            await parts.pacer.prepare(session, await parts.database.now(session))
+            now = await parts.database.now(session)
+            await parts.pacer.prepare(session, now)
+            await prepare_chores(session, now)
         if parts.settings.api_keys:
             await keep_configured_keys(parts.database, parts.settings.api_keys.get_secret_value())
 
@@ -193,6 +203,7 @@ async def _prepare(parts: Parts) -> None:
 
 def _loops(parts: Parts, stopping: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
     loops: list[Loop[Any]] = [submit_loop(parts), poll_loop(parts), deliver_loop(parts), chore_loop(parts)]
+    loops += [archive_loop(parts), erase_loop(parts)]
     return [run_loop(loop, stopping) for loop in loops]
 
 

@@ -13,6 +13,7 @@ from uuid_utils import compat
 from app.db import UtcDateTime
 
 ID_LENGTH = 32
+STORAGE_KEY_LENGTH = 100
 
 
 def new_id() -> str:
@@ -83,6 +84,7 @@ class EventType(StrEnum):
     task_failed = "task.failed"
     task_canceled = "task.canceled"
     task_revived = "task.revived"
+    clip_archived = "clip.archived"
 
 
 class WebhookType(StrEnum):
@@ -160,6 +162,11 @@ class Due:
     fence: Mapped[str | None] = mapped_column(String(ID_LENGTH))
 
 
+def _due_index(table: str, kind: type[Due], *columns: str) -> Index:
+    due = kind.due_at.isnot(None)
+    return Index(f"ix_{table}_due", *columns, postgresql_where=due, sqlite_where=due)
+
+
 class ApiKey(Base):
     """A caller; only the key's SHA-256 is kept."""
 
@@ -212,20 +219,31 @@ class Task(Due, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
-        due = cls.due_at.isnot(None)
         return (
             # Each loop claims by status: a held queue of any length must not stand in the way of polls.
-            Index("ix_tasks_due", "status", "due_at", postgresql_where=due, sqlite_where=due),
+            _due_index(cls.__tablename__, cls, "status", "due_at"),
             Index(None, "api_key_id", "created_at", "id"),
             Index(None, "completed_at"),
         )
 
 
-class Clip(Base):
-    """One audio result of a task."""
+class StoredObject(Due, Base):
+    """A file in the storage, shared by equal clips: due when it may have lost its last, claimed while it is removed."""
+
+    __tablename__ = "stored_objects"
+
+    key: Mapped[str] = mapped_column(String(STORAGE_KEY_LENGTH), primary_key=True)
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> tuple[Index, ...]:
+        return (_due_index(cls.__tablename__, cls, "due_at"),)
+
+
+class Clip(Due, Base):
+    """One audio result of a task; due as long as something of it is still to be kept."""
 
     __tablename__ = "clips"
-    __table_args__ = (UniqueConstraint("task_id", "index"),)
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
@@ -241,8 +259,22 @@ class Clip(Base):
     content_type: Mapped[str | None] = mapped_column(String(64))
     size: Mapped[int | None]
     sha256: Mapped[str | None] = mapped_column(String(64))
+    storage_key: Mapped[str | None] = mapped_column(ForeignKey("stored_objects.key"), index=True)
     archived_at: Mapped[datetime | None]
+    archive_error: Mapped[str | None]
+    given_up_at: Mapped[datetime | None]
+    image_key: Mapped[str | None] = mapped_column(ForeignKey("stored_objects.key"), index=True)
+    image_type: Mapped[str | None] = mapped_column(String(64))
+    image_size: Mapped[int | None]
+    image_sha256: Mapped[str | None] = mapped_column(String(64))
+    image_archived_at: Mapped[datetime | None]
+    lyrics: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime]
+
+    @declared_attr.directive
+    @classmethod
+    def __table_args__(cls) -> tuple[Index | UniqueConstraint, ...]:
+        return UniqueConstraint("task_id", "index"), _due_index(cls.__tablename__, cls, "due_at")
 
 
 class Callback(Base):

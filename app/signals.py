@@ -15,6 +15,8 @@ SUBMITS = "submits"
 POLLS = "polls"
 CHORES = "chores"
 DELIVERIES = "deliveries"
+ARCHIVES = "archives"
+ERASURES = "erasures"
 
 
 class Watch:

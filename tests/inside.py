@@ -16,6 +16,7 @@ from sqlalchemy import select
 from app.config import Settings
 from app.db import Database
 from app.edge import HttpProtocol
+from app.links import load_links
 from app.main import create_app
 from app.models import ApiKey, Charge, Event, Task, TaskStatus
 from app.tasks.schemas import TaskCreate
@@ -127,7 +128,9 @@ async def add_task(
     }
     async with database.writes.begin() as session:
         wanted = TaskCreate.model_validate({"prompt": "soft rain"})
-        task = TaskLife(settings_of(database.url)).create(session, api_key_id, wanted, now)
+        task = TaskLife(settings_of(database.url), load_links(settings_of(database.url))).create(
+            session, api_key_id, wanted, now
+        )
         for name, value in columns.items():
             setattr(task, name, value)
     return task

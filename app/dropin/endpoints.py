@@ -60,13 +60,16 @@ async def generate_sounds(
 
 @router.get("/record-info", operation_id="dropinGetRecordInfo")
 async def get_record_info(
-    session: ReaderDep, caller: CallerDep, task_id: Annotated[str | SkipJsonSchema[None], Query(alias="taskId")] = None
+    request: Request,
+    session: ReaderDep,
+    caller: CallerDep,
+    task_id: Annotated[str | SkipJsonSchema[None], Query(alias="taskId")] = None,
 ) -> RecordAnswer:
     """A task as the vendor tells it."""
     if not task_id:
         raise _bad("taskId", "is missing")
     task = owned(await repository.find_task(session, task_id), caller)
-    return RecordAnswer(data=record_info(task, read_task(task, {})))
+    return RecordAnswer(data=record_info(task, read_task(task, {}, request.app.state.links)))
 
 
 @router.get("/credit", operation_id="dropinGetCredit")

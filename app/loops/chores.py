@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 
 from app.claims import Claim, claim_due, hold_claimed
+from app.db import Session, insert_new
 from app.loops.loop import Claimed, Loop
 from app.loops.parts import Parts
 from app.models import Chore
+from app.retention import Retention
 from app.signals import CHORES
 from app.upstream.hold import RECHECK, Hold, hold_submits, release_submits
 from app.upstream.schemas import CreditsAnswer, HoldReason, ReadVerdict
@@ -19,11 +21,21 @@ log = structlog.get_logger()
 
 LEASE = timedelta(minutes=5)
 NO_SLOT_RETRY = timedelta(seconds=1)
+PRUNE = "prune"
+PRUNE_EVERY = timedelta(hours=1)
+
+
+async def prepare_chores(session: Session, now: datetime) -> None:
+    """Make the rows of the periodic chores; other replicas may do the same at once."""
+    await insert_new(session, Chore, {"name": PRUNE, "due_at": now, "attempts": 0, "detail": {}})
 
 
 def chore_loop(parts: Parts) -> Loop[Chore]:
     """The loop that does the chores."""
-    kinds: Mapping[str, Callable[[Chore], Awaitable[None]]] = {RECHECK: _HoldRecheck(parts).run}
+    kinds: Mapping[str, Callable[[Chore], Awaitable[None]]] = {
+        RECHECK: _HoldRecheck(parts).run,
+        PRUNE: _Pruning(parts).run,
+    }
 
     async def claim(limit: int) -> Claimed[Chore]:
         async with parts.database.writes.begin() as session:
@@ -74,6 +86,23 @@ class _HoldRecheck:
                 return None
             slots = await parts.pacer.take(session, free, now)
             return slots.numbers[0], slots.fence
+
+
+class _Pruning:
+    """Erases what was kept for long enough, a batch at a time, so that nobody waits long for its locks."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._retention = Retention(parts.life, parts.settings.retention_days)
+
+    async def run(self, chore: Chore) -> None:
+        parts = self._parts
+        async with parts.database.writes.begin() as session:
+            now = await parts.database.now(session)
+            held = await hold_claimed(session, Chore, chore.name, chore.fence)
+            if held is not None:
+                is_more = await self._retention.erase_batch(session, now)
+                held.fence, held.due_at = None, now if is_more else now + PRUNE_EVERY
 
 
 def still_held(answer: CreditsAnswer, reason: HoldReason) -> HoldReason | None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import httpx
 
+from app.clips.storage import Storage
 from app.config import Settings
 from app.db import Database
+from app.links import Links
 from app.secrets import Secrets
 from app.signals import Signals
 from app.tasks.service import TaskLife
@@ -29,4 +31,6 @@ class Parts:
     upstream_http: httpx.AsyncClient
     upstream: Upstream
     webhooks: Webhooks
+    links: Links
+    storage: Storage
     egress_http: httpx.AsyncClient

@@ -12,18 +12,16 @@ from sqlalchemy import select
 from app.callbacks.service import is_about_another
 from app.claims import Claim, claim_due, hold_claimed
 from app.db import Session
+from app.loops.asking import slow_down
 from app.loops.loop import FALLBACK, Claimed, Loop
 from app.loops.parts import Parts
 from app.models import ResolvedBy, Task, TaskStatus
 from app.signals import POLLS
-from app.upstream.hold import Hold, hold_submits
-from app.upstream.schemas import HoldReason, PollAnswer, PollVerdict
+from app.upstream.pacing import question_share
+from app.upstream.schemas import PollAnswer
 
 log = structlog.get_logger()
 
-# Polls and submits share the upstream's rate; what is not ordered yet comes before what is only asked about.
-SHARE_BESIDE_SUBMITS = 0.25
-SHARE_ALONE = 0.75
 LAPSED_AT_ONCE = 100
 
 
@@ -52,7 +50,7 @@ class _Poller:
         async with parts.database.writes.begin() as session:
             now = await parts.database.now(session)
             await self._judge_overdue(session, now)
-            share = await self._share(session, now)
+            share = await question_share(session, now)
             free = await parts.pacer.free(session, now, limit, share)
             claim = Claim(now, parts.settings.submit_lease, len(free))
             can_be_asked = Task.status == TaskStatus.generating, Task.upstream_task_id.isnot(None)
@@ -79,7 +77,7 @@ class _Poller:
         async with parts.database.writes.begin() as session:
             now = await parts.database.now(session)
             await parts.pacer.give_back(session, poll.slot, poll.slot_fence, now)
-            await self._slow_down(session, answer, now)
+            await slow_down(parts, session, answer, now)
             task = await hold_claimed(session, Task, poll.task.id, poll.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
@@ -92,14 +90,6 @@ class _Poller:
             task.fence = None
             task.due_at = max(await life.next_poll_at(session, task, now), now + (answer.retry_after or timedelta()))
 
-    async def _slow_down(self, session: Session, answer: PollAnswer, now: datetime) -> None:
-        if answer.kind is PollVerdict.throttled:
-            until = now + (answer.retry_after or self._parts.settings.upstream_rate.period)
-            await self._parts.pacer.push_back(session, until)
-        elif answer.kind is PollVerdict.held:
-            hold = Hold(answer.hold_reason or HoldReason.blocked, now, answer.message)
-            await hold_submits(session, hold, self._parts.settings.hold_recheck)
-
     async def _judge_overdue(self, session: Session, now: datetime) -> None:
         """A submit whose lease ended has an unknown outcome; what nobody can be asked about only has its deadline."""
         lapsed = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed])
@@ -110,7 +100,3 @@ class _Poller:
                 self._parts.life.lose_track(session, task, now)
             elif not self._parts.life.give_up_when_late(session, task, now):
                 task.due_at = await self._parts.life.next_poll_at(session, task, now)
-
-    async def _share(self, session: Session, now: datetime) -> float:
-        waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
-        return SHARE_ALONE if await session.scalar(waiting) is None else SHARE_BESIDE_SUBMITS

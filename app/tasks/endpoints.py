@@ -23,7 +23,6 @@ from app.models import Callback, Charge, Task, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.problems import says
 from app.ratelimit import spend
-from app.signals import ring_on_commit
 from app.tasks import repository
 from app.tasks.idempotency import KeyDep, claim_key, fingerprint
 from app.tasks.news import ENDINGS, receive_task_news
@@ -110,7 +109,8 @@ async def create_task(
         quota = await spend(session, caller.api_key_id, settings.key_rate, now, is_free=kept.task is not None)
         task = kept.task or life.create(session, caller.api_key_id, order, now)
         kept.stands_for(task)
-        seen = read_task(task, await repository.queue_positions(session, [task]))
+        positions = await repository.queue_positions(session, [task])
+        seen = read_task(task, positions, request.app.state.links)
         patience = await request.app.state.latency.seconds(session)
     if wait is not None:
         seen = await waits.wait(seen, wait, is_final, request.receive) or seen
@@ -142,7 +142,7 @@ async def list_tasks(
         cursor = encode_cursor(page[-1].created_at.isoformat(), page[-1].id)
     link_next(request, response, cursor)
     positions = await repository.queue_positions(session, page)
-    return TaskPage(items=[read_task(task, positions) for task in page], next_cursor=cursor)
+    return TaskPage(items=[read_task(task, positions, request.app.state.links) for task in page], next_cursor=cursor)
 
 
 @router.get("/{task_id}", operation_id="getTask", response_model=TaskRead, responses=KNOWN)
@@ -159,7 +159,7 @@ async def get_task(
     """One task as it stands, or once it is another than the known one, or final, if you prefer to wait for that."""
     async with database.reads() as session:
         task = owned(await repository.find_task(session, task_id), caller)
-        seen = read_task(task, await repository.queue_positions(session, [task]))
+        seen = read_task(task, await repository.queue_positions(session, [task]), request.app.state.links)
     if wait is not None:
         is_awaited = is_final if if_none_match is None else partial(_is_other, if_none_match)
         later = await waits.wait(seen, wait, is_awaited, request.receive)
@@ -175,23 +175,25 @@ async def get_task(
 
 
 @router.post("/{task_id}/cancel", operation_id="cancelTask", responses=says(TaskAlreadyFinal))
-async def cancel_task(database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str) -> CanceledTask:
+async def cancel_task(
+    request: Request, database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str
+) -> CanceledTask:
     """Stop a task. Before it was sent nothing is charged; afterwards the upstream may charge it all the same."""
     async with database.writes.begin() as session:
         task = owned(await repository.lock_task(session, task_id), caller)
         life.cancel(session, task, await database.now(session))
-    return CanceledTask(**read_task(task, {}).model_dump(), charge_may_apply=task.charge is not Charge.none)
+    seen = read_task(task, {}, request.app.state.links)
+    return CanceledTask(**seen.model_dump(), charge_may_apply=task.charge is not Charge.none)
 
 
 @router.delete("/{task_id}", operation_id="deleteTask", status_code=204, responses=says(TaskNotFinal))
-async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: str) -> None:
-    """Erase a task that has ended: its prompt, its clips and everything that was said about it."""
+async def delete_task(database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str) -> None:
+    """Erase a task that has ended: its prompt, its clips with their audio, and everything that was said about it."""
     async with database.writes.begin() as session:
         task = owned(await repository.lock_task(session, task_id), caller)
         if task.status not in FINAL:
             raise TaskNotFinal
-        await session.delete(task)
-        ring_on_commit(session, task_id)
+        await life.erase(session, task, await database.now(session))
 
 
 @router.get("/{task_id}/callbacks", operation_id="listTaskCallbacks")

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 from app.db import Session
+from app.links import Links
 from app.models import Event, Task, WebhookType
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.state import FINAL, TOLD
@@ -51,14 +52,14 @@ class TaskNews(BaseModel):
     data: TaskData
 
 
-def tell_caller(session: Session, task: Task, event: Event, due_at: datetime) -> None:
+def tell_caller(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
     """Tell of an event, in this transaction, what callers hear of; the body shows the task as it is now."""
     kind = HEARD.get(event.type.value)
     if kind is None:
         return
     # What is being told may still change before the commit, and a later event tells of that.
     body = TaskNews.model_validate(
-        {"type": kind, "timestamp": event.created_at, "data": {"task": read_task(task, {})}}
+        {"type": kind, "timestamp": event.created_at, "data": {"task": read_task(task, {}, links)}}
     ).model_dump_json()
     news = News(event.id, kind, task.api_key_id, task.id, body.encode(), event.created_at, due_at)
     tell(session, news)

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, exists, func, literal, select, tuple_
+from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from app.db import Session
@@ -32,6 +32,11 @@ async def find_task(session: Session, task_id: str) -> Task | None:
 async def lock_task(session: Session, task_id: str) -> Task | None:
     """The same, held against other writers until the transaction ends."""
     return await session.get(Task, task_id, with_for_update=True, populate_existing=True)
+
+
+async def delete_task(session: Session, task_id: str) -> None:
+    """Delete a task; its clips, events and callbacks go with it by their foreign keys."""
+    await session.execute(delete(Task).where(Task.id == task_id).execution_options(synchronize_session=False))
 
 
 async def list_tasks(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.edge import WHOLE, StrictModel, Text
+from app.links import Links
 from app.models import CallbackOutcome, Charge, Clip, ErrorCode, EventType, ResolvedBy, Task, TaskStatus
 
 SoundKey = Literal[
@@ -47,8 +48,16 @@ class TaskError(BaseModel):
     upstream_code: int | None
 
 
+class LyricRead(BaseModel):
+    """One word; `start` and `end` in seconds from the beginning of the clip."""
+
+    word: str
+    start: float
+    end: float
+
+
 class ClipRead(BaseModel):
-    """One audio result."""
+    """One audio result. `audio_url` works without a key for a while, and is null until our copy exists."""
 
     index: int
     upstream_clip_id: str | None
@@ -63,7 +72,7 @@ class ClipRead(BaseModel):
     size: int | None
     sha256: str | None
     archived_at: datetime | None
-    lyrics: list[dict[str, Any]] | None
+    lyrics: list[LyricRead] | None
 
 
 class TaskRead(BaseModel):
@@ -143,13 +152,13 @@ class CallbackPage(BaseModel):
     next_cursor: str | None
 
 
-def read_clip(clip: Clip) -> ClipRead:
-    """A clip in its caller's shape."""
-    same = {name: getattr(clip, name) for name in ClipRead.model_fields if name not in ("audio_url", "lyrics")}
-    return ClipRead(**same, audio_url=None, lyrics=None)
+def read_clip(clip: Clip, links: Links) -> ClipRead:
+    """A clip in its caller's shape; `audio_url` is null until our copy exists."""
+    same = {name: getattr(clip, name) for name in ClipRead.model_fields if name != "audio_url"}
+    return ClipRead(**same, audio_url=links.audio(clip.task_id, clip.index) if clip.archived_at else None)
 
 
-def read_task(task: Task, queue_positions: Mapping[str, int]) -> TaskRead:
+def read_task(task: Task, queue_positions: Mapping[str, int], links: Links) -> TaskRead:
     """A task in its caller's shape; `queue_positions` counts from 1 for the tasks that still wait."""
     error = None
     if task.error_code is not None:
@@ -159,6 +168,6 @@ def read_task(task: Task, queue_positions: Mapping[str, int]) -> TaskRead:
         **{name: getattr(task, name) for name in TaskRead.model_fields if name not in apart},
         metadata=task.labels,
         error=error,
-        clips=[read_clip(clip) for clip in task.clips],
+        clips=[read_clip(clip, links) for clip in task.clips],
         queue_position=queue_positions.get(task.id),
     )

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from app import files
 from app.claims import Claim, claim_due
 from app.config import Settings
 from app.db import Session
 from app.errors import TaskAlreadyFinal
+from app.links import Links
 from app.models import Charge, Clip, ErrorCode, Event, EventType, ResolvedBy, Task, TaskStatus, new_id
-from app.signals import POLLS, SUBMITS, ring_on_commit
+from app.signals import ARCHIVES, ERASURES, POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
+from app.tasks.clips import copy_onto, find_clip, keys_of, owe_lyrics, take_clips
 from app.tasks.news import tell_caller
 from app.tasks.schedule import jittered, ladder
 from app.tasks.schemas import TaskCreate
@@ -42,8 +45,8 @@ class CannotResolve(Exception):
 class TaskLife:
     """The only writer of tasks. Its methods are handed a session and never commit."""
 
-    def __init__(self, settings: Settings, dice: random.Random | None = None) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, links: Links, dice: random.Random | None = None) -> None:
+        self._settings, self._links = settings, links
         self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
@@ -104,7 +107,9 @@ class TaskLife:
         if self._must_be_confirmed(report, via):
             _poll_now(session, task, now)
             return True
-        fresh = self._take_clips(session, task, report.clips, now)
+        fresh = take_clips(task, report.clips, now)
+        if fresh:
+            ring_on_commit(session, ARCHIVES)
         if report.stage is Stage.failed:
             self._fail_as_reported(session, task, report, now, via)
         elif report.stage is Stage.succeeded:
@@ -162,6 +167,35 @@ class TaskLife:
             message = "The upstream took the task and did not finish it in time."
             self.fail(session, task, Failure(ErrorCode.deadline_exceeded, message), now)
         return True
+
+    def note_archived(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
+        """Our copy of a clip's audio, whose facts are on the clip already, can be had from now on."""
+        clip.archived_at, clip.archive_error = now, None
+        facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
+        self._note(session, task, EventType.clip_archived, now, {"clips": [facts]})
+
+    def note_lyrics(self, session: Session, task: Task, clip: Clip, words: list[dict[str, Any]], now: datetime) -> None:
+        """The words of a clip are known; none at all is normal for sounds."""
+        clip.lyrics = words
+        self._touch(session, task, now)
+
+    def freshen_links(self, session: Session, task: Task, reported: Sequence[ReportedClip], now: datetime) -> None:
+        """Take over the links that the upstream gives for clips that we know."""
+        for position, news in enumerate(reported):
+            clip = find_clip(task, news, position)
+            if clip is not None:
+                copy_onto(clip, news)
+        if any(clip in session.dirty and session.is_modified(clip) for clip in task.clips):
+            self._touch(session, task, now)
+
+    async def erase(self, session: Session, task: Task, now: datetime) -> None:
+        """Forget a task and everything that was said about it; its files are removed once no other task has them."""
+        settled, unsettled = keys_of(task.clips)
+        await files.release(session, settled, now)
+        await files.release(session, unsettled, now + files.IN_FLIGHT)
+        await repository.delete_task(session, task.id)
+        ring_on_commit(session, ERASURES)
+        ring_on_commit(session, task.id)
 
     def cancel(self, session: Session, task: Task, now: datetime) -> None:
         """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
@@ -222,22 +256,6 @@ class TaskLife:
         task.status = S.generating
         self._note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
 
-    def _take_clips(
-        self, session: Session, task: Task, reported: tuple[ReportedClip, ...], now: datetime
-    ) -> list[dict[str, Any]]:
-        """Add or freshen the clips that have audio; return what is new about them."""
-        fresh = []
-        for position, news in enumerate(reported):
-            if not news.has_audio:
-                continue
-            clip = _find_clip(task, news, position)
-            if clip is None:
-                clip = Clip(task_id=task.id, index=len(task.clips), created_at=now)
-                task.clips.append(clip)
-                fresh.append({"index": clip.index, "upstream_clip_id": news.upstream_clip_id, "title": news.title})
-            _copy_onto(clip, news)
-        return fresh
-
     def _fail_as_reported(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
         code = ErrorCode(report.error_code or ErrorCode.upstream_failed)
         if report.refunded:
@@ -265,6 +283,9 @@ class TaskLife:
         task.resolved_by = ResolvedBy.adoption if is_adopted else via
         task.completed_at, task.due_at, task.fence = now, None, None
         self._step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
+        if status is S.succeeded and task.grab_lyrics:
+            owe_lyrics(task, now)
+            ring_on_commit(session, ARCHIVES)
 
     def _step(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
@@ -282,7 +303,7 @@ class TaskLife:
         self._touch(session, task, now)
         event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
         session.add(event)
-        tell_caller(session, task, event, now + self._settings.webhook_schedule[0])
+        tell_caller(session, task, event, self._links, now + self._settings.webhook_schedule[0])
 
     def _touch(self, session: Session, task: Task, now: datetime) -> None:
         task.version += 1
@@ -299,26 +320,3 @@ def _poll_now(session: Session, task: Task, now: datetime) -> None:
     """What a callback leaves open, a poll answers."""
     task.due_at = now
     ring_on_commit(session, POLLS)
-
-
-def _find_clip(task: Task, news: ReportedClip, position: int) -> Clip | None:
-    if news.upstream_clip_id is not None:
-        return next((clip for clip in task.clips if clip.upstream_clip_id == news.upstream_clip_id), None)
-    return task.clips[position] if position < len(task.clips) else None
-
-
-def _copy_onto(clip: Clip, news: ReportedClip) -> None:
-    """Later words win, and silence takes nothing back."""
-    words = {
-        "upstream_clip_id": news.upstream_clip_id,
-        "title": news.title,
-        "tags": news.tags,
-        "duration": news.duration,
-        "model_name": news.model_name,
-        "image_url": news.image_url,
-        "upstream_audio_url": news.audio_url,
-        "source_audio_url": news.source_audio_url,
-    }
-    for name, value in words.items():
-        if value is not None:
-            setattr(clip, name, value)

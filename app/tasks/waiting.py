@@ -15,6 +15,7 @@ from starlette.types import Receive
 
 from app.db import TRANSIENT, Database, Session
 from app.errors import AppError
+from app.links import Links
 from app.signals import Signals, Watch
 from app.tasks import repository
 from app.tasks.schemas import TaskRead, read_task
@@ -46,9 +47,9 @@ class Wait:
 class Waits:
     """Everybody in this process who waits for news of a task."""
 
-    def __init__(self, database: Database, signals: Signals) -> None:
+    def __init__(self, database: Database, signals: Signals, links: Links) -> None:
         self.signals = signals
-        self._database = database
+        self._database, self._links = database, links
         self._turn = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     async def wait(
@@ -92,7 +93,7 @@ class Waits:
     async def _look_again(self, seen: TaskRead, until: float) -> TaskRead | None:
         try:
             async with asyncio.timeout_at(until + LAST_LOOK):
-                return await self.look(lambda session: _read(session, seen.id))
+                return await self.look(lambda session: _read(session, seen.id, self._links))
         except TRANSIENT:
             return seen
 
@@ -155,9 +156,9 @@ WaitDep = Annotated[Wait | None, Depends(read_wait)]
 WaitsDep = Annotated[Waits, Depends(get_waits)]
 
 
-async def _read(session: Session, task_id: str) -> TaskRead | None:
+async def _read(session: Session, task_id: str, links: Links) -> TaskRead | None:
     task = await repository.find_task(session, task_id)
-    return read_task(task, await repository.queue_positions(session, [task])) if task else None
+    return read_task(task, await repository.queue_positions(session, [task]), links) if task else None
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from app.db import Database
 from app.upstream.client import Upstream
-from app.upstream.pacing import Pacer
+from app.upstream.pacing import Pacer, whole_ring
 from app.upstream.schemas import CreditsAnswer
 
 FRESH_FOR = timedelta(seconds=10)
@@ -50,26 +50,14 @@ class CreditDesk:
             return self._latest
 
     async def _ask(self) -> Decimal:
-        slot, fence = await self._take_slot()
+        slot = await self._pacer.wait_for_slot(self._database, PATIENCE, whole_ring)
+        if slot is None:
+            raise NoAnswer(None)
         try:
             answer = await self._upstream.credits()
         finally:
             async with self._database.writes.begin() as session:
-                await self._pacer.give_back(session, slot, fence, await self._database.now(session))
+                await self._pacer.give_back(session, *slot, await self._database.now(session))
         if answer.credits is None:
             raise NoAnswer(answer)
         return answer.credits
-
-    async def _take_slot(self) -> tuple[int, str]:
-        waited = timedelta()
-        while waited < PATIENCE:
-            async with self._database.writes.begin() as session:
-                now = await self._database.now(session)
-                free = await self._pacer.free(session, now, 1)
-                if free:
-                    return free[0], (await self._pacer.take(session, free, now)).fence
-                wait = await self._pacer.next_free_in(session, now)
-            pause = min(max(wait, timedelta(milliseconds=100)), timedelta(seconds=1))
-            await asyncio.sleep(pause.total_seconds())
-            waited += pause
-        raise NoAnswer(None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
@@ -10,8 +11,26 @@ from uuid import uuid4
 from sqlalchemy import delete, func, select, update
 
 from app.config import Rate
-from app.db import Session, insert_new
-from app.models import PaceSlot
+from app.db import Database, Session, insert_new
+from app.models import PaceSlot, Task, TaskStatus
+
+# Questions and submits share the rate; what is not ordered yet comes before what is only asked about.
+SHARE_BESIDE_SUBMITS = 0.25
+SHARE_ALONE = 0.75
+SHORTEST_PAUSE = timedelta(milliseconds=100)
+LONGEST_PAUSE = timedelta(seconds=1)
+
+
+async def question_share(session: Session, now: datetime) -> float:
+    """The part of the ring that questions may use: most of it, unless orders wait."""
+    waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
+    return SHARE_ALONE if await session.scalar(waiting) is None else SHARE_BESIDE_SUBMITS
+
+
+async def whole_ring(_session: Session, _now: datetime) -> float:
+    """All of the ring, for what somebody waits for."""
+    return 1.0
+
 
 # Not a place in the ring: the row that says until when none of its places may be taken.
 PAUSE = -1
@@ -67,6 +86,24 @@ class Pacer:
             update(PaceSlot).where(PaceSlot.slot.in_(numbers)).values(free_at=until, fence=slots.fence)
         )
         return slots
+
+    async def wait_for_slot(
+        self, database: Database, patience: timedelta, share: Callable[[Session, datetime], Awaitable[float]]
+    ) -> tuple[int, str] | None:
+        """Take one slot as soon as one is free, with its fence; None if that takes too long."""
+        waited = timedelta()
+        while waited < patience:
+            async with database.writes.begin() as session:
+                now = await database.now(session)
+                part = await share(session, now)
+                free = await self.free(session, now, 1, part)
+                if free:
+                    return free[0], (await self.take(session, free, now)).fence
+                wait = await self.next_free_in(session, now, part)
+            pause = min(max(wait, SHORTEST_PAUSE), LONGEST_PAUSE)
+            await asyncio.sleep(pause.total_seconds())
+            waited += pause
+        return None
 
     async def give_back(self, session: Session, slot: int, fence: str, now: datetime) -> None:
         """The answer is here: the slot is free a period from now."""

@@ -41,6 +41,23 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("slot", name=op.f("pk_pace_slots")),
     )
     op.create_table(
+        "stored_objects",
+        sa.Column("key", sa.String(length=100), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("fence", sa.String(length=32), nullable=True),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_stored_objects")),
+    )
+    with op.batch_alter_table("stored_objects", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_stored_objects_due",
+            ["due_at"],
+            unique=False,
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+        )
+
+    op.create_table(
         "idempotency_keys",
         sa.Column("api_key_id", sa.String(length=32), nullable=False),
         sa.Column("key", sa.String(length=255), nullable=False),
@@ -157,12 +174,37 @@ def upgrade() -> None:
         sa.Column("content_type", sa.String(length=64), nullable=True),
         sa.Column("size", sa.Integer(), nullable=True),
         sa.Column("sha256", sa.String(length=64), nullable=True),
+        sa.Column("storage_key", sa.String(length=100), nullable=True),
         sa.Column("archived_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("archive_error", sa.Text(), nullable=True),
+        sa.Column("given_up_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("image_key", sa.String(length=100), nullable=True),
+        sa.Column("image_type", sa.String(length=64), nullable=True),
+        sa.Column("image_size", sa.Integer(), nullable=True),
+        sa.Column("image_sha256", sa.String(length=64), nullable=True),
+        sa.Column("image_archived_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("lyrics", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("fence", sa.String(length=32), nullable=True),
+        sa.ForeignKeyConstraint(["image_key"], ["stored_objects.key"], name=op.f("fk_clips_image_key")),
+        sa.ForeignKeyConstraint(["storage_key"], ["stored_objects.key"], name=op.f("fk_clips_storage_key")),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_clips_task_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_clips")),
         sa.UniqueConstraint("task_id", "index", name=op.f("uq_clips_task_id_index")),
     )
+    with op.batch_alter_table("clips", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_clips_due",
+            ["due_at"],
+            unique=False,
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+        )
+        batch_op.create_index(batch_op.f("ix_clips_image_key"), ["image_key"], unique=False)
+        batch_op.create_index(batch_op.f("ix_clips_storage_key"), ["storage_key"], unique=False)
+
     op.create_table(
         "deliveries",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -248,6 +290,13 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_deliveries_api_key_id_id"))
 
     op.drop_table("deliveries")
+    with op.batch_alter_table("clips", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_clips_storage_key"))
+        batch_op.drop_index(batch_op.f("ix_clips_image_key"))
+        batch_op.drop_index(
+            "ix_clips_due", postgresql_where=sa.text("due_at IS NOT NULL"), sqlite_where=sa.text("due_at IS NOT NULL")
+        )
+
     op.drop_table("clips")
     with op.batch_alter_table("callbacks", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_callbacks_task_id_id"))
@@ -270,6 +319,14 @@ def downgrade() -> None:
 
     op.drop_table("submits")
     op.drop_table("idempotency_keys")
+    with op.batch_alter_table("stored_objects", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_stored_objects_due",
+            postgresql_where=sa.text("due_at IS NOT NULL"),
+            sqlite_where=sa.text("due_at IS NOT NULL"),
+        )
+
+    op.drop_table("stored_objects")
     op.drop_table("pace_slots")
     op.drop_table("chores")
     op.drop_table("api_keys")

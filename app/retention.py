@@ -1,0 +1,87 @@
+"""What is kept only for a time: told before it goes, and removed in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import ColumnElement, delete, func, select, tuple_
+
+from app import files
+from app.claims import Claim
+from app.clips.storage import Storage
+from app.db import Database, Session
+from app.models import Base, Callback, Clip, Event, IdempotencyKey, StoredObject, Task
+from app.tasks import idempotency
+from app.tasks.service import TaskLife
+
+BATCH = 100
+REMOVAL_LEASE = timedelta(minutes=1)
+
+
+class Retention:
+    """Says what has been kept for long enough, and erases it. `days` of 0 keeps all tasks and what belongs to them."""
+
+    def __init__(self, life: TaskLife, days: float) -> None:
+        self._life = life
+        self._days = days
+
+    async def count(self, session: Session, now: datetime) -> Mapping[str, int]:
+        """How many rows of each kind would go now; those of a task go with it."""
+        expired = select(Task.id).where(self._is_expired(now))
+        kinds: Mapping[str, tuple[type[Base], ColumnElement[bool]]] = {
+            "tasks": (Task, self._is_expired(now)),
+            "events": (Event, Event.task_id.in_(expired)),
+            "callbacks": (Callback, Callback.task_id.in_(expired)),
+            "audio": (Clip, Clip.task_id.in_(expired) & Clip.archived_at.isnot(None)),
+            "idempotency keys": (IdempotencyKey, _is_old_key(now)),
+        }
+        counts = {}
+        for name, (kind, condition) in kinds.items():
+            counts[name] = await session.scalar(select(func.count()).select_from(kind).where(condition)) or 0
+        return counts
+
+    async def erase_batch(self, session: Session, now: datetime) -> bool:
+        """Erase some of it; return whether there may be more. Files follow once no task has them."""
+        oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
+        tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
+        for task in tasks:
+            await self._life.erase(session, task, now)
+        return await _erase_keys(session, now) == BATCH or len(tasks) == BATCH
+
+    def _is_expired(self, now: datetime) -> ColumnElement[bool]:
+        # No task has ended before this: the epoch stands for "never".
+        before = now - timedelta(days=self._days) if self._days else datetime.fromtimestamp(0, now.tzinfo)
+        return Task.completed_at < before
+
+
+async def remove_file(database: Database, storage: Storage, row: StoredObject) -> None:
+    """Remove a claimed file, then its row: a crash in between leaves the row due. Raises StorageUnavailable."""
+    await storage.remove(row.key)
+    async with database.writes.begin() as session:
+        await files.forget(session, row)
+
+
+async def remove_due_files(database: Database, storage: Storage) -> int:
+    """Remove all files that no clip names any more; return how many. Raises StorageUnavailable."""
+    removed = 0
+    while True:
+        async with database.writes.begin() as session:
+            claim = Claim(await database.now(session), REMOVAL_LEASE, BATCH)
+            rows = await files.claim_abandoned(session, claim)
+        for row in rows:
+            await remove_file(database, storage, row)
+        removed += len(rows)
+        if not rows:
+            return removed
+
+
+def _is_old_key(now: datetime) -> ColumnElement[bool]:
+    return IdempotencyKey.created_at < now - idempotency.KEPT_FOR
+
+
+async def _erase_keys(session: Session, now: datetime) -> int:
+    primary_key = tuple_(IdempotencyKey.api_key_id, IdempotencyKey.key)
+    old = select(IdempotencyKey.api_key_id, IdempotencyKey.key).where(_is_old_key(now)).limit(BATCH)
+    erased = await session.execute(delete(IdempotencyKey).where(primary_key.in_(old)).returning(IdempotencyKey.key))
+    return len(erased.all())
