@@ -23,7 +23,7 @@ from app.doctor import Finding, examine
 from app.errors import StorageUnavailable
 from app.links import load_links
 from app.log import configure_logging
-from app.main import run_worker
+from app.main import make_life, run_worker
 from app.models import Task, TaskStatus
 from app.retention import Retention, remove_due_files
 from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
@@ -31,7 +31,7 @@ from app.server import PortTaken
 from app.server import serve as run_server
 from app.tasks import repository
 from app.tasks.schemas import EventRead, read_task
-from app.tasks.service import CannotResolve, TaskLife
+from app.tasks.service import CannotResolve
 
 main = typer.Typer(
     name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
@@ -203,7 +203,7 @@ def resolve_task(
             task = await repository.lock_task(session, task_id)
             if task is not None:
                 now = await database.now(session)
-                await TaskLife(settings, load_links(settings)).resolve(session, task, status, upstream_task_id, now)
+                await make_life(settings).resolve(session, task, status, upstream_task_id, now)
             return task is not None
 
     try:
@@ -225,7 +225,7 @@ def replay_callbacks(
         fail("Give either --task ID or --since T.")
     settings, from_ = load_settings(), since and since.replace(tzinfo=UTC)
 
-    life = TaskLife(settings, load_links(settings))
+    life = make_life(settings)
 
     async def run(database: Database) -> tuple[int, int]:
         found = await find_callbacks(database, task, from_)
@@ -261,7 +261,7 @@ def prune(
 ) -> None:
     """Erase what was kept for SOUNDPOST_RETENTION_DAYS; a running service does the same by itself."""
     settings = load_settings()
-    retention = Retention(TaskLife(settings, load_links(settings)), settings.retention_days)
+    retention = Retention(make_life(settings), settings.retention_days)
 
     async def work(database: Database) -> Mapping[str, int]:
         async with database.reads() as session:

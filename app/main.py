@@ -25,6 +25,7 @@ from app.db import Database
 from app.document import complete_document
 from app.dropin import endpoints as dropin
 from app.dropin.envelope import Enveloped
+from app.dropin.news import tell_vendor_client
 from app.edge import Edge, install_error_handlers
 from app.egress import guarded_client, upstream_client
 from app.links import load_links
@@ -102,7 +103,7 @@ def join(settings: Settings) -> Parts:
         database=database,
         secrets=secrets,
         signals=Signals(database),
-        life=TaskLife(settings, links),
+        life=make_life(settings),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
         upstream=Upstream(http, settings.upstream_timeout),
@@ -111,6 +112,11 @@ def join(settings: Settings) -> Parts:
         storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )
+
+
+def make_life(settings: Settings) -> TaskLife:
+    """The writer of tasks, which tells callers of either API what they asked to hear. Raises SecretsUnusable."""
+    return TaskLife(settings, load_links(settings), tellers=(news.tell_caller, tell_vendor_client))
 
 
 async def run_worker(settings: Settings) -> None:

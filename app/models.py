@@ -199,6 +199,8 @@ class Task(Due, Base):
     sound_key: Mapped[str] = mapped_column(String(8))
     grab_lyrics: Mapped[bool]
     webhook_url: Mapped[str | None]
+    # Where a client of the vendor's own API wants to be called back, in the vendor's shape.
+    callback_url: Mapped[str | None]
     labels: Mapped[dict[str, str]] = mapped_column("metadata")
     upstream_task_id: Mapped[str | None] = mapped_column(String(200))
     resolved_by: Mapped[ResolvedBy | None]

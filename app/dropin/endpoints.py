@@ -53,7 +53,7 @@ async def generate_sounds(
     async with database.writes.begin() as session:
         now = await database.now(session)
         response.headers.update(await spend(session, caller.api_key_id, settings.key_rate, now))
-        task = life.create(session, caller.api_key_id, data, now)
+        task = life.create(session, caller.api_key_id, data, now, order.callback_url or None)
     response.headers["Cache-Control"] = "no-store"
     return SoundsAnswer(data=TaskId(taskId=task.id))
 

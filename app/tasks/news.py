@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -50,6 +50,10 @@ class TaskNews(BaseModel):
     type: TaskNewsType
     timestamp: datetime
     data: TaskData
+
+
+# Puts an event into the outbox: what it tells, whom, and in which shape, is its own business.
+Teller = Callable[[Session, Task, Event, Links, datetime], None]
 
 
 def tell_caller(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:

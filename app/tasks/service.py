@@ -18,7 +18,7 @@ from app.models import Charge, Clip, ErrorCode, Event, EventType, ResolvedBy, Ta
 from app.signals import ARCHIVES, ERASURES, POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
 from app.tasks.clips import copy_onto, find_clip, keys_of, owe_lyrics, take_clips
-from app.tasks.news import tell_caller
+from app.tasks.news import Teller, tell_caller
 from app.tasks.schedule import jittered, ladder
 from app.tasks.schemas import TaskCreate
 from app.tasks.state import FINAL, REVIVABLE, TOLD, can_move
@@ -45,8 +45,14 @@ class CannotResolve(Exception):
 class TaskLife:
     """The only writer of tasks. Its methods are handed a session and never commit."""
 
-    def __init__(self, settings: Settings, links: Links, dice: random.Random | None = None) -> None:
-        self._settings, self._links = settings, links
+    def __init__(
+        self,
+        settings: Settings,
+        links: Links,
+        dice: random.Random | None = None,
+        tellers: Sequence[Teller] = (tell_caller,),
+    ) -> None:
+        self._settings, self._links, self._tellers = settings, links, tellers
         self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
@@ -54,7 +60,9 @@ class TaskLife:
         """What makes a sound whose order names no model."""
         return self._settings.models[0]
 
-    def create(self, session: Session, api_key_id: str, order: TaskCreate, now: datetime) -> Task:
+    def create(
+        self, session: Session, api_key_id: str, order: TaskCreate, now: datetime, callback_url: str | None = None
+    ) -> Task:
         """Keep an order; it is sent as soon as a submit loop finds it."""
         task = Task(
             id=new_id(),
@@ -64,6 +72,7 @@ class TaskLife:
             labels=order.metadata,
             model=order.model or self.default_model,
             **order.model_dump(exclude={"metadata", "model"}),
+            callback_url=callback_url,
             charge=Charge.none,
             posts=0,
             audio_looks=0,
@@ -303,7 +312,8 @@ class TaskLife:
         self._touch(session, task, now)
         event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
         session.add(event)
-        tell_caller(session, task, event, self._links, now + self._settings.webhook_schedule[0])
+        for tell in self._tellers:
+            tell(session, task, event, self._links, now + self._settings.webhook_schedule[0])
 
     def _touch(self, session: Session, task: Task, now: datetime) -> None:
         task.version += 1

@@ -91,6 +91,7 @@ def upgrade() -> None:
         sa.Column("sound_key", sa.String(length=8), nullable=False),
         sa.Column("grab_lyrics", sa.Boolean(), nullable=False),
         sa.Column("webhook_url", sa.Text(), nullable=True),
+        sa.Column("callback_url", sa.Text(), nullable=True),
         sa.Column("metadata", sa.JSON(), nullable=False),
         sa.Column("upstream_task_id", sa.String(length=200), nullable=True),
         sa.Column("resolved_by", sa.String(length=32), nullable=True),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import httpx
 import pytest
 
 from app.dropin.schemas import callback
+from app.links import Links
 from app.models import Charge, Clip, ErrorCode, Task, TaskStatus
+from app.secrets import Secrets
 from app.tasks.schemas import read_task
 from tests.inside import MORNING, Service, add_key, add_task
 from tests.running import eventually, running_service
+
+LINKS = Links(Secrets("0123456789abcdef"), "", timedelta(days=1))
 
 ORDER: dict[str, Any] = {
     "prompt": "A soft rain ambience with distant thunder and gentle wind",
@@ -228,7 +233,7 @@ async def test_failure_has_the_vendors_word_and_code(
 def test_callback_speaks_as_the_vendors_does() -> None:
     task = _finished()
 
-    first, complete = (callback(task, read_task(task, {}), stage) for stage in ("first", "complete"))
+    first, complete = (callback(task, read_task(task, {}, LINKS), stage) for stage in ("first", "complete"))
 
     assert (first["code"], first["data"]["callbackType"], first["data"]["task_id"]) == (200, "first", task.id)
     assert (complete["msg"], complete["data"]["callbackType"]) == ("All generated successfully.", "complete")
@@ -254,7 +259,7 @@ def test_callback_speaks_as_the_vendors_does() -> None:
 def test_error_callback_has_no_data() -> None:
     task = _finished(status=TaskStatus.failed, error_code=ErrorCode.content_rejected, error_message="no", clips=[])
 
-    body = callback(task, read_task(task, {}), "error")
+    body = callback(task, read_task(task, {}, LINKS), "error")
 
     assert body == {"code": 400, "msg": "no", "data": {"callbackType": "error", "task_id": task.id, "data": None}}
 

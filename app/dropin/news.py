@@ -1,0 +1,33 @@
+"""Telling a client of the vendor's API at its `callBackUrl`, in the vendor's words and by our own deliveries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+
+from app.db import Session
+from app.dropin.schemas import callback
+from app.links import Links
+from app.models import Event, EventType, Task
+from app.tasks.news import HEARD
+from app.tasks.schemas import read_task
+from app.webhooks.outbox import News, tell_url
+
+# The vendor's `text` has no counterpart: a clip is a clip once it has audio.
+STAGES: Mapping[EventType, str] = {
+    EventType.task_progressed: "first",
+    EventType.task_succeeded: "complete",
+    EventType.task_failed: "error",
+    EventType.task_canceled: "error",
+}
+
+
+def tell_vendor_client(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
+    """Tell of an event, in this transaction, what the vendor would have called back about."""
+    stage = STAGES.get(event.type)
+    if stage is None or task.callback_url is None:
+        return
+    body = json.dumps(callback(task, read_task(task, {}, links), stage)).encode()
+    news = News(event.id, HEARD[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at)
+    tell_url(session, news, task.callback_url)
