@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import Depends, Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 from starlette.types import Receive
 
 from app.db import TRANSIENT, Database, Session
@@ -137,9 +138,11 @@ def preferred_wait(preferences: Sequence[str]) -> int | None:
     return None
 
 
-async def read_wait(response: Response, prefer: Annotated[list[str] | None, Header()] = None) -> Wait | None:
+async def read_wait(
+    request: Request, response: Response, prefer: Annotated[str | SkipJsonSchema[None], Header()] = None
+) -> Wait | None:
     """The wait that a request prefers, counted from its arrival; the answer says that it was applied."""
-    seconds = preferred_wait(prefer or ())
+    seconds = None if prefer is None else preferred_wait(request.headers.getlist("prefer"))
     if seconds is None:
         return None
     response.headers["Preference-Applied"] = f"wait={seconds}"
