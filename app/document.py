@@ -57,21 +57,30 @@ ANYWHERE: Sequence[type[AppError]] = (
 HEADERS: Mapping[str, str] = {
     "Accept": "The media type that can be read.",
     "Accept-Encoding": "The content coding that can be read.",
+    "Accept-Ranges": "That parts can be asked for.",
     "Cache-Control": "Whether the answer may be kept.",
-    "ETag": "Names this version of the task, for `If-None-Match`.",
+    "Content-Disposition": "A name to keep the file by.",
+    "Content-Range": "Which part this is, and of how much.",
+    "ETag": "Names this version, for `If-None-Match`.",
     "Idempotency-Replayed": "`true` where an earlier request with this key made the task.",
     "Link": 'The next page, as `rel="next"` (RFC 8288); absent on the last one.',
-    "Location": "Where the task is from now on.",
+    "Location": "Where it is.",
     "RateLimit": "What is left of your rate and in how many seconds there is more; absent where there is no limit.",
     "RateLimit-Policy": "How many submits you may make in how many seconds; absent where there is no limit.",
     "Retry-After": "In how many seconds to come again.",
     "WWW-Authenticate": "The scheme to authenticate with.",
 }
 ORDERED = ("Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy")
+FILE = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
 TOLD: Mapping[tuple[str, str], Sequence[str]] = {
     ("createTask", "200"): ORDERED,
     ("createTask", "202"): (*ORDERED, "Retry-After"),
     ("createTask", "429"): ("RateLimit", "RateLimit-Policy", "Retry-After"),
+    ("getClipAudio", "200"): FILE,
+    ("getClipAudio", "206"): (*FILE, "Content-Range"),
+    ("getClipAudio", "307"): ("Location", "Cache-Control"),
+    ("getClipImage", "200"): FILE,
+    ("getClipImage", "206"): (*FILE, "Content-Range"),
     ("getTask", "200"): ("ETag", "Cache-Control"),
     ("getTask", "304"): ("ETag", "Cache-Control"),
 }
@@ -145,6 +154,7 @@ def _add_problems(shared: dict[str, Any], path: str, operation: dict[str, Any]) 
 def _likely(path: str, operation: Mapping[str, Any]) -> Iterator[type[AppError]]:
     if operation.get("security"):
         yield NotAuthenticated
+    if _answers_json(operation):
         yield NotAcceptable
     if "{" in path:
         yield NotFound
@@ -153,6 +163,11 @@ def _likely(path: str, operation: Mapping[str, Any]) -> Iterator[type[AppError]]
     yield InvalidRequest
     if path.startswith(("/v1/", "/callbacks/")):
         yield DatabaseUnavailable
+
+
+def _answers_json(operation: Mapping[str, Any]) -> bool:
+    found = (response for status, response in operation["responses"].items() if status < "300")
+    return bool(operation.get("security")) and any("application/json" in answer.get("content", {}) for answer in found)
 
 
 def _case(slug: str) -> type[AppError]:

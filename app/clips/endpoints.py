@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 
 from app.auth import authenticate, bearer
 from app.clips import subtitles
+from app.clips.audio import SUFFIXES
 from app.clips.serving import Kept, answer_with
 from app.clips.storage import Storage
 from app.db import DatabaseDep
@@ -25,8 +26,27 @@ router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
 # Only as long as a client needs to follow a redirect; what it has begun to read it may finish.
 REDIRECT_LIFE = timedelta(minutes=5)
 LONGEST_INDEX = 4
-FILE_ANSWERS = says(NotArchivedYet, RangeNotSatisfiable, StorageUnavailable)
-AUDIO_ANSWERS = {**FILE_ANSWERS, **says(AudioLost)}
+Answers = dict[int | str, dict[str, Any]]
+
+
+def _file(kind: str) -> Answers:
+    content: dict[str, Any] = {media_type: {} for media_type in SUFFIXES if media_type.startswith(kind)}
+    return {
+        200: {"description": "The file.", "content": content},
+        206: {"description": "The part of the file that `Range` asked for.", "content": content},
+        304: {"description": "The file is the one of `If-None-Match`."},
+        **says(NotArchivedYet, RangeNotSatisfiable, StorageUnavailable),
+    }
+
+
+def _text(media_type: str) -> Answers:
+    return {200: {"description": "The words.", "content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+COVER_ANSWERS = _file("image/")
+REDIRECT: Answers = {307: {"description": "The file is at `Location`, where the service is set to redirect."}}
+AUDIO_ANSWERS = {**_file("audio/"), **REDIRECT, **says(AudioLost)}
+SRT, VTT = "application/x-subrip", "text/vtt"
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
@@ -82,7 +102,7 @@ async def get_audio(request: Request, clip: LinkedClip) -> Response:
 
 
 @router.head("/image", include_in_schema=False)
-@router.get("/image", operation_id="getClipImage", response_class=Response, responses=FILE_ANSWERS)
+@router.get("/image", operation_id="getClipImage", response_class=Response, responses=COVER_ANSWERS)
 async def get_image(request: Request, clip: OwnClip) -> Response:
     """Our copy of a clip's cover; 404 where there is none."""
     storage: Storage = request.app.state.storage
@@ -94,16 +114,16 @@ async def get_image(request: Request, clip: OwnClip) -> Response:
     raise NotFound
 
 
-@router.get("/lyrics.srt", operation_id="getClipSubtitles", response_class=Response)
+@router.get("/lyrics.srt", operation_id="getClipSubtitles", response_class=Response, responses=_text(SRT))
 async def get_srt(clip: OwnClip) -> Response:
     """A clip's words as SubRip subtitles; 404 where there are none."""
-    return Response(subtitles.srt(_words(clip)), media_type="application/x-subrip; charset=utf-8")
+    return Response(subtitles.srt(_words(clip)), media_type=f"{SRT}; charset=utf-8")
 
 
-@router.get("/lyrics.vtt", operation_id="getClipCaptions", response_class=Response)
+@router.get("/lyrics.vtt", operation_id="getClipCaptions", response_class=Response, responses=_text(VTT))
 async def get_vtt(clip: OwnClip) -> Response:
     """A clip's words as WebVTT captions; 404 where there are none."""
-    return Response(subtitles.vtt(_words(clip)), media_type="text/vtt; charset=utf-8")
+    return Response(subtitles.vtt(_words(clip)), media_type=f"{VTT}; charset=utf-8")
 
 
 def _clip_of(task: Task | None, index: str) -> Clip:

@@ -32,6 +32,7 @@ KEYS = [
     *("Cm", "C#m", "Dm", "D#m", "Em", "Fm", "F#m", "Gm", "G#m", "Am", "A#m", "Bm"),
     *("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"),
 ]
+LINKS = Links(Secrets("a-secret-of-sixteen"), "https://sounds.example", timedelta(days=1), lambda: 0.0)
 RUNNING = {"PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS"}
 
 
