@@ -23,6 +23,11 @@ Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
 
 
+def _bound_names(schema: dict[str, Any]) -> None:
+    """Say that other names are refused; pydantic's own words admit them, with values of any kind."""
+    schema["propertyNames"]["pattern"], schema["additionalProperties"] = schema.pop("patternProperties").popitem()
+
+
 class TaskCreate(StrictModel):
     """An order for one sound."""
 
@@ -37,7 +42,9 @@ class TaskCreate(StrictModel):
     sound_key: SoundKey = "Any"
     grab_lyrics: bool = False
     webhook_url: WebhookUrl | None = None
-    metadata: Annotated[dict[Label, LabelValue], Field(max_length=16, default_factory=dict)]
+    metadata: Annotated[
+        dict[Label, LabelValue], Field(max_length=16, default_factory=dict, json_schema_extra=_bound_names)
+    ]
 
 
 class TaskError(BaseModel):
