@@ -28,6 +28,7 @@ from app.dropin.envelope import Enveloped
 from app.dropin.news import tell_vendor_client
 from app.edge import Edge, install_error_handlers
 from app.egress import guarded_client, upstream_client
+from app.lasting import LastingAnswers
 from app.links import load_links
 from app.loops.archive import archive_loop
 from app.loops.chores import chore_loop, prepare_chores
@@ -86,6 +87,7 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, settings.models)
+    app.add_middleware(LastingAnswers)
     app.add_middleware(Edge)
     app.add_middleware(Enveloped)
     return app

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from operator import eq, gt, lt
+from operator import attrgetter, eq, gt, lt
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -37,7 +37,7 @@ from app.tasks.schemas import (
 )
 from app.tasks.service import TaskLife
 from app.tasks.state import FINAL
-from app.tasks.waiting import WaitDep, WaitsDep, is_final
+from app.tasks.waiting import Seen, WaitDep, WaitsDep, as_seen
 from app.webhooks.documents import described
 from app.webhooks.service import check_receiver
 
@@ -86,9 +86,15 @@ def owned(task: Task | None, caller: Caller) -> Task:
     return task
 
 
-@router.post("", status_code=202, operation_id="createTask", responses=CREATED, callbacks=told_of_the_end.routes)
+@router.post(
+    "",
+    status_code=202,
+    operation_id="createTask",
+    response_model=TaskRead,
+    responses=CREATED,
+    callbacks=told_of_the_end.routes,
+)
 async def create_task(
-    response: Response,
     database: DatabaseDep,
     life: LifeDep,
     caller: CallerDep,
@@ -97,7 +103,7 @@ async def create_task(
     waits: WaitsDep,
     wait: WaitDep,
     key: KeyDep,
-) -> TaskRead:
+) -> Response:
     """Order a sound. The task is stored before this returns; it is sent upstream by itself."""
     settings: Settings = request.app.state.settings
     _check_model(order, settings.models)
@@ -110,18 +116,12 @@ async def create_task(
         task = kept.task or life.create(session, caller.api_key_id, order, now)
         kept.stands_for(task)
         positions = await repository.queue_positions(session, [task])
-        seen = read_task(task, positions, request.app.state.links)
+        seen = as_seen(read_task(task, positions, request.app.state.links))
         patience = await request.app.state.latency.seconds(session)
-    if wait is not None:
-        seen = await waits.wait(seen, wait, is_final, request.receive) or seen
-    response.headers.update({"Location": f"/v1/tasks/{seen.id}", "Cache-Control": "no-store", **quota})
+    headers = {"Location": f"/v1/tasks/{seen.task_id}", "Cache-Control": "no-store", **quota}
     if kept.task is not None:
-        response.headers["Idempotency-Replayed"] = "true"
-    if is_final(seen):
-        response.status_code = 200
-    else:
-        response.headers["Retry-After"] = str(patience)
-    return seen
+        headers["Idempotency-Replayed"] = "true"
+    return waits.answer(seen, wait, attrgetter("is_final"), partial(_order_answer, headers, patience))
 
 
 @router.get("", operation_id="listTasks")
@@ -148,30 +148,16 @@ async def list_tasks(
 @router.get("/{task_id}", operation_id="getTask", response_model=TaskRead, responses=KNOWN)
 async def get_task(
     request: Request,
-    response: Response,
-    database: DatabaseDep,
-    caller: CallerDep,
+    session: ReaderDep,
+    task: OwnTask,
     waits: WaitsDep,
     wait: WaitDep,
-    task_id: Annotated[str, Path()],
     if_none_match: Annotated[str | None, Header()] = None,
-) -> TaskRead | Response:
-    """One task as it stands, or once it is another than the known one, or final, if you prefer to wait for that."""
-    async with database.reads() as session:
-        task = owned(await repository.find_task(session, task_id), caller)
-        seen = read_task(task, await repository.queue_positions(session, [task]), request.app.state.links)
-    if wait is not None:
-        is_awaited = is_final if if_none_match is None else partial(_is_other, if_none_match)
-        later = await waits.wait(seen, wait, is_awaited, request.receive)
-        if later is None:
-            raise NotFound
-        seen = later
-    response.headers["ETag"] = _etag(seen)
-    response.headers["Cache-Control"] = "private, no-cache"
-    response.headers["Vary"] = "Prefer"
-    if if_none_match is not None and not _is_other(if_none_match, seen):
-        return Response(status_code=304, headers=dict(response.headers))
-    return seen
+) -> Response:
+    """One task as it stands. With `Prefer: wait`, once its version is not the known one, or else once it has ended."""
+    seen = as_seen(read_task(task, await repository.queue_positions(session, [task]), request.app.state.links))
+    is_awaited = attrgetter("is_final") if if_none_match is None else partial(_is_other, if_none_match)
+    return waits.answer(seen, wait, is_awaited, partial(_read_answer, if_none_match))
 
 
 @router.post("/{task_id}/cancel", operation_id="cancelTask", responses=says(TaskAlreadyFinal))
@@ -250,14 +236,26 @@ def _position(cursor: str | None) -> tuple[datetime, str] | None:
     return created_at, position[1]
 
 
-def _etag(task: TaskRead) -> str:
-    return f'W/"{task.version}"'
+def _order_answer(headers: Mapping[str, str], patience: int, seen: Seen) -> Response:
+    hint = {} if seen.is_final else {"Retry-After": str(patience)}
+    return Response(seen.body, 200 if seen.is_final else 202, {**headers, **hint}, "application/json")
 
 
-def _is_other(if_none_match: str, task: TaskRead) -> bool:
+def _read_answer(if_none_match: str | None, seen: Seen) -> Response:
+    headers = {"ETag": _etag(seen), "Cache-Control": "private, no-cache", "Vary": "Prefer"}
+    if if_none_match is not None and not _is_other(if_none_match, seen):
+        return Response(None, 304, headers)
+    return Response(seen.body, 200, headers, "application/json")
+
+
+def _etag(seen: Seen) -> str:
+    return f'W/"{seen.version}"'
+
+
+def _is_other(if_none_match: str, seen: Seen) -> bool:
     """RFC 9110, 13.1.2: not among a list of tags or `*`, compared weakly."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return "*" not in tags and _etag(task).removeprefix("W/") not in tags
+    return "*" not in tags and _etag(seen).removeprefix("W/") not in tags
 
 
 def _read_callback(callback: Callback) -> CallbackRead:

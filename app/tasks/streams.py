@@ -8,16 +8,17 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
-from starlette.responses import StreamingResponse
 
 from app.db import TRANSIENT, ReaderDep, Session
+from app.lasting import LastingAnswer
 from app.models import Event, TaskStatus
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
+from app.signals import Watch
 from app.tasks import repository
 from app.tasks.endpoints import OwnTask
 from app.tasks.schemas import EventPage, EventRead
 from app.tasks.state import FINAL, TOLD
-from app.tasks.waiting import Waits, WaitsDep
+from app.tasks.waiting import Waits, WaitsDep, hearing_hang_up
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -26,9 +27,15 @@ KEEP_ALIVE = 15.0
 # knows no end would find the same end again.
 RETRY_AFTER_STOP = 1_000
 RETRY_AFTER_END = 60_000
-FINAL_EVENTS = frozenset(TOLD[status] for status in FINAL)
-
 STREAM = "text/event-stream"
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"vary", b"Accept"),
+    # Some proxies gather what they pass on unless told otherwise.
+    (b"x-accel-buffering", b"no"),
+]
+FINAL_EVENTS = frozenset(TOLD[status] for status in FINAL)
 AS_STREAM: dict[str, Any] = {
     "description": "The events so far; with `Accept: text/event-stream` also each that follows, to the final one.",
     "content": {STREAM: {"schema": {"type": "string"}}},
@@ -50,8 +57,7 @@ async def list_events(
     response.headers["Vary"] = "Accept"
     if prefers_stream(request.headers.getlist("accept")):
         after = await _version_of(session, task.id, last_event_id)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "Vary": "Accept"}
-        return StreamingResponse(stream_events(waits, task.id, after), headers=headers, media_type=STREAM)
+        return LastingAnswer(partial(_stream, waits, task.id, after))
     position = decode_cursor(cursor, 1)
     events = await repository.list_events(session, task.id, _version(position[0]) if position else 0, limit + 1)
     page, following = events[:limit], None
@@ -61,36 +67,45 @@ async def list_events(
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
 
 
-async def stream_events(waits: Waits, task_id: str, after: int) -> AsyncIterator[str]:
+async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
+    """Send what there is to tell until nothing more comes, or nobody hears it."""
+    _, receive, send = asgi
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+    with waits.signals.watch(task_id) as watch, hearing_hang_up(receive, watch):
+        async for text in _told(waits, task_id, watch, after):
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+async def _told(waits: Waits, task_id: str, watch: Watch, after: int) -> AsyncIterator[str]:
     """
     A task's events behind a version as they happen, up to the final one or a stop of the process.
 
     No connection is held between them. A database that is away is no news: those
     whose wake-ups are lost are woken once it is back.
     """
-    with waits.signals.watch(task_id) as watch:
-        while True:
-            was_rung = await watch.rest(KEEP_ALIVE)
-            if watch.is_dismissed:
-                yield f"retry: {RETRY_AFTER_STOP}\n\n"
-                return
-            if not was_rung:
-                yield ":\n\n"
-                continue
-            try:
-                history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
-            except TRANSIENT:
-                continue
-            if history is None:
-                return
-            watch.version = history.version
-            if history.status in FINAL:
-                yield f"retry: {RETRY_AFTER_END}\n\n"
-            for event in until_final(history.status, history.events):
-                yield _written(event)
-                after = event.version
-            if history.status in FINAL:
-                return
+    while True:
+        was_rung = await watch.rest(KEEP_ALIVE)
+        if watch.is_dismissed:
+            yield f"retry: {RETRY_AFTER_STOP}\n\n"
+            return
+        if not was_rung:
+            yield ":\n\n"
+            continue
+        try:
+            history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
+        except TRANSIENT:
+            continue
+        if history is None:
+            return
+        watch.version = history.version
+        if history.status in FINAL:
+            yield f"retry: {RETRY_AFTER_END}\n\n"
+        for event in until_final(history.status, history.events):
+            yield _written(event)
+            after = event.version
+        if history.status in FINAL:
+            return
 
 
 def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:

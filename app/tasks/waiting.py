@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema
-from starlette.types import Receive
+from starlette.types import Receive, Scope, Send
 
 from app.db import TRANSIENT, Database, Session
-from app.errors import AppError
+from app.errors import AppError, NotFound
+from app.lasting import LastingAnswer
 from app.links import Links
 from app.signals import Signals, Watch
 from app.tasks import repository
@@ -45,6 +47,16 @@ class Wait:
     until: float
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A task as it was read, ready to be sent: a wait keeps nothing larger."""
+
+    task_id: str
+    version: int
+    is_final: bool
+    body: bytes
+
+
 class Waits:
     """Everybody in this process who waits for news of a task."""
 
@@ -53,27 +65,35 @@ class Waits:
         self._database, self._links = database, links
         self._turn = asyncio.Semaphore(LOOKS_AT_ONCE)
 
-    async def wait(
-        self, seen: TaskRead, wait: Wait, is_awaited: Callable[[TaskRead], bool], receive: Receive
-    ) -> TaskRead | None:
+    def answer(
+        self, seen: Seen, wait: Wait | None, is_awaited: Callable[[Seen], bool], answer: Callable[[Seen], Response]
+    ) -> Response:
         """
-        Return the task once it is as awaited, or as it stands when the wait ends, or None when it is erased.
+        Answer once the task is as awaited, or as it stands when the wait ends.
 
         A stop of the process, and a caller who hangs up, end the wait with what was
         seen last; so does a database that is away at the end.
         """
-        task: TaskRead | None = seen
-        with self.signals.watch(seen.id) as watch:
-            async with _hearing_hang_up(receive, watch):
-                while task is not None and not is_awaited(task) and not watch.is_dismissed:
-                    watch.version = task.version
-                    left = wait.until - asyncio.get_running_loop().time()
-                    if left <= 0:
-                        break
-                    await watch.rest(left)
-                    if not watch.is_dismissed:
-                        task = await self._look_again(task, wait.until)
-        return task
+        if wait is None:
+            return answer(seen)
+
+        async def answer_awaited(scope: Scope, receive: Receive, send: Send) -> None:
+            response = answer(await self._wait(seen, wait, is_awaited, receive))
+            response.headers["Preference-Applied"] = f"wait={wait.seconds}"
+            await response(scope, receive, send)
+
+        return LastingAnswer(answer_awaited)
+
+    async def _wait(self, seen: Seen, wait: Wait, is_awaited: Callable[[Seen], bool], receive: Receive) -> Seen:
+        clock = asyncio.get_running_loop().time
+        with self.signals.watch(seen.task_id) as watch, hearing_hang_up(receive, watch):
+            while not is_awaited(seen) and (left := wait.until - clock()) > 0:
+                watch.version = seen.version
+                await watch.rest(left)
+                if watch.is_dismissed:
+                    break
+                seen = await self._look_again(seen, wait.until)
+        return seen
 
     async def look(self, query: Callable[[Session], Awaitable[Answer]]) -> Answer:
         """Ask the database, in one's turn and in a transaction that ends with the answer."""
@@ -91,10 +111,10 @@ class Waits:
             with suppress(asyncio.CancelledError):
                 await checking
 
-    async def _look_again(self, seen: TaskRead, until: float) -> TaskRead | None:
+    async def _look_again(self, seen: Seen, until: float) -> Seen:
         try:
             async with asyncio.timeout_at(until + LAST_LOOK):
-                return await self.look(lambda session: _read(session, seen.id, self._links))
+                return await self.look(partial(_see, task_id=seen.task_id, links=self._links))
         except TRANSIENT:
             return seen
 
@@ -119,9 +139,9 @@ class Waits:
                 watch.ring()
 
 
-def is_final(task: TaskRead) -> bool:
-    """Whether a task has ended."""
-    return task.status in FINAL
+def as_seen(task: TaskRead) -> Seen:
+    """What is kept of a task that was read."""
+    return Seen(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
 
 
 def preferred_wait(preferences: Sequence[str]) -> int | None:
@@ -138,15 +158,10 @@ def preferred_wait(preferences: Sequence[str]) -> int | None:
     return None
 
 
-async def read_wait(
-    request: Request, response: Response, prefer: Annotated[str | SkipJsonSchema[None], Header()] = None
-) -> Wait | None:
-    """The wait that a request prefers, counted from its arrival; the answer says that it was applied."""
-    seconds = None if prefer is None else preferred_wait(request.headers.getlist("prefer"))
-    if seconds is None:
-        return None
-    response.headers["Preference-Applied"] = f"wait={seconds}"
-    return Wait(seconds, asyncio.get_running_loop().time() + seconds)
+async def read_wait(prefer: Annotated[list[str] | SkipJsonSchema[None], Header()] = None) -> Wait | None:
+    """The wait that a request prefers, counted from its arrival."""
+    seconds = preferred_wait(prefer or ())
+    return None if seconds is None else Wait(seconds, asyncio.get_running_loop().time() + seconds)
 
 
 def get_waits(request: Request) -> Waits:
@@ -159,13 +174,10 @@ WaitDep = Annotated[Wait | None, Depends(read_wait)]
 WaitsDep = Annotated[Waits, Depends(get_waits)]
 
 
-async def _read(session: Session, task_id: str, links: Links) -> TaskRead | None:
-    task = await repository.find_task(session, task_id)
-    return read_task(task, await repository.queue_positions(session, [task]), links) if task else None
+@contextmanager
+def hearing_hang_up(receive: Receive, watch: Watch) -> Iterator[None]:
+    """Dismiss who waits for a caller that is gone."""
 
-
-@asynccontextmanager
-async def _hearing_hang_up(receive: Receive, watch: Watch) -> AsyncIterator[None]:
     async def hear() -> None:
         # What is still received of a request that was understood already may yet be refused.
         with suppress(AppError):
@@ -178,3 +190,10 @@ async def _hearing_hang_up(receive: Receive, watch: Watch) -> AsyncIterator[None
         yield
     finally:
         hearing.cancel()
+
+
+async def _see(session: Session, task_id: str, links: Links) -> Seen:
+    task = await repository.find_task(session, task_id)
+    if task is None:
+        raise NotFound
+    return as_seen(read_task(task, await repository.queue_positions(session, [task]), links))
