@@ -23,7 +23,6 @@ class Watch:
     """
     One waiter's ear for one name.
 
-    It begins rung, since whatever happened before it was there is not heard.
     `version` is the last one that its waiter has seen; whoever knows of another rings.
     """
 
@@ -31,9 +30,10 @@ class Watch:
 
     def __init__(self, *, is_dismissed: bool) -> None:
         self._rung = asyncio.Event()
-        self._rung.set()
-        self.is_dismissed = is_dismissed
+        self.is_dismissed = False
         self.version = 0
+        if is_dismissed:
+            self.dismiss()
 
     def ring(self) -> None:
         """Wake the waiter to look again."""

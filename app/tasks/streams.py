@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -67,45 +68,54 @@ async def list_events(
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
 
 
+@dataclass(frozen=True, slots=True)
+class _Chapter:
+    """What there is to tell at one moment, up to which version, and whether nothing follows."""
+
+    text: str
+    until: int
+    is_last: bool
+
+
 async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
-    """Send what there is to tell until nothing more comes, or nobody hears it."""
-    _, receive, send = asgi
-    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-    with waits.signals.watch(task_id) as watch, hearing_hang_up(receive, watch):
-        async for text in _told(waits, task_id, watch, after):
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-    await send({"type": "http.response.body"})
-
-
-async def _told(waits: Waits, task_id: str, watch: Watch, after: int) -> AsyncIterator[str]:
     """
-    A task's events behind a version as they happen, up to the final one or a stop of the process.
+    Send a task's events behind a version as they happen, up to the final one or a stop of the process.
 
     No connection is held between them. A database that is away is no news: those
     whose wake-ups are lost are woken once it is back.
     """
-    while True:
-        was_rung = await watch.rest(KEEP_ALIVE)
-        if watch.is_dismissed:
-            yield f"retry: {RETRY_AFTER_STOP}\n\n"
-            return
-        if not was_rung:
-            yield ":\n\n"
-            continue
-        try:
-            history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
-        except TRANSIENT:
-            continue
-        if history is None:
-            return
-        watch.version = history.version
-        if history.status in FINAL:
-            yield f"retry: {RETRY_AFTER_END}\n\n"
-        for event in until_final(history.status, history.events):
-            yield _written(event)
-            after = event.version
-        if history.status in FINAL:
-            return
+    _, receive, send = asgi
+
+    async def tell(text: str) -> None:
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+    with waits.signals.watch(task_id) as watch, hearing_hang_up(receive, watch):
+        while not watch.is_dismissed:
+            chapter = await _read_on(waits, watch, task_id, after)
+            await tell(chapter.text)
+            if chapter.is_last:
+                break
+            after = chapter.until
+            while not await watch.rest(KEEP_ALIVE):
+                await tell(":\n\n")
+        else:
+            await tell(f"retry: {RETRY_AFTER_STOP}\n\n")
+    await send({"type": "http.response.body"})
+
+
+async def _read_on(waits: Waits, watch: Watch, task_id: str, after: int) -> _Chapter:
+    try:
+        history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
+    except TRANSIENT:
+        return _Chapter("", after, is_last=False)
+    if history is None:
+        return _Chapter("", after, is_last=True)
+    watch.version = history.version
+    events = until_final(history.status, history.events)
+    is_last = history.status in FINAL
+    hint = f"retry: {RETRY_AFTER_END}\n\n" if is_last else ""
+    return _Chapter(hint + "".join(map(_written, events)), events[-1].version if events else after, is_last)
 
 
 def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:

@@ -86,6 +86,7 @@ class Waits:
 
     async def _wait(self, seen: Seen, wait: Wait, is_awaited: Callable[[Seen], bool], receive: Receive) -> Seen:
         clock = asyncio.get_running_loop().time
+        # What happened between the look at the task and this watch, the next check finds.
         with self.signals.watch(seen.task_id) as watch, hearing_hang_up(receive, watch):
             while not is_awaited(seen) and (left := wait.until - clock()) > 0:
                 watch.version = seen.version

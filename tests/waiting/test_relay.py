@@ -27,8 +27,6 @@ async def test_every_name_of_a_large_commit_rings_at_the_other(url: str) -> None
         await _connected(here, there)
         with ExitStack() as stack:
             watches = [stack.enter_context(there.watch(name)) for name in NAMES]
-            for watch in watches:
-                await watch.rest(0)
             await _ring(here, *NAMES)
 
             async with asyncio.timeout(10):
@@ -53,8 +51,6 @@ async def test_what_one_told_does_not_come_back_to_it(url: str) -> None:
     async with _process(url) as (here, ours), _process(url) as (_, there):
         await _connected(here, there)
         with ours.watch("a task") as at_home, there.watch("a task") as abroad:
-            for watch in (at_home, abroad):
-                await watch.rest(0)
             await _ring(here, "a task")
             rang_at_the_commit = await at_home.rest(0)
             heard_abroad = await abroad.rest(10)
@@ -69,7 +65,6 @@ async def test_processes_on_sqlite_keep_their_names_to_themselves(database: Data
     relay.start()
 
     with signals.watch("a task") as watch:
-        await watch.rest(0)
         await _ring(database, "a task")
         assert await watch.rest(0)
     await relay.close()
