@@ -21,36 +21,37 @@ ERASURES = "erasures"
 
 class Watch:
     """
-    One waiter's ear for one name.
+    One waiter's ear for one name, as small as can be: there may be thousands.
 
     `version` is the last one that its waiter has seen; whoever knows of another rings.
     """
 
-    __slots__ = ("_rung", "is_dismissed", "version")
+    __slots__ = ("_is_rung", "_sleep", "is_dismissed", "version")
 
     def __init__(self, *, is_dismissed: bool) -> None:
-        self._rung = asyncio.Event()
-        self.is_dismissed = False
+        self._is_rung = self.is_dismissed = is_dismissed
+        self._sleep: asyncio.Future[None] | None = None
         self.version = 0
-        if is_dismissed:
-            self.dismiss()
 
     def ring(self) -> None:
         """Wake the waiter to look again."""
-        self._rung.set()
+        self._is_rung = True
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
 
     def dismiss(self) -> None:
         """Wake the waiter to leave."""
         self.is_dismissed = True
-        self._rung.set()
+        self.ring()
 
     async def rest(self, seconds: float) -> bool:
         """Sleep until rung, at most so long; return whether it was rung."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._rung.wait()
-        was_rung = self._rung.is_set()
-        self._rung.clear()
+        if not self._is_rung:
+            self._sleep = asyncio.get_running_loop().create_future()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._sleep
+        was_rung, self._is_rung = self._is_rung, False
         return was_rung
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -68,15 +67,6 @@ async def list_events(
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
 
 
-@dataclass(frozen=True, slots=True)
-class _Chapter:
-    """What there is to tell at one moment, up to which version, and whether nothing follows."""
-
-    text: str
-    until: int
-    is_last: bool
-
-
 async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
     """
     Send a task's events behind a version as they happen, up to the final one or a stop of the process.
@@ -91,31 +81,33 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
     with waits.signals.watch(task_id) as watch, hearing_hang_up(receive, watch):
-        while not watch.is_dismissed:
-            chapter = await _read_on(waits, watch, task_id, after)
-            await tell(chapter.text)
-            if chapter.is_last:
-                break
-            after = chapter.until
-            while not await watch.rest(KEEP_ALIVE):
+        is_over = False
+        while not is_over and not watch.is_dismissed:
+            after, is_over = await _tell_news(waits, watch, task_id, after, tell)
+            while not is_over and not await watch.rest(KEEP_ALIVE):
                 await tell(":\n\n")
-        else:
+        if not is_over:
             await tell(f"retry: {RETRY_AFTER_STOP}\n\n")
     await send({"type": "http.response.body"})
 
 
-async def _read_on(waits: Waits, watch: Watch, task_id: str, after: int) -> _Chapter:
+async def _tell_news(
+    waits: Waits, watch: Watch, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
+) -> tuple[int, bool]:
+    """Tell what there is; return up to which version, and whether nothing follows."""
     try:
         history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
     except TRANSIENT:
-        return _Chapter("", after, is_last=False)
+        return after, False
     if history is None:
-        return _Chapter("", after, is_last=True)
+        return after, True
     watch.version = history.version
+    if history.status in FINAL:
+        await tell(f"retry: {RETRY_AFTER_END}\n\n")
     events = until_final(history.status, history.events)
-    is_last = history.status in FINAL
-    hint = f"retry: {RETRY_AFTER_END}\n\n" if is_last else ""
-    return _Chapter(hint + "".join(map(_written, events)), events[-1].version if events else after, is_last)
+    for event in events:
+        await tell(_written(event))
+    return (events[-1].version if events else after), history.status in FINAL
 
 
 def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:

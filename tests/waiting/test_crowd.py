@@ -54,7 +54,7 @@ async def test_idle_waits_take_less_than_20_kib_each(
 
             print(f"all answered and the process ended after {time.monotonic() - began:.1f} s")
             endings = {_ending(caller) for caller in callers}
-    assert waiting > CROWD / 2
+    assert waiting >= CROWD / 5
     assert each < MOST_KIB_EACH
     assert exit_code == 0
     assert endings == {b"HTTP/1.1 200 OK"}
