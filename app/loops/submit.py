@@ -105,8 +105,8 @@ class _Submitter:
             task = await hold_claimed(session, Task, submit.task.id, submit.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
-            elif answer.verdict is Verdict.created:
-                await self._report_late(session, submit.task.id, answer, now)
+            elif answer.verdict is not Verdict.ambiguous:
+                await self._settle_late(session, submit.task.id, answer, now)
 
     async def _settle_task(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         life = self._parts.life
@@ -143,13 +143,17 @@ class _Submitter:
         task.attempts = 0
         self._parts.life.requeue(session, task, now, task.created_at)
 
-    async def _report_late(self, session: Session, task_id: str, answer: SubmitAnswer, now: datetime) -> None:
+    async def _settle_late(self, session: Session, task_id: str, answer: SubmitAnswer, now: datetime) -> None:
         """
-        The row was judged without us; that the upstream has the task is still true.
+        The row was judged without us; what the upstream did is still true.
 
-        So the answer goes the way of any report: it may adopt, it cannot step back.
+        That it has the task goes the way of any report: it may adopt, it cannot step back.
         """
-        task = await lock_task(session, task_id)
-        if task is not None and task.upstream_task_id is None:
+        life, task = self._parts.life, await lock_task(session, task_id)
+        if task is None:
+            return
+        if answer.verdict is not Verdict.created:
+            life.settle_refusal(session, task, now)
+        elif task.upstream_task_id is None:
             report = Report(Stage.running, upstream_task_id=answer.upstream_task_id)
-            await self._parts.life.apply_report(session, task, report, now, ResolvedBy.adoption)
+            await life.apply_report(session, task, report, now, ResolvedBy.adoption)

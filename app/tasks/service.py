@@ -113,6 +113,10 @@ class TaskLife:
             return task.version != before
         if task.status is not S.generating:
             await self.begin_generating(session, task, report.upstream_task_id, now)
+        elif task.upstream_task_id is None and report.upstream_task_id is not None:
+            # What was heard before named no task; without its name nobody could be asked.
+            task.upstream_task_id = report.upstream_task_id
+            self._touch(session, task, now)
         if self._must_be_confirmed(report, via):
             _poll_now(session, task, now)
             return True
@@ -212,6 +216,12 @@ class TaskLife:
             raise TaskAlreadyFinal
         self._end(session, task, S.canceled, now, None)
 
+    def settle_refusal(self, session: Session, task: Task, now: datetime) -> None:
+        """The upstream made nothing of a task that was canceled meanwhile, so that it costs nothing."""
+        if task.status is S.canceled and task.charge is Charge.possible:
+            task.charge = Charge.none
+            self._touch(session, task, now)
+
     async def resolve(
         self, session: Session, task: Task, status: TaskStatus, upstream_task_id: str | None, now: datetime
     ) -> None:
@@ -245,10 +255,14 @@ class TaskLife:
         _poll_now(session, task, now)
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
-        """A task that ended without us knowing turns out to be with the upstream: only what it costs is news."""
-        if task.charge is Charge.possible:
-            task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
-            task.charge = Charge.refunded if report.refunded else Charge.charged
+        """A task that ended without a sound turns out to be with the upstream: only its name and cost are news."""
+        if task.status is S.succeeded:
+            return
+        is_refunded = report.refunded or task.charge is Charge.refunded
+        charge = Charge.refunded if is_refunded else Charge.charged
+        upstream_task_id = task.upstream_task_id or report.upstream_task_id
+        if (task.charge, task.upstream_task_id) != (charge, upstream_task_id):
+            task.charge, task.upstream_task_id = charge, upstream_task_id
             self._touch(session, task, now)
 
     def _must_be_confirmed(self, report: Report, via: ResolvedBy) -> bool:
