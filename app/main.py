@@ -171,10 +171,11 @@ def _lifespan(parts: Parts, runs_loops: bool) -> Any:
 
 @asynccontextmanager
 async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> AsyncIterator[None]:
-    background: list[asyncio.Task[None]] = [asyncio.create_task(_prepare(parts))]
+    preparing = asyncio.create_task(_prepare(parts))
+    background: list[asyncio.Task[None]] = [preparing]
     await asyncio.wait(background, timeout=DATABASE_PATIENCE)
-    if background[0].done():
-        background[0].result()
+    if preparing.done():
+        preparing.result()
     if runs_loops:
         background += [asyncio.create_task(loop) for loop in _loops(parts, stopping)]
     relay = Relay(parts.signals, parts.database)
@@ -186,6 +187,8 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
     finally:
         stopping.set()
         await watch
+        # Where the database never came, the next start prepares it.
+        preparing.cancel()
         remaining = stopped_at[0] + parts.settings.grace.total_seconds() * USABLE_GRACE - time.monotonic()
         await asyncio.wait(background, timeout=max(0.0, remaining))
         for task in background:

@@ -47,7 +47,7 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
 
 
 async def test_database_without_the_schema_makes_it_unready_but_alive(empty_database_url: str) -> None:
-    async with inside(empty_database_url) as service:
+    async with inside(empty_database_url, runs_loops=True) as service:
         ready, alive = await service.client.get("/readyz"), await service.client.get("/livez")
 
     assert (ready.status_code, ready.json()["status"]) == (503, "down")
