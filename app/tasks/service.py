@@ -107,6 +107,7 @@ class TaskLife:
         """
         before = task.version
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
+            task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
             self._revive(session, task, now)
         if task.status in FINAL:
             self._settle_charge(session, task, report, now)
