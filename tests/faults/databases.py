@@ -21,11 +21,11 @@ Outage = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def locked(database_url: str) -> Iterator[None]:
+def locked(database_url: str, patience: float = 30) -> Iterator[None]:
     """Hold every task against all others, as a long transaction of somebody else does."""
     url = make_url(database_url)
     if url.drivername.startswith("sqlite"):
-        connection = sqlite3.connect(str(url.database), isolation_level=None, timeout=30)
+        connection = sqlite3.connect(str(url.database), isolation_level=None, timeout=patience)
         try:
             connection.execute("BEGIN IMMEDIATE")
             yield

@@ -1,5 +1,6 @@
 """What both sides wrote down, and whether it agrees: our rows and events, and what the upstream really made."""
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ async def read_rows(database: Database, *where: ColumnElement[bool]) -> tuple[di
 
 async def has_ended(database_url: str) -> bool:
     """Whether no row needs us any more."""
+    await asyncio.sleep(0.1)  # each look opens connections of its own
     database = Database(database_url)
     try:
         async with database.reads() as session:

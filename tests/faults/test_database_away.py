@@ -44,7 +44,7 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
         with outage():
             lives = await _lives_for(AWAY, service.url)
         acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
-        await eventually(lambda: has_ended(database_url), within=30)
+        await eventually(lambda: has_ended(database_url), within=60)
         ledger = await read_ledger(database_url, sandbox)
         async with client_of(service) as client:
             readiness = (await client.get("/readyz")).json()["status"]

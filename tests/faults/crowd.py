@@ -1,0 +1,43 @@
+"""A crowd: many orders at once for several processes that share one database, none of which dies."""
+
+import asyncio
+import time
+from datetime import timedelta
+
+from app.config import parse_rate
+from tests.faults.ledger import Ledger, has_ended, most_in_a_window, read_ledger
+from tests.running import Processes, client_of, eventually, order
+
+PROCESSES = 4
+AT_ONCE = 10
+
+
+async def crowd(processes: Processes, database_url: str, *, orders: int, rate: str) -> Ledger:
+    """Order so many sounds of four processes; return what both sides wrote down."""
+    sandbox = await processes.sandbox(delay=0.5, rate=100_000, credits=1e6)
+    service = await processes.serve(database_url, sandbox, upstream_rate=rate, poll_after="60")
+    for _ in range(PROCESSES - 1):
+        processes.worker(database_url, sandbox, public_url=service.url, upstream_rate=rate, poll_after="60")
+    began, places = time.monotonic(), asyncio.Semaphore(AT_ONCE)
+    async with client_of(service) as client:
+
+        async def order_one() -> None:
+            async with places:
+                await order(client)
+
+        await asyncio.gather(*(order_one() for _ in range(orders)))
+    await eventually(lambda: has_ended(database_url), within=150)
+    print(f"  {orders} orders through {PROCESSES} processes took {time.monotonic() - began:.1f} s")
+    return await read_ledger(database_url, sandbox)
+
+
+def promises_broken(ledger: Ledger, orders: int, rate: str) -> list[str]:
+    """What a crowd must not cause, in words."""
+    found = ledger.disagreements()
+    if not len(ledger.tasks) == len(ledger.submits) == len(ledger.made) == orders:
+        found.append(f"{len(ledger.tasks)} rows, {len(ledger.submits)} POSTs, {len(ledger.made)} accepted of {orders}")
+    pace = parse_rate(rate)
+    most = most_in_a_window(ledger.requests, pace.period - timedelta(milliseconds=1))
+    if most > pace.requests:
+        found.append(f"{most} requests reached the upstream within one window")
+    return found
