@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from app.db import Database
+from app.main import make_life
 from app.models import Charge, ErrorCode, ResolvedBy, Task, TaskStatus
 from app.tasks.repository import lock_task
-from app.tasks.service import AUDIO_LOOKS, TaskLife
+from app.tasks.service import AUDIO_LOOKS
 from app.upstream.schemas import Report, ReportedClip, Stage
 from tests.inside import MORNING, add_key, add_task, reread, settings_of, told
 
@@ -285,7 +286,7 @@ async def _hear(
     database: Database, task: Task, report: Report, via: ResolvedBy = ResolvedBy.callback, **settings: Any
 ) -> bool:
     """Take in a report as callbacks and polls do; return whether it was news."""
-    life = TaskLife(settings_of(database.url, **settings))
+    life = make_life(settings_of(database.url, **settings))
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked

@@ -13,9 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.callbacks.service import receive
 from app.db import Database
+from app.main import make_life
 from app.models import Charge, Task, TaskStatus
 from app.tasks.repository import lock_task
-from app.tasks.service import TaskLife
 from app.tasks.state import FINAL
 from tests.faults.ledger import Ledger, final_tasks_are_final_events, no_step_goes_back, read_rows
 from tests.inside import Clock, add_key, add_task, settings_of
@@ -85,7 +85,7 @@ class Reports(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.life = TaskLife(settings_of(self.database.url))
+        self.life = make_life(settings_of(self.database.url))
 
     @initialize(status=st.sampled_from(SENT))
     def a_task_that_was_sent(self, status: TaskStatus) -> None:
