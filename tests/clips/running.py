@@ -55,10 +55,10 @@ class Service:
         deadline = time.monotonic() + within
         while not is_reached(task := await self.task(task_id)):
             assert time.monotonic() < deadline, task
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.2)
         return task
 
-    async def archived(self, prompt: str = "soft rain", within: float = 20, **fields: Any) -> dict[str, Any]:
+    async def archived(self, prompt: str = "soft rain", within: float = 60, **fields: Any) -> dict[str, Any]:
         """A task that has succeeded and all of whose audio is ours."""
         return await self.until(await self.order(prompt, **fields), is_archived, within)
 
