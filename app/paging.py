@@ -8,12 +8,16 @@ import json
 from typing import Annotated
 
 from fastapi import Query, Request, Response
+from pydantic import StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from app.errors import InvalidRequest
 
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most.")]
-Cursor = Annotated[str | SkipJsonSchema[None], Query(max_length=500, description="`next_cursor` of the page before.")]
+Cursor = Annotated[
+    Annotated[str, StringConstraints(max_length=500)] | SkipJsonSchema[None],
+    Query(description="`next_cursor` of the page before."),
+]
 
 
 def encode_cursor(*position: str) -> str:

@@ -222,6 +222,14 @@ async def test_query_that_cannot_be_accepted_is_refused(service: Service) -> Non
     assert {query: answer.status_code for query, answer in answers.items()} == dict.fromkeys(BAD_QUERIES, 422)
 
 
+async def test_query_is_refused_where_it_is_wrong_and_once(service: Service) -> None:
+    query = {"status": "done", "created_after": "yesterday", "limit": "0", "cursor": "x" * 501}
+
+    answer = await service.client.get("/v1/tasks", params=query)
+
+    assert _pointers(answer) == [f"#/query/{name}" for name in query]
+
+
 async def test_canceled_before_the_post_costs_nothing(service: Service) -> None:
     task = await service.task()
 

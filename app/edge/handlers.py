@@ -112,13 +112,16 @@ def _refusal(exc: RequestValidationError) -> AppError:
         error["type"] == "json_invalid" or (error["type"], error["loc"]) == ("missing", ("body",)) for error in errors
     ):
         return UnreadableBody()
-    return InvalidRequest(errors=[_field_error(error) for error in errors[:20]])
+    # What may be left out may be None, which nobody can write into a query and nobody is told of.
+    told = [error for error in errors if error["type"] != "none_required"]
+    return InvalidRequest(errors=[_field_error(error) for error in told[:20]])
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:
-    # A body is pointed into from its own root; a parameter by where it stands. "[key]" is pydantic's mark, not a name.
+    # A body is pointed into from its own root; a parameter by where it stands. "[key]" is pydantic's mark, not a name,
+    # and so is what follows the name of a parameter: which of its types was tried.
     where, *names = (step for step in error["loc"] if step != "[key]")
-    tokens = names if where == "body" else [where, *names]
+    tokens = names if where == "body" else [where, *names[:1]]
     message, value = str(error["msg"]).removeprefix("Value error, "), error.get("input")
     quoted = error["type"] in _QUOTING or (isinstance(value, str) and len(value) > 3 and value in message)
     return {"pointer": pointer_to(tokens), "detail": _UNQUOTED if quoted else message}
