@@ -147,7 +147,7 @@ async def test_only_the_key_or_the_link_opens_a_file(database_url: str, tmp_path
 
 
 async def test_expired_link_opens_nothing(migrated_sqlite: Path, tmp_path: Path) -> None:
-    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path, link_ttl=0) as service:
+    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path, link_ttl=0.001) as service:
         clip = (await service.archived())["clips"][0]
         answer = await service.anonymous.get(clip["audio_url"])
 
