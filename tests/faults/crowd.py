@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from app.config import parse_rate
 from tests.faults.ledger import Ledger, has_ended, most_in_a_window, read_ledger
-from tests.running import Processes, client_of, eventually, order
+from tests.faults.storm import insist
+from tests.running import Processes, client_of, eventually
 
 PROCESSES = 4
 AT_ONCE = 10
@@ -14,18 +15,20 @@ AT_ONCE = 10
 
 async def crowd(processes: Processes, database_url: str, *, orders: int, rate: str) -> Ledger:
     """Order so many sounds of four processes; return what both sides wrote down."""
-    sandbox = await processes.sandbox(delay=0.5, rate=100_000, credits=1e6)
+    # A callback that meets a busy moment comes again soon, long before a poll would.
+    sandbox = await processes.sandbox("--callback-retries", "1,2,4,8,16", delay=0.5, rate=100_000, credits=1e6)
     service = await processes.serve(database_url, sandbox, upstream_rate=rate, poll_after="60")
     for _ in range(PROCESSES - 1):
         processes.worker(database_url, sandbox, public_url=service.url, upstream_rate=rate, poll_after="60")
     began, places = time.monotonic(), asyncio.Semaphore(AT_ONCE)
     async with client_of(service) as client:
 
-        async def order_one() -> None:
+        async def order_one(number: int) -> None:
             async with places:
-                await order(client)
+                named = {"Idempotency-Key": f"order-{number}"}
+                await insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers=named)
 
-        await asyncio.gather(*(order_one() for _ in range(orders)))
+        await asyncio.gather(*(order_one(number) for number in range(orders)))
     await eventually(lambda: has_ended(database_url), within=150)
     print(f"  {orders} orders through {PROCESSES} processes took {time.monotonic() - began:.1f} s")
     return await read_ledger(database_url, sandbox)

@@ -131,15 +131,15 @@ async def order_until(url: str, until: float, dice: random.Random) -> list[str]:
     ) as client:
         while time.monotonic() < until:
             key = f"order-{dice.getrandbits(64):x}"
-            task = await _insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers={"Idempotency-Key": key})
+            task = await insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers={"Idempotency-Key": key})
             acknowledged.append(str(task["id"]))
             if dice.random() < 0.05:
-                await _insist(client, f"/v1/tasks/{task['id']}/cancel")
+                await insist(client, f"/v1/tasks/{task['id']}/cancel")
             await asyncio.sleep(dice.uniform(0, 0.6))
     return acknowledged
 
 
-async def _insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[str, Any]:
+async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[str, Any]:
     """Ask until there is an answer: a dead server is asked again, as a careful caller would."""
     deadline = time.monotonic() + 60
     while True:

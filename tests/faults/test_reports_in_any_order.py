@@ -66,7 +66,8 @@ class Model:
 
     def hear(self, said: Said) -> None:
         if self.status is S.failed and self.was_given_up and said.leads_to is S.succeeded:
-            self.status, self.was_given_up = S.generating, False
+            # It gave a sound after all, so it was paid for, whatever was said before.
+            self.status, self.was_given_up, self.charge = S.generating, False, Charge.charged
         if self.status is not S.succeeded:
             self.charge = max(self.charge, said.charge, key=list(Charge).index)
         self.upstream_task_id = OURS

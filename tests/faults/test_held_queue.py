@@ -1,0 +1,54 @@
+"""The account takes no submits for a while: nothing fails, all are told why, and the queue goes on by itself."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.running import Running, client_of, eventually, order, running_service, submits_at, until_final
+
+# What stops the upstream from taking orders, what ends that, and what an operator is told meanwhile.
+OUTAGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"credits": 0}, {"credits": 1000}, "no credits"),
+    ({"key_works": False}, {"key_works": True}, "refuses our key"),
+    ({"fault": "html"}, {"fault": ""}, "block page"),
+    ({"fault": "credits-falling"}, {"fault": "", "credits": 1000}, "no credits"),
+]
+
+
+async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itself(
+    database_url: str, tmp_path: Path
+) -> None:
+    settings = {"upstream_rate": "20/1", "hold_recheck": "1"}
+    async with running_service(tmp_path, database_url, **settings) as (client, sandbox):
+        for outage, recovery, told in OUTAGES:
+            await _set(sandbox, outage)
+            await order(client)
+            await eventually(lambda told=told: _tells(client, told), within=30)  # type: ignore[misc]
+            waiting = [(await order(client))["id"] for _ in range(2)]
+            await eventually(lambda waiting=waiting: _have_places(client, waiting))  # type: ignore[misc]
+
+            await _set(sandbox, recovery)
+            assert {(await until_final(client, task_id, within=60))["status"] for task_id in waiting} == {"succeeded"}
+            assert (await client.get("/readyz")).json()["checks"]["upstream"]["status"] == "ok"
+        tasks = (await client.get("/v1/tasks")).json()["items"]
+        submits = await submits_at(sandbox)
+
+    assert {task["status"] for task in tasks} == {"succeeded"}
+    assert sum(submit["created"] for submit in submits) == len(tasks)
+
+
+async def _tells(client: httpx.AsyncClient, told: str) -> bool:
+    answer = await client.get("/readyz")
+    check = answer.json()["checks"]["upstream"]
+    return answer.status_code == 200 and check["status"] == "degraded" and told in check["detail"]
+
+
+async def _have_places(client: httpx.AsyncClient, task_ids: list[str]) -> bool:
+    places = [(await client.get(f"/v1/tasks/{task_id}")).json()["queue_position"] for task_id in task_ids]
+    return None not in places and len(set(places)) == len(places)
+
+
+async def _set(sandbox: Running, controls: dict[str, Any]) -> None:
+    async with client_of(sandbox, None) as client:
+        (await client.post("/control", json=controls)).raise_for_status()
