@@ -24,7 +24,7 @@ async def test_long_storm_loses_nothing_and_pays_nothing_twice(database_url: str
     assert aftermath.kills >= 10
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_a_thousand_orders_are_sent_once_each(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:

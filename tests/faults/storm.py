@@ -32,6 +32,8 @@ FAULTS = (
 )
 ORDERERS = 40
 STRIKE_EVERY = 1.5
+# On a busy machine a process takes many seconds to start.
+PATIENCE = 180.0
 
 
 @dataclass
@@ -84,7 +86,7 @@ async def storm(processes: Processes, database_url: str, *, seconds: float, work
     kills = await _strike_until(crew, until, dice)
     acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
-    await eventually(lambda: _has_settled(database_url, sandbox), within=120)
+    await eventually(lambda: _has_settled(database_url, sandbox), within=PATIENCE)
     broken = [
         line for log in processes.folder.glob("*.log") for line in log.read_text().splitlines() if "_broke" in line
     ]
@@ -141,7 +143,7 @@ async def order_until(url: str, until: float, dice: random.Random) -> list[str]:
 
 async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[str, Any]:
     """Ask until there is an answer: a dead server is asked again, as a careful caller would."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             answer = await client.post(path, **request)

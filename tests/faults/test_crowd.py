@@ -8,6 +8,7 @@ from tests.faults.crowd import crowd, promises_broken
 from tests.running import Processes
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_processes_that_share_a_queue_send_no_order_twice(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.faults.storm import storm
 from tests.running import Processes
 
 
+@pytest.mark.timeout(400)
 async def test_short_storm_loses_nothing_and_pays_nothing_twice(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         workers = 0 if database_url.startswith("sqlite") else 2
