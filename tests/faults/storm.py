@@ -30,7 +30,7 @@ FAULTS = (
     "callback-before-answer:0.1,drop-callbacks:0.05,only-complete:0.1,repeat-callbacks=3:0.2,reorder-callbacks:0.1,"
     "delay-callbacks=7:0.1,poll-500=1:0.1,poll-stale=1:0.1,failed:0.05,refunded:0.03"
 )
-ORDERERS = 40
+ORDERERS = 12
 STRIKE_EVERY = 1.5
 # On a busy machine a process takes many seconds to start.
 PATIENCE = 180.0
@@ -137,7 +137,7 @@ async def order_until(url: str, until: float, dice: random.Random) -> list[str]:
             acknowledged.append(str(task["id"]))
             if dice.random() < 0.05:
                 await insist(client, f"/v1/tasks/{task['id']}/cancel")
-            await asyncio.sleep(dice.uniform(0, 0.6))
+            await asyncio.sleep(dice.uniform(0, 0.4))
     return acknowledged
 
 
@@ -154,7 +154,7 @@ async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[s
         except httpx.TransportError:
             pass
         assert time.monotonic() < deadline, path
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
 
 
 async def _has_settled(database_url: str, sandbox: Running) -> bool:
