@@ -174,7 +174,7 @@ class Processes:
                 return False
 
         async with client_of(service) as client:
-            await eventually(is_ready, 30)
+            await eventually(is_ready, 60)
 
 
 def client_of(service: Running, key: str | None = KEY, **options: Any) -> httpx.AsyncClient:
