@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import Depends, Header, Request, Response
-from pydantic.json_schema import SkipJsonSchema
+from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from app.db import TRANSIENT, Database, Session
@@ -159,7 +159,11 @@ def preferred_wait(preferences: Sequence[str]) -> int | None:
     return None
 
 
-async def read_wait(prefer: Annotated[list[str] | SkipJsonSchema[None], Header()] = None) -> Wait | None:
+# Makers of clients know no header that comes several times.
+PreferHeader = Annotated[list[str] | SkipJsonSchema[None], WithJsonSchema({"type": "string"}), Header()]
+
+
+async def read_wait(prefer: PreferHeader = None) -> Wait | None:
     """The wait that a request prefers, counted from its arrival."""
     seconds = preferred_wait(prefer or ())
     return None if seconds is None else Wait(seconds, asyncio.get_running_loop().time() + seconds)
