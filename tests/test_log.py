@@ -20,10 +20,13 @@ TOKEN = "x" * 32
 
 @pytest.fixture(autouse=True)
 def _loggers_stay_as_they_are() -> Iterator[None]:
-    root = logging.getLogger()
-    before = root.handlers, root.level
+    root, manager = logging.getLogger(), logging.Logger.manager
+    handlers, level = root.handlers, root.level
+    levels = {logger: logger.level for logger in manager.loggerDict.values() if isinstance(logger, logging.Logger)}
     yield
-    root.handlers, root.level = before
+    root.handlers, root.level = handlers, level
+    for logger, own in levels.items():
+        logger.setLevel(own)
     structlog.reset_defaults()
 
 

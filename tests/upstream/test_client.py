@@ -208,7 +208,8 @@ async def test_cancellation_passes_through() -> None:
 
 @pytest.mark.parametrize("behave", [close_at_once, reset_after_reading, talk_nonsense, hang])
 async def test_fault_names_neither_key_nor_callback(behave: Behaviour, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+    for library in ("httpx", "httpcore"):
+        caplog.set_level(logging.DEBUG, library)
     told = repr(await submit(behave, SHORT)) + caplog.text
     assert "POST" in told
     assert KEY not in told

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import standardwebhooks
-from jsonschema import validate  # type: ignore[import-untyped]
+from jsonschema_rs import validate
 
 from app.auth import keep_configured_keys
 from app.config import Settings
@@ -384,6 +384,6 @@ def described(openapi: dict[str, Any], receiver: Receiver, position: int) -> str
     kind: str = news["type"]
     operation = openapi["webhooks"][kind]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    validate(news, {**schema, "components": openapi["components"]})
+    validate({**schema, "components": openapi["components"]}, news)
     assert {parameter["name"] for parameter in operation["parameters"]} <= got.headers.keys()
     return kind
