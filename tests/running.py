@@ -92,6 +92,8 @@ class Processes:
             "upstream_api_key": UPSTREAM_KEY,
             "api_keys": f"tests:{KEY}",
             "secret_keys": SECRET_KEY,
+            # Where the sandbox has its audio.
+            "egress_allow": "127.0.0.0/8",
             **settings,
         }
         self._started: list[Running] = []

@@ -18,7 +18,7 @@ SoundKey = Literal[
     "C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B",
 ]  # fmt: skip
 Prompt = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
-WebhookUrl = Annotated[Text, StringConstraints(max_length=2048), Field(json_schema_extra={"format": "uri"})]
+WebhookUrl = Annotated[str, StringConstraints(max_length=2048), Field(json_schema_extra={"format": "uri"})]
 Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
 

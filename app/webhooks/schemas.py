@@ -26,7 +26,7 @@ def _in_utc(value: datetime) -> datetime:
         raise ValueError("must be a time between the years 1 and 9999, in UTC") from None
 
 
-Url = Annotated[Text, StringConstraints(min_length=1, max_length=2048), Field(json_schema_extra={"format": "uri"})]
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2048), Field(json_schema_extra={"format": "uri"})]
 Description = Annotated[Text, StringConstraints(max_length=500)]
 EventTypes = Annotated[
     list[Annotated[WebhookType, Field(strict=False)]],

@@ -17,12 +17,18 @@ from sqlalchemy import make_url
 
 from app.db import migrate
 
+IN_USE = (sqlite3.OperationalError, psycopg.errors.LockNotAvailable)
+
 Outage = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
 def locked(database_url: str, patience: float = 30) -> Iterator[None]:
-    """Hold every task against all others, as a long transaction of somebody else does."""
+    """
+    Hold every task against all others, as a long transaction of somebody else does.
+
+    Raises one of IN_USE where somebody else holds one for longer than `patience` seconds.
+    """
     url = make_url(database_url)
     if url.drivername.startswith("sqlite"):
         connection = sqlite3.connect(str(url.database), isolation_level=None, timeout=patience)
@@ -33,6 +39,7 @@ def locked(database_url: str, patience: float = 30) -> Iterator[None]:
             connection.close()
         return
     with psycopg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False)) as other:
+        other.execute(f"SET LOCAL lock_timeout = {round(patience * 1000)}".encode())
         other.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
         yield
         other.rollback()

@@ -83,7 +83,8 @@ CALLBACK: Mapping[str, End] = {
     "camel-case": HEARD,
     "top-level-id": HEARD,
     "missing-id": HEARD,
-    "wrong-id": FOUND,
+    # Before the answer is stored no id is known to be wrong.
+    f"wrong-id, {LATE}": FOUND,
     "callback-string-code": HEARD,
     "digit-times": HEARD,
     "null-data": FOUND,
@@ -145,9 +146,9 @@ async def test_every_fault_ends_as_it_should(database_url: str, tmp_path: Path) 
         "upstream_rate": "20/0.5",
         "upstream_timeout": "2",
         "hold_recheck": "0.3",
-        "submit_deadline": "8",
-        "task_deadline": "10",
-        "poll_after": "3",
+        "submit_deadline": "12",
+        "task_deadline": "24",
+        "poll_after": "5",
         "poll_every": "0.5",
     }
     async with running_service(tmp_path, database_url, **settings) as (client, sandbox):

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from tests.running import Running, client_of, eventually, order, running_service, submits_at, until_final
+from tests.running import Running, client_of, eventually, order, order_many, running_service, submits_at, until_final
 
 # What stops the upstream from taking orders, what ends that, and what an operator is told meanwhile.
 OUTAGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -23,7 +23,8 @@ async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itse
     async with running_service(tmp_path, database_url, **settings) as (client, sandbox):
         for outage, recovery, told in OUTAGES:
             await _set(sandbox, outage)
-            await order(client)
+            # Two, since the first may be what takes the last credits.
+            await order_many(client, 2)
             await eventually(lambda told=told: _tells(client, told), within=30)  # type: ignore[misc]
             waiting = [(await order(client))["id"] for _ in range(2)]
             await eventually(lambda waiting=waiting: _have_places(client, waiting))  # type: ignore[misc]

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from sqlite3 import OperationalError
 from typing import Any
 
 import httpx
 
-from tests.faults.databases import locked
+from tests.faults.databases import IN_USE, locked
 from tests.faults.ledger import Ledger, read_ledger
 from tests.running import Processes, Running, client_of, eventually, order, submits_at, until_final, until_status
 
@@ -127,13 +126,13 @@ def _has_answer(worker: Running, task_id: str) -> bool:
 
 
 async def _pause_between_transactions(worker: Running, database_url: str) -> None:
-    """On SQLite, whoever is stopped in the middle of a write stops everybody: that is not what is looked at here."""
+    """Who is stopped in the middle of a write stops others who want its rows: that is not looked at here."""
     while True:
         worker.pause()
         try:
             with locked(database_url, patience=0.2):
                 return
-        except OperationalError:
+        except IN_USE:
             worker.resume()
             await asyncio.sleep(0.05)
 
