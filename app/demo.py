@@ -32,19 +32,22 @@ class DemoFailed(Exception):
 
 def run(prompt: str) -> int:
     """Run the demo and return the exit code: 0 only if every file was checked to be audio."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, emoji=False)
     try:
         asyncio.run(_run(prompt, console))
     except (DemoFailed, httpx.HTTPError, OSError) as error:
         console.print(f"The demo failed: {error or type(error).__name__}", style="red", markup=False)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("Stopped.")
         return 130
     return 0
 
 
 async def _run(prompt: str, console: Console) -> None:
+    if this := asyncio.current_task():
+        # Without a terminal the end is asked for so, and what was started here must end too.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soundpost-demo-")))
         console.print("Starting a sandbox upstream and the service …")

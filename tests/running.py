@@ -41,6 +41,12 @@ class Running:
         return self.log_file.read_text()
 
     @property
+    def children(self) -> list[int]:
+        """The processes that it started and that still run."""
+        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in listed.read_text().split()]
+
+    @property
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
