@@ -11,7 +11,7 @@ from app import files
 from app.claims import Claim
 from app.clips.storage import Storage
 from app.db import Database, Session
-from app.models import Base, Callback, Clip, Event, IdempotencyKey, StoredObject, Task
+from app.models import Base, Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
 from app.tasks import idempotency
 from app.tasks.service import TaskLife
 
@@ -33,6 +33,7 @@ class Retention:
             "tasks": (Task, self._is_expired(now)),
             "events": (Event, Event.task_id.in_(expired)),
             "callbacks": (Callback, Callback.task_id.in_(expired)),
+            "deliveries": (Delivery, Delivery.task_id.in_(expired) | self._is_old_news(now)),
             "audio": (Clip, Clip.task_id.in_(expired) & Clip.archived_at.isnot(None)),
             "idempotency keys": (IdempotencyKey, _is_old_key(now)),
         }
@@ -47,12 +48,19 @@ class Retention:
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
         for task in tasks:
             await self._life.erase(session, task, now)
-        return await _erase_keys(session, now) == BATCH or len(tasks) == BATCH
+        others = [await _erase_news(session, self._is_old_news(now)), await _erase_keys(session, now)]
+        return BATCH in (len(tasks), *others)
 
     def _is_expired(self, now: datetime) -> ColumnElement[bool]:
-        # No task has ended before this: the epoch stands for "never".
-        before = now - timedelta(days=self._days) if self._days else datetime.fromtimestamp(0, now.tzinfo)
-        return Task.completed_at < before
+        return Task.completed_at < self._before(now)
+
+    def _is_old_news(self, now: datetime) -> ColumnElement[bool]:
+        """Deliveries that told of no task, but of an endpoint, and are not to be made any more."""
+        return Delivery.task_id.is_(None) & Delivery.due_at.is_(None) & (Delivery.created_at < self._before(now))
+
+    def _before(self, now: datetime) -> datetime:
+        # Nothing has ended before this: the epoch stands for "never".
+        return now - timedelta(days=self._days) if self._days else datetime.fromtimestamp(0, now.tzinfo)
 
 
 async def remove_file(database: Database, storage: Storage, row: StoredObject) -> None:
@@ -78,6 +86,12 @@ async def remove_due_files(database: Database, storage: Storage) -> int:
 
 def _is_old_key(now: datetime) -> ColumnElement[bool]:
     return IdempotencyKey.created_at < now - idempotency.KEPT_FOR
+
+
+async def _erase_news(session: Session, is_old: ColumnElement[bool]) -> int:
+    old = select(Delivery.id).where(is_old).limit(BATCH)
+    erased = await session.execute(delete(Delivery).where(Delivery.id.in_(old)).returning(Delivery.id))
+    return len(erased.all())
 
 
 async def _erase_keys(session: Session, now: datetime) -> int:

@@ -24,12 +24,14 @@ from app.models import (
     CallbackOutcome,
     Chore,
     Clip,
+    Delivery,
     Event,
     EventType,
     IdempotencyKey,
     StoredObject,
     Task,
     TaskStatus,
+    WebhookType,
 )
 from app.retention import Retention, remove_due_files
 from app.tasks.service import TaskLife
@@ -37,6 +39,8 @@ from app.tasks.service import TaskLife
 from .running import Service, eventually, running_service
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+# How many days old each is, and whether it is still to be delivered.
+NEWS = [(91, False), (91, True), (89, False)]
 
 
 def files_in(folder: Path) -> Sequence[str]:
@@ -114,6 +118,7 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
             session.add(task_of(key, None))
             await session.flush()
             await add_history(session)
+            session.add_all(news_of(key, *each) for each in NEWS)
             session.add(
                 IdempotencyKey(api_key_id=key, key="k", fingerprint="f", task_id="", created_at=NOW - timedelta(days=2))
             )
@@ -124,14 +129,14 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
         while await erase_batch(database, retention):
             batches += 1
         async with database.reads() as session:
-            left = {kind: await count_of(session, kind) for kind in (Task, Event, Callback, IdempotencyKey)}
+            left = {kind: await count_of(session, kind) for kind in (Task, Event, Callback, Delivery, IdempotencyKey)}
     finally:
         await database.close()
 
-    assert counts == {"tasks": 150, "events": 150, "callbacks": 150, "audio": 0, "idempotency keys": 1}
-    assert nothing == {"tasks": 0, "events": 0, "callbacks": 0, "audio": 0, "idempotency keys": 1}
+    assert counts == {"tasks": 150, "events": 150, "callbacks": 150, "deliveries": 1, "audio": 0, "idempotency keys": 1}
+    assert nothing == {**dict.fromkeys(counts, 0), "idempotency keys": 1}
     assert batches == 2
-    assert left == {Task: 4, Event: 4, Callback: 4, IdempotencyKey: 0}
+    assert left == {Task: 4, Event: 4, Callback: 4, Delivery: 2, IdempotencyKey: 0}
 
 
 async def test_service_erases_by_itself_what_is_old(database_url: str, tmp_path: Path) -> None:
@@ -235,6 +240,20 @@ async def add_history(session: Session) -> None:
     for task_id in await session.scalars(select(Task.id)):
         session.add(Event(task_id=task_id, version=1, type=EventType.task_created, created_at=NOW, data={}))
         session.add(Callback(task_id=task_id, received_at=NOW, headers={}, body=b"", outcome=CallbackOutcome.applied))
+
+
+def news_of(api_key_id: str, days: int, is_due: bool) -> Delivery:
+    """A delivery that tells of no task."""
+    return Delivery(
+        api_key_id=api_key_id,
+        event_id="0" * 32,
+        event_type=WebhookType.webhook_test,
+        url="https://hooks.example",
+        lane="hooks.example",
+        body=b"{}",
+        due_at=NOW if is_due else None,
+        created_at=NOW - timedelta(days=days),
+    )
 
 
 def clip_of(key: str) -> Clip:
