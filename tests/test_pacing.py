@@ -144,7 +144,9 @@ async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str,
             workers[0].kill()
             # What the dead one was about to send is not sent again.
             await eventually(lambda: _has_submits(sandbox, 70), 30)
-        arrivals, submits = await journal(sandbox, kind="request"), await submits_at(sandbox)
+        arrived, submits = await journal(sandbox, kind="request"), await submits_at(sandbox)
+    # Audio and covers come from hosts that have no pace.
+    arrivals = [request for request in arrived if request["path"].startswith("/api/")]
 
     assert len({submit["caller_task_id"] for submit in submits}) == len(submits)
     assert _most_in_any(SECOND, [NOW + arrival["monotonic"] * SECOND for arrival in arrivals]) <= 20

@@ -28,6 +28,6 @@ async def test_long_storm_loses_nothing_and_pays_nothing_twice(database_url: str
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_a_thousand_orders_are_sent_once_each(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
-        ledger = await crowd(processes, database_url, orders=ORDERS, rate=RATE)
+        ledger = await crowd(processes, database_url, orders=ORDERS, rate=RATE, count=4)
 
     assert promises_broken(ledger, ORDERS, RATE) == []
