@@ -86,10 +86,16 @@ async def read_rows(database: Database, *where: ColumnElement[bool]) -> tuple[di
 async def has_ended(database_url: str) -> bool:
     """Whether no row needs us any more."""
     await asyncio.sleep(0.1)  # each look opens connections of its own
+    return not await unended(database_url)
+
+
+async def unended(database_url: str) -> list[str]:
+    """The tasks that are not final, and how far they are."""
     database = Database(database_url)
     try:
         async with database.reads() as session:
-            return await session.scalar(select(Task.id).where(Task.status.not_in(FINAL)).limit(1)) is None
+            tasks = await session.scalars(select(Task).where(Task.status.not_in(FINAL)))
+            return [f"{task.id} is {task.status}, due at {task.due_at}" for task in tasks]
     finally:
         await database.close()
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from app.config import parse_rate
-from tests.faults.ledger import Ledger, has_ended, made_by, most_in_a_window, read_ledger
-from tests.running import KEY, Processes, Running, eventually, free_port
+from tests.faults.ledger import Ledger, made_by, most_in_a_window, read_ledger, unended
+from tests.running import KEY, Processes, Running, free_port
 
 RATE = "15/1"
 SETTINGS: dict[str, str | None] = {
@@ -83,7 +83,7 @@ async def storm(processes: Processes, database_url: str, *, seconds: float, work
     kills = await _strike_until(crew, until, dice)
     acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
-    await eventually(lambda: _has_settled(database_url, sandbox), within=PATIENCE)
+    await _until_settled(database_url, sandbox)
     broken = [
         line for log in processes.folder.glob("*.log") for line in log.read_text().splitlines() if "_broke" in line
     ]
@@ -152,10 +152,18 @@ async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[s
         await asyncio.sleep(0.5)
 
 
-async def _has_settled(database_url: str, sandbox: Running) -> bool:
-    """Whether every row has ended and every callback that will be sent has arrived."""
-    await asyncio.sleep(0.3)  # a look costs both sides more than waiting does
-    for record in await made_by(sandbox):
-        if "drop-callbacks" not in record["faults"] and not {"complete", "error"} & set(record["delivered"]):
-            return False
-    return await has_ended(database_url)
+async def _until_settled(database_url: str, sandbox: Running) -> None:
+    """Wait until every row has ended and every callback that will be sent has arrived."""
+    deadline = time.monotonic() + PATIENCE
+    while open_still := await _unsettled(database_url, sandbox):
+        assert time.monotonic() < deadline, open_still
+        await asyncio.sleep(0.3)  # a look costs both sides more than waiting does
+
+
+async def _unsettled(database_url: str, sandbox: Running) -> list[str]:
+    owed = [
+        f"the callbacks of {record['caller_task_id']} about {record['task_id']}"
+        for record in await made_by(sandbox)
+        if "drop-callbacks" not in record["faults"] and not {"complete", "error"} & set(record["delivered"])
+    ]
+    return owed or await unended(database_url)
