@@ -37,6 +37,8 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_loops:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing here depends on who or where a proxy says that the caller is.
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(settings.grace.total_seconds() * CLIENTS_GRACE)),
     )
     bound = _bind(host, port)

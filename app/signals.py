@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 
 from sqlalchemy import event, orm
 
@@ -21,36 +20,54 @@ ERASURES = "erasures"
 
 class Watch:
     """
-    One waiter's ear for one name, as small as can be: there may be thousands.
+    One waiter's ear for one name, as long as it is entered; as small as can be: there may be thousands.
 
     `version` is the last one that its waiter has seen; whoever knows of another rings.
     """
 
-    __slots__ = ("_is_rung", "_sleep", "is_dismissed", "version")
+    __slots__ = ("_among", "_is_rung", "_name", "_nap", "is_dismissed", "version")
 
-    def __init__(self, *, is_dismissed: bool) -> None:
+    def __init__(self, name: str, among: dict[str, set[Watch]], *, is_dismissed: bool) -> None:
+        self._name, self._among = name, among
         self._is_rung = self.is_dismissed = is_dismissed
-        self._sleep: asyncio.Future[None] | None = None
+        self._nap: asyncio.Timeout | None = None
         self.version = 0
+
+    def __enter__(self) -> Watch:
+        self._among.setdefault(self._name, set()).add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        others = self._among[self._name]
+        others.discard(self)
+        if not others:
+            del self._among[self._name]
 
     def ring(self) -> None:
         """Wake the waiter to look again."""
         self._is_rung = True
-        if self._sleep is not None and not self._sleep.done():
-            self._sleep.set_result(None)
+        if self._nap is not None and not self._nap.expired():
+            self._nap.reschedule(0)
+            self._nap = None
 
     def dismiss(self) -> None:
         """Wake the waiter to leave."""
         self.is_dismissed = True
         self.ring()
 
-    async def rest(self, seconds: float) -> bool:
-        """Sleep until rung, at most so long; return whether it was rung."""
-        if not self._is_rung:
-            self._sleep = asyncio.get_running_loop().create_future()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await self._sleep
+    async def rest(self, seconds: float, hang_up: Callable[[], Awaitable[None]]) -> bool:
+        """
+        Sleep until rung, at most so long; return whether it was rung. Who hangs up meanwhile is dismissed.
+
+        The nap is the wait for the caller to hang up, and a ring is its end: another
+        task to hear of one of them would cost 2 KiB more.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0 if self._is_rung else seconds) as self._nap:
+                await hang_up()
+                self._nap = None
+                self.dismiss()
+        self._nap = None
         was_rung, self._is_rung = self._is_rung, False
         return was_rung
 
@@ -66,7 +83,7 @@ class Signals:
     def __init__(self, database: Database) -> None:
         self.pass_on: Callable[[Collection[str]], None] = _keep_to_ourselves
         self._bells: dict[str, asyncio.Event] = {}
-        self._watches: dict[str, set[Watch]] = defaultdict(set)
+        self._watches: dict[str, set[Watch]] = {}
         self._is_dismissed = False
         event.listen(database.session_class, "after_commit", self._ring_committed)
 
@@ -74,17 +91,9 @@ class Signals:
         """What a loop waits on and clears; the same one for everybody who says this name."""
         return self._bells.setdefault(name, asyncio.Event())
 
-    @contextmanager
-    def watch(self, name: str) -> Iterator[Watch]:
-        """Hear of this name as long as the block lasts."""
-        watch = Watch(is_dismissed=self._is_dismissed)
-        self._watches[name].add(watch)
-        try:
-            yield watch
-        finally:
-            self._watches[name].discard(watch)
-            if not self._watches[name]:
-                del self._watches[name]
+    def watch(self, name: str) -> Watch:
+        """Hear of this name as long as the watch is entered."""
+        return Watch(name, self._watches, is_dismissed=self._is_dismissed)
 
     def watched(self) -> Sequence[tuple[str, Watch]]:
         """Every watch there is now, with its name."""

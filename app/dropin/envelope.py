@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -38,9 +38,10 @@ class Enveloped:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Stand aside for all others: a frame that waits with a caller costs memory."""
         is_ours = scope["type"] == "http" and scope["path"].startswith(PREFIX)
-        await self._app(scope, receive, _Wrapping(send).send if is_ours else send)
+        return self._app(scope, receive, _Wrapping(send).send if is_ours else send)
 
 
 class _Wrapping:

@@ -18,7 +18,7 @@ from app.tasks import repository
 from app.tasks.endpoints import OwnTask
 from app.tasks.schemas import EventPage, EventRead
 from app.tasks.state import FINAL, TOLD
-from app.tasks.waiting import Waits, WaitsDep, hearing_hang_up
+from app.tasks.waiting import Waits, WaitsDep, hang_up
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -80,11 +80,11 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-    with waits.signals.watch(task_id) as watch, hearing_hang_up(receive, watch):
+    with waits.signals.watch(task_id) as watch:
         is_over = False
         while not is_over and not watch.is_dismissed:
             after, is_over = await _tell_news(waits, watch, task_id, after, tell)
-            while not is_over and not await watch.rest(KEEP_ALIVE):
+            while not is_over and not await watch.rest(KEEP_ALIVE, partial(hang_up, receive)):
                 await tell(":\n\n")
         if not is_over:
             await tell(f"retry: {RETRY_AFTER_STOP}\n\n")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, TypeVar
@@ -19,7 +19,7 @@ from app.db import TRANSIENT, Database, Session
 from app.errors import AppError, NotFound
 from app.lasting import LastingAnswer
 from app.links import Links
-from app.signals import Signals, Watch
+from app.signals import Signals
 from app.tasks import repository
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.state import FINAL
@@ -87,10 +87,10 @@ class Waits:
     async def _wait(self, seen: Seen, wait: Wait, is_awaited: Callable[[Seen], bool], receive: Receive) -> Seen:
         clock = asyncio.get_running_loop().time
         # What happened between the look at the task and this watch, the next check finds.
-        with self.signals.watch(seen.task_id) as watch, hearing_hang_up(receive, watch):
+        with self.signals.watch(seen.task_id) as watch:
             while not is_awaited(seen) and (left := wait.until - clock()) > 0:
                 watch.version = seen.version
-                await watch.rest(left)
+                await watch.rest(left, partial(hang_up, receive))
                 if watch.is_dismissed:
                     break
                 seen = await self._look_again(seen, wait.until)
@@ -113,9 +113,11 @@ class Waits:
                 await checking
 
     async def _look_again(self, seen: Seen, until: float) -> Seen:
+        look = self.look(partial(_see, task_id=seen.task_id, links=self._links))
         try:
             async with asyncio.timeout_at(until + LAST_LOOK):
-                return await self.look(partial(_see, task_id=seen.task_id, links=self._links))
+                # Who leaves does not take the query along: cancelling it would cost the connection.
+                return await asyncio.shield(look)
         except TRANSIENT:
             return seen
 
@@ -179,22 +181,12 @@ WaitDep = Annotated[Wait | None, Depends(read_wait)]
 WaitsDep = Annotated[Waits, Depends(get_waits)]
 
 
-@contextmanager
-def hearing_hang_up(receive: Receive, watch: Watch) -> Iterator[None]:
-    """Dismiss who waits for a caller that is gone."""
-
-    async def hear() -> None:
-        # What is still received of a request that was understood already may yet be refused.
-        with suppress(AppError):
-            while (await receive())["type"] != "http.disconnect":
-                pass
-        watch.dismiss()
-
-    hearing = asyncio.create_task(hear())
-    try:
-        yield
-    finally:
-        hearing.cancel()
+async def hang_up(receive: Receive) -> None:
+    """Return when the caller is gone."""
+    # What is still received of a request that was understood already may yet be refused.
+    with suppress(AppError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
 
 async def _see(session: Session, task_id: str, links: Links) -> Seen:

@@ -15,6 +15,11 @@ from tests.running import eventually
 NAMES = [f"{number:032x}" for number in range(2 * NAMES_IN_A_PAYLOAD + 1)]
 
 
+async def never() -> None:
+    """A caller who does not hang up."""
+    await asyncio.get_running_loop().create_future()
+
+
 @pytest.fixture(params=["asyncpg", "psycopg"])
 def url(request: pytest.FixtureRequest, database_url: str) -> str:
     """The database by each of the drivers."""
@@ -30,7 +35,7 @@ async def test_every_name_of_a_large_commit_rings_at_the_other(url: str) -> None
             await _ring(here, *NAMES)
 
             async with asyncio.timeout(10):
-                rung = [await watch.rest(10) for watch in watches]
+                rung = [await watch.rest(10, never) for watch in watches]
 
     assert all(rung)
 
@@ -52,9 +57,9 @@ async def test_what_one_told_does_not_come_back_to_it(url: str) -> None:
         await _connected(here, there)
         with ours.watch("a task") as at_home, there.watch("a task") as abroad:
             await _ring(here, "a task")
-            rang_at_the_commit = await at_home.rest(0)
-            heard_abroad = await abroad.rest(10)
-            came_back = await at_home.rest(0.1)
+            rang_at_the_commit = await at_home.rest(0, never)
+            heard_abroad = await abroad.rest(10, never)
+            came_back = await at_home.rest(0.1, never)
 
     assert (rang_at_the_commit, heard_abroad, came_back) == (True, True, False)
 
@@ -66,7 +71,7 @@ async def test_processes_on_sqlite_keep_their_names_to_themselves(database: Data
 
     with signals.watch("a task") as watch:
         await _ring(database, "a task")
-        assert await watch.rest(0)
+        assert await watch.rest(0, never)
     await relay.close()
 
 
