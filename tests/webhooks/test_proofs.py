@@ -83,7 +83,7 @@ async def test_storm_of_kills_loses_no_delivery_and_changes_no_byte(database_url
 
 
 async def test_every_signature_verifies_while_secrets_are_rotated(database_url: str) -> None:
-    await check_rotations(database_url, events=40)
+    await check_rotations(database_url, events=100)
 
 
 async def test_hung_receiver_does_not_slow_a_hundred_others(database_url: str) -> None:
@@ -117,7 +117,7 @@ async def check_rotations(database_url: str, events: int) -> None:
             for rotation in range(4):
                 await receiver.until(events * rotation + events // 2, within=60)
                 rotated = {f"/hook/{n}": await rotate(service, endpoint) for n, endpoint in enumerate(endpoints)}
-                # The receivers get to know of it only a while later.
+                # The receivers get to know of it only a while later, when what was signed before has arrived.
                 await receiver.until(events * (rotation + 1), within=60)
                 known.update(rotated)
             await until_settled(service)
