@@ -27,7 +27,7 @@ demo: install ## The main job from submit to a playable file, with nothing set u
 	@$(BIN)/soundpost demo
 
 test: install-dev ## Every test, on SQLite and PostgreSQL; ARGS="-k submit" picks some
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 fuzz: install-dev ## Requests made from the OpenAPI document, for FUZZ_SECONDS (600) on each database
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest tests/api/test_any_request.py $(ARGS)

@@ -17,8 +17,11 @@ NONSENSE = {"database_url": "nonsense", "upstream_url": "nonsense", "grace": "no
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
+    # What a shell starts in the background ignores SIGINT, and so would what is started here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Processes(tmp_path, **NONSENSE) as processes:
         yield processes
+    signal.signal(signal.SIGINT, before)
 
 
 async def test_two_demos_at_once_end_with_files_that_play(processes: Processes) -> None:

@@ -17,24 +17,11 @@ from app.clips.storage import Storage
 from app.config import Settings
 from app.db import Database, Session
 from app.links import load_links
-from app.models import (
-    ApiKey,
-    Base,
-    Callback,
-    CallbackOutcome,
-    Chore,
-    Clip,
-    Delivery,
-    Event,
-    EventType,
-    IdempotencyKey,
-    StoredObject,
-    Task,
-    TaskStatus,
-    WebhookType,
-)
+from app.models import ApiKey, Callback, Chore, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
 from app.retention import Retention, remove_due_files
+from app.rows import Base
 from app.tasks.service import TaskLife
+from app.words import CallbackOutcome, EventType, TaskStatus, WebhookType
 
 from .running import Service, eventually, running_service
 
@@ -156,7 +143,10 @@ async def test_prune_tells_and_then_does(migrated_sqlite: Path, tmp_path: Path) 
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
     async with running_service(database_url, tmp_path) as service:
         await service.archived()
-        await age(service.database, timedelta(days=91))
+    # The service would erase it by itself.
+    database = Database(database_url)
+    await age(database, timedelta(days=91))
+    await database.close()
 
     told = await asyncio.to_thread(prune, database_url, tmp_path, "--dry-run")
     before = files_in(tmp_path)

@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, select
 
 from app.db import Database
-from app.models import Charge, Event, EventType, Task, TaskStatus
+from app.models import Event, Task
 from app.tasks.state import FINAL, NEXT, REVIVABLE, TOLD
+from app.words import Charge, EventType, TaskStatus
 from tests.running import Running, client_of, journal
 
 Record = dict[str, Any]

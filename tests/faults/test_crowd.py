@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.models import TaskStatus
+from app.words import TaskStatus
 from tests.faults.crowd import crowd, promises_broken
 from tests.running import Processes
 

@@ -98,8 +98,8 @@ class _Stage:
     async def stopped_while_the_upstream_works(self, client: httpx.AsyncClient) -> tuple[Running, dict[str, str]]:
         """The same as a kill for everybody else, until it goes on."""
         worker = self.worker()
-        called = await self._arrived(client, "slow=1")
-        unheard = await self._arrived(client, "slow=1, drop-callbacks")
+        called = await self._arrived(client, "slow=4")
+        unheard = await self._arrived(client, "slow=4, drop-callbacks")
         await _pause_between_transactions(worker, self._database_url)
         return worker, {"stopped, called meanwhile": called, "stopped, unheard of": unheard}
 

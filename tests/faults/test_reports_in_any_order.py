@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.callbacks.service import receive
 from app.db import Database
 from app.main import make_life
-from app.models import Charge, Task, TaskStatus
+from app.models import Task
 from app.tasks.repository import lock_task
 from app.tasks.state import FINAL
+from app.words import Charge, TaskStatus
 from tests.faults.ledger import Ledger, final_tasks_are_final_events, no_step_goes_back, read_rows
 from tests.inside import Clock, add_key, add_task, settings_of
 
