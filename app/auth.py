@@ -15,7 +15,8 @@ from sqlalchemy import select, update
 
 from app.db import Database, DatabaseDep, Session, insert_new
 from app.errors import NotAuthenticated
-from app.models import ApiKey, new_id
+from app.models import ApiKey
+from app.rows import new_id
 
 bearer = HTTPBearer(auto_error=False, description="A key made by `soundpost keys create`.")
 

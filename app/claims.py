@@ -11,7 +11,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, inspect, select, update
 
 from app.db import Session
-from app.models import Base, Due
+from app.rows import Base, Due
 
 Row = TypeVar("Row", bound=Base)
 

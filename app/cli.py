@@ -24,14 +24,15 @@ from app.errors import StorageUnavailable
 from app.links import load_links
 from app.log import configure_logging
 from app.main import make_life, run_worker
-from app.models import Task, TaskStatus
+from app.models import Task
 from app.retention import Retention, remove_due_files
 from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
 from app.tasks import repository
+from app.tasks.operator import CannotResolve, resolve
 from app.tasks.schemas import EventRead, read_task
-from app.tasks.service import CannotResolve
+from app.words import TaskStatus
 
 main = typer.Typer(
     name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
@@ -198,16 +199,16 @@ def resolve_task(
     """Settle by hand a task of which the upstream's account page tells more than the upstream told us."""
     settings = load_settings()
 
-    async def resolve(database: Database) -> bool:
+    async def work(database: Database) -> bool:
         async with database.writes.begin() as session:
             task = await repository.lock_task(session, task_id)
             if task is not None:
                 now = await database.now(session)
-                await make_life(settings).resolve(session, task, status, upstream_task_id, now)
+                await resolve(make_life(settings), session, task, status, upstream_task_id, now)
             return task is not None
 
     try:
-        if not with_database(resolve):
+        if not with_database(work):
             fail(NO_SUCH_TASK)
     except CannotResolve as error:
         fail(str(error))

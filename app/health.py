@@ -16,9 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.clips.storage import Storage
 from app.db import Database
 from app.errors import StorageUnavailable
-from app.models import Task, TaskStatus
+from app.models import Task
 from app.upstream.hold import current_hold
 from app.webhooks.repository import disabled_after_failures
+from app.words import TaskStatus
 
 router = APIRouter(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)

@@ -3,168 +3,25 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, LargeBinary, MetaData, String, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column, relationship
-from uuid_utils import compat
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
-from app.db import UtcDateTime
+from app.rows import ID_LENGTH, Base, Due, due_index, new_id
+from app.words import (
+    CallbackOutcome,
+    Charge,
+    DeliveryStatus,
+    DisabledBy,
+    ErrorCode,
+    EventType,
+    ResolvedBy,
+    TaskStatus,
+    WebhookType,
+)
 
-ID_LENGTH = 32
 STORAGE_KEY_LENGTH = 100
-
-
-def new_id() -> str:
-    """A UUIDv7 in 32 hex digits: unguessable, and in order of making."""
-    return compat.uuid7().hex
-
-
-class TaskStatus(StrEnum):
-    """Where a task is in its life."""
-
-    queued = "queued"
-    submitting = "submitting"
-    unconfirmed = "unconfirmed"
-    generating = "generating"
-    succeeded = "succeeded"
-    failed = "failed"
-    canceled = "canceled"
-
-
-class Charge(StrEnum):
-    """What a task may have cost."""
-
-    none = "none"
-    possible = "possible"
-    charged = "charged"
-    refunded = "refunded"
-
-
-class ResolvedBy(StrEnum):
-    """How we came to know a task's end."""
-
-    callback = "callback"
-    poll = "poll"
-    adoption = "adoption"
-    replay = "replay"
-    operator = "operator"
-
-
-class ErrorCode(StrEnum):
-    """Why a task failed."""
-
-    invalid_request = "invalid_request"
-    content_rejected = "content_rejected"
-    insufficient_credits = "insufficient_credits"
-    upstream_failed = "upstream_failed"
-    audio_missing = "audio_missing"
-    outcome_unknown = "outcome_unknown"
-    deadline_exceeded = "deadline_exceeded"
-
-
-class CallbackOutcome(StrEnum):
-    """What a callback did to its task."""
-
-    applied = "applied"
-    stale = "stale"
-    mismatch = "mismatch"
-    unreadable = "unreadable"
-
-
-class EventType(StrEnum):
-    """The facts that are kept and told."""
-
-    task_created = "task.created"
-    task_submitted = "task.submitted"
-    task_unconfirmed = "task.unconfirmed"
-    task_progressed = "task.progressed"
-    task_succeeded = "task.succeeded"
-    task_failed = "task.failed"
-    task_canceled = "task.canceled"
-    task_revived = "task.revived"
-    clip_archived = "clip.archived"
-
-
-class WebhookType(StrEnum):
-    """What callers' endpoints are told."""
-
-    task_submitted = "task.submitted"
-    task_progressed = "task.progressed"
-    task_succeeded = "task.succeeded"
-    task_failed = "task.failed"
-    task_canceled = "task.canceled"
-    clip_archived = "clip.archived"
-    webhook_test = "webhook.test"
-    endpoint_disabled = "endpoint.disabled"
-
-
-class DeliveryStatus(StrEnum):
-    """What became of telling one endpoint of one event."""
-
-    pending = "pending"
-    delivered = "delivered"
-    given_up = "given_up"
-
-
-class DisabledBy(StrEnum):
-    """Who or what ended the deliveries to an endpoint: its owner, its own 410, or days of failure."""
-
-    owner = "owner"
-    gone = "gone"
-    failing = "failing"
-
-
-def _words(kind: type[StrEnum]) -> Enum:
-    # Strings, because PostgreSQL's own enums do not survive a migration down and up again.
-    return Enum(kind, native_enum=False, length=32, values_callable=lambda kind: [word.value for word in kind])
-
-
-class Base(DeclarativeBase):
-    """Every table's ground."""
-
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as declared
-        datetime: UtcDateTime,
-        str: Text,
-        dict[str, Any]: JSON,
-        dict[str, str]: JSON,
-        TaskStatus: _words(TaskStatus),
-        Charge: _words(Charge),
-        ResolvedBy: _words(ResolvedBy),
-        ErrorCode: _words(ErrorCode),
-        CallbackOutcome: _words(CallbackOutcome),
-        EventType: _words(EventType),
-        WebhookType: _words(WebhookType),
-        DeliveryStatus: _words(DeliveryStatus),
-        DisabledBy: _words(DisabledBy),
-    }
-
-
-class Due:
-    """
-    A row that may need us again.
-
-    `due_at` says when, null means never; `fence` names the claim that holds it, so
-    that whoever was overtaken cannot write.
-    """
-
-    due_at: Mapped[datetime | None]
-    attempts: Mapped[int] = mapped_column(default=0)
-    fence: Mapped[str | None] = mapped_column(String(ID_LENGTH))
-
-
-def _due_index(table: str, kind: type[Due], *columns: str) -> Index:
-    due = kind.due_at.isnot(None)
-    return Index(f"ix_{table}_due", *columns, postgresql_where=due, sqlite_where=due)
 
 
 class ApiKey(Base):
@@ -223,7 +80,7 @@ class Task(Due, Base):
     def __table_args__(cls) -> tuple[Index, ...]:
         return (
             # Each loop claims by status: a held queue of any length must not stand in the way of polls.
-            _due_index(cls.__tablename__, cls, "status", "due_at"),
+            due_index(cls.__tablename__, cls, "status", "due_at"),
             Index(None, "api_key_id", "created_at", "id"),
             Index(None, "completed_at"),
         )
@@ -239,7 +96,7 @@ class StoredObject(Due, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
-        return (_due_index(cls.__tablename__, cls, "due_at"),)
+        return (due_index(cls.__tablename__, cls, "due_at"),)
 
 
 class Clip(Due, Base):
@@ -276,7 +133,7 @@ class Clip(Due, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index | UniqueConstraint, ...]:
-        return UniqueConstraint("task_id", "index"), _due_index(cls.__tablename__, cls, "due_at")
+        return UniqueConstraint("task_id", "index"), due_index(cls.__tablename__, cls, "due_at")
 
 
 class Callback(Base):

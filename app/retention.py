@@ -11,7 +11,8 @@ from app import files
 from app.claims import Claim
 from app.clips.storage import Storage
 from app.db import Database, Session
-from app.models import Base, Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
+from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
+from app.rows import Base
 from app.tasks import idempotency
 from app.tasks.service import TaskLife
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, create_engine, event, pool
 from sqlalchemy.engine import make_url
 
 from app.config import Settings
-from app.models import Base
+from app.models import Task
 
 DRIVERS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}
 
@@ -35,7 +35,7 @@ if is_sqlite:
 with engine.connect() as connection:
     # Batch mode makes SQLite, which cannot alter most of a table, copy it instead.
     context.configure(
-        connection=connection, target_metadata=Base.metadata, render_as_batch=is_sqlite, transactional_ddl=True
+        connection=connection, target_metadata=Task.metadata, render_as_batch=is_sqlite, transactional_ddl=True
     )
     with context.begin_transaction():
         if not is_sqlite:

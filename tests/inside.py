@@ -18,10 +18,11 @@ from app.db import Database
 from app.edge import HttpProtocol
 from app.links import load_links
 from app.main import create_app
-from app.models import ApiKey, Charge, Event, Task, TaskStatus
+from app.models import ApiKey, Event, Task
 from app.tasks.schemas import TaskCreate
 from app.tasks.service import TaskLife
 from app.tasks.state import FINAL
+from app.words import Charge, TaskStatus
 from tests.running import KEY, SECRET_KEY, UPSTREAM_KEY, eventually
 
 NOBODY = "http://127.0.0.1:9"  # the discard port, where nobody listens

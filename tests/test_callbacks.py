@@ -13,8 +13,9 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from app.models import Callback, Charge, Task, TaskStatus
+from app.models import Callback, Task
 from app.secrets import Secrets
+from app.words import Charge, TaskStatus
 from tests.inside import Service, inside, reread, told
 from tests.running import SECRET_KEY
 

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from app.claims import Claim, claim_due, hold_claimed
 from app.db import Database
-from app.models import Chore, Task, TaskStatus
+from app.models import Chore, Task
+from app.words import TaskStatus
 from tests.inside import MORNING, add_key, add_task
 
 LEASE = timedelta(seconds=30)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.health import Check, State, worst
-from app.models import TaskStatus
+from app.words import TaskStatus
 from tests.inside import Service, inside
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)

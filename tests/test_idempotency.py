@@ -11,8 +11,9 @@ from sqlalchemy import func, select
 
 from app.db import Database
 from app.errors import InvalidRequest
-from app.models import Task, TaskStatus
+from app.models import Task
 from app.tasks.idempotency import KEPT_FOR, claim_key, read_key
+from app.words import TaskStatus
 from tests.inside import MORNING, Clock, Service, add_key, add_task, reread
 
 ORDER = {"prompt": "soft rain"}

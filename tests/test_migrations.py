@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, inspect
 from sqlalchemy.engine import make_url
 
 from app.db import ROOT, Database, alembic_config, migrate
-from app.models import Base
+from app.rows import Base
 from tests.running import Processes
 
 SYNC = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}

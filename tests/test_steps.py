@@ -1,7 +1,7 @@
 """Which step a task may take next: the table from the other side."""
 
-from app.models import EventType, TaskStatus
 from app.tasks.state import FINAL, NEXT, REVIVABLE, TOLD, can_move
+from app.words import EventType, TaskStatus
 
 S = TaskStatus
 # From where each state can be reached.

@@ -7,10 +7,11 @@ import pytest
 
 from app.db import Database
 from app.main import make_life
-from app.models import Charge, ErrorCode, ResolvedBy, Task, TaskStatus
+from app.models import Task
 from app.tasks.repository import lock_task
 from app.tasks.service import AUDIO_LOOKS
 from app.upstream.schemas import Report, ReportedClip, Stage
+from app.words import Charge, ErrorCode, ResolvedBy, TaskStatus
 from tests.inside import MORNING, add_key, add_task, reread, settings_of, told
 
 S = TaskStatus

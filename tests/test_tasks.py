@@ -8,7 +8,9 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
-from app.models import Base, Callback, CallbackOutcome, Clip, Event, TaskStatus
+from app.models import Callback, Clip, Event
+from app.rows import Base
+from app.words import CallbackOutcome, TaskStatus
 from tests.inside import MORNING, Service, add_key, add_task, reread
 from tests.running import order
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.models import Charge, TaskStatus
+from app.words import Charge, TaskStatus
 from tests.inside import MORNING, Service, add_key, add_task
 
 NOTHING = {"tasks": 0, "posts": 0, "charged": 0, "refunded": 0, "possible": 0}

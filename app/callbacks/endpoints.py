@@ -12,8 +12,8 @@ from fastapi.responses import PlainTextResponse
 from app.callbacks.service import receive
 from app.db import DatabaseDep
 from app.errors import NotAuthenticated, NotFound
-from app.models import ID_LENGTH
 from app.problems import says
+from app.rows import ID_LENGTH
 from app.upstream.reports import read_callback
 from app.upstream.signature import callback_signature_matches
 

@@ -8,10 +8,11 @@ from sqlalchemy import select
 
 from app.callbacks.service import is_about_another
 from app.db import Database, Session
-from app.models import Callback, CallbackOutcome, ResolvedBy
+from app.models import Callback
 from app.tasks.repository import lock_task
 from app.tasks.service import TaskLife
 from app.upstream.reports import read_callback
+from app.words import CallbackOutcome, ResolvedBy
 
 
 async def find_callbacks(database: Database, task_id: str | None, since: datetime | None) -> list[str]:

@@ -7,12 +7,13 @@ from datetime import datetime
 
 from app.db import Database, Session
 from app.errors import NotFound
-from app.models import Callback, CallbackOutcome, ResolvedBy, Task
+from app.models import Callback, Task
 from app.tasks.repository import lock_task
 from app.tasks.service import TaskLife
 from app.upstream.redaction import redact
 from app.upstream.reports import read_callback
 from app.upstream.schemas import Report
+from app.words import CallbackOutcome, ResolvedBy
 
 HIDDEN = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 

@@ -9,10 +9,11 @@ from datetime import datetime
 from app.db import Session
 from app.dropin.schemas import callback
 from app.links import Links
-from app.models import Event, EventType, Task
+from app.models import Event, Task
 from app.tasks.news import HEARD
 from app.tasks.schemas import read_task
 from app.webhooks.outbox import News, tell_url
+from app.words import EventType
 
 # The vendor's `text` has no counterpart: a clip is a clip once it has audio.
 STAGES: Mapping[EventType, str] = {

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.edge import WHOLE, Text
-from app.models import ErrorCode, Task, TaskStatus
+from app.models import Task
 from app.tasks.schemas import TaskRead
+from app.words import ErrorCode, TaskStatus
 
 OK = 200
 LONGEST_PROMPT = 500

@@ -15,10 +15,11 @@ from app.db import Session
 from app.loops.asking import slow_down
 from app.loops.loop import FALLBACK, Claimed, Loop
 from app.loops.parts import Parts
-from app.models import ResolvedBy, Task, TaskStatus
+from app.models import Task
 from app.signals import POLLS
 from app.upstream.pacing import question_share
 from app.upstream.schemas import PollAnswer
+from app.words import ResolvedBy, TaskStatus
 
 log = structlog.get_logger()
 

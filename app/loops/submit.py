@@ -13,13 +13,14 @@ from app.claims import Claim, hold_claimed
 from app.db import Session
 from app.loops.loop import FALLBACK, Claimed, Loop, insist
 from app.loops.parts import Parts
-from app.models import Charge, ErrorCode, ResolvedBy, Task
+from app.models import Task
 from app.signals import SUBMITS
 from app.tasks.repository import lock_task
 from app.tasks.schedule import jittered, submit_retry_delay
-from app.tasks.service import Failure
+from app.tasks.state import Failure
 from app.upstream.hold import Hold, current_hold, hold_submits
 from app.upstream.schemas import HoldReason, Report, SoundOrder, Stage, SubmitAnswer, Verdict
+from app.words import Charge, ErrorCode, ResolvedBy
 
 log = structlog.get_logger()
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.models import Clip, Task, TaskStatus
+from app.models import Clip, Task
 from app.upstream.schemas import ReportedClip
+from app.words import TaskStatus
 
 # So long the upstream keeps its files; what could not be had by then is lost.
 UPSTREAM_KEEPS = timedelta(days=14)

@@ -19,7 +19,7 @@ from app.config import Settings
 from app.db import DatabaseDep, ReaderDep, Session
 from app.edge import Moment, Text
 from app.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
-from app.models import Callback, Charge, Task, TaskStatus
+from app.models import Callback, Task
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.problems import says
 from app.ratelimit import spend
@@ -40,6 +40,7 @@ from app.tasks.state import FINAL
 from app.tasks.waiting import Seen, WaitDep, WaitsDep, as_seen
 from app.webhooks.documents import described
 from app.webhooks.service import check_receiver
+from app.words import Charge, TaskStatus
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 told_of_the_end = described(receive_task_news, ENDINGS, path="{{$request.body#/webhook_url}}", verb="callBack")

@@ -10,11 +10,12 @@ from pydantic import BaseModel
 
 from app.db import Session
 from app.links import Links
-from app.models import Event, Task, WebhookType
+from app.models import Event, Task
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.state import FINAL, TOLD
 from app.webhooks.documents import WebhookId, WebhookSignature, WebhookTimestamp
 from app.webhooks.outbox import News, tell, tell_url
+from app.words import WebhookType
 
 W = WebhookType
 TaskNewsType = Literal[

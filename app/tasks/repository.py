@@ -10,7 +10,8 @@ from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, selec
 from sqlalchemy.orm import aliased
 
 from app.db import Session
-from app.models import Callback, Event, ResolvedBy, Task, TaskStatus
+from app.models import Callback, Event, Task
+from app.words import ResolvedBy, TaskStatus
 
 RECENT = 5
 RECENT_LATENCIES = 20

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.edge import WHOLE, StrictModel, Text
 from app.links import Links
-from app.models import CallbackOutcome, Charge, Clip, ErrorCode, EventType, ResolvedBy, Task, TaskStatus
+from app.models import Clip, Task
+from app.words import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 
 SoundKey = Literal[
     "Any",

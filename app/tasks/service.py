@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,32 +13,21 @@ from app.config import Settings
 from app.db import Session
 from app.errors import TaskAlreadyFinal
 from app.links import Links
-from app.models import Charge, Clip, ErrorCode, Event, EventType, ResolvedBy, Task, TaskStatus, new_id
+from app.models import Clip, Event, Task
+from app.rows import new_id
 from app.signals import ARCHIVES, ERASURES, POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
 from app.tasks.clips import copy_onto, find_clip, keys_of, owe_lyrics, take_clips
 from app.tasks.news import Teller, tell_caller
 from app.tasks.schedule import jittered, ladder
 from app.tasks.schemas import TaskCreate
-from app.tasks.state import FINAL, REVIVABLE, TOLD, can_move
+from app.tasks.state import FINAL, REVIVABLE, TOLD, Failure, can_move
 from app.upstream.schemas import Report, ReportedClip, Stage
+from app.words import Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 
 S = TaskStatus
 # How often audio that the upstream says is there is looked for again before we believe that it is not.
 AUDIO_LOOKS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a task fails, in our word and the upstream's."""
-
-    code: ErrorCode
-    message: str | None
-    upstream_code: int | None = None
-
-
-class CannotResolve(Exception):
-    """An operator asked for a step that this task cannot take."""
 
 
 class TaskLife:
@@ -108,7 +96,7 @@ class TaskLife:
         before = task.version
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
-            self._revive(session, task, now)
+            self.revive(session, task, now)
         if task.status in FINAL:
             self._settle_charge(session, task, report, now)
             return task.version != before
@@ -119,7 +107,7 @@ class TaskLife:
             task.upstream_task_id = report.upstream_task_id
             self._touch(session, task, now)
         if self._must_be_confirmed(report, via):
-            _poll_now(session, task, now)
+            poll_now(session, task, now)
             return True
         fresh = take_clips(task, report.clips, now)
         if fresh:
@@ -127,7 +115,7 @@ class TaskLife:
         if report.stage is Stage.failed:
             self._fail_as_reported(session, task, report, now, via)
         elif report.stage is Stage.succeeded:
-            self._end(session, task, S.succeeded, now, via, clips=fresh)
+            self.end(session, task, S.succeeded, now, via, clips=fresh)
         elif fresh:
             self._note(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
@@ -168,7 +156,7 @@ class TaskLife:
         task.error_code, task.error_message = failure.code, failure.message
         task.upstream_code = failure.upstream_code
         error = {"code": failure.code, "message": failure.message, "upstream_code": failure.upstream_code}
-        self._end(session, task, S.failed, now, via, error=error)
+        self.end(session, task, S.failed, now, via, error=error)
 
     def give_up_when_late(self, session: Session, task: Task, now: datetime) -> bool:
         """Fail a task whose deadline has passed; a late success will revive it."""
@@ -215,7 +203,7 @@ class TaskLife:
         """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
         if not can_move(task.status, S.canceled):
             raise TaskAlreadyFinal
-        self._end(session, task, S.canceled, now, None)
+        self.end(session, task, S.canceled, now, None)
 
     def settle_refusal(self, session: Session, task: Task, now: datetime) -> None:
         """The upstream made nothing of a task that was canceled meanwhile, so that it costs nothing."""
@@ -223,37 +211,24 @@ class TaskLife:
             task.charge = Charge.none
             self._touch(session, task, now)
 
-    async def resolve(
-        self, session: Session, task: Task, status: TaskStatus, upstream_task_id: str | None, now: datetime
+    def end(
+        self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
     ) -> None:
-        """
-        Do what an operator has found out by other means. Raises CannotResolve.
+        """Take the last step of a task; `via` tells who said so, None that we did."""
+        is_adopted = task.was_unconfirmed and via not in (None, ResolvedBy.operator)
+        task.resolved_by = ResolvedBy.adoption if is_adopted else via
+        task.completed_at, task.due_at, task.fence = now, None, None
+        self._step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
+        if status is S.succeeded and task.grab_lyrics:
+            owe_lyrics(task, now)
+            ring_on_commit(session, ARCHIVES)
 
-        `generating` attaches the task to an upstream task, whose polls then tell the
-        rest; what an operator gives up, a late success still revives.
-        """
-        is_revivable = task.status is S.failed and task.error_code in REVIVABLE
-        if status is S.generating and upstream_task_id and (is_revivable or can_move(task.status, S.generating)):
-            await self._attach(session, task, upstream_task_id, now)
-        elif status is S.succeeded and task.clips and can_move(task.status, S.succeeded):
-            self._end(session, task, S.succeeded, now, ResolvedBy.operator)
-        elif status is S.failed and can_move(task.status, S.failed):
-            message = "An operator gave up on this task."
-            self.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
-        elif status is S.canceled and can_move(task.status, S.canceled):
-            self._end(session, task, S.canceled, now, ResolvedBy.operator)
-        else:
-            raise CannotResolve(f"A task that is {task.status} cannot be made {status}{_needs(status)}.")
-
-    async def _attach(self, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
-        task.upstream_task_id = upstream_task_id
-        if task.status is S.failed:
-            self._revive(session, task, now)
-        else:
-            await self.begin_generating(session, task, upstream_task_id, now)
-        # The clock starts again: the deadline that passed was that of a task nobody could ask about.
-        task.submitted_at = now
-        _poll_now(session, task, now)
+    def revive(self, session: Session, task: Task, now: datetime) -> None:
+        """A task that we gave up on turns out to be on its way."""
+        task.error_code, task.error_message, task.upstream_code = None, None, None
+        task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
+        task.status = S.generating
+        self._note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that ended without a sound turns out to be with the upstream: only its name and cost are news."""
@@ -274,12 +249,6 @@ class TaskLife:
         spans = {S.generating: self._settings.task_deadline, S.unconfirmed: self._settings.submit_deadline}
         return (task.submitted_at or task.created_at) + spans[task.status]
 
-    def _revive(self, session: Session, task: Task, now: datetime) -> None:
-        task.error_code, task.error_message, task.upstream_code = None, None, None
-        task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
-        task.status = S.generating
-        self._note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
-
     def _fail_as_reported(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
         code = ErrorCode(report.error_code or ErrorCode.upstream_failed)
         if report.refunded:
@@ -289,27 +258,16 @@ class TaskLife:
     def _look_for_audio(self, session: Session, task: Task, now: datetime, via: ResolvedBy) -> None:
         if via is not ResolvedBy.poll:
             # Repeats of a callback must not use up the looks.
-            _poll_now(session, task, now)
+            poll_now(session, task, now)
             return
         task.audio_looks += 1
         if task.audio_looks <= AUDIO_LOOKS:
             return
         if task.clips:
-            self._end(session, task, S.succeeded, now, via)
+            self.end(session, task, S.succeeded, now, via)
             return
         message = "The upstream said that the sound is ready, but no audio appeared."
         self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)
-
-    def _end(
-        self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
-    ) -> None:
-        is_adopted = task.was_unconfirmed and via not in (None, ResolvedBy.operator)
-        task.resolved_by = ResolvedBy.adoption if is_adopted else via
-        task.completed_at, task.due_at, task.fence = now, None, None
-        self._step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
-        if status is S.succeeded and task.grab_lyrics:
-            owe_lyrics(task, now)
-            ring_on_commit(session, ARCHIVES)
 
     def _step(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
@@ -336,12 +294,7 @@ class TaskLife:
         ring_on_commit(session, task.id)
 
 
-def _needs(status: TaskStatus) -> str:
-    needs = {S.generating: " without --upstream-task-id", S.succeeded: " without clips"}
-    return needs.get(status, "")
-
-
-def _poll_now(session: Session, task: Task, now: datetime) -> None:
+def poll_now(session: Session, task: Task, now: datetime) -> None:
     """What a callback leaves open, a poll answers."""
     task.due_at = now
     ring_on_commit(session, POLLS)

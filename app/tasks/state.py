@@ -1,10 +1,11 @@
-"""Which step a task may take next, and what each step is called when it is told."""
+"""Which step a task may take next, what each step is called when it is told, and why a task fails."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from app.models import ErrorCode, EventType, TaskStatus
+from app.words import ErrorCode, EventType, TaskStatus
 
 S = TaskStatus
 
@@ -42,3 +43,12 @@ def can_move(current: TaskStatus, new: TaskStatus) -> bool:
     taken is old news, not an error.
     """
     return new in NEXT[current]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task fails, in our word and the upstream's."""
+
+    code: ErrorCode
+    message: str | None
+    upstream_code: int | None = None

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from app.db import TRANSIENT, ReaderDep, Session
 from app.lasting import LastingAnswer
-from app.models import Event, TaskStatus
+from app.models import Event
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.signals import Watch
 from app.tasks import repository
@@ -19,6 +19,7 @@ from app.tasks.endpoints import OwnTask
 from app.tasks.schemas import EventPage, EventRead
 from app.tasks.state import FINAL, TOLD
 from app.tasks.waiting import Waits, WaitsDep, hang_up
+from app.words import TaskStatus
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 

@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from app.auth import CallerDep
 from app.db import ReaderDep, Session
 from app.edge import Moment
-from app.models import Charge, Task
+from app.models import Task
+from app.words import Charge
 
 router = APIRouter(tags=["account"])
 

@@ -12,7 +12,8 @@ from sqlalchemy import delete, func, select, update
 
 from app.config import Rate
 from app.db import Database, Session, insert_new
-from app.models import PaceSlot, Task, TaskStatus
+from app.models import PaceSlot, Task
+from app.words import TaskStatus
 
 # Questions and submits share the rate; what is not ordered yet comes before what is only asked about.
 SHARE_BESIDE_SUBMITS = 0.25

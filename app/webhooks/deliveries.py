@@ -11,11 +11,12 @@ from app.auth import Caller, CallerDep
 from app.db import DatabaseDep, ReaderDep, Session
 from app.edge import Text
 from app.errors import NotFound
-from app.models import Delivery, DeliveryStatus
+from app.models import Delivery
 from app.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
 from app.webhooks import repository
 from app.webhooks.endpoints import WebhooksDep
 from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
+from app.words import DeliveryStatus
 
 router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header
 
-from app.models import WebhookType
 from app.webhooks.schemas import EndpointNews
+from app.words import WebhookType
 
 WebhookId = Annotated[str, Header(description="The event's id: the same on every attempt.")]
 WebhookTimestamp = Annotated[str, Header(description="When this attempt was made, in Unix seconds.")]

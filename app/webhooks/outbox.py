@@ -9,9 +9,10 @@ import httpx
 from sqlalchemy import event, orm
 
 from app.db import Session
-from app.models import Delivery, WebhookEndpoint, WebhookType
+from app.models import Delivery, WebhookEndpoint
 from app.signals import DELIVERIES, ring_on_commit
 from app.webhooks import repository
+from app.words import WebhookType
 
 
 @dataclass(frozen=True, slots=True)

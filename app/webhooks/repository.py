@@ -10,7 +10,8 @@ from sqlalchemy import ColumnElement, case, exists, func, or_, orm, select, upda
 from sqlalchemy.orm import aliased
 
 from app.db import Session
-from app.models import ApiKey, Delivery, DeliveryAttempt, DeliveryStatus, DisabledBy, WebhookEndpoint
+from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
+from app.words import DeliveryStatus, DisabledBy
 
 
 def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from app.edge import StrictModel, Text
-from app.models import Delivery, DeliveryStatus, DisabledBy, WebhookEndpoint, WebhookType
+from app.models import Delivery, WebhookEndpoint
+from app.words import DeliveryStatus, DisabledBy, WebhookType
 
 EndpointNewsType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
 

@@ -12,16 +12,8 @@ from app.config import Settings
 from app.db import Session
 from app.egress import Networks, UrlRefused, check_url
 from app.errors import InvalidRequest
-from app.models import (
-    ApiKey,
-    Delivery,
-    DeliveryAttempt,
-    DeliveryStatus,
-    DisabledBy,
-    WebhookEndpoint,
-    WebhookType,
-    new_id,
-)
+from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
+from app.rows import new_id
 from app.signals import DELIVERIES, ring_on_commit
 from app.webhooks import repository
 from app.webhooks.outbox import News, tell, tell_endpoint
@@ -35,6 +27,7 @@ from app.webhooks.schemas import (
     Recovery,
     read_endpoint,
 )
+from app.words import DeliveryStatus, DisabledBy, WebhookType
 
 log = structlog.get_logger()
 

@@ -11,9 +11,10 @@ import pytest
 
 from app.dropin.schemas import callback
 from app.links import Links
-from app.models import Charge, Clip, ErrorCode, Task, TaskStatus
+from app.models import Clip, Task
 from app.secrets import Secrets
 from app.tasks.schemas import read_task
+from app.words import Charge, ErrorCode, TaskStatus
 from tests.inside import MORNING, Service, add_key, add_task
 from tests.running import eventually, running_service
 

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from app.auth import create_key, revoke_key
-from app.models import ApiKey, Callback, CallbackOutcome, Clip, TaskStatus
+from app.models import ApiKey, Callback, Clip
+from app.words import CallbackOutcome, TaskStatus
 from tests.api.document import operations
 from tests.inside import MORNING, Service, inside
 from tests.running import KEY

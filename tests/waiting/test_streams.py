@@ -7,9 +7,11 @@ from typing import Any
 import httpx
 import pytest
 
-from app.models import ErrorCode, Task, TaskStatus
-from app.tasks.service import Failure
+from app.models import Task
+from app.tasks.operator import resolve
+from app.tasks.state import Failure
 from app.tasks.streams import prefers_stream
+from app.words import ErrorCode, TaskStatus
 from tests.inside import Service
 from tests.running import order
 from tests.waiting.callers import blocks_of, cancel, data_of
@@ -145,7 +147,7 @@ async def _give_up_and_revive(service: Service, task_id: str) -> None:
         now = task.created_at + timedelta(minutes=1)
         await life.begin_generating(session, task, "upstream-1", now)
         life.fail(session, task, Failure(ErrorCode.deadline_exceeded, "late"), now)
-        await life.resolve(session, task, TaskStatus.generating, "upstream-1", now)
+        await resolve(life, session, task, TaskStatus.generating, "upstream-1", now)
 
 
 def _events(task: dict[str, Any]) -> str:

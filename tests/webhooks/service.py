@@ -15,7 +15,8 @@ from app.loops.deliver import deliver_loop
 from app.loops.loop import Loop, run_loop
 from app.loops.parts import Parts
 from app.main import join
-from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint, new_id
+from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint
+from app.rows import new_id
 from app.signals import Signals
 from app.tasks.schemas import TaskCreate
 from app.webhooks.schemas import EndpointCreate

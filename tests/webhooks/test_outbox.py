@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from app.models import DeliveryStatus, ResolvedBy, Task, WebhookType
+from app.models import Task
 from app.tasks.news import TaskNews
 from app.tasks.repository import lock_task
 from app.upstream.schemas import Report, ReportedClip, Stage
+from app.words import DeliveryStatus, ResolvedBy, WebhookType
 from tests.webhooks.service import HandClock, Service, joined
 
 URL = "http://127.0.0.1:9/hook"

@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 import standardwebhooks
 
 from app.db import ROOT
-from app.models import DeliveryStatus, WebhookEndpoint
+from app.models import WebhookEndpoint
 from app.webhooks.repository import lock_endpoint
 from app.webhooks.signing import secret_of
+from app.words import DeliveryStatus
 from tests.webhooks.receivers import HANG, Received, Receiver, Reply, receiving
 from tests.webhooks.service import SECRET_KEY, Service, joined
 
