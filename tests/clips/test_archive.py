@@ -20,6 +20,7 @@ PASSING_FAULTS = [
     "audio-500=2",
     "audio-empty=2",
     "audio-html=2",
+    "audio-hang=1",
     "audio-reset=2",
     "audio-truncated=2",
     "audio-cut=2",
@@ -57,7 +58,8 @@ async def test_first_clip_is_kept_before_the_task_has_ended(database_url: str, t
 
 
 async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    # This is how long a host may say nothing.
+    async with running_service(database_url, tmp_path, webhook_timeout=2) as service:
         tasks = await asyncio.gather(*(service.archived(f"soft rain [fault:{fault}]") for fault in PASSING_FAULTS))
         kept = {
             fault: [(await service.client.get(clip["audio_url"])).content for clip in task["clips"]]
