@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -90,6 +91,7 @@ class Storage:
         file.seek(0)
         if isinstance(store, LocalStore):
             await store.put_async(key, file, mode=mode, use_multipart=False)
+            await asyncio.to_thread(_flush, Path(store.prefix or "/") / key)
         else:
             await store.put_async(key, file, mode=mode, use_multipart=False, attributes={"Content-Type": media_type})
 
@@ -100,6 +102,16 @@ class Storage:
         if self._opened is None:
             self._opened = _open(self._url)
         return self._opened
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold a file and its name before anybody is told that it is kept."""
+    for each in (path, path.parent):
+        descriptor = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _open(url: str) -> LocalStore | S3Store:
