@@ -1,16 +1,17 @@
 """The held queue: nothing is sent while the upstream takes nothing, and it goes on by itself."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from app.db import Database
-from app.loops.chores import still_held
+from app.loops.chores import chore_loop, still_held
 from app.models import Chore
 from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits, release_submits
 from app.upstream.schemas import CreditsAnswer, HoldReason, ReadVerdict
 from tests.inside import MORNING, Service
+from tests.webhooks.service import joined
 
 RECHECK_IN = timedelta(seconds=30)
 
@@ -72,6 +73,16 @@ async def test_hold_after_a_release_begins_anew(database: Database) -> None:
     held = await _current(database)
     assert held is not None
     assert held.since == MORNING + timedelta(hours=1)
+
+
+async def test_look_that_a_killed_process_had_begun_is_due_again_within_a_minute(database: Database) -> None:
+    await _hold(database, HoldReason.no_credits)
+    async with joined(database.url) as killed:
+        claimed = await chore_loop(killed.parts).claim(2)
+
+    looking = next(chore for chore in claimed.items if chore.name == RECHECK)
+    assert looking.due_at is not None
+    assert looking.due_at < datetime.now(UTC) + timedelta(minutes=1)
 
 
 async def test_nothing_is_held_before_anything_was(database: Database) -> None:

@@ -19,7 +19,6 @@ from app.upstream.schemas import CreditsAnswer, HoldReason, ReadVerdict
 
 log = structlog.get_logger()
 
-LEASE = timedelta(minutes=5)
 NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
 PRUNE_EVERY = timedelta(hours=1)
@@ -40,7 +39,9 @@ def chore_loop(parts: Parts) -> Loop[Chore]:
     async def claim(limit: int) -> Claimed[Chore]:
         async with parts.database.writes.begin() as session:
             now = await parts.database.now(session)
-            return Claimed(await claim_due(session, Chore, Claim(now, LEASE, limit), Chore.name.in_(kinds)))
+            # What a process looked at when it was killed holds up the queue until then.
+            claim = Claim(now, parts.settings.submit_lease, limit)
+            return Claimed(await claim_due(session, Chore, claim, Chore.name.in_(kinds)))
 
     async def work(chore: Chore) -> None:
         await kinds[chore.name](chore)
