@@ -9,6 +9,8 @@ from tests.faults.ledger import Ledger, has_ended, most_in_a_window, read_ledger
 from tests.faults.storm import insist
 from tests.running import Processes, client_of, eventually
 
+AT_ONCE = 200
+
 
 async def crowd(processes: Processes, database_url: str, *, orders: int, rate: str, count: int) -> Ledger:
     """Order so many sounds at once of so many processes; return what both sides wrote down."""
@@ -17,12 +19,13 @@ async def crowd(processes: Processes, database_url: str, *, orders: int, rate: s
     service = await processes.serve(database_url, sandbox, upstream_rate=rate, poll_after="60")
     for _ in range(count - 1):
         processes.worker(database_url, sandbox, public_url=service.url, upstream_rate=rate, poll_after="60")
-    began = time.monotonic()
+    began, places = time.monotonic(), asyncio.Semaphore(AT_ONCE)
     async with client_of(service) as client:
 
         async def order_one(number: int) -> None:
             named = {"Idempotency-Key": f"order-{number}"}
-            await insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers=named)
+            async with places:
+                await insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers=named)
 
         await asyncio.gather(*(order_one(number) for number in range(orders)))
     await eventually(lambda: has_ended(database_url), within=240)
