@@ -28,7 +28,7 @@ async def crowd(processes: Processes, database_url: str, *, orders: int, rate: s
                 await insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers=named)
 
         await asyncio.gather(*(order_one(number) for number in range(orders)))
-    await eventually(lambda: has_ended(database_url), within=240)
+    await eventually(lambda: has_ended(database_url), within=480)
     print(f"  {orders} orders through {count} processes took {time.monotonic() - began:.1f} s")
     return await read_ledger(database_url, sandbox)
 
