@@ -26,7 +26,7 @@ from app.document import complete_document
 from app.dropin import endpoints as dropin
 from app.dropin.envelope import Enveloped
 from app.dropin.news import tell_vendor_client
-from app.edge import Edge, install_error_handlers
+from app.edge import Edge, heads_of, install_error_handlers
 from app.egress import guarded_client, upstream_client
 from app.lasting import LastingAnswers
 from app.links import load_links
@@ -80,9 +80,11 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
     app.state.waits = Waits(parts.database, parts.signals, parts.links)
     for room in (tasks, streams, usage, webhooks, deliveries, upstream):
-        app.include_router(room.router, dependencies=[Depends(check_accept)])
+        for router in (room.router, heads_of(room.router)):
+            app.include_router(router, dependencies=[Depends(check_accept)])
     for room in (clips, callbacks, dropin, health, problems):
         app.include_router(room.router)
+        app.include_router(heads_of(room.router))
     app.webhooks.include_router(documents.described(news.receive_task_news, news.SUMMARIES))
     app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
     install_error_handlers(app)

@@ -84,7 +84,6 @@ OwnClip = Annotated[Clip, Depends(find_own_clip)]
 LinkedClip = Annotated[Clip, Depends(find_linked_clip)]
 
 
-@router.head("/audio", include_in_schema=False)
 @router.get("/audio", operation_id="getClipAudio", response_class=Response, responses=AUDIO_ANSWERS)
 async def get_audio(request: Request, clip: LinkedClip) -> Response:
     """Our copy of a clip's audio, or a part of it; with your key, or by the link in `audio_url` without one."""
@@ -101,7 +100,6 @@ async def get_audio(request: Request, clip: LinkedClip) -> Response:
     return await answer_with(request, state.storage, kept)
 
 
-@router.head("/image", include_in_schema=False)
 @router.get("/image", operation_id="getClipImage", response_class=Response, responses=COVER_ANSWERS)
 async def get_image(request: Request, clip: OwnClip) -> Response:
     """Our copy of a clip's cover; 404 where there is none."""

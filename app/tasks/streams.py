@@ -75,14 +75,14 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
     No connection is held between them. A database that is away is no news: those
     whose wake-ups are lost are woken once it is back.
     """
-    _, receive, send = asgi
+    scope, receive, send = asgi
 
     async def tell(text: str) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
     with waits.signals.watch(task_id) as watch:
-        is_over = False
+        is_over = scope["method"] == "HEAD"
         while not is_over and not watch.is_dismissed:
             after, is_over = await _tell_news(waits, watch, task_id, after, tell)
             while not is_over and not await watch.rest(KEEP_ALIVE, partial(hang_up, receive)):

@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 
+from app.words import TaskStatus
 from tests.api.document import operations
 from tests.inside import Service
 
@@ -95,12 +96,32 @@ async def test_other_methods_are_405_and_name_those_that_work(service: Service) 
     for path, methods in documented.items():
         if path.startswith("/api/"):
             continue
-        for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - methods:
+        methods |= {"HEAD"} if "GET" in methods else set()
+        for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - methods:
             answer = await service.client.request(method, _filled(path))
             if answer.status_code == 404 and path.startswith("/callbacks"):
                 continue
             assert answer.status_code == 405, (method, path)
             assert methods <= set(answer.headers["allow"].split(", ")), (method, path)
+
+
+async def test_head_is_answered_like_get_without_a_body(service: Service) -> None:
+    task = await service.task(TaskStatus.succeeded)
+    for path in {_filled(path, task.id) for method, path, _ in operations() if method == "GET"}:
+        answers = [await service.client.request(method, path) for method in ("HEAD", "GET")]
+
+        about_head, about_get = [_lasting(answer) for answer in answers]
+        assert about_head == about_get, path
+        assert answers[0].content == b"", path
+
+
+async def test_head_of_a_stream_does_not_last(service: Service) -> None:
+    task = await service.task(TaskStatus.generating)
+
+    answer = await service.client.head(f"/v1/tasks/{task.id}/events", headers={"Accept": "text/event-stream"})
+
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
 
 
 async def test_what_nobody_accepts_is_406_before_anything_is_done(service: Service) -> None:
@@ -119,10 +140,16 @@ def _paths() -> list[tuple[str, str]]:
     return [(method, _filled(path)) for method, path, _ in operations()]
 
 
-def _filled(path: str) -> str:
-    for name in ("task_id", "endpoint_id", "delivery_id"):
+def _filled(path: str, task_id: str = ID) -> str:
+    path = path.replace("{task_id}", task_id)
+    for name in ("endpoint_id", "delivery_id"):
         path = path.replace(f"{{{name}}}", ID)
     return path.replace("{token}", "t").replace("{index}", "0")
+
+
+def _lasting(answer: httpx.Response) -> tuple[int, dict[str, str]]:
+    """What two answers about one thing have in common; only their moments differ."""
+    return answer.status_code, {name: value for name, value in answer.headers.items() if name != "date"}
 
 
 async def _takes_a_body(method: str, path: str) -> bool:
