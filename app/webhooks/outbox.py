@@ -79,7 +79,8 @@ def _add_delivery(session: orm.Session, news: News, url: str, endpoint_id: str |
         event_id=news.event_id,
         event_type=news.type,
         url=url,
-        lane=endpoint_id or f"{news.api_key_id} {httpx.URL(url).host}",
+        # Not `host`, which reads punycode back into Unicode and fails on some of what DNS knows.
+        lane=endpoint_id or f"{news.api_key_id} {httpx.URL(url).raw_host.decode()}",
         body=news.body,
         created_at=news.created_at,
         due_at=news.due_at,

@@ -56,9 +56,9 @@ class Service:
             now = await self.now_in(session)
             return self.parts.webhooks.register(session, key_id, EndpointCreate(url=url, **order), now)
 
-    async def order(self, key_id: str, webhook_url: str | None = None) -> Task:
+    async def order(self, key_id: str, webhook_url: str | None = None, prompt: str = "rain") -> Task:
         async with self.parts.database.writes.begin() as session:
-            return self.parts.life.create(session, key_id, _order(webhook_url), await self.now_in(session))
+            return self.parts.life.create(session, key_id, _order(webhook_url, prompt), await self.now_in(session))
 
     async def order_and_cancel(self, key_id: str, webhook_url: str | None = None) -> Task:
         """The shortest way to a final event."""
@@ -128,5 +128,5 @@ async def joined(database_url: str, clock: HandClock | None = None, **settings: 
         await database.close()
 
 
-def _order(webhook_url: str | None) -> TaskCreate:
-    return TaskCreate(prompt="rain", webhook_url=webhook_url, metadata={})
+def _order(webhook_url: str | None, prompt: str = "rain") -> TaskCreate:
+    return TaskCreate(prompt=prompt, webhook_url=webhook_url, metadata={})

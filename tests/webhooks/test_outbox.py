@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from app.egress import check_url
 from app.models import Task
 from app.tasks.news import TaskNews
 from app.tasks.repository import lock_task
@@ -71,6 +72,27 @@ async def test_webhook_url_hears_only_of_the_end(database_url: str) -> None:
         [delivery] = await service.deliveries()
 
         assert (delivery.event_type, delivery.endpoint_id, delivery.url) == ("task.succeeded", None, URL)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://xn--ls8h.la/hook",
+        "https://xn--a.example.com/",
+        "https://xn--/",
+        "https://xn--i-7iq.ws/?a=b",
+        "https://[2606:4700::1111]:8443/",
+        "HTTPS://Example.COM./#fragment",
+    ],
+)
+async def test_every_url_that_is_admitted_can_be_told(database_url: str, url: str) -> None:
+    check_url(url, ())
+    async with joined(database_url) as service:
+        await service.order_and_cancel(await service.add_key(), url)
+
+        [delivery] = await service.deliveries()
+
+        assert delivery.url == url
 
 
 async def test_endpoints_hear_what_they_chose_of_their_own_key(database_url: str) -> None:
