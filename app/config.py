@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -179,13 +179,6 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("must name the pause before at least one attempt")
         return value
-
-    @model_validator(mode="after")
-    def _polls_at_most_three_times_a_second(self) -> Self:
-        # The upstream allows at most 3 polls a second for one task.
-        if self.poll_every < timedelta(seconds=0.34):
-            raise ValueError("SOUNDPOST_POLL_EVERY must be at least 0.34 seconds: the upstream allows 3 polls a second")
-        return self
 
     @property
     def submit_lease(self) -> timedelta:

@@ -6,7 +6,7 @@ from app.words import EventType, TaskStatus
 S = TaskStatus
 # From where each state can be reached.
 BEFORE: dict[S, set[S]] = {
-    S.queued: {S.submitting},
+    S.queued: {S.submitting, S.unconfirmed},
     S.submitting: {S.queued},
     S.unconfirmed: {S.submitting},
     S.generating: {S.queued, S.submitting, S.unconfirmed},
@@ -30,8 +30,7 @@ def test_three_states_are_final() -> None:
     assert {S.succeeded, S.failed, S.canceled} == FINAL
 
 
-def test_what_may_have_been_sent_never_goes_back_into_the_queue() -> None:
-    assert not can_move(S.unconfirmed, S.queued)
+def test_what_the_upstream_has_never_goes_back_into_the_queue() -> None:
     assert not can_move(S.generating, S.queued)
 
 

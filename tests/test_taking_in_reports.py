@@ -1,5 +1,6 @@
 """What the upstream says about a task is taken in once, however, whenever and however often it is said."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ from app.db import Database
 from app.main import make_life
 from app.models import Task
 from app.tasks.repository import lock_task
+from app.tasks.schedule import CLOSEST_POLLS
 from app.tasks.service import AUDIO_LOOKS
 from app.upstream.schemas import Report, ReportedClip, Stage
 from app.words import Charge, ErrorCode, ResolvedBy, TaskStatus
@@ -115,6 +117,32 @@ async def test_known_clip_is_freshened_and_silence_takes_nothing_back(database: 
 
     [clip] = (await reread(database, task.id)).clips
     assert (clip.title, clip.tags, clip.upstream_audio_url) == ("Rain", "rain", "https://cdn.example/moved.mp3")
+
+
+async def test_news_of_a_known_clip_is_a_new_version(database: Database) -> None:
+    task = await _generating(database)
+    await _hear(database, task, PROGRESS)
+    before = await reread(database, task.id)
+
+    is_news = await _hear(database, task, Report(Stage.running, "up-1", (replace(FIRST, title="Hail"), SILENT)))
+
+    assert is_news
+    assert (await reread(database, task.id)).version == before.version + 1
+    assert await told(database, task.id) == ["task.created", "task.progressed"]
+
+
+async def test_clip_that_shows_after_the_success_is_kept_too(database: Database) -> None:
+    task = await _generating(database)
+    await _hear(database, task, Report(Stage.succeeded, "up-1", (FIRST, SILENT)))
+    before = await reread(database, task.id)
+
+    is_news = await _hear(database, task, Report(Stage.succeeded, "up-1", (replace(FIRST, title="Hail"), SECOND)))
+
+    after = await reread(database, task.id)
+    assert is_news
+    assert (after.status, after.version) == (S.succeeded, before.version + 1)
+    assert [(clip.upstream_clip_id, clip.title) for clip in after.clips] == [("clip-1", "Rain"), ("clip-2", "Rain")]
+    assert after.clips[1].due_at == NOON
 
 
 async def test_clips_without_ids_are_known_by_their_places(database: Database) -> None:
@@ -242,6 +270,15 @@ async def test_audio_that_never_shows_fails_the_task_after_enough_looks(database
     assert (waiting, failed.status, failed.error_code) == (S.generating, S.failed, ErrorCode.audio_missing)
 
 
+async def test_eager_looks_give_audio_no_less_time_to_show(database: Database) -> None:
+    task = await _generating(database, submitted_at=NOON - timedelta(seconds=62))
+
+    for _ in range(AUDIO_LOOKS + 1):
+        await _hear(database, task, UNCLEAR, ResolvedBy.poll, public_url=None)
+
+    assert (await reread(database, task.id)).status is S.generating
+
+
 async def test_one_audible_clip_is_a_success_after_enough_looks(database: Database) -> None:
     task = await _generating(database)
     await _hear(database, task, PROGRESS)
@@ -259,7 +296,7 @@ async def test_callbacks_without_audio_ask_for_a_poll_and_use_up_no_look(databas
         await _hear(database, task, UNCLEAR, ResolvedBy.callback)
 
     after = await reread(database, task.id)
-    assert (after.status, after.audio_looks, after.due_at) == (S.generating, 0, NOON)
+    assert (after.status, after.audio_looks, after.due_at) == (S.generating, 0, NOON + CLOSEST_POLLS)
 
 
 @pytest.mark.parametrize("final", [SUCCESS, FAILURE, UNCLEAR])
@@ -271,7 +308,7 @@ async def test_where_callbacks_are_not_trusted_a_poll_decides(database: Database
     await _hear(database, task, SUCCESS, ResolvedBy.poll, callback_trust="pull")
     done = await reread(database, task.id)
 
-    assert (believed.status, believed.clips, believed.due_at) == (S.generating, [], NOON)
+    assert (believed.status, believed.clips, believed.due_at) == (S.generating, [], NOON + CLOSEST_POLLS)
     assert (done.status, done.resolved_by) == (S.succeeded, ResolvedBy.poll)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,7 +12,7 @@ from sqlalchemy import select
 
 from app.callbacks.service import is_about_another
 from app.claims import Claim, claim_due, hold_claimed
-from app.db import Session
+from app.db import TRANSIENT, Session
 from app.loops.asking import slow_down
 from app.loops.loop import FALLBACK, Claimed, Loop
 from app.loops.parts import Parts
@@ -24,6 +25,11 @@ from app.words import ResolvedBy, TaskStatus
 log = structlog.get_logger()
 
 LAPSED_AT_ONCE = 100
+# A failed task is due only where it was given up on: it may yet turn out to have its sound.
+ANSWERABLE = Task.status.in_([TaskStatus.generating, TaskStatus.failed]) & Task.upstream_task_id.isnot(None)
+UNANSWERABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed]) | (
+    (Task.status == TaskStatus.generating) & Task.upstream_task_id.is_(None)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +54,14 @@ class _Poller:
     async def claim(self, limit: int) -> Claimed[Poll]:
         """Judge what is overdue without asking, then take slots and as many tasks to ask about."""
         parts = self._parts
+        for task_id in await self._overdue():
+            await self._judge(task_id)
         async with parts.database.writes.begin() as session:
             now = await parts.database.now(session)
-            await self._judge_overdue(session, now)
             share = await question_share(session, now)
             free = await parts.pacer.free(session, now, limit, share)
             claim = Claim(now, parts.settings.submit_lease, len(free))
-            can_be_asked = Task.status == TaskStatus.generating, Task.upstream_task_id.isnot(None)
-            tasks = await claim_due(session, Task, claim, *can_be_asked)
+            tasks = await claim_due(session, Task, claim, ANSWERABLE)
             slots = await parts.pacer.take(session, free[: len(tasks)], now)
             wait = await parts.pacer.next_free_in(session, now, share)
         polls = [Poll(task, slot, slots.fence) for task, slot in zip(tasks, slots.numbers, strict=True)]
@@ -87,17 +93,38 @@ class _Poller:
         life = self._parts.life
         if answer.report is not None and not is_about_another(task, answer.report):
             await life.apply_report(session, task, answer.report, now, ResolvedBy.poll)
-        if task.status is TaskStatus.generating and not life.give_up_when_late(session, task, now):
-            task.fence = None
-            task.due_at = max(await life.next_poll_at(session, task, now), now + (answer.retry_after or timedelta()))
+        if task.status is TaskStatus.generating:
+            if not life.give_up_when_late(session, task, now):
+                task.fence, wait = None, answer.retry_after or timedelta()
+                task.due_at = max(await life.next_poll_at(session, task, now), now + wait)
+        elif task.due_at is not None:
+            task.fence, task.due_at = None, life.next_late_look_at(task, now)
 
-    async def _judge_overdue(self, session: Session, now: datetime) -> None:
-        """A submit whose lease ended has an unknown outcome; what nobody can be asked about only has its deadline."""
-        lapsed = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed])
-        mute = (Task.status == TaskStatus.generating) & Task.upstream_task_id.is_(None)
-        overdue = select(Task).where(Task.due_at <= now, lapsed | mute).limit(LAPSED_AT_ONCE)
-        for task in await session.scalars(overdue.with_for_update(skip_locked=True)):
-            if task.status is TaskStatus.submitting:
-                self._parts.life.lose_track(session, task, now)
-            elif not self._parts.life.give_up_when_late(session, task, now):
-                task.due_at = await self._parts.life.next_poll_at(session, task, now)
+    async def _overdue(self) -> Sequence[str]:
+        async with self._parts.database.reads() as session:
+            now = await self._parts.database.now(session)
+            found = select(Task.id).where(Task.due_at <= now, UNANSWERABLE).order_by(Task.due_at)
+            return (await session.scalars(found.limit(LAPSED_AT_ONCE))).all()
+
+    async def _judge(self, task_id: str) -> None:
+        """
+        A submit whose lease ended has an unknown outcome; what nobody can be asked about only has its deadline.
+
+        Each row is judged apart: one that cannot be costs nobody else a turn.
+        """
+        parts = self._parts
+        try:
+            async with parts.database.writes.begin() as session:
+                now = await parts.database.now(session)
+                overdue = select(Task).where(Task.id == task_id, Task.due_at <= now, UNANSWERABLE)
+                task = await session.scalar(overdue.with_for_update(skip_locked=True))
+                if task is None:
+                    return
+                if task.status is TaskStatus.submitting:
+                    parts.life.lose_track(session, task, now)
+                elif not parts.life.give_up_when_late(session, task, now):
+                    task.due_at = await parts.life.next_poll_at(session, task, now)
+        except TRANSIENT:
+            raise
+        except Exception:
+            log.exception("judgement_broke", task_id=task_id)

@@ -20,12 +20,14 @@ from app.tasks.schedule import jittered, submit_retry_delay
 from app.tasks.state import Failure
 from app.upstream.hold import Hold, current_hold, hold_submits
 from app.upstream.schemas import HoldReason, Report, SoundOrder, Stage, SubmitAnswer, Verdict
-from app.words import Charge, ErrorCode, ResolvedBy
+from app.words import Charge, ErrorCode, ResolvedBy, TaskStatus
 
 log = structlog.get_logger()
 
 # The lease outlives a request that begins this long after its claim; one that would begin later does not begin.
 LATEST_START = timedelta(seconds=10)
+# What the upstream answers when the order is at fault.
+INVALID = frozenset({400, 413, 422})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,8 @@ class _Submitter:
             task = await hold_claimed(session, Task, submit.task.id, submit.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
-            elif answer.verdict is not Verdict.ambiguous:
-                await self._settle_late(session, submit.task.id, answer, now)
+            else:
+                await self._settle_late(session, submit, answer, now)
 
     async def _settle_task(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         life = self._parts.life
@@ -117,7 +119,8 @@ class _Submitter:
             life.lose_track(session, task, now)
         elif answer.verdict is Verdict.rejected:
             task.charge = Charge.none
-            life.fail(session, task, Failure(ErrorCode.invalid_request, answer.message, answer.code), now)
+            code = ErrorCode.invalid_request if answer.code in INVALID else ErrorCode.upstream_failed
+            life.fail(session, task, Failure(code, answer.message, answer.code), now)
         elif answer.verdict is Verdict.held:
             await self._hold(session, task, answer, now)
         else:
@@ -144,17 +147,23 @@ class _Submitter:
         task.attempts = 0
         self._parts.life.requeue(session, task, now, task.created_at)
 
-    async def _settle_late(self, session: Session, task_id: str, answer: SubmitAnswer, now: datetime) -> None:
+    async def _settle_late(self, session: Session, submit: Submit, answer: SubmitAnswer, now: datetime) -> None:
         """
         The row was judged without us; what the upstream did is still true.
 
-        That it has the task goes the way of any report: it may adopt, it cannot step back.
+        That it has the task goes the way of any report: it may adopt, it cannot step
+        back. That it has nothing settles a row that nobody has sent since.
         """
-        life, task = self._parts.life, await lock_task(session, task_id)
-        if task is None:
+        life, task = self._parts.life, await lock_task(session, submit.task.id)
+        if task is None or answer.verdict is Verdict.ambiguous:
             return
-        if answer.verdict is not Verdict.created:
+        if answer.verdict is Verdict.created:
+            if task.upstream_task_id is None:
+                report = Report(Stage.running, upstream_task_id=answer.upstream_task_id)
+                await life.apply_report(session, task, report, now, ResolvedBy.adoption)
+        elif task.submitted_at != submit.task.submitted_at:
+            return
+        elif task.status is TaskStatus.unconfirmed:
+            await self._settle_task(session, task, answer, now)
+        else:
             life.settle_refusal(session, task, now)
-        elif task.upstream_task_id is None:
-            report = Report(Stage.running, upstream_task_id=answer.upstream_task_id)
-            await life.apply_report(session, task, report, now, ResolvedBy.adoption)

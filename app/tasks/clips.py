@@ -16,8 +16,10 @@ UPSTREAM_KEEPS = timedelta(days=14)
 EXTRA_ATTEMPTS = 6
 
 
-def take_clips(task: Task, reported: Sequence[ReportedClip], now: datetime) -> list[dict[str, Any]]:
-    """Add or freshen the clips that have audio, new ones due at once; return what is new."""
+def take_clips(
+    task: Task, reported: Sequence[ReportedClip], now: datetime, *, freshens: bool = True
+) -> list[dict[str, Any]]:
+    """Add clips that have audio, due at once, and freshen those there are unless told not to; return what is new."""
     fresh = []
     for position, news in enumerate(reported):
         if not news.has_audio:
@@ -27,7 +29,9 @@ def take_clips(task: Task, reported: Sequence[ReportedClip], now: datetime) -> l
             clip = Clip(task_id=task.id, index=len(task.clips), created_at=now, due_at=now, attempts=0)
             task.clips.append(clip)
             fresh.append({"index": clip.index, "upstream_clip_id": news.upstream_clip_id, "title": news.title})
-        copy_onto(clip, news)
+            copy_onto(clip, news)
+        elif freshens:
+            copy_onto(clip, news)
     return fresh
 
 

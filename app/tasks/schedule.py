@@ -14,6 +14,7 @@ EAGER_START = timedelta(seconds=3)
 EAGER_GROWTH = 1.5
 # The upstream allows three polls a second for one task.
 CLOSEST_POLLS = timedelta(seconds=0.34)
+LATE_LOOK_LONGEST = timedelta(hours=1)
 SUBMIT_RETRY_START = timedelta(seconds=1)
 SUBMIT_RETRY_FIRST_AT_MOST = timedelta(seconds=15)
 SUBMIT_RETRY_LONGEST = timedelta(minutes=2)
@@ -36,14 +37,24 @@ class PollLadder:
         """
         if self.is_eager:
             eager = EAGER_START * math.pow(EAGER_GROWTH, min(polls, 50))
-            return max(CLOSEST_POLLS, min(eager, self.first if polls == 0 else self.every))
-        return max(CLOSEST_POLLS, self.first if polls == 0 else self.every)
+            return min(eager, self.first if polls == 0 else self.every)
+        return self.first if polls == 0 else self.every
 
 
 def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
     """The ladder to poll by: quiet while callbacks do the work."""
     is_eager = settings.public_url is None or callbacks_stay_away
     return PollLadder(settings.poll_after, settings.poll_every, is_eager)
+
+
+def late_look_delay(polls: int, poll_every: timedelta) -> timedelta:
+    """How long to wait before asking again, after so many polls, for a task that we have given up on."""
+    return min(poll_every * (1 << min(polls, 20)), LATE_LOOK_LONGEST)
+
+
+def poll_pause(delay: timedelta, dice: random.Random) -> timedelta:
+    """A delay between two polls of one task, jittered, and never shorter than the upstream allows."""
+    return max(CLOSEST_POLLS, jittered(delay, dice))
 
 
 def submit_retry_delay(attempts: int, retry_after: timedelta | None) -> timedelta:

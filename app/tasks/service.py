@@ -17,16 +17,17 @@ from app.models import Clip, Event, Task
 from app.rows import new_id
 from app.signals import ARCHIVES, ERASURES, POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
-from app.tasks.clips import copy_onto, find_clip, keys_of, owe_lyrics, take_clips
+from app.tasks.clips import UPSTREAM_KEEPS, copy_onto, find_clip, keys_of, owe_lyrics, take_clips
 from app.tasks.news import Teller, tell_caller
-from app.tasks.schedule import jittered, ladder
+from app.tasks.schedule import CLOSEST_POLLS, ladder, late_look_delay, poll_pause
 from app.tasks.schemas import TaskCreate
 from app.tasks.state import FINAL, REVIVABLE, TOLD, Failure, can_move
 from app.upstream.schemas import Report, ReportedClip, Stage
 from app.words import Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 
 S = TaskStatus
-# How often audio that the upstream says is there is looked for again before we believe that it is not.
+# How often audio that the upstream says is there is looked for again before we believe that it is not; an eager ladder
+# takes no less time for it than a steady one, since a sound may be called ready long before it is.
 AUDIO_LOOKS = 5
 
 
@@ -97,6 +98,9 @@ class TaskLife:
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
             self.revive(session, task, now)
+        if task.status is S.succeeded:
+            self._take_late_clips(session, task, report, now)
+            return task.version != before
         if task.status in FINAL:
             self._settle_charge(session, task, report, now)
             return task.version != before
@@ -120,6 +124,8 @@ class TaskLife:
             self._note(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
             self._look_for_audio(session, task, now, via)
+        if task.version == before and _have_changed(session, task.clips):
+            self._touch(session, task, now)
         return task.version != before
 
     async def begin_generating(self, session: Session, task: Task, upstream_task_id: str | None, now: datetime) -> None:
@@ -135,7 +141,7 @@ class TaskLife:
         """When a generating task is looked at next; its deadline is the last look."""
         away = await repository.callbacks_stay_away(session)
         delay = ladder(self._settings, callbacks_stay_away=away).delay(task.attempts)
-        return min(now + jittered(delay, self._dice), max(self._gives_up_at(task), now))
+        return min(now + poll_pause(delay, self._dice), max(self._gives_up_at(task), now + CLOSEST_POLLS))
 
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
         """The upstream provably has nothing of this task: it is sent again when due."""
@@ -168,7 +174,13 @@ class TaskLife:
         else:
             message = "The upstream took the task and did not finish it in time."
             self.fail(session, task, Failure(ErrorCode.deadline_exceeded, message), now)
+        self._keep_asking(task, now)
         return True
+
+    def next_late_look_at(self, task: Task, now: datetime) -> datetime | None:
+        """When a task that we gave up on is asked about again, as long as the upstream may have its sound."""
+        delay = poll_pause(late_look_delay(task.attempts, self._settings.poll_every), self._dice)
+        return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_KEEPS else None
 
     def note_archived(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
         """Our copy of a clip's audio, whose facts are on the clip already, can be had from now on."""
@@ -187,7 +199,7 @@ class TaskLife:
             clip = find_clip(task, news, position)
             if clip is not None:
                 copy_onto(clip, news)
-        if any(clip in session.dirty and session.is_modified(clip) for clip in task.clips):
+        if _have_changed(session, task.clips):
             self._touch(session, task, now)
 
     async def erase(self, session: Session, task: Task, now: datetime) -> None:
@@ -206,8 +218,8 @@ class TaskLife:
         self.end(session, task, S.canceled, now, None)
 
     def settle_refusal(self, session: Session, task: Task, now: datetime) -> None:
-        """The upstream made nothing of a task that was canceled meanwhile, so that it costs nothing."""
-        if task.status is S.canceled and task.charge is Charge.possible:
+        """The upstream made nothing of a task that ended meanwhile, so that it costs nothing."""
+        if task.status in FINAL and task.charge is Charge.possible:
             task.charge = Charge.none
             self._touch(session, task, now)
 
@@ -232,14 +244,28 @@ class TaskLife:
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that ended without a sound turns out to be with the upstream: only its name and cost are news."""
-        if task.status is S.succeeded:
-            return
         is_refunded = report.refunded or task.charge is Charge.refunded
         charge = Charge.refunded if is_refunded else Charge.charged
         upstream_task_id = task.upstream_task_id or report.upstream_task_id
         if (task.charge, task.upstream_task_id) != (charge, upstream_task_id):
             task.charge, task.upstream_task_id = charge, upstream_task_id
             self._touch(session, task, now)
+        if report.stage is Stage.failed:
+            task.due_at, task.fence = None, None
+        elif task.due_at is None:
+            self._keep_asking(task, now)
+
+    def _keep_asking(self, task: Task, now: datetime) -> None:
+        """Whatever kept the answer from us before its deadline may end: what was paid for is asked for until then."""
+        if task.status is S.failed and task.error_code in REVIVABLE and task.upstream_task_id is not None:
+            task.attempts, task.fence = 0, None
+            task.due_at = self.next_late_look_at(task, now)
+
+    def _take_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
+        """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
+        if report.stage is Stage.succeeded and take_clips(task, report.clips, now, freshens=False):
+            self._touch(session, task, now)
+            ring_on_commit(session, ARCHIVES)
 
     def _must_be_confirmed(self, report: Report, via: ResolvedBy) -> bool:
         is_told_by_callback = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
@@ -261,7 +287,8 @@ class TaskLife:
             poll_now(session, task, now)
             return
         task.audio_looks += 1
-        if task.audio_looks <= AUDIO_LOOKS:
+        looked_for = now - (task.submitted_at or task.created_at)
+        if task.audio_looks <= AUDIO_LOOKS or looked_for < AUDIO_LOOKS * self._settings.poll_every:
             return
         if task.clips:
             self.end(session, task, S.succeeded, now, via)
@@ -294,7 +321,12 @@ class TaskLife:
         ring_on_commit(session, task.id)
 
 
+def _have_changed(session: Session, clips: Sequence[Clip]) -> bool:
+    return any(session.is_modified(clip) for clip in clips)
+
+
 def poll_now(session: Session, task: Task, now: datetime) -> None:
-    """What a callback leaves open, a poll answers."""
-    task.due_at = now
+    """What a callback leaves open, a poll answers; callbacks that repeat do not have it asked more often."""
+    soon = now + CLOSEST_POLLS
+    task.due_at = min(task.due_at or soon, soon)
     ring_on_commit(session, POLLS)

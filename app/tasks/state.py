@@ -13,7 +13,8 @@ S = TaskStatus
 NEXT: Mapping[S, frozenset[S]] = {
     S.queued: frozenset({S.submitting, S.generating, S.failed, S.canceled}),
     S.submitting: frozenset({S.queued, S.unconfirmed, S.generating, S.failed, S.canceled}),
-    S.unconfirmed: frozenset({S.generating, S.failed, S.canceled}),
+    # Back into the queue only with the answer in hand, late as it is, that the upstream made nothing.
+    S.unconfirmed: frozenset({S.queued, S.generating, S.failed, S.canceled}),
     S.generating: frozenset({S.succeeded, S.failed, S.canceled}),
     S.succeeded: frozenset(),
     S.failed: frozenset(),

@@ -40,7 +40,8 @@ NO_CREDITS = FAILED._replace(error="insufficient_credits")
 LATE = "delay-callbacks=4"
 
 SUBMIT: Mapping[str, End] = {
-    **{f"code-{code}": REJECTED for code in (400, 404, 409, 413, 422, 505)},
+    **{f"code-{code}": REJECTED for code in (400, 413, 422)},
+    **{f"code-{code}": REJECTED._replace(error="upstream_failed") for code in (404, 409, 505)},
     **{f"code-{code}=1": SENT_AGAIN for code in (401, 402, 429)},
     **{f"code-{code}=1": SENT_AGAIN for code in (405, 430, 433, 455, 503)},
     **{f"code-{code}": NEVER_KNOWN for code in (500, 502, 504)},

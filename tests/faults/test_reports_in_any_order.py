@@ -91,13 +91,15 @@ class Reports(RuleBasedStateMachine):
 
     @initialize(status=st.sampled_from(SENT))
     def a_task_that_was_sent(self, status: TaskStatus) -> None:
-        charge = Charge.charged if status is S.generating else Charge.possible
-        known = OURS if status is S.generating else None
         task = self.runner.run(
-            add_task(self.database, self.key_id, status, self.clock.now, charge=charge, upstream_task_id=known)
+            add_task(self.database, self.key_id, S.submitting, self.clock.now, charge=Charge.possible)
         )
         self.task_id = task.id
-        self.model = Model(status, charge, known)
+        self.model = Model(S.submitting, Charge.possible)
+        if status is S.generating:
+            self.is_answered()
+        elif status is S.unconfirmed:
+            self.loses_its_answer()
 
     @rule(name=st.sampled_from(sorted(SAID)), times=st.integers(1, 2))
     def is_reported(self, name: str, times: int) -> None:
@@ -121,6 +123,12 @@ class Reports(RuleBasedStateMachine):
             self.clock.advance(hours=2)
             self._change("give_up")
             self.model.status, self.model.was_given_up = S.failed, True
+
+    @rule()
+    def is_answered(self) -> None:
+        if self.model.status is S.submitting:
+            self._change("begin")
+            self.model.status, self.model.charge, self.model.upstream_task_id = S.generating, Charge.charged, OURS
 
     @rule()
     def loses_its_answer(self) -> None:
@@ -158,6 +166,8 @@ class Reports(RuleBasedStateMachine):
             assert task is not None
             if step == "give_up":
                 assert self.life.give_up_when_late(session, task, self.clock.now)
+            elif step == "begin":
+                await self.life.begin_generating(session, task, OURS, self.clock.now)
             elif step == "lose_track":
                 self.life.lose_track(session, task, self.clock.now)
             else:
