@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from fastapi import Depends, Request
 from sqlalchemy import Connection, DateTime, Dialect, TypeDecorator, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -29,6 +30,19 @@ SQLITE_BUSY_TIMEOUT_MS = 8_000
 # Seconds that a request waits for its turn: a burst of orders is taken in, and a callback answered before the upstream
 # stops listening.
 POOL_PATIENCE = 10
+# The same for a server that says nothing: to let us in, to answer anything at all, and to answer a statement.
+CONNECT_PATIENCE, PING_PATIENCE, STATEMENT_PATIENCE = 5, 3, 15
+_DRIVER_ARGUMENTS: Mapping[str, Mapping[str, int]] = {
+    "asyncpg": {"timeout": CONNECT_PATIENCE, "command_timeout": STATEMENT_PATIENCE},
+    # It has no timeout for a statement: a peer that is gone shows by what TCP finds out.
+    "psycopg": {
+        "connect_timeout": CONNECT_PATIENCE,
+        "tcp_user_timeout": STATEMENT_PATIENCE * 1000,
+        "keepalives_idle": PING_PATIENCE,
+        "keepalives_interval": PING_PATIENCE,
+        "keepalives_count": 4,
+    },
+}
 # How a database that is away for the moment shows, at whatever step.
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 
@@ -130,9 +144,30 @@ def _is_at_head(connection: Connection) -> bool:
 
 
 def _postgresql_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    # A connection that died with the server is replaced before it is handed out.
-    engine = create_async_engine(url, pool_size=10, max_overflow=10, pool_timeout=POOL_PATIENCE, pool_pre_ping=True)
+    arguments = _DRIVER_ARGUMENTS.get(make_url(url).drivername.partition("+")[2], {})
+    engine = create_async_engine(
+        url, pool_size=10, max_overflow=10, pool_timeout=POOL_PATIENCE, connect_args=dict(arguments)
+    )
+    event.listen(engine.sync_engine, "checkout", _check_connection)
     return engine, engine
+
+
+def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
+    """
+    Replace all connections if one is dead when it is handed out.
+
+    Not `pool_pre_ping`, which waits for ever for a server that fell silent without
+    closing the connection: behind a failover, a lost route, a frozen machine.
+    """
+    try:
+        connection.run_async(_ping)
+    except Exception as error:
+        raise InvalidatePoolError from error
+
+
+async def _ping(connection: Any) -> None:
+    async with asyncio.timeout(PING_PATIENCE):
+        await connection.execute("SELECT 1")
 
 
 def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -10,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.databases import Outage, breakable_postgres, locked
+from tests.faults.databases import Outage, breakable_postgres, locked, silenced
 from tests.faults.ledger import has_ended, read_ledger
 from tests.faults.storm import order_until
-from tests.running import Processes, client_of, eventually
+from tests.running import Processes, client_of, eventually, order_many
 
 AWAY = 5.0
 
@@ -53,6 +54,26 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
     assert ledger.disagreements() == []
     assert sorted(acknowledged) == sorted(ledger.tasks)
     assert readiness == "ok"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_connections_that_fall_silent_are_replaced(database_url: str, driver: str, tmp_path: Path) -> None:
+    database_url = database_url.replace("asyncpg", driver)
+    # The address of a socket has room for a hundred characters.
+    with tempfile.TemporaryDirectory() as folder, Processes(tmp_path, upstream_rate="60/1") as processes:
+        async with silenced(database_url, Path(folder)) as (url, fall_silent):
+            sandbox = await processes.sandbox(rate=1000)
+            service = await processes.serve(url, sandbox)
+            async with client_of(service) as client:
+                await order_many(client, 10)
+                await eventually(lambda: has_ended(database_url), within=60)
+
+                fall_silent()
+                began = time.monotonic()
+                while not (await client.post("/v1/tasks", json={"prompt": "rain"})).is_success:
+                    assert time.monotonic() < began + 30
+                await eventually(lambda: has_ended(database_url), within=30)
 
 
 async def _lives_for(seconds: float, url: str) -> list[bool]:
