@@ -178,7 +178,12 @@ def _problem_response(found: Sequence[type[AppError]]) -> dict[str, Any]:
     examples = {
         case.slug: {
             "summary": case.title,
-            "value": {"type": f"/problems/{case.slug}", "title": case.title, "status": case.status},
+            "value": {
+                "type": f"/problems/{case.slug}",
+                "title": case.title,
+                "status": case.status,
+                "detail": case.advice,
+            },
         }
         for case in found
     }

@@ -55,10 +55,13 @@ class AppError(Exception):
     status: ClassVar[int]
     slug: ClassVar[str]
     title: ClassVar[str]
+    advice: ClassVar[str]
     headers: Mapping[str, str] = {}
 
     def __init_subclass__(cls) -> None:
-        cls.title = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+        # The docstring is what a caller reads: what happened, and what to do.
+        cls.title, _, advice = (cls.__doc__ or cls.__name__).strip().partition("\n\n")
+        cls.advice = " ".join(advice.split())
 
     def __init__(
         self,
@@ -69,33 +72,49 @@ class AppError(Exception):
         **members: str | int | None,
     ) -> None:
         super().__init__(detail or self.title)
-        self.detail = detail
+        self.detail = detail or self.advice
         self.errors = errors
         self.headers = {**self.headers, **(headers or {})}
         self.members = members
 
 
 class UnreadableRequest(AppError):
-    """The request is not valid HTTP."""
+    """
+    The request is not valid HTTP.
+
+    Its request line, headers or framing break the rules of HTTP/1.1: mend the client or the proxy in between.
+    """
 
     status, slug = 400, "unreadable-request"
 
 
 class UnreadableBody(AppError):
-    """The body is not a JSON document that can be read."""
+    """
+    The body is not a JSON document that can be read.
+
+    Send one JSON document (RFC 8259) in UTF-8, with no NaN or Infinity and at most 64 levels deep.
+    """
 
     status, slug = 400, "unreadable-body"
 
 
 class NotAuthenticated(AppError):
-    """A valid key is needed."""
+    """
+    A valid key is needed.
+
+    Send `Authorization: Bearer <key>` with a key of this service that was not revoked.
+    """
 
     status, slug = 401, "not-authenticated"
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(AppError):
-    """There is nothing here."""
+    """
+    There is nothing here.
+
+    It does not exist, it was erased, or it belongs to another key.
+    """
 
     status, slug = 404, "not-found"
 
@@ -105,126 +124,206 @@ class NotFound(AppError):
 
 
 class MethodNotAllowed(AppError):
-    """This method is not possible here."""
+    """
+    This method is not possible here.
+
+    The `Allow` header names those that are.
+    """
 
     status, slug = 405, "method-not-allowed"
 
 
 class NotAcceptable(AppError):
-    """None of the accepted media types can be answered."""
+    """
+    None of the accepted media types can be answered.
+
+    Let the `Accept` header admit what this answers.
+    """
 
     status, slug = 406, "not-acceptable"
 
 
 class RequestTimeout(AppError):
-    """The request did not arrive in time."""
+    """
+    The request did not arrive in time.
+
+    Send the whole request faster.
+    """
 
     status, slug = 408, "request-timeout"
 
 
 class TaskAlreadyFinal(AppError):
-    """The task has already ended."""
+    """
+    The task has already ended.
+
+    Nothing is left to be stopped: read the task to see how it ended.
+    """
 
     status, slug = 409, "task-already-final"
 
 
 class TaskNotFinal(AppError):
-    """The task has not ended yet."""
+    """
+    The task has not ended yet.
+
+    Wait for its end, or cancel it first.
+    """
 
     status, slug = 409, "task-not-final"
 
 
 class ContentTooLarge(AppError):
-    """The body is larger than is allowed here."""
+    """
+    The body is larger than is allowed here.
+
+    Send less: 64 KiB is the most, and 1 MiB for the upstream's callbacks.
+    """
 
     status, slug = 413, "content-too-large"
 
 
 class UnsupportedMediaType(AppError):
-    """The body must be JSON in UTF-8, without a content coding."""
+    """
+    The body must be JSON in UTF-8, without a content coding.
+
+    Send `Content-Type: application/json`, and no `Content-Encoding`.
+    """
 
     status, slug = 415, "unsupported-media-type"
     headers: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class InvalidRequest(AppError):
-    """The request was read, and cannot be accepted."""
+    """
+    The request was read, and cannot be accepted.
+
+    `errors` names each field that has to change, and why.
+    """
 
     status, slug = 422, "invalid-request"
 
 
 class IdempotencyKeyReused(AppError):
-    """This idempotency key was used with another body."""
+    """
+    This idempotency key was used with another body.
+
+    Send the first body again to have its task, or a new key to order another sound.
+    """
 
     status, slug = 422, "idempotency-key-reused"
 
 
 class TooManyRequests(AppError):
-    """This key's rate limit is exceeded."""
+    """
+    This key's rate limit is exceeded.
+
+    Come again after `Retry-After`; `RateLimit-Policy` tells the rate.
+    """
 
     status, slug = 429, "too-many-requests"
 
 
 class HeadersTooLarge(AppError):
-    """The request line and headers are too large."""
+    """
+    The request line and headers are too large.
+
+    Send fewer or shorter headers.
+    """
 
     status, slug = 431, "headers-too-large"
 
 
 class InternalError(AppError):
-    """Something failed on our side."""
+    """
+    Something failed on our side.
+
+    It is in the log of this service. Try again; an `Idempotency-Key` keeps an order from being made twice.
+    """
 
     status, slug = 500, "internal-error"
 
 
 class UpstreamUnavailable(AppError):
-    """The upstream gave no usable answer."""
+    """
+    The upstream gave no usable answer.
+
+    Try again in a few seconds.
+    """
 
     status, slug = 502, "upstream-unavailable"
 
 
 class DatabaseUnavailable(AppError):
-    """The database is away for the moment."""
+    """
+    The database is away for the moment.
+
+    Nothing was stored. Send the request again after `Retry-After`.
+    """
 
     status, slug = 503, "database-unavailable"
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class ShuttingDown(AppError):
-    """This instance is stopping."""
+    """
+    This instance is stopping.
+
+    Send the request again; another instance or the next one answers it.
+    """
 
     status, slug = 503, "shutting-down"
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class TooManyConnections(AppError):
-    """This instance has no connection to spare."""
+    """
+    This instance has no connection to spare.
+
+    Close idle connections, or come again after `Retry-After`.
+    """
 
     status, slug = 503, "too-many-connections"
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class NotArchivedYet(AppError):
-    """Our copy is still being made."""
+    """
+    Our copy is still being made.
+
+    Come again after `Retry-After`, or listen for the `clip.archived` event.
+    """
 
     status, slug = 409, "not-archived-yet"
     headers: Mapping[str, str] = {"Retry-After": "5"}
 
 
 class AudioLost(AppError):
-    """No copy of this audio could be made, and the upstream no longer has it."""
+    """
+    No copy of this audio could be made, and the upstream no longer has it.
+
+    The reason is with the task's clip; order the sound again.
+    """
 
     status, slug = 410, "audio-lost"
 
 
 class RangeNotSatisfiable(AppError):
-    """The range begins behind the end of the file."""
+    """
+    The range begins behind the end of the file.
+
+    `Content-Range` tells how long the file is.
+    """
 
     status, slug = 416, "range-not-satisfiable"
 
 
 class StorageUnavailable(AppError):
-    """The storage is away for the moment."""
+    """
+    The storage is away for the moment.
+
+    Come again after `Retry-After`.
+    """
 
     status, slug = 503, "storage-unavailable"
     headers: Mapping[str, str] = RETRY_SOON
@@ -255,8 +354,7 @@ def pointer_to(tokens: Iterable[str | int]) -> str:
 def problem(error: AppError) -> Response:
     """Return the answer for this error: problem+json, never over MAX_PROBLEM_BYTES."""
     body: dict[str, Any] = {"type": f"/problems/{error.slug}", "title": error.title, "status": error.status}
-    if error.detail is not None:
-        body["detail"] = _clipped(error.detail)
+    body["detail"] = _clipped(error.detail)
     body |= {name: _clipped(value) if isinstance(value, str) else value for name, value in error.members.items()}
     content = _encoded(body)
     listed: list[FieldError] = []

@@ -49,7 +49,8 @@ async def show_problem(slug: str) -> HTMLResponse:
     """What a problem's `type` means, for the person who follows it."""
     for case in cases():
         if case.slug == slug:
-            text = " ".join((case.__doc__ or "").split())
             head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(case.title)}</title>"
-            return HTMLResponse(f"{head}<h1>{escape(case.title)}</h1><p>HTTP {case.status}. {escape(text)}</p></html>")
+            return HTMLResponse(
+                f"{head}<h1>{escape(case.title)}</h1><p>HTTP {case.status}. {escape(case.advice)}</p></html>"
+            )
     raise NotFound

@@ -20,7 +20,16 @@ from starlette.responses import Response
 
 from app import errors
 from app.edge import Edge, StrictModel, install_error_handlers
-from app.errors import AppError, FieldError, InvalidRequest, NotFound, TaskNotFinal, UpstreamUnavailable, problem
+from app.errors import (
+    AppError,
+    FieldError,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    TaskNotFinal,
+    UpstreamUnavailable,
+    problem,
+)
 
 SECRET = "hunter2-canary-hunter2"
 
@@ -87,7 +96,13 @@ def read(response: Response) -> dict[str, Any]:
 def test_every_case_has_its_own_words_and_stands_in_the_drawing(case: type[AppError]) -> None:
     answer = problem(case())
 
-    assert read(answer) == {"type": f"/problems/{case.slug}", "title": case.title, "status": case.status}
+    assert case.advice
+    assert read(answer) == {
+        "type": f"/problems/{case.slug}",
+        "title": case.title,
+        "status": case.status,
+        "detail": case.advice,
+    }
     assert answer.status_code == case.status
     assert answer.media_type == "application/problem+json"
     assert re.search(rf"── {case.__name__} +{case.status}\b", errors.__doc__ or "")
@@ -309,6 +324,7 @@ async def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_one_line
         "type": "/problems/internal-error",
         "title": "Something failed on our side.",
         "status": 500,
+        "detail": InternalError.advice,
     }
     (record,) = caplog.records
     assert re.fullmatch(

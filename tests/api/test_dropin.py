@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from app.dropin.schemas import callback
+from app.errors import NotFound
 from app.links import Links
 from app.models import Clip, Task
 from app.secrets import Secrets
@@ -193,7 +194,7 @@ async def test_missing_task_id_is_400_and_anothers_task_is_404(service: Service)
 
     assert missing == [400] * 3
     assert len(foreign) == 1
-    assert json.loads(foreign.pop()) == {"code": 404, "msg": "There is nothing here.", "data": None}
+    assert json.loads(foreign.pop()) == {"code": 404, "msg": NotFound.advice, "data": None}
 
 
 async def test_canceled_task_has_failed_for_the_vendors_client(service: Service) -> None:
