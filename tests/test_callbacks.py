@@ -100,6 +100,24 @@ async def test_forged_callback_is_not_found_and_not_kept(service: Service) -> No
     assert (await reread(service.database, task.id)).status is S.generating
 
 
+async def test_secrets_that_a_callback_repeats_are_not_shown(database_url: str) -> None:
+    key = "an-upstream-key-of-the-tests"
+    async with inside(database_url, upstream_api_key=key) as service:
+        task = await _generating(service)
+        path = service.callback_path(task.id)
+        token = path.rpartition("/")[2]
+        headers = {"X-Original-Uri": path, "Referer": f"https://sounds.example{path}", "X-Key": key, "X-Token": token}
+        failed = {"code": 500, "msg": f"at {token} with {key}", "data": {"callbackType": "error", "task_id": "up-1"}}
+
+        await service.client.post(path, headers=headers, content=json.dumps(failed))
+
+        shown = (await service.client.get(f"/v1/tasks/{task.id}/callbacks")).text
+        found = (await service.client.get(f"/v1/tasks/{task.id}")).text
+    assert "at *** with ***" in shown
+    assert "at *** with ***" in found
+    assert {secret for secret in (token, key) if secret in shown + found} == set()
+
+
 async def test_callback_needs_no_key(service: Service) -> None:
     task = await _generating(service)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from app.db import Database, Session
@@ -19,10 +20,16 @@ HIDDEN = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook
 
 
 async def receive(
-    database: Database, life: TaskLife, task_id: str, headers: Mapping[str, str], body: bytes
+    database: Database, life: TaskLife, task_id: str, headers: Mapping[str, str], body: bytes, *secrets: str
 ) -> CallbackOutcome:
-    """Keep an authentic message and apply it; after this returns it is committed. Raises NotFound."""
+    """
+    Keep an authentic message and apply it; after this returns it is committed. Raises NotFound.
+
+    Secrets that it repeats are not kept.
+    """
     report = read_callback(body)
+    if report is not None:
+        report = replace(report, message=report.message and redact(report.message, *secrets))
     async with database.writes.begin() as session:
         task = await lock_task(session, task_id)
         if task is None:
@@ -31,7 +38,11 @@ async def receive(
         outcome = await _apply(session, life, task, report, now)
         session.add(
             Callback(
-                task_id=task.id, received_at=now, headers=_presentable(headers), body=redact(body), outcome=outcome
+                task_id=task.id,
+                received_at=now,
+                headers=_presentable(headers, secrets),
+                body=redact(body, *secrets),
+                outcome=outcome,
             )
         )
     return outcome
@@ -52,5 +63,5 @@ def is_about_another(task: Task, report: Report) -> bool:
     return named is not None and known is not None and named != known
 
 
-def _presentable(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name: "***" if name in HIDDEN else value for name, value in headers.items()}
+def _presentable(headers: Mapping[str, str], secrets: Sequence[str]) -> dict[str, str]:
+    return {name: "***" if name in HIDDEN else redact(value, *secrets) for name, value in headers.items()}

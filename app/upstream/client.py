@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
 
 from app.upstream.answers import read_credits, read_lyrics, read_submit
+from app.upstream.redaction import redact
 from app.upstream.reports import read_record_info
 from app.upstream.schemas import (
     CreditsAnswer,
@@ -55,27 +56,32 @@ class Upstream:
     def __init__(self, http: httpx.AsyncClient, deadline: timedelta) -> None:
         self._http = http
         self._deadline = deadline
+        self._key = http.headers.get("Authorization", "").removeprefix("Bearer ")
 
     async def submit(self, order: SoundOrder, callback_url: str) -> SubmitAnswer:
         """Order a sound. Only a verdict of `rejected`, `throttled`, `held` or `not_sent` proves that none was made."""
         answer = await self._exchange("POST", SUBMIT, body=_wire_order(order, callback_url))
         if isinstance(answer, Fault):
             return SubmitAnswer(Verdict.ambiguous if answer.sent else Verdict.not_sent, message=answer.message)
-        return read_submit(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        told = read_submit(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        return replace(told, message=self._presentable(told.message, callback_url.rpartition("/")[2]))
 
     async def record_info(self, upstream_task_id: str) -> PollAnswer:
         """Ask how far a task is."""
         answer = await self._exchange("GET", RECORD_INFO, query={"taskId": upstream_task_id})
         if isinstance(answer, Fault):
             return PollAnswer(PollVerdict.failed, message=answer.message)
-        return read_record_info(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        told = read_record_info(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        report = told.report and replace(told.report, message=self._presentable(told.report.message))
+        return replace(told, message=self._presentable(told.message), report=report)
 
     async def credits(self) -> CreditsAnswer:
         """Ask how many credits are left."""
         answer = await self._exchange("GET", CREDIT)
         if isinstance(answer, Fault):
             return CreditsAnswer(ReadVerdict.failed, message=answer.message)
-        return read_credits(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        told = read_credits(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        return replace(told, message=self._presentable(told.message))
 
     async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> LyricsAnswer:
         """Ask for the words of a finished clip. This makes nothing, so it may be asked again."""
@@ -83,7 +89,12 @@ class Upstream:
         answer = await self._exchange("POST", LYRICS, body=body)
         if isinstance(answer, Fault):
             return LyricsAnswer(ReadVerdict.failed, message=answer.message)
-        return read_lyrics(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        told = read_lyrics(answer.status, answer.headers, answer.body, datetime.now(UTC))
+        return replace(told, message=self._presentable(told.message))
+
+    def _presentable(self, message: str | None, *secrets: str) -> str | None:
+        """What the upstream said, without what it may have repeated of ours."""
+        return message and redact(message, self._key, *secrets)
 
     async def _exchange(
         self,

@@ -216,6 +216,20 @@ async def test_fault_names_neither_key_nor_callback(behave: Behaviour, caplog: p
     assert TOKEN not in told
 
 
+@pytest.mark.parametrize("code", [400, 401, 405, 500])
+async def test_what_the_upstream_repeats_of_ours_is_not_told(code: int) -> None:
+    said = f"refused for {KEY}, called at {CALLBACK_URL} with {TOKEN}"
+    body = json.dumps({"code": code, "msg": said, "data": {"taskId": "a", "errorMessage": said}}).encode()
+    async with serving(answering(200, body)) as server, client(server.url) as http:
+        upstream = Upstream(http, LONG)
+        submitted, read = await upstream.submit(ORDER, CALLBACK_URL), await upstream.credits()
+        polled, words = await upstream.record_info("a"), await upstream.lyrics("a", "b")
+    told = repr((submitted, polled, read, words))
+    assert "refused for ***" in told
+    assert KEY not in told
+    assert TOKEN not in repr(submitted)
+
+
 async def test_poll_asks_for_one_task_and_reads_its_report() -> None:
     found = b'{"code":200,"data":{"taskId":"a-b","status":"SUCCESS","response":{"sunoData":[{"audioUrl":"https://c.example/a"}]}}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
