@@ -10,6 +10,7 @@ from app.db import Session
 from app.dropin.schemas import callback
 from app.links import Links
 from app.models import Event, Task
+from app.rows import new_id
 from app.tasks.news import HEARD
 from app.tasks.schemas import read_task
 from app.webhooks.outbox import News, tell_url
@@ -30,5 +31,6 @@ def tell_vendor_client(session: Session, task: Task, event: Event, links: Links,
     if stage is None or task.callback_url is None:
         return
     body = json.dumps(callback(task, read_task(task, {}, links), stage)).encode()
-    news = News(event.id, HEARD[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at)
+    # Another body than that of our own webhooks, and so another message with an id of its own.
+    news = News(new_id(), HEARD[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at)
     tell_url(session, news, task.callback_url)
