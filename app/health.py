@@ -16,9 +16,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.clips.storage import Storage
 from app.db import Database
 from app.errors import StorageUnavailable
-from app.models import Task
-from app.upstream.hold import current_hold
-from app.webhooks.repository import disabled_after_failures
+from app.models import Chore, Clip, Task
+from app.upstream.hold import EXPLANATIONS, current_hold
+from app.webhooks.repository import count_overdue, disabled_after_failures
 from app.words import TaskStatus
 
 router = APIRouter(tags=["health"])
@@ -106,7 +106,7 @@ async def _check_hold(database: Database) -> Check:
     if hold is None:
         return Check(status="ok")
     since = hold.since.isoformat(timespec="seconds")
-    return Check(status="degraded", detail=f"submits are held since {since}: {hold.explanation}")
+    return Check(status="degraded", detail=f"submits are held since {since}: {EXPLANATIONS[hold.reason]}")
 
 
 async def _check_endpoints(database: Database) -> Check:
@@ -125,8 +125,14 @@ async def _check_overdue(database: Database) -> Check:
         late = await database.now(session) - OVERDUE_AFTER
         held = await current_hold(session)
         statuses = [status for status in TaskStatus if not (held and status is TaskStatus.queued)]
-        overdue = select(func.count()).where(Task.status.in_(statuses), Task.due_at < late)
-        count = await session.scalar(overdue) or 0
-    if count == 0:
+        overdue = {
+            "tasks": select(func.count()).where(Task.status.in_(statuses), Task.due_at < late),
+            "clips": select(func.count()).where(Clip.due_at < late),
+            "deliveries": count_overdue(late),
+            "chores": select(func.count()).where(Chore.due_at < late),
+        }
+        counts = {name: await session.scalar(count) for name, count in overdue.items()}
+    found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    if not found:
         return Check(status="ok")
-    return Check(status="degraded", detail=f"{count} tasks are overdue: does a worker run?")
+    return Check(status="degraded", detail=f"overdue: {found}; does a worker run?")

@@ -100,7 +100,7 @@ def join(settings: Settings) -> Parts:
     secrets = load_secrets(settings)
     database = Database(settings.database_url)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
-    http = upstream_client(settings.upstream_url, key, settings.upstream_timeout)
+    http = upstream_client(settings.upstream_url, key, settings.upstream_patience)
     links = load_links(settings)
     return Parts(
         settings=settings,
@@ -110,7 +110,7 @@ def join(settings: Settings) -> Parts:
         life=make_life(settings),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
-        upstream=Upstream(http, settings.upstream_timeout),
+        upstream=Upstream(http, settings.upstream_patience),
         webhooks=Webhooks(settings),
         links=links,
         storage=Storage(settings.storage_url),

@@ -1,13 +1,17 @@
 """Whether the service lives and can work, told to those who run it."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import update
 
 from app.health import Check, State, worst
+from app.models import Chore, Clip, Delivery, WebhookEndpoint
 from app.words import TaskStatus
 from tests.inside import Service, inside
+from tests.running import UPSTREAM_KEY, Processes
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -43,7 +47,39 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
     answer = await service.client.get("/readyz")
 
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert answer.json()["checks"]["queue"]["detail"] == "2 tasks are overdue: does a worker run?"
+    assert answer.json()["checks"]["queue"]["detail"] == "overdue: 2 tasks; does a worker run?"
+
+
+async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
+    task = await service.task(TaskStatus.succeeded)
+    async with service.database.writes.begin() as session:
+        session.add(Clip(task_id=task.id, index=0, created_at=LONG_AGO, due_at=LONG_AGO, attempts=0))
+        await session.execute(update(Chore).values(due_at=LONG_AGO))
+    endpoint = (await service.client.post("/v1/webhook-endpoints", json={"url": "https://example.com/"})).json()
+    await service.client.post(f"/v1/webhook-endpoints/{endpoint['id']}/test")
+
+    async def overdue() -> str | None:
+        async with service.database.writes.begin() as session:
+            await session.execute(update(Delivery).values(due_at=LONG_AGO))
+        detail: str | None = (await service.client.get("/readyz")).json()["checks"]["queue"]["detail"]
+        return detail
+
+    assert await overdue() == "overdue: 1 clips, 1 deliveries, 1 chores; does a worker run?"
+    async with service.database.writes.begin() as session:
+        await session.execute(update(WebhookEndpoint).values(paused_until=datetime.now(UTC) + timedelta(hours=1)))
+    assert await overdue() == "overdue: 1 clips, 1 chores; does a worker run?"
+
+
+async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        sandbox = await processes.sandbox(key_works=False)
+        async with inside(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
+            before = (await service.client.get("/readyz")).json()["status"]
+            answer = await service.client.get("/v1/credits")
+            after = (await service.client.get("/readyz")).json()
+
+    assert (before, answer.status_code, after["status"]) == ("ok", 502, "degraded")
+    assert "the upstream refuses our key" in after["checks"]["upstream"]["detail"]
 
 
 async def test_database_without_the_schema_makes_it_unready_but_alive(empty_database_url: str) -> None:

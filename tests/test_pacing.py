@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from app.config import Rate
 from app.db import Database
 from app.upstream.pacing import Pacer, Slots
@@ -28,6 +30,19 @@ async def _take(database: Database, pacer: Pacer, now: datetime, limit: int = 10
         free = await pacer.free(session, now, limit, share)
         await pacer.take(session, free, now)
     return list(free)
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [(None, 12), (timedelta(seconds=90), 90), (SECOND, 1)])
+async def test_pause_that_the_upstream_did_not_measure_is_short(
+    database: Database, retry_after: timedelta | None, seconds: int
+) -> None:
+    pacer = Pacer(Rate(4, 60 * SECOND), HOLD)
+    async with database.writes.begin() as session:
+        await pacer.prepare(session, NOW)
+        await pacer.push_back(session, NOW, retry_after)
+
+    async with database.reads() as session:
+        assert await pacer.next_free_in(session, NOW) == seconds * SECOND
 
 
 async def test_ring_gives_as_many_slots_as_the_rate_and_then_none(database: Database) -> None:
@@ -77,7 +92,7 @@ async def test_throttle_stops_every_slot_even_those_that_come_back_meanwhile(dat
     pacer = await _ring(database, 2)
     async with database.writes.begin() as session:
         slots = await pacer.take(session, [0], NOW)
-        await pacer.push_back(session, NOW + timedelta(seconds=60))
+        await pacer.push_back(session, NOW, timedelta(seconds=60))
         await pacer.give_back(session, 0, slots.fence, NOW)
         wait = await pacer.next_free_in(session, NOW)
 

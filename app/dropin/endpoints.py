@@ -73,9 +73,9 @@ async def get_record_info(
 
 
 @router.get("/credit", operation_id="dropinGetCredit")
-async def get_credit(request: Request, caller: CallerDep) -> CreditAnswer:
+async def get_credit(request: Request, database: DatabaseDep, caller: CallerDep) -> CreditAnswer:
     """What is left on the account."""
-    return CreditAnswer(data=(await get_credits(request, caller)).credits)
+    return CreditAnswer(data=(await get_credits(request, database, caller)).credits)
 
 
 def _read_order(order: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:

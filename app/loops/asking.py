@@ -33,8 +33,7 @@ async def ask(parts: Parts, question: Callable[[], Awaitable[Answer]]) -> Answer
 async def slow_down(parts: Parts, session: Session, answer: PollAnswer | LyricsAnswer, now: datetime) -> None:
     """Do for all replicas what an answer asks for: wait, or hold submits."""
     if answer.kind in (PollVerdict.throttled, ReadVerdict.throttled):
-        until = now + (answer.retry_after or parts.settings.upstream_rate.period)
-        await parts.pacer.push_back(session, until)
+        await parts.pacer.push_back(session, now, answer.retry_after)
     elif answer.kind in (PollVerdict.held, ReadVerdict.held):
         hold = Hold(answer.hold_reason or HoldReason.blocked, now, answer.message)
         await hold_submits(session, hold, parts.settings.hold_recheck)

@@ -128,9 +128,7 @@ class _Submitter:
 
     async def _retry_later(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         if answer.verdict is Verdict.throttled:
-            await self._parts.pacer.push_back(
-                session, now + (answer.retry_after or self._parts.settings.upstream_rate.period)
-            )
+            await self._parts.pacer.push_back(session, now, answer.retry_after)
         else:
             task.posts -= 1
         delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._dice)

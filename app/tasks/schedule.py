@@ -16,7 +16,6 @@ EAGER_GROWTH = 1.5
 CLOSEST_POLLS = timedelta(seconds=0.34)
 LATE_LOOK_LONGEST = timedelta(hours=1)
 SUBMIT_RETRY_START = timedelta(seconds=1)
-SUBMIT_RETRY_FIRST_AT_MOST = timedelta(seconds=15)
 SUBMIT_RETRY_LONGEST = timedelta(minutes=2)
 
 

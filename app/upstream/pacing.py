@@ -36,6 +36,8 @@ async def whole_ring(_session: Session, _now: datetime) -> float:
 # Not a place in the ring: the row that says until when none of its places may be taken.
 PAUSE = -1
 SHORTEST_WAIT = timedelta(milliseconds=50)
+# Where the upstream does not say for how long: what it refused is sent again within 15 seconds.
+LONGEST_UNASKED_PAUSE = timedelta(seconds=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,9 @@ class Pacer:
         mine = update(PaceSlot).where(PaceSlot.slot == slot, PaceSlot.fence == fence)
         await session.execute(mine.values(free_at=free_at, fence=None))
 
-    async def push_back(self, session: Session, until: datetime) -> None:
-        """The upstream wants us slower: no replica sends anything before then, whatever is in flight now."""
+    async def push_back(self, session: Session, now: datetime, retry_after: timedelta | None) -> None:
+        """The upstream wants us slower: no replica sends anything for so long, whatever is in flight now."""
+        until = now + (retry_after or min(self._rate.period, LONGEST_UNASKED_PAUSE))
         pause = update(PaceSlot).where(PaceSlot.slot == PAUSE, PaceSlot.free_at < until)
         await session.execute(pause.values(free_at=until))
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, orm, select, update
+from sqlalchemy import ColumnElement, Select, case, exists, func, or_, orm, select, update
 from sqlalchemy.orm import aliased
 
 from app.db import Session
@@ -81,6 +81,12 @@ async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
     paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > now)
     is_due = exists().where(Delivery.lane == lanes.c.lane, Delivery.due_at <= now)
     return (await session.scalars(select(lanes.c.lane).where(is_due, lanes.c.lane.not_in(paused)))).all()
+
+
+def count_overdue(late: datetime) -> Select[int]:
+    """How many deliveries should have been attempted before that; those that were asked to wait should not."""
+    paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > late)
+    return select(func.count()).select_from(Delivery).where(Delivery.due_at < late, Delivery.lane.not_in(paused))
 
 
 async def redirect_waiting(session: Session, endpoint_id: str, url: str) -> None:

@@ -22,7 +22,7 @@ async def test_throttled_from_many_sides_the_ring_is_pushed_back_without_a_deadl
         async with database.writes.begin() as session:
             now = await database.now(session)
             await pacer.give_back(session, slot, taken.fence, now)
-            await pacer.push_back(session, now + timedelta(seconds=30))
+            await pacer.push_back(session, now, timedelta(seconds=30))
 
     await asyncio.gather(*(settle(slot) for slot in taken.numbers))
 
