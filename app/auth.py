@@ -28,6 +28,14 @@ class Caller:
     api_key_id: str
     is_admin: bool
 
+    def may_read(self, api_key_id: str) -> bool:
+        """Whether this caller may see what is of that key: an admin sees all, and changes only what is its own."""
+        return self.is_admin or self.owns(api_key_id)
+
+    def owns(self, api_key_id: str) -> bool:
+        """Whether this caller may change what is of that key, or be told its secrets."""
+        return self.api_key_id == api_key_id
+
 
 async def authenticate(
     database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]

@@ -18,7 +18,7 @@ from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound, Ra
 from app.models import Clip, Task
 from app.problems import says
 from app.tasks.clips import wants_cover
-from app.tasks.endpoints import owned
+from app.tasks.endpoints import readable
 from app.tasks.repository import find_task
 
 router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
@@ -54,7 +54,7 @@ async def find_own_clip(database: DatabaseDep, credentials: Credentials, task_id
     """The clip of the caller's task. Raises NotAuthenticated, NotFound."""
     caller = await authenticate(database, credentials)
     async with database.reads() as session:
-        return _clip_of(owned(await find_task(session, task_id), caller), index)
+        return _clip_of(readable(await find_task(session, task_id), caller), index)
 
 
 async def find_linked_clip(

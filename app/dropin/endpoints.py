@@ -25,7 +25,7 @@ from app.egress import UrlRefused, check_url
 from app.errors import ContentTooLarge, InvalidRequest
 from app.ratelimit import spend
 from app.tasks import repository
-from app.tasks.endpoints import LifeDep, owned
+from app.tasks.endpoints import LifeDep, readable
 from app.tasks.schemas import TaskCreate, read_task
 from app.upstream.endpoints import get_credits
 
@@ -68,7 +68,7 @@ async def get_record_info(
     """A task as the vendor tells it."""
     if not task_id:
         raise _bad("taskId", "is missing")
-    task = owned(await repository.find_task(session, task_id), caller)
+    task = readable(await repository.find_task(session, task_id), caller)
     return RecordAnswer(data=record_info(task, read_task(task, {}, request.app.state.links)))
 
 

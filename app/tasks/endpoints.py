@@ -74,15 +74,22 @@ LifeDep = Annotated[TaskLife, Depends(get_life)]
 
 async def find_own_task(session: ReaderDep, caller: CallerDep, task_id: Annotated[str, Path()]) -> Task:
     """The caller's task of this id. Raises NotFound alike for what is absent and what is another's."""
-    return owned(await repository.find_task(session, task_id), caller)
+    return readable(await repository.find_task(session, task_id), caller)
 
 
 OwnTask = Annotated[Task, Depends(find_own_task)]
 
 
-def owned(task: Task | None, caller: Caller) -> Task:
+def readable(task: Task | None, caller: Caller) -> Task:
     """The task, if this caller may see it. Raises NotFound."""
-    if task is None or not (caller.is_admin or task.api_key_id == caller.api_key_id):
+    if task is None or not caller.may_read(task.api_key_id):
+        raise NotFound
+    return task
+
+
+def owned(task: Task | None, caller: Caller) -> Task:
+    """The task, if this caller may change it. Raises NotFound."""
+    if task is None or not caller.owns(task.api_key_id):
         raise NotFound
     return task
 

@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from app.auth import Caller, CallerDep
-from app.db import DatabaseDep, ReaderDep, Session
+from app.auth import CallerDep
+from app.db import DatabaseDep, ReaderDep
 from app.edge import Text
 from app.errors import NotFound
 from app.models import Delivery
@@ -63,7 +63,9 @@ async def list_attempts(
     cursor: Cursor = None,
 ) -> AttemptPage:
     """Every try at a delivery, oldest first."""
-    delivery = await _find_own(session, caller, delivery_id)
+    delivery = await session.get(Delivery, delivery_id)
+    if delivery is None or not caller.may_read(delivery.api_key_id):
+        raise NotFound
     position = decode_cursor(cursor, 1)
     found = await repository.list_attempts(session, delivery.id, position[0] if position else "", limit + 1)
     page = found[:limit]
@@ -76,13 +78,8 @@ async def list_attempts(
 async def resend(database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, delivery_id: str) -> DeliveryRead:
     """Make a delivery due now, whatever became of it: the same `webhook-id`, the same bytes."""
     async with database.writes.begin() as session:
-        delivery = await _find_own(session, caller, delivery_id)
+        delivery = await session.get(Delivery, delivery_id)
+        if delivery is None or not caller.owns(delivery.api_key_id):
+            raise NotFound
         await webhooks.resend(session, delivery, await database.now(session))
     return read_delivery(delivery)
-
-
-async def _find_own(session: Session, caller: Caller, delivery_id: str) -> Delivery:
-    delivery = await session.get(Delivery, delivery_id)
-    if delivery is None or not (caller.is_admin or delivery.api_key_id == caller.api_key_id):
-        raise NotFound
-    return delivery

@@ -72,7 +72,10 @@ async def list_endpoints(
 @router.get("/webhook-endpoints/{endpoint_id}", operation_id="getWebhookEndpoint")
 async def get_endpoint(session: ReaderDep, caller: CallerDep, endpoint_id: str) -> EndpointRead:
     """One endpoint as it stands."""
-    return read_endpoint(_owned(await session.get(WebhookEndpoint, endpoint_id), caller))
+    endpoint = await session.get(WebhookEndpoint, endpoint_id)
+    if endpoint is None or not caller.may_read(endpoint.api_key_id):
+        raise NotFound
+    return read_endpoint(endpoint)
 
 
 @router.patch("/webhook-endpoints/{endpoint_id}", operation_id="changeWebhookEndpoint")
@@ -164,7 +167,7 @@ async def _lock_own(session: Session, caller: Caller, endpoint_id: str) -> Webho
 
 
 def _owned(endpoint: WebhookEndpoint | None, caller: Caller) -> WebhookEndpoint:
-    if endpoint is None or not (caller.is_admin or endpoint.api_key_id == caller.api_key_id):
+    if endpoint is None or not caller.owns(endpoint.api_key_id):
         raise NotFound
     return endpoint
 

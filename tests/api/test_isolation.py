@@ -125,7 +125,22 @@ async def test_admin_key_reads_all(service: Service) -> None:
         reads = [(call, await call.ask(admin, planted[call.id_name])) for call in calls() if call.method == "GET"]
 
     assert all(planted[name] in text for name, text in seen.items())
-    assert [call for call, answer in reads if answer.status_code != 200 and "{index}" not in call.path] == []
+    refused = {call.path for call, answer in reads if answer.status_code != 200 and "{index}" not in call.path}
+    assert refused == {"/v1/webhook-endpoints/{endpoint_id}/secret"}
+
+
+async def test_admin_key_changes_nothing_of_others(service: Service) -> None:
+    planted = await plant(service)
+
+    async with await client_with_key(service, "admin", is_admin=True) as admin:
+        for call in calls():
+            if call.method != "GET":
+                answers = [await call.ask(admin, id_) for id_ in (planted[call.id_name], "0" * 32)]
+                assert {answer.status_code for answer in answers} == {404}, call
+                assert len({answer.content for answer in answers}) == 1, call
+
+    seen = {name: (await service.client.get(path)).text for name, path in LISTS.items()}
+    assert all(planted[name] in text for name, text in seen.items())
 
 
 async def test_no_key_or_a_wrong_one_is_401_everywhere(service: Service) -> None:
