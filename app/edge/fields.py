@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 # PostgreSQL stores no NUL. Lone surrogates are refused by pydantic itself. A pattern, rather than a validator, tells
 # it in the OpenAPI document too.
@@ -26,8 +26,8 @@ def _as_whole(value: object) -> object:
 # JSON has one kind of number: 90.0 is as whole as 90.
 WHOLE = BeforeValidator(_as_whole)
 
-# A moment in a query.
-Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
+# A moment, in a query or a body.
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written)]
 
 
 class StrictModel(BaseModel):

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.edge import StrictModel, Text
+from app.edge import Moment, StrictModel, Text
 from app.models import Delivery, WebhookEndpoint
 from app.words import DeliveryStatus, DisabledBy, WebhookType
 
 EndpointNewsType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
-
-
-def _written(value: object) -> object:
-    if not isinstance(value, str):
-        raise ValueError("must be a time as RFC 3339 writes it")
-    return value
-
-
-def _in_utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("must be a time between the years 1 and 9999, in UTC") from None
 
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048), Field(json_schema_extra={"format": "uri"})]
@@ -33,7 +20,6 @@ EventTypes = Annotated[
     list[Annotated[WebhookType, Field(strict=False)]],
     Field(min_length=1, max_length=len(WebhookType), description="What to tell; null means everything."),
 ]
-Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_written), AfterValidator(_in_utc)]
 
 
 class EndpointCreate(StrictModel):

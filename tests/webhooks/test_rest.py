@@ -277,8 +277,9 @@ async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: 
         {"since": 1700000000},
         {"since": "yesterday"},
         {"since": "2026-01-01T00:00:00"},
-        {"since": "0001-01-01T00:00:00+14:00"},
-        {"since": "2026-01-01T00:00:00Z", "until": "9999-12-31T23:59:59-12:00"},
+        {"since": "1700000000"},
+        {"since": "2026-01-01 00:00Z"},
+        {"since": "2026-01-01T00:00:00Z", "until": "tomorrow"},
     ],
 )
 async def test_recovering_a_time_that_cannot_be_read_is_refused(database_url: str, body: dict[str, Any]) -> None:
