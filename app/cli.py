@@ -4,47 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
+import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import auth, demo
-from app.callbacks.replay import find_callbacks, replay
+from app import auth, demo, operating
 from app.clips.storage import Storage
 from app.config import parse_rate
-from app.console import fail, load_settings, prepare, require_upstream_key, why, with_database
+from app.console import (
+    SettingsUnusable,
+    fail,
+    load_settings,
+    prepare,
+    read_settings,
+    require_upstream_key,
+    why,
+    with_database,
+)
 from app.db import Database
 from app.db import migrate as run_migrations
-from app.doctor import Finding, examine
+from app.doctor import Finding, examine, says
 from app.errors import StorageUnavailable
-from app.links import load_links
 from app.log import configure_logging
 from app.main import make_life, run_worker
-from app.models import Task
 from app.retention import Retention, remove_due_files
 from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
-from app.tasks import repository
-from app.tasks.operator import CannotResolve, resolve
-from app.tasks.schemas import EventRead, read_task
-from app.words import TaskStatus
 
 main = typer.Typer(
     name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
 keys = typer.Typer(no_args_is_help=True, help="Callers' keys.")
-tasks = typer.Typer(no_args_is_help=True, help="What callers asked for.")
-callbacks = typer.Typer(no_args_is_help=True, help="What the upstream told us.")
-for name, group in (("keys", keys), ("tasks", tasks), ("callbacks", callbacks)):
+for name, group in (("keys", keys), ("tasks", operating.tasks), ("callbacks", operating.callbacks)):
     main.add_typer(group, name=name)
-
-NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
-TaskId = Annotated[str, typer.Argument(metavar="ID")]
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 
@@ -145,106 +145,21 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     typer.echo("Revoked.")
 
 
-@tasks.command("list")
-def list_tasks(
-    status: Annotated[TaskStatus | None, typer.Option(help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
-) -> None:
-    """Show every caller's tasks, newest first."""
-    links = load_links(load_settings())
-
-    async def read(database: Database) -> list[dict[str, Any]]:
-        where = [] if status is None else [Task.status == status]
-        async with database.reads() as session:
-            found = await repository.list_tasks(session, where, None, limit)
-            return [read_task(task, {}, links).model_dump(mode="json") for task in found]
-
-    found = with_database(read)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for task in found:
-        typer.echo(f"{task['id']}  {task['status']:<12} {task['created_at']}  {task['prompt'][:60]}")
-
-
-@tasks.command("show")
-def show_task(task_id: TaskId) -> None:
-    """Show one task and its events as JSON."""
-    links = load_links(load_settings())
-
-    async def read(database: Database) -> dict[str, Any] | None:
-        async with database.reads() as session:
-            task = await repository.find_task(session, task_id)
-            if task is None:
-                return None
-            events = await repository.list_events(session, task_id, 0, 1_000)
-            told = [EventRead.model_validate(event).model_dump(mode="json") for event in events]
-            return {**read_task(task, {}, links).model_dump(mode="json"), "posts": task.posts, "events": told}
-
-    found = with_database(read)
-    if found is None:
-        fail(NO_SUCH_TASK)
-    typer.echo(json.dumps(found, indent=2))
-
-
-@tasks.command("resolve")
-def resolve_task(
-    task_id: TaskId,
-    status: Annotated[TaskStatus, typer.Option(help="generating, succeeded, failed or canceled.")],
-    upstream_task_id: Annotated[
-        str | None, typer.Option(help="With generating: what the upstream calls it.", metavar="ID")
-    ] = None,
-) -> None:
-    """Settle by hand a task of which the upstream's account page tells more than the upstream told us."""
-    settings = load_settings()
-
-    async def work(database: Database) -> bool:
-        async with database.writes.begin() as session:
-            task = await repository.lock_task(session, task_id)
-            if task is not None:
-                now = await database.now(session)
-                await resolve(make_life(settings), session, task, status, upstream_task_id, now)
-            return task is not None
-
-    try:
-        if not with_database(work):
-            fail(NO_SUCH_TASK)
-    except CannotResolve as error:
-        fail(str(error))
-    typer.echo(f"{task_id} is {status}.")
-
-
-@callbacks.command("replay")
-def replay_callbacks(
-    task: Annotated[str | None, typer.Option(metavar="ID", help="Those of one task.")] = None,
-    since: Annotated[datetime | None, typer.Option(metavar="T", help="Those since a time, in UTC.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would change.")] = False,
-) -> None:
-    """Read kept callbacks again."""
-    if (task is None) == (since is None):
-        fail("Give either --task ID or --since T.")
-    settings, from_ = load_settings(), since and since.replace(tzinfo=UTC)
-
-    life = make_life(settings)
-
-    async def run(database: Database) -> tuple[int, int]:
-        found = await find_callbacks(database, task, from_)
-        news = [await replay(database, life, one, keeps=not dry_run) for one in found]
-        return len(found), sum(news)
-
-    found, news = with_database(run)
-    typer.echo(f"{found} callbacks read, {news} {'would be' if dry_run else 'were'} news.")
-
-
 @main.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Look at everything that the service needs; ends with 1 on any problem."""
-    settings = load_settings()
+    try:
+        settings = read_settings()
+    except SettingsUnusable as error:
+        looks = says(Finding("settings", ok=False, detail=str(error)))
+    else:
+        # The log goes to standard error from here on, and the answer alone to standard output.
+        configure_logging(settings)
+        looks = examine(settings)
 
     async def look() -> list[Finding]:
         findings = []
-        async for finding in examine(settings):
+        async for finding in looks:
             findings.append(finding)
             if not as_json:
                 typer.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check}: {finding.detail}")
@@ -262,6 +177,7 @@ def prune(
 ) -> None:
     """Erase what was kept for SOUNDPOST_RETENTION_DAYS; a running service does the same by itself."""
     settings = load_settings()
+    configure_logging(settings)
     retention = Retention(make_life(settings), settings.retention_days)
 
     async def work(database: Database) -> Mapping[str, int]:
@@ -319,5 +235,25 @@ def sandbox(
     run_sandbox(options, host, port)
 
 
+def run() -> NoReturn:
+    """
+    Run one command as a process.
+
+    The process ends without Python's own end: a thread of the storage's library that
+    is not done by then aborts it, whatever the command's exit code was.
+    """
+    code: object = 1
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 if __name__ == "__main__":
-    main()
+    run()

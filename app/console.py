@@ -18,18 +18,31 @@ from app.secrets import SecretsUnusable, load_secrets
 Answer = TypeVar("Answer")
 
 
-def load_settings() -> Settings:
-    """Read the settings, or end with a sentence for each one that is wrong."""
+class SettingsUnusable(Exception):
+    """A sentence for each setting that is wrong."""
+
+
+def read_settings() -> Settings:
+    """Read the settings. Raises SettingsUnusable."""
     try:
         settings = Settings()
         if settings.api_keys:
             auth.parse_configured_keys(settings.api_keys.get_secret_value())
     except ValidationError as error:
         lines = [f"{PREFIX}{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}" for e in error.errors()]
-        fail("\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines))
+        told = "\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines)
+        raise SettingsUnusable(told) from error
     except ValueError as error:
-        fail(str(error))
+        raise SettingsUnusable(str(error)) from error
     return settings
+
+
+def load_settings() -> Settings:
+    """Read the settings, or end with a sentence for each one that is wrong."""
+    try:
+        return read_settings()
+    except SettingsUnusable as error:
+        fail(str(error))
 
 
 def require_upstream_key(settings: Settings) -> None:

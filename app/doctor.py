@@ -20,6 +20,7 @@ from app.upstream.credits import CreditDesk, NoAnswer
 from app.upstream.hold import EXPLANATIONS, current_hold
 from app.upstream.pacing import Pacer
 
+NO_KEY = "SOUNDPOST_UPSTREAM_API_KEY is not set, so nothing can be ordered: set it to the upstream's key"
 PATIENCE = timedelta(seconds=15)
 
 
@@ -30,6 +31,11 @@ class Finding:
     check: str
     ok: bool
     detail: str
+
+
+async def says(finding: Finding) -> AsyncIterator[Finding]:
+    """The one thing that is found where nothing else can be looked at."""
+    yield finding
 
 
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
@@ -84,7 +90,7 @@ async def _look_at_queue(database: Database) -> Finding:
 
 async def _look_at_upstream(settings: Settings, database: Database) -> Finding:
     if settings.upstream_api_key is None:
-        return Finding("upstream", ok=False, detail="SOUNDPOST_UPSTREAM_API_KEY is not set")
+        return Finding("upstream", ok=False, detail=NO_KEY)
     key = settings.upstream_api_key.get_secret_value()
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     async with upstream_client(settings.upstream_url, key, PATIENCE) as http:

@@ -37,7 +37,9 @@ async def resolve(
     elif status is S.canceled and can_move(task.status, S.canceled):
         life.end(session, task, S.canceled, now, ResolvedBy.operator)
     else:
-        raise CannotResolve(f"A task that is {task.status} cannot be made {status}{_needs(status)}.")
+        raise CannotResolve(
+            f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
+        )
 
 
 async def _attach(life: TaskLife, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
@@ -51,6 +53,8 @@ async def _attach(life: TaskLife, session: Session, task: Task, upstream_task_id
     poll_now(session, task, now)
 
 
-def _needs(status: TaskStatus) -> str:
-    needs = {S.generating: " without --upstream-task-id", S.succeeded: " without clips"}
-    return needs.get(status, "")
+def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:
+    """What would have to be there for this step, where that is what is missing."""
+    if status is S.generating and upstream_task_id is None:
+        return " without --upstream-task-id"
+    return " without clips" if status is S.succeeded and not task.clips else ""
