@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-ind
 ALONE := $(if $(shell command -v flock),flock Makefile) $(MAKE) --silent --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test fuzz openapi lint format lock clean
+.PHONY: help install install-dev demo test fuzz openapi storm proof lint format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \

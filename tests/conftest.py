@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -24,6 +25,21 @@ def _settings_of_the_surroundings_are_not_seen() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("SOUNDPOST_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes a line of numbers, which is shown at the end of the run."""
+    return partial(record_property, "measured")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = terminalreporter.stats.get("passed", [])
+    lines = [line for report in passed for name, line in report.user_properties if name == "measured"]
+    if lines:
+        terminalreporter.section("measured")
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

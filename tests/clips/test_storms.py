@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,9 @@ async def test_copy_is_the_same_when_the_upstream_is_gone(database_url: str, tmp
     assert kept == original
 
 
-async def test_many_clips_at_once_take_no_more_memory_than_a_few(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_many_clips_at_once_take_no_more_memory_than_a_few(
+    migrated_sqlite: Path, tmp_path: Path, measured: Callable[[str], None]
+) -> None:
     file = shutil.copyfile(migrated_sqlite, tmp_path / "soundpost.db")
     database_url = f"sqlite+aiosqlite:///{file}"
     database = Database(database_url)
@@ -92,7 +94,7 @@ async def test_many_clips_at_once_take_no_more_memory_than_a_few(migrated_sqlite
     finally:
         await database.close()
 
-    print(f"\npeak of {2 * MANY_TASKS} clips of {LARGE_SOUND / 1e6:g} MB: {peak} MB, {idle} MB of it before the first")
+    measured(f"{2 * MANY_TASKS} clips of {LARGE_SOUND / 1e6:g} MB at once: a peak of {peak} MB, {idle} MB of it idle")
     assert peak - idle < 100
     assert len(list((tmp_path / "audio").rglob("*.wav"))) == 2 * MANY_TASKS
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from app.config import parse_rate
@@ -12,7 +13,9 @@ from tests.running import Processes, client_of, eventually
 AT_ONCE = 200
 
 
-async def crowd(processes: Processes, database_url: str, *, orders: int, rate: str, count: int) -> Ledger:
+async def crowd(
+    processes: Processes, database_url: str, *, orders: int, rate: str, count: int, measured: Callable[[str], None]
+) -> Ledger:
     """Order so many sounds at once of so many processes; return what both sides wrote down."""
     # A callback that meets a busy moment comes again soon, long before a poll would.
     sandbox = await processes.sandbox("--callback-retries", "1,2,4,8,16", delay=0.5, rate=100_000, credits=1e6)
@@ -29,7 +32,7 @@ async def crowd(processes: Processes, database_url: str, *, orders: int, rate: s
 
         await asyncio.gather(*(order_one(number) for number in range(orders)))
     await eventually(lambda: has_ended(database_url), within=480)
-    print(f"  {orders} orders through {count} processes took {time.monotonic() - began:.1f} s")
+    measured(f"{orders} orders through {count} processes took {time.monotonic() - began:.1f} s")
     return await read_ledger(database_url, sandbox)
 
 

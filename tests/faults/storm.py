@@ -53,10 +53,10 @@ class Aftermath:
     kills: int
     broken: list[str]
 
-    def show(self) -> None:
-        """Print the counts."""
-        for what, count in {"kills": self.kills, **self.ledger.counts()}.items():
-            print(f"  {what:<26} {count}")
+    def counts(self) -> str:
+        """The sums of both sides, to be shown."""
+        counts = {"kills": self.kills, **self.ledger.counts()}
+        return "; ".join(f"{what} {count}" for what, count in counts.items())
 
     def disagreements(self) -> list[str]:
         """Every promise that is broken, in words."""

@@ -1,5 +1,6 @@
 """A short storm; the long one is in proof.py."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ from tests.running import Processes
 
 
 @pytest.mark.timeout(400)
-async def test_short_storm_loses_nothing_and_pays_nothing_twice(database_url: str, tmp_path: Path) -> None:
+async def test_short_storm_loses_nothing_and_pays_nothing_twice(
+    database_url: str, tmp_path: Path, measured: Callable[[str], None]
+) -> None:
     with Processes(tmp_path) as processes:
         workers = 0 if database_url.startswith("sqlite") else 2
         aftermath = await storm(processes, database_url, seconds=12, workers=workers, seed=1)
 
-    aftermath.show()
+    measured(f"{workers + 1} processes on {database_url.partition('+')[0]}: {aftermath.counts()}")
     assert aftermath.disagreements() == []
     assert aftermath.kills >= 2

@@ -4,7 +4,7 @@ import asyncio
 import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -23,7 +23,9 @@ AS_STREAM = "Accept: text/event-stream"
 AS_ANSWER = "Prefer: wait=60"
 
 
-async def check_crowd(processes: Processes, database_url: str, crowd: int, path: str, preference: str) -> None:
+async def check_crowd(
+    processes: Processes, database_url: str, crowd: int, path: str, preference: str, measured: Callable[[str], None]
+) -> None:
     """Let so many wait at one process: each costs little, and a stop answers them all."""
     with _files_allowed(), ExitStack() as stack:
         service = await processes.serve(database_url, await processes.sandbox(), "--no-loops", grace=str(GRACE))
@@ -46,12 +48,12 @@ async def check_crowd(processes: Processes, database_url: str, crowd: int, path:
             before = _memory_kib(service)
             callers = await join(crowd, requests)
             each = (_memory_kib(service) - before) / len(callers)
-            print(f"{len(callers)} idle requests with {preference!r}: {each:.1f} KiB each")
+            measured(f"{len(callers)} idle requests with {preference!r}: {each:.1f} KiB each")
             began = time.monotonic()
 
             exit_code = await service.stop()
 
-            print(f"all answered and the process ended after {time.monotonic() - began:.1f} s")
+            measured(f"all were answered and the process ended after {time.monotonic() - began:.1f} s")
             endings = {_ending(caller) for caller in callers}
     assert each < MOST_KIB_EACH
     assert exit_code == 0

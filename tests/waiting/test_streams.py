@@ -10,7 +10,7 @@ import pytest
 from app.models import Task
 from app.tasks.operator import resolve
 from app.tasks.state import Failure
-from app.tasks.streams import prefers_stream
+from app.tasks.streams import KEEP_ALIVE, prefers_stream
 from app.words import ErrorCode, TaskStatus
 from tests.inside import Service
 from tests.running import order
@@ -91,6 +91,10 @@ async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service
 
     types = [event["type"] for event in data_of(first + rest)]
     assert types == ["task.created", "task.submitted", "task.failed", "task.revived", "task.canceled"]
+
+
+def test_proxies_that_wait_for_half_a_minute_see_that_a_stream_lives() -> None:
+    assert KEEP_ALIVE == 15
 
 
 async def test_silent_stream_shows_that_it_is_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import standardwebhooks
@@ -58,7 +58,9 @@ async def worker(database_url: str) -> AsyncIterator[Process]:
         await process.wait()
 
 
-async def test_storm_of_kills_loses_no_delivery_and_changes_no_byte(database_url: str) -> None:
+async def test_storm_of_kills_loses_no_delivery_and_changes_no_byte(
+    database_url: str, measured: Callable[[str], None]
+) -> None:
     async with joined(database_url) as service, receiving(Reply(delay=0.03)) as receiver:
         key = await service.add_key()
         for _ in range(10):
@@ -76,7 +78,7 @@ async def test_storm_of_kills_loses_no_delivery_and_changes_no_byte(database_url
         deliveries = await service.deliveries()
         bodies = {(got.webhook_id, got.body) for got in receiver.received}
         per_event = Counter(got.webhook_id for got in receiver.received)
-        print(f"{len(deliveries)} deliveries, {len(receiver.received)} requests, 4 kills")
+        measured(f"{len(deliveries)} deliveries, {len(receiver.received)} requests, 4 kills")
         assert {delivery.status for delivery in deliveries} == {DeliveryStatus.delivered}
         assert bodies == {(delivery.event_id, delivery.body) for delivery in deliveries}
         assert len(per_event) == 20
@@ -87,7 +89,7 @@ async def test_every_signature_verifies_while_secrets_are_rotated(database_url: 
     await check_rotations(database_url, events=100)
 
 
-async def test_hung_receiver_does_not_slow_a_hundred_others(database_url: str) -> None:
+async def test_hung_receiver_does_not_slow_a_hundred_others(database_url: str, measured: Callable[[str], None]) -> None:
     async with joined(database_url) as service, receiving() as receiver, receiving(HANG) as hung:
         key, other = await service.add_key(), await service.add_key("other")
         for number in range(100):
@@ -99,7 +101,7 @@ async def test_hung_receiver_does_not_slow_a_hundred_others(database_url: str) -
             await hung.until(5)
             beside = await time_of_three_events(service, key, receiver, stuck.id)
 
-        print(
+        measured(
             f"300 deliveries to 100 endpoints: {alone:.2f} s; beside a hung one: {beside:.2f} s ({beside / alone:.2f})"
         )
         assert beside < 2 * alone + 1
