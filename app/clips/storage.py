@@ -49,6 +49,8 @@ class Storage:
                     await self._put(key, file, media_type, "create")
                 except AlreadyExistsError:
                     if await self._size(key) == size:
+                        # Whoever wrote it may have been killed before the disk held it.
+                        await self._settle(key)
                         return False
                     # A machine that lost its power may leave a file without its end, and this key is ours to write.
                     await self._put(key, file, media_type, "overwrite")
@@ -91,9 +93,14 @@ class Storage:
         file.seek(0)
         if isinstance(store, LocalStore):
             await store.put_async(key, file, mode=mode, use_multipart=False)
-            await asyncio.to_thread(_flush, Path(store.prefix or "/") / key)
         else:
             await store.put_async(key, file, mode=mode, use_multipart=False, attributes={"Content-Type": media_type})
+        await self._settle(key)
+
+    async def _settle(self, key: str) -> None:
+        store = self._store()
+        if isinstance(store, LocalStore):
+            await asyncio.to_thread(_flush, Path(store.prefix or "/") / key)
 
     async def _size(self, key: str) -> int:
         return (await self._store().head_async(key))["size"]
