@@ -63,6 +63,12 @@ BAD_QUERIES = [
 HOSTILE_LABELS = ['a"b', "a.b", "a'b", "a\\b", "[0]", "1", "$", "%s", ":a", "{a}", 'a"]', "\U0001f600", "é", "a\nb"]
 
 
+async def test_text_with_nul_is_refused_in_words(service: Service) -> None:
+    answer = await service.client.post("/v1/tasks", json={"prompt": "rain\0"})
+
+    assert answer.json()["errors"] == [{"pointer": "#/prompt", "detail": "This text must not contain NUL"}]
+
+
 async def test_order_is_stored_before_it_is_answered(service: Service) -> None:
     answer = await service.client.post("/v1/tasks", json={"prompt": "soft rain"})
 

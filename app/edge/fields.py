@@ -7,7 +7,8 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 # PostgreSQL stores no NUL. Lone surrogates are refused by pydantic itself. A pattern, rather than a validator, tells
 # it in the OpenAPI document too.
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+WITHOUT_NUL = r"^[^\x00]*$"
+Text = Annotated[str, StringConstraints(pattern=WITHOUT_NUL)]
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from app.edge.fields import WITHOUT_NUL
 from app.errors import (
     AppError,
     ContentTooLarge,
@@ -123,6 +124,8 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
     where, *names = (step for step in error["loc"] if step != "[key]")
     tokens = names if where == "body" else [where, *names[:1]]
     message, value = str(error["msg"]).removeprefix("Value error, "), error.get("input")
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == WITHOUT_NUL:
+        message = "This text must not contain NUL"
     quoted = error["type"] in _QUOTING or (isinstance(value, str) and len(value) > 3 and value in message)
     return {"pointer": pointer_to(tokens), "detail": _UNQUOTED if quoted else message}
 

@@ -157,7 +157,7 @@ _POLL = {
 _AUDIO = {
     **{
         f"audio-{status}": Fault("Audio", f"HTTP {status}", "times", instead=BadAnswer("status", status))
-        for status in (403, 404, 441, 500)
+        for status in (403, 404, 410, 441, 500)
     },
     "audio-empty": Fault("Audio", "HTTP 200 with an empty body", "times", instead=BadAnswer("empty", 200)),
     "audio-html": Fault("Audio", "HTTP 200 with an HTML page", "times", instead=BadAnswer("page", 200)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from sqlalchemy import select, update
 
 from app.models import Clip
+from app.sandbox import FAULTS
 
 from .running import Service, eventually, running_service
 
@@ -16,6 +17,7 @@ from .running import Service, eventually, running_service
 PASSING_FAULTS = [
     "audio-403=2",
     "audio-404=2",
+    "audio-410=2",
     "audio-441=2",
     "audio-500=2",
     "audio-empty=2",
@@ -30,6 +32,21 @@ PASSING_FAULTS = [
     "audio-redirect",
     "audio-slow=1",
 ]
+# What is told of each where it never ends.
+LASTING_FAULTS = {
+    "audio-403": "the host answered 403",
+    "audio-empty": "the file is empty",
+    "audio-html": "the file is no audio that we know",
+    "audio-truncated": "the connection broke (RemoteProtocolError)",
+    "audio-cut": "the file cannot be played as audio/wav, or ends too early",
+    "audio-too-large=2": "the file is larger than 1000000 bytes",
+}
+
+
+def test_every_fault_of_audio_is_tried() -> None:
+    tried = {fault.partition("=")[0] for fault in (*PASSING_FAULTS, *LASTING_FAULTS)}
+
+    assert tried == {name for name, fault in FAULTS.items() if fault.group == "Audio"}
 
 
 async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) -> None:
@@ -75,16 +92,8 @@ async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: P
 
 
 async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_url: str, tmp_path: Path) -> None:
-    told = {
-        "audio-403": "the host answered 403",
-        "audio-empty": "the file is empty",
-        "audio-html": "the file is no audio that we know",
-        "audio-truncated": "the connection broke (RemoteProtocolError)",
-        "audio-cut": "the file cannot be played as audio/wav, or ends too early",
-        "audio-too-large=2": "the file is larger than 1000000 bytes",
-    }
     async with running_service(database_url, tmp_path, audio_max_mb=1) as service:
-        tasks = {fault: await service.order(f"soft rain [fault:{fault}]") for fault in told}
+        tasks = {fault: await service.order(f"soft rain [fault:{fault}]") for fault in LASTING_FAULTS}
         for task_id in tasks.values():
             await service.until(task_id, lambda task: task["status"] == "succeeded")
             await eventually(partial(knows_problem, service, task_id))
@@ -92,7 +101,7 @@ async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_u
         clips = [(await service.task(task_id))["clips"] for task_id in tasks.values()]
         answer = await service.client.get(f"/v1/tasks/{tasks['audio-403']}/clips/0/audio")
 
-    assert problems == told
+    assert problems == LASTING_FAULTS
     assert {clip["audio_url"] for of_task in clips for clip in of_task} == {None}
     assert list((tmp_path / "audio").rglob("*.wav")) == []
     assert (answer.status_code, answer.headers["retry-after"]) == (409, "5")

@@ -28,6 +28,37 @@ def flac(seconds: int) -> bytes:
     )
 
 
+def box(name: bytes, *parts: bytes) -> bytes:
+    """One box of an MP4 file."""
+    content = b"".join(parts)
+    return struct.pack(">I", 8 + len(content)) + name + content
+
+
+def m4a(seconds: int) -> bytes:
+    """The boxes of an AAC file of 48 kHz, with no frames (ISO/IEC 14496-12 and -14)."""
+    length = struct.pack(">II", 48_000, 48_000 * seconds)
+    decoder = b"\x40\x15" + bytes(3) + struct.pack(">II", 128_000, 128_000)
+    described = b"\x03\x12\x00\x01\x00" + b"\x04" + bytes([len(decoder)]) + decoder
+    sound = struct.pack(">6xH8xHH4xI", 1, 2, 16, 48_000 << 16)
+    sample = box(b"mp4a", sound, box(b"esds", bytes(4), described))
+    table = box(b"stbl", box(b"stsd", struct.pack(">4xI", 1), sample))
+    media = box(b"mdia", box(b"mdhd", bytes(12), length, bytes(4)), box(b"minf", table))
+    movie = box(b"moov", box(b"mvhd", bytes(12), length, bytes(80)), box(b"trak", media))
+    return box(b"ftyp", b"M4A ", bytes(4)) + movie + box(b"mdat", bytes(64))
+
+
+def ogg(seconds: int) -> bytes:
+    """The first and the last page of an Ogg file of Vorbis at 48 kHz (RFC 3533), with no frames."""
+    rate = 48_000
+    identification = b"\x01vorbis" + struct.pack("<IBIiiiBB", 0, 2, rate, 0, 128_000, 0, 0xB8, 1)
+
+    def page(flags: int, position: int, number: int, packet: bytes) -> bytes:
+        head = struct.pack("<4sBBqIII", b"OggS", 0, flags, position, 7, number, 0)
+        return head + bytes([1, len(packet)]) + packet
+
+    return page(2, 0, 0, identification) + page(4, rate * seconds, 1, bytes(100))
+
+
 def seconds_of(content: bytes) -> float | None:
     return measure_open(io.BytesIO(content))
 
@@ -70,6 +101,8 @@ def test_sound_is_as_long_as_it_is() -> None:
     assert seconds_of(WAV) == pytest.approx(4, abs=0.5)
     assert seconds_of(mp3(3)) == pytest.approx(3, abs=0.1)
     assert seconds_of(flac(2)) == pytest.approx(2, abs=0.1)
+    assert seconds_of(m4a(5)) == pytest.approx(5, abs=0.1)
+    assert seconds_of(ogg(6)) == pytest.approx(6, abs=0.1)
 
 
 def test_wav_that_ends_before_its_own_word_is_no_sound() -> None:

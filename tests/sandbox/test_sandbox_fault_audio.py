@@ -12,7 +12,7 @@ async def links_of(client: httpx.AsyncClient, fault: str) -> list[str]:
     return [clip["audioUrl"] for clip in (await finished(client, task_id))["response"]["sunoData"]]
 
 
-@pytest.mark.parametrize("status", [403, 404, 441, 500])
+@pytest.mark.parametrize("status", [403, 404, 410, 441, 500])
 async def test_link_is_dead_for_as_often_as_it_is_told(client: httpx.AsyncClient, status: int) -> None:
     first, second = await links_of(client, f"audio-{status}=1")
     answers = [await client.get(link) for link in (first, first, second, second)]
