@@ -259,6 +259,20 @@ class IdempotencyKey(Base):
     created_at: Mapped[datetime]
 
 
+class SpentCharge(Base):
+    """What a task that was erased has cost: the words go, the money does not come back."""
+
+    __tablename__ = "spent_charges"
+    __table_args__ = (Index(None, "api_key_id", "created_at"),)
+
+    task_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    charge: Mapped[Charge]
+    posts: Mapped[int]
+    # When the task was.
+    created_at: Mapped[datetime]
+
+
 class Chore(Due, Base):
     """Periodic work, or a look that is owed: a row too, so that one replica does it."""
 

@@ -11,7 +11,7 @@ from app import files
 from app.claims import Claim
 from app.clips.storage import Storage
 from app.db import Database, Session
-from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
+from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, SpentCharge, StoredObject, Task
 from app.rows import Base
 from app.tasks import idempotency
 from app.tasks.service import TaskLife
@@ -50,6 +50,7 @@ class Retention:
         for task in tasks:
             await self._life.erase(session, task, now)
         others = [await _erase_news(session, self._is_old_news(now)), await _erase_keys(session, now)]
+        await session.execute(delete(SpentCharge).where(SpentCharge.created_at < self._before(now)))
         return BATCH in (len(tasks), *others)
 
     def _is_expired(self, now: datetime) -> ColumnElement[bool]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from app.retention import Retention
 from app.words import Charge, TaskStatus
 from tests.inside import MORNING, Service, add_key, add_task
 
@@ -28,6 +29,27 @@ async def test_tasks_are_counted_by_their_charge_and_posts_added_up(service: Ser
     await add_task(service.database, await add_key(service.database, "another"), posts=9)
 
     assert await _usage(service) == {"tasks": 6, "posts": 8, "charged": 2, "refunded": 1, "possible": 1}
+
+
+async def test_erased_task_has_cost_what_it_cost(service: Service) -> None:
+    kept, erased = [await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1) for _ in range(2)]
+    before = await _usage(service)
+
+    assert (await service.client.delete(f"/v1/tasks/{erased.id}")).status_code == 204
+
+    assert await _usage(service) == before == {**NOTHING, "tasks": 2, "posts": 2, "charged": 2}
+    assert (await _usage(service, until="2026-03-01T08:00:00Z")) == NOTHING
+    assert (await service.client.get(f"/v1/tasks/{kept.id}")).status_code == 200
+
+
+async def test_cost_is_forgotten_with_all_that_is_too_old(service: Service) -> None:
+    erased = await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
+    await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
+    await service.client.delete(f"/v1/tasks/{erased.id}")
+    async with service.database.writes.begin() as session:
+        await Retention(service.app.state.life, days=90).erase_batch(session, MORNING + timedelta(days=91))
+
+    assert await _usage(service) == NOTHING
 
 
 async def test_range_includes_its_beginning_and_not_its_end(service: Service) -> None:

@@ -13,7 +13,7 @@ from app.config import Settings
 from app.db import Session
 from app.errors import TaskAlreadyFinal
 from app.links import Links
-from app.models import Clip, Event, Task
+from app.models import Clip, Event, SpentCharge, Task
 from app.rows import new_id
 from app.signals import ARCHIVES, ERASURES, POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
@@ -203,7 +203,9 @@ class TaskLife:
             self._touch(session, task, now)
 
     async def erase(self, session: Session, task: Task, now: datetime) -> None:
-        """Forget a task and everything that was said about it; its files are removed once no other task has them."""
+        """Forget a task but for its cost, and all that was said of it; files go once no other task has them."""
+        cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
+        session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
         settled, unsettled = keys_of(task.clips)
         await files.release(session, settled, now)
         await files.release(session, unsettled, now + files.IN_FLIGHT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import datetime
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from sqlalchemy import func, select
 from app.auth import CallerDep
 from app.db import ReaderDep, Session
 from app.edge import Moment
-from app.models import Task
+from app.models import SpentCharge, Task
 from app.words import Charge
 
 router = APIRouter(tags=["account"])
@@ -41,18 +42,22 @@ async def get_usage(
 
 
 async def sum_usage(session: Session, api_key_id: str, since: datetime | None, until: datetime | None) -> Usage:
-    """Add up one key's tasks; each task counts once, under the charge that it has now."""
-    by_charge = select(Task.charge, func.count(), func.sum(Task.posts)).where(Task.api_key_id == api_key_id)
-    if since is not None:
-        by_charge = by_charge.where(Task.created_at >= since)
-    if until is not None:
-        by_charge = by_charge.where(Task.created_at < until)
-    rows = (await session.execute(by_charge.group_by(Task.charge))).all()
-    counts = {charge: count for charge, count, _ in rows}
+    """Add up one key's tasks, erased ones too; each counts once, under the charge that it has now, or had last."""
+    counts: Counter[Charge] = Counter()
+    posts = 0
+    for kind in (Task, SpentCharge):
+        by_charge = select(kind.charge, func.count(), func.sum(kind.posts)).where(kind.api_key_id == api_key_id)
+        if since is not None:
+            by_charge = by_charge.where(kind.created_at >= since)
+        if until is not None:
+            by_charge = by_charge.where(kind.created_at < until)
+        for charge, tasks, made in await session.execute(by_charge.group_by(kind.charge)):
+            counts[charge] += tasks
+            posts += made
     return Usage(
-        tasks=sum(counts.values()),
-        posts=sum(posts for _, _, posts in rows),
-        charged=counts.get(Charge.charged, 0),
-        refunded=counts.get(Charge.refunded, 0),
-        possible=counts.get(Charge.possible, 0),
+        tasks=counts.total(),
+        posts=posts,
+        charged=counts[Charge.charged],
+        refunded=counts[Charge.refunded],
+        possible=counts[Charge.possible],
     )

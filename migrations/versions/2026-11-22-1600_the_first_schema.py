@@ -68,6 +68,21 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("api_key_id", "key", name=op.f("pk_idempotency_keys")),
     )
     op.create_table(
+        "spent_charges",
+        sa.Column("task_id", sa.String(length=32), nullable=False),
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("charge", sa.String(length=32), nullable=False),
+        sa.Column("posts", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_spent_charges_api_key_id")),
+        sa.PrimaryKeyConstraint("task_id", name=op.f("pk_spent_charges")),
+    )
+    with op.batch_alter_table("spent_charges", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_spent_charges_api_key_id_created_at"), ["api_key_id", "created_at"], unique=False
+        )
+
+    op.create_table(
         "submits",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("api_key_id", sa.String(length=32), nullable=False),
@@ -315,6 +330,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id"))
 
     op.drop_table("tasks")
+    with op.batch_alter_table("spent_charges", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_spent_charges_api_key_id_created_at"))
+
+    op.drop_table("spent_charges")
     with op.batch_alter_table("submits", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_submits_api_key_id_made_at"))
 
