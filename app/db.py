@@ -34,7 +34,7 @@ POOL_PATIENCE = 10
 CONNECT_PATIENCE, PING_PATIENCE, STATEMENT_PATIENCE = 5, 3, 15
 _DRIVER_ARGUMENTS: Mapping[str, Mapping[str, int]] = {
     "asyncpg": {"timeout": CONNECT_PATIENCE, "command_timeout": STATEMENT_PATIENCE},
-    # It has no timeout for a statement: a peer that is gone shows by what TCP finds out.
+    # It has no timeout for a statement that is under way: there a peer that is gone shows by what TCP finds out.
     "psycopg": {
         "connect_timeout": CONNECT_PATIENCE,
         "tcp_user_timeout": STATEMENT_PATIENCE * 1000,

@@ -57,9 +57,7 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
-async def test_connections_that_fall_silent_are_replaced(database_url: str, driver: str, tmp_path: Path) -> None:
-    database_url = database_url.replace("asyncpg", driver)
+async def test_connections_that_fall_silent_are_replaced(database_url: str, tmp_path: Path) -> None:
     # The address of a socket has room for a hundred characters.
     with tempfile.TemporaryDirectory() as folder, Processes(tmp_path, upstream_rate="60/1") as processes:
         async with silenced(database_url, Path(folder)) as (url, fall_silent):
