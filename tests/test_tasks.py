@@ -6,13 +6,14 @@ from datetime import timedelta
 from typing import Any
 
 import httpx
-from sqlalchemy import func, select
+import pytest
+from sqlalchemy import func, select, text
 
-from app.models import Callback, Clip, Event
+from app.models import Callback, Clip, Event, StoredObject, Task
 from app.rows import Base
 from app.words import CallbackOutcome, TaskStatus
 from tests.inside import MORNING, Service, add_key, add_task, reread
-from tests.running import order
+from tests.running import eventually, order
 
 SHORTEST: dict[str, Any] = {"prompt": "soft rain"}
 MANY_LABELS = {f"key{number}": "value" for number in range(17)}
@@ -121,6 +122,34 @@ async def test_what_cannot_be_accepted_is_refused_where_it_is_wrong(service: Ser
 
     assert [(answer.status_code, _pointers(answer)) for answer in answers] == [(422, [place]) for _, place in REFUSED]
     assert await _count(service, Event) == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_request_that_a_deadlock_undid_is_made_again(service: Service) -> None:
+    task = await service.task(TaskStatus.succeeded)
+    async with service.database.writes.begin() as session:
+        session.add(StoredObject(key="a-file", attempts=0))
+        await session.flush()
+        session.add(Clip(task_id=task.id, index=0, created_at=MORNING, attempts=0, storage_key="a-file"))
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    locking = select(StoredObject).where(StoredObject.key == "a-file").with_for_update()
+    async with service.database.writes.begin() as other:
+        # Of the two, the request is the one that looks for the deadlock, and gives way.
+        await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
+        await other.execute(locking)
+        deleting = asyncio.create_task(service.client.delete(f"/v1/tasks/{task.id}"))
+
+        async def is_waiting() -> bool:
+            async with service.database.reads() as session:
+                return bool(await session.scalar(waiting))
+
+        await eventually(is_waiting)
+        await other.execute(select(Task).where(Task.id == task.id).with_for_update())
+    answer = await deleting
+
+    assert answer.status_code == 204
 
 
 async def test_no_request_holds_a_connection_while_it_waits_for_another(service: Service) -> None:

@@ -11,13 +11,14 @@ from fastapi.responses import PlainTextResponse
 
 from app.callbacks.service import receive
 from app.db import DatabaseDep
+from app.edge import Again
 from app.errors import NotAuthenticated, NotFound
 from app.problems import says
 from app.rows import ID_LENGTH
 from app.upstream.reports import read_callback
 from app.upstream.signature import callback_signature_matches
 
-router = APIRouter(tags=["callbacks"])
+router = APIRouter(route_class=Again, tags=["callbacks"])
 log = structlog.get_logger()
 
 

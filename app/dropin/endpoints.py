@@ -21,6 +21,7 @@ from app.dropin.schemas import (
     camel,
     record_info,
 )
+from app.edge import Again
 from app.egress import UrlRefused, check_url
 from app.errors import ContentTooLarge, InvalidRequest
 from app.ratelimit import spend
@@ -35,7 +36,7 @@ UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": {"code": 401, "msg": "A valid key is needed.", "data": None}}},
     }
 }
-router = APIRouter(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
+router = APIRouter(prefix="/api/v1/generate", route_class=Again, tags=["drop-in"], responses=UNAUTHENTICATED)
 
 
 @router.post("/sounds", operation_id="dropinGenerateSounds")

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement
 from app.auth import Caller, CallerDep
 from app.config import Settings
 from app.db import DatabaseDep, ReaderDep, Session
-from app.edge import Moment, Text
+from app.edge import Again, Moment, Text
 from app.errors import IdempotencyKeyReused, InvalidRequest, NotFound, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
 from app.models import Callback, Task
 from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
@@ -42,7 +42,7 @@ from app.webhooks.documents import described
 from app.webhooks.service import check_receiver
 from app.words import Charge, TaskStatus
 
-router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+router = APIRouter(prefix="/v1/tasks", route_class=Again, tags=["tasks"])
 told_of_the_end = described(receive_task_news, ENDINGS, path="{{$request.body#/webhook_url}}", verb="callBack")
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": TaskRead, "description": "The task has ended already."},

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from app.auth import CallerDep
 from app.db import DatabaseDep, ReaderDep
-from app.edge import Text
+from app.edge import Again, Text
 from app.errors import NotFound
 from app.models import Delivery
 from app.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
@@ -18,7 +18,7 @@ from app.webhooks.endpoints import WebhooksDep
 from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
 from app.words import DeliveryStatus
 
-router = APIRouter(prefix="/v1/deliveries", tags=["webhooks"])
+router = APIRouter(prefix="/v1/deliveries", route_class=Again, tags=["webhooks"])
 
 
 class DeliveryFilters(BaseModel):

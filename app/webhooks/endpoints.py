@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from app.auth import Caller, CallerDep
 from app.db import DatabaseDep, ReaderDep, Session
+from app.edge import Again
 from app.errors import NotFound
 from app.models import ApiKey, WebhookEndpoint
 from app.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
@@ -27,7 +28,7 @@ from app.webhooks.schemas import (
 from app.webhooks.service import Webhooks
 from app.webhooks.signing import secret_of
 
-router = APIRouter(prefix="/v1", tags=["webhooks"])
+router = APIRouter(prefix="/v1", route_class=Again, tags=["webhooks"])
 
 
 async def get_webhooks(request: Request) -> Webhooks:
