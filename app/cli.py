@@ -33,7 +33,7 @@ from app.db import migrate as run_migrations
 from app.doctor import Finding, examine, says
 from app.errors import StorageUnavailable
 from app.log import configure_logging
-from app.main import make_life, run_worker
+from app.main import run_worker
 from app.retention import Retention, remove_due_files
 from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
 from app.server import PortTaken
@@ -178,7 +178,7 @@ def prune(
     """Erase what was kept for SOUNDPOST_RETENTION_DAYS; a running service does the same by itself."""
     settings = load_settings()
     configure_logging(settings)
-    retention = Retention(make_life(settings), settings.retention_days)
+    retention = Retention(settings.retention_days)
 
     async def work(database: Database) -> Mapping[str, int]:
         async with database.reads() as session:

@@ -35,10 +35,7 @@ from urllib.parse import quote
 
 from starlette.responses import Response
 
-MAX_PROBLEM_BYTES = 2000
-MAX_TEXT_BYTES = 240
-MAX_POINTER = 120
-
+MAX_PROBLEM_BYTES, MAX_TEXT_BYTES, MAX_POINTER = 2000, 240, 120
 RETRY_SOON = {"Retry-After": "2"}
 
 
@@ -50,7 +47,7 @@ class FieldError(TypedDict):
 
 
 class AppError(Exception):
-    """A request could not be served."""
+    """A request could not be served: the title says what happened, the advice what to do where no detail says more."""
 
     status: ClassVar[int]
     slug: ClassVar[str]
@@ -59,9 +56,7 @@ class AppError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init_subclass__(cls) -> None:
-        # The docstring is what a caller reads: what happened, and what to do.
-        cls.title, _, advice = (cls.__doc__ or cls.__name__).strip().partition("\n\n")
-        cls.advice = " ".join(advice.split())
+        cls.title = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
 
     def __init__(
         self,
@@ -79,253 +74,180 @@ class AppError(Exception):
 
 
 class UnreadableRequest(AppError):
-    """
-    The request is not valid HTTP.
-
-    Its request line, headers or framing break the rules of HTTP/1.1: mend the client or the proxy in between.
-    """
+    """The request is not valid HTTP."""
 
     status, slug = 400, "unreadable-request"
+    advice = "Its request line, headers or framing break HTTP/1.1: mend the client or the proxy in between."
 
 
 class UnreadableBody(AppError):
-    """
-    The body is not a JSON document that can be read.
-
-    Send one JSON document (RFC 8259) in UTF-8, with no NaN or Infinity and at most 64 levels deep.
-    """
+    """The body is not a JSON document that can be read."""
 
     status, slug = 400, "unreadable-body"
+    advice = "Send one JSON document (RFC 8259) in UTF-8, with no NaN or Infinity and at most 64 levels deep."
 
 
 class NotAuthenticated(AppError):
-    """
-    A valid key is needed.
-
-    Send `Authorization: Bearer <key>` with a key of this service that was not revoked.
-    """
+    """A valid key is needed."""
 
     status, slug = 401, "not-authenticated"
+    advice = "Send `Authorization: Bearer <key>` with a key of this service that was not revoked."
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
 class NotFound(AppError):
-    """
-    There is nothing here.
-
-    It does not exist, it was erased, or it belongs to another key.
-    """
+    """There is nothing here."""
 
     status, slug = 404, "not-found"
+    advice = "It does not exist, it was erased, or it belongs to another key."
 
-    # No detail can be given: what is absent and what is another key's must read alike.
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # No detail can be given: what is absent and what is another key's must read alike.
 
 
 class MethodNotAllowed(AppError):
-    """
-    This method is not possible here.
-
-    The `Allow` header names those that are.
-    """
+    """This method is not possible here."""
 
     status, slug = 405, "method-not-allowed"
+    advice = "The `Allow` header names those that are."
 
 
 class NotAcceptable(AppError):
-    """
-    None of the accepted media types can be answered.
-
-    Let the `Accept` header admit what this answers.
-    """
+    """None of the accepted media types can be answered."""
 
     status, slug = 406, "not-acceptable"
+    advice = "Let the `Accept` header admit what this answers."
 
 
 class RequestTimeout(AppError):
-    """
-    The request did not arrive in time.
-
-    Send the whole request faster.
-    """
+    """The request did not arrive in time."""
 
     status, slug = 408, "request-timeout"
+    advice = "Send the whole request faster."
 
 
 class TaskAlreadyFinal(AppError):
-    """
-    The task has already ended.
-
-    Nothing is left to be stopped: read the task to see how it ended.
-    """
+    """The task has already ended."""
 
     status, slug = 409, "task-already-final"
+    advice = "Nothing is left to be stopped: read the task to see how it ended."
 
 
 class TaskNotFinal(AppError):
-    """
-    The task has not ended yet.
-
-    Wait for its end, or cancel it first.
-    """
+    """The task has not ended yet."""
 
     status, slug = 409, "task-not-final"
+    advice = "Wait for its end, or cancel it first."
 
 
 class ContentTooLarge(AppError):
-    """
-    The body is larger than is allowed here.
-
-    Send less: 64 KiB is the most, and 1 MiB for the upstream's callbacks.
-    """
+    """The body is larger than is allowed here."""
 
     status, slug = 413, "content-too-large"
+    advice = "Send less: 64 KiB is the most, and 1 MiB for the upstream's callbacks."
 
 
 class UnsupportedMediaType(AppError):
-    """
-    The body must be JSON in UTF-8, without a content coding.
-
-    Send `Content-Type: application/json`, and no `Content-Encoding`.
-    """
+    """The body must be JSON in UTF-8, without a content coding."""
 
     status, slug = 415, "unsupported-media-type"
+    advice = "Send `Content-Type: application/json`, and no `Content-Encoding`."
     headers: Mapping[str, str] = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class InvalidRequest(AppError):
-    """
-    The request was read, and cannot be accepted.
-
-    `errors` names each field that has to change, and why.
-    """
+    """The request was read, and cannot be accepted."""
 
     status, slug = 422, "invalid-request"
+    advice = "`errors` names each field that has to change, and why."
 
 
 class IdempotencyKeyReused(AppError):
-    """
-    This idempotency key was used with another body.
-
-    Send the first body again to have its task, or a new key to order another sound.
-    """
+    """This idempotency key was used with another body."""
 
     status, slug = 422, "idempotency-key-reused"
+    advice = "Send the first body again to have its task, or a new key to order another sound."
 
 
 class TooManyRequests(AppError):
-    """
-    This key's rate limit is exceeded.
-
-    Come again after `Retry-After`; `RateLimit-Policy` tells the rate.
-    """
+    """This key's rate limit is exceeded."""
 
     status, slug = 429, "too-many-requests"
+    advice = "Come again after `Retry-After`; `RateLimit-Policy` tells the rate."
 
 
 class HeadersTooLarge(AppError):
-    """
-    The request line and headers are too large.
-
-    Send fewer or shorter headers.
-    """
+    """The request line and headers are too large."""
 
     status, slug = 431, "headers-too-large"
+    advice = "Send fewer or shorter headers."
 
 
 class InternalError(AppError):
-    """
-    Something failed on our side.
-
-    It is in the log of this service. Try again; an `Idempotency-Key` keeps an order from being made twice.
-    """
+    """Something failed on our side."""
 
     status, slug = 500, "internal-error"
+    advice = "It is in the log of this service. Try again; an `Idempotency-Key` keeps an order from being made twice."
 
 
 class UpstreamUnavailable(AppError):
-    """
-    The upstream gave no usable answer.
-
-    Try again in a few seconds.
-    """
+    """The upstream gave no usable answer."""
 
     status, slug = 502, "upstream-unavailable"
+    advice = "Try again in a few seconds."
 
 
 class DatabaseUnavailable(AppError):
-    """
-    The database is away for the moment.
-
-    Nothing was stored. Send the request again after `Retry-After`.
-    """
+    """The database is away for the moment."""
 
     status, slug = 503, "database-unavailable"
+    advice = "Nothing was stored. Send the request again after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class ShuttingDown(AppError):
-    """
-    This instance is stopping.
-
-    Send the request again; another instance or the next one answers it.
-    """
+    """This instance is stopping."""
 
     status, slug = 503, "shutting-down"
+    advice = "Send the request again; another instance or the next one answers it."
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class TooManyConnections(AppError):
-    """
-    This instance has no connection to spare.
-
-    Close idle connections, or come again after `Retry-After`.
-    """
+    """This instance has no connection to spare."""
 
     status, slug = 503, "too-many-connections"
+    advice = "Close idle connections, or come again after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class NotArchivedYet(AppError):
-    """
-    Our copy is still being made.
-
-    Come again after `Retry-After`, or listen for the `clip.archived` event.
-    """
+    """Our copy is still being made."""
 
     status, slug = 409, "not-archived-yet"
+    advice = "Come again after `Retry-After`, or listen for the `clip.archived` event."
     headers: Mapping[str, str] = {"Retry-After": "5"}
 
 
 class AudioLost(AppError):
-    """
-    No copy of this audio could be made, and the upstream no longer has it.
-
-    The reason is with the task's clip; order the sound again.
-    """
+    """No copy of this audio could be made, and the upstream no longer has it."""
 
     status, slug = 410, "audio-lost"
+    advice = "The reason is with the task's clip; order the sound again."
 
 
 class RangeNotSatisfiable(AppError):
-    """
-    The range begins behind the end of the file.
-
-    `Content-Range` tells how long the file is.
-    """
+    """The range begins behind the end of the file."""
 
     status, slug = 416, "range-not-satisfiable"
+    advice = "`Content-Range` tells how long the file is."
 
 
 class StorageUnavailable(AppError):
-    """
-    The storage is away for the moment.
-
-    Come again after `Retry-After`.
-    """
+    """The storage is away for the moment."""
 
     status, slug = 503, "storage-unavailable"
+    advice = "Come again after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 

@@ -14,7 +14,7 @@ from app.db import Database, Session
 from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, SpentCharge, StoredObject, Task
 from app.rows import Base
 from app.tasks import idempotency
-from app.tasks.service import TaskLife
+from app.tasks.erasing import erase
 
 BATCH = 100
 REMOVAL_LEASE = timedelta(minutes=1)
@@ -23,8 +23,7 @@ REMOVAL_LEASE = timedelta(minutes=1)
 class Retention:
     """Says what has been kept for long enough, and erases it. `days` of 0 keeps all tasks and what belongs to them."""
 
-    def __init__(self, life: TaskLife, days: float) -> None:
-        self._life = life
+    def __init__(self, days: float) -> None:
         self._days = days
 
     async def count(self, session: Session, now: datetime) -> Mapping[str, int]:
@@ -48,7 +47,7 @@ class Retention:
         oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
         for task in tasks:
-            await self._life.erase(session, task, now)
+            await erase(session, task, now)
         others = [await _erase_news(session, self._is_old_news(now)), await _erase_keys(session, now)]
         await session.execute(delete(SpentCharge).where(SpentCharge.created_at < self._before(now)))
         return BATCH in (len(tasks), *others)

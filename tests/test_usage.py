@@ -47,7 +47,7 @@ async def test_cost_is_forgotten_with_all_that_is_too_old(service: Service) -> N
     await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
     await service.client.delete(f"/v1/tasks/{erased.id}")
     async with service.database.writes.begin() as session:
-        await Retention(service.app.state.life, days=90).erase_batch(session, MORNING + timedelta(days=91))
+        await Retention(days=90).erase_batch(session, MORNING + timedelta(days=91))
 
     assert await _usage(service) == NOTHING
 

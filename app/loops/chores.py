@@ -94,7 +94,7 @@ class _Pruning:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._retention = Retention(parts.life, parts.settings.retention_days)
+        self._retention = Retention(parts.settings.retention_days)
 
     async def run(self, chore: Chore) -> None:
         parts = self._parts

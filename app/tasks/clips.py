@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from app.db import Session
 from app.models import Clip, Task
 from app.upstream.schemas import ReportedClip
 from app.words import TaskStatus
@@ -57,6 +58,11 @@ def copy_onto(clip: Clip, news: ReportedClip) -> None:
     for name, value in words.items():
         if value is not None:
             setattr(clip, name, value)
+
+
+def have_changed(session: Session, clips: Sequence[Clip]) -> bool:
+    """Whether anything about them is not written yet."""
+    return any(session.is_modified(clip) for clip in clips)
 
 
 def wants_audio(clip: Clip) -> bool:

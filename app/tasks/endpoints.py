@@ -24,6 +24,7 @@ from app.paging import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, 
 from app.problems import says
 from app.ratelimit import spend
 from app.tasks import repository
+from app.tasks.erasing import erase
 from app.tasks.idempotency import KeyDep, claim_key, fingerprint
 from app.tasks.news import ENDINGS, receive_task_news
 from app.tasks.schemas import (
@@ -181,13 +182,13 @@ async def cancel_task(
 
 
 @router.delete("/{task_id}", operation_id="deleteTask", status_code=204, responses=says(TaskNotFinal))
-async def delete_task(database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str) -> None:
+async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: str) -> None:
     """Erase a task that has ended: its prompt, its clips with their audio, and everything that was said about it."""
     async with database.writes.begin() as session:
         task = owned(await repository.lock_task(session, task_id), caller)
         if task.status not in FINAL:
             raise TaskNotFinal
-        await life.erase(session, task, await database.now(session))
+        await erase(session, task, await database.now(session))
 
 
 @router.get("/{task_id}/callbacks", operation_id="listTaskCallbacks")

@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from app import files
 from app.claims import Claim, claim_due
 from app.config import Settings
 from app.db import Session
 from app.errors import TaskAlreadyFinal
 from app.links import Links
-from app.models import Clip, Event, SpentCharge, Task
+from app.models import Clip, Task
 from app.rows import new_id
-from app.signals import ARCHIVES, ERASURES, POLLS, SUBMITS, ring_on_commit
+from app.signals import ARCHIVES, POLLS, SUBMITS, ring_on_commit
 from app.tasks import repository
-from app.tasks.clips import UPSTREAM_KEEPS, copy_onto, find_clip, keys_of, owe_lyrics, take_clips
+from app.tasks.chronicle import Chronicle
+from app.tasks.clips import UPSTREAM_KEEPS, copy_onto, find_clip, have_changed, owe_lyrics, take_clips
 from app.tasks.news import Teller, tell_caller
 from app.tasks.schedule import CLOSEST_POLLS, ladder, late_look_delay, poll_pause
 from app.tasks.schemas import TaskCreate
-from app.tasks.state import FINAL, REVIVABLE, TOLD, Failure, can_move
+from app.tasks.state import FINAL, REVIVABLE, Failure, can_move
 from app.upstream.schemas import Report, ReportedClip, Stage
 from app.words import Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 
@@ -41,7 +41,8 @@ class TaskLife:
         dice: random.Random | None = None,
         tellers: Sequence[Teller] = (tell_caller,),
     ) -> None:
-        self._settings, self._links, self._tellers = settings, links, tellers
+        self._settings = settings
+        self._chronicle = Chronicle(links, tellers, settings.webhook_schedule[0])
         self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
@@ -73,7 +74,7 @@ class TaskLife:
             due_at=now,
         )
         session.add(task)
-        self._note(session, task, EventType.task_created, now, {"status": S.queued})
+        self._chronicle.note(session, task, EventType.task_created, now, {"status": S.queued})
         ring_on_commit(session, SUBMITS)
         return task
 
@@ -109,7 +110,7 @@ class TaskLife:
         elif task.upstream_task_id is None and report.upstream_task_id is not None:
             # What was heard before named no task; without its name nobody could be asked.
             task.upstream_task_id = report.upstream_task_id
-            self._touch(session, task, now)
+            self._chronicle.touch(session, task, now)
         if self._must_be_confirmed(report, via):
             poll_now(session, task, now)
             return True
@@ -121,11 +122,11 @@ class TaskLife:
         elif report.stage is Stage.succeeded:
             self.end(session, task, S.succeeded, now, via, clips=fresh)
         elif fresh:
-            self._note(session, task, EventType.task_progressed, now, {"clips": fresh})
+            self._chronicle.note(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
             self._look_for_audio(session, task, now, via)
-        if task.version == before and _have_changed(session, task.clips):
-            self._touch(session, task, now)
+        if task.version == before and have_changed(session, task.clips):
+            self._chronicle.touch(session, task, now)
         return task.version != before
 
     async def begin_generating(self, session: Session, task: Task, upstream_task_id: str | None, now: datetime) -> None:
@@ -134,7 +135,7 @@ class TaskLife:
         task.charge = Charge.charged
         task.submitted_at = task.submitted_at or now
         task.attempts, task.fence = 0, None
-        self._step(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
+        self._chronicle.step(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
         task.due_at = await self.next_poll_at(session, task, now)
 
     async def next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
@@ -146,13 +147,13 @@ class TaskLife:
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
         """The upstream provably has nothing of this task: it is sent again when due."""
         task.charge, task.submitted_at, task.fence = Charge.none, None, None
-        self._step(session, task, S.queued, now)
+        self._chronicle.step(session, task, S.queued, now)
         task.due_at = due_at
 
     def lose_track(self, session: Session, task: Task, now: datetime) -> None:
         """The submit's answer is lost: never send it again, and wait for the upstream to call."""
         task.was_unconfirmed, task.fence = True, None
-        self._step(session, task, S.unconfirmed, now)
+        self._chronicle.step(session, task, S.unconfirmed, now)
         task.due_at = (task.submitted_at or now) + self._settings.submit_deadline
 
     def fail(
@@ -186,12 +187,12 @@ class TaskLife:
         """Our copy of a clip's audio, whose facts are on the clip already, can be had from now on."""
         clip.archived_at, clip.archive_error = now, None
         facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
-        self._note(session, task, EventType.clip_archived, now, {"clips": [facts]})
+        self._chronicle.note(session, task, EventType.clip_archived, now, {"clips": [facts]})
 
     def note_lyrics(self, session: Session, task: Task, clip: Clip, words: list[dict[str, Any]], now: datetime) -> None:
         """The words of a clip are known; none at all is normal for sounds."""
         clip.lyrics = words
-        self._touch(session, task, now)
+        self._chronicle.touch(session, task, now)
 
     def freshen_links(self, session: Session, task: Task, reported: Sequence[ReportedClip], now: datetime) -> None:
         """Take over the links that the upstream gives for clips that we know."""
@@ -199,19 +200,8 @@ class TaskLife:
             clip = find_clip(task, news, position)
             if clip is not None:
                 copy_onto(clip, news)
-        if _have_changed(session, task.clips):
-            self._touch(session, task, now)
-
-    async def erase(self, session: Session, task: Task, now: datetime) -> None:
-        """Forget a task but for its cost, and all that was said of it; files go once no other task has them."""
-        cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
-        session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
-        settled, unsettled = keys_of(task.clips)
-        await files.release(session, settled, now)
-        await files.release(session, unsettled, now + files.IN_FLIGHT)
-        await repository.delete_task(session, task.id)
-        ring_on_commit(session, ERASURES)
-        ring_on_commit(session, task.id)
+        if have_changed(session, task.clips):
+            self._chronicle.touch(session, task, now)
 
     def cancel(self, session: Session, task: Task, now: datetime) -> None:
         """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
@@ -223,7 +213,7 @@ class TaskLife:
         """The upstream made nothing of a task that ended meanwhile, so that it costs nothing."""
         if task.status in FINAL and task.charge is Charge.possible:
             task.charge = Charge.none
-            self._touch(session, task, now)
+            self._chronicle.touch(session, task, now)
 
     def end(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
@@ -232,7 +222,7 @@ class TaskLife:
         is_adopted = task.was_unconfirmed and via not in (None, ResolvedBy.operator)
         task.resolved_by = ResolvedBy.adoption if is_adopted else via
         task.completed_at, task.due_at, task.fence = now, None, None
-        self._step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
+        self._chronicle.step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
         if status is S.succeeded and task.grab_lyrics:
             owe_lyrics(task, now)
             ring_on_commit(session, ARCHIVES)
@@ -242,7 +232,7 @@ class TaskLife:
         task.error_code, task.error_message, task.upstream_code = None, None, None
         task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
         task.status = S.generating
-        self._note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
+        self._chronicle.note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that ended without a sound turns out to be with the upstream: only its name and cost are news."""
@@ -251,7 +241,7 @@ class TaskLife:
         upstream_task_id = task.upstream_task_id or report.upstream_task_id
         if (task.charge, task.upstream_task_id) != (charge, upstream_task_id):
             task.charge, task.upstream_task_id = charge, upstream_task_id
-            self._touch(session, task, now)
+            self._chronicle.touch(session, task, now)
         if report.stage is Stage.failed:
             task.due_at, task.fence = None, None
         elif task.due_at is None:
@@ -266,7 +256,7 @@ class TaskLife:
     def _take_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
         if report.stage is Stage.succeeded and take_clips(task, report.clips, now, freshens=False):
-            self._touch(session, task, now)
+            self._chronicle.touch(session, task, now)
             ring_on_commit(session, ARCHIVES)
 
     def _must_be_confirmed(self, report: Report, via: ResolvedBy) -> bool:
@@ -297,34 +287,6 @@ class TaskLife:
             return
         message = "The upstream said that the sound is ready, but no audio appeared."
         self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)
-
-    def _step(
-        self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
-    ) -> None:
-        if not can_move(task.status, status):
-            raise AssertionError(f"no step leads from {task.status} to {status}")
-        task.status = status
-        data = {"status": status, "charge": task.charge, **(changed or {})}
-        if status in TOLD:
-            self._note(session, task, TOLD[status], now, data)
-        else:
-            self._touch(session, task, now)
-
-    def _note(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
-        self._touch(session, task, now)
-        event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
-        session.add(event)
-        for tell in self._tellers:
-            tell(session, task, event, self._links, now + self._settings.webhook_schedule[0])
-
-    def _touch(self, session: Session, task: Task, now: datetime) -> None:
-        task.version += 1
-        task.updated_at = now
-        ring_on_commit(session, task.id)
-
-
-def _have_changed(session: Session, clips: Sequence[Clip]) -> bool:
-    return any(session.is_modified(clip) for clip in clips)
 
 
 def poll_now(session: Session, task: Task, now: datetime) -> None:

@@ -16,11 +16,9 @@ from app.claims import Claim
 from app.clips.storage import Storage
 from app.config import Settings
 from app.db import Database, Session
-from app.links import load_links
 from app.models import ApiKey, Callback, Chore, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
 from app.retention import Retention, remove_due_files
 from app.rows import Base
-from app.tasks.service import TaskLife
 from app.words import CallbackOutcome, EventType, TaskStatus, WebhookType
 
 from .running import Service, eventually, running_service
@@ -96,7 +94,7 @@ async def test_file_that_a_clip_has_named_is_not_removed(database_url: str, tmp_
 
 
 async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_url: str) -> None:
-    database, retention = Database(database_url), Retention(life_of(database_url), days=90)
+    database, retention = Database(database_url), Retention(days=90)
     try:
         async with database.writes.begin() as session:
             key = await key_of(session)
@@ -111,7 +109,7 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
             )
         async with database.reads() as session:
             counts = await retention.count(session, NOW)
-            nothing = await Retention(life_of(database_url), days=0).count(session, NOW)
+            nothing = await Retention(days=0).count(session, NOW)
         batches = 1
         while await erase_batch(database, retention):
             batches += 1
@@ -194,11 +192,6 @@ async def count_of(session: Session, kind: type[Base]) -> int | None:
 def settings_of(database_url: str) -> Settings:
     given = {"_env_file": None, "database_url": database_url, "secret_keys": "a-secret-key-of-the-tests-alone"}
     return Settings(**given)  # type: ignore[arg-type]
-
-
-def life_of(database_url: str) -> TaskLife:
-    settings = settings_of(database_url)
-    return TaskLife(settings, load_links(settings))
 
 
 async def key_of(session: Session) -> str:
