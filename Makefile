@@ -36,11 +36,11 @@ openapi: install-dev ## Write tests/api/openapi.json again, for review
 	@$(BIN)/python -m tests.api.document
 
 storm: install-dev ## A minute of orders, upstream faults and kills on each database; prints the counts
-	@$(BIN)/python -m pytest -s tests/faults/proof.py -k storm $(ARGS)
+	@$(BIN)/python -m pytest tests/faults/proof.py -k storm $(ARGS)
 
 proof: install-dev ## Everything that breaks things for real, the long storm and the large crowds too
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
-	@$(BIN)/python -m pytest -s tests/*/proof.py $(ARGS)
+	@$(BIN)/python -m pytest tests/*/proof.py $(ARGS)
 
 lint: install-dev ## Format, lint, types and import layers, changing nothing
 	@$(BIN)/ruff format --check
