@@ -54,6 +54,8 @@ async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) ->
         task = await service.archived()
         events = (await service.client.get(f"/v1/tasks/{task['id']}/events")).json()["items"]
         told = [event for event in events if event["type"] == "clip.archived"]
+        # Between the clips and their events the task may have come further.
+        latest = await service.task(task["id"])
         files = [(await service.upstream.get(clip["upstream_audio_url"])).content for clip in task["clips"]]
 
     assert [event["data"]["clips"][0]["sha256"] for event in told] == [clip["sha256"] for clip in task["clips"]]
@@ -62,7 +64,7 @@ async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) ->
         assert clip["content_type"] == "audio/wav"
         assert (tmp_path / "audio/sha256" / clip["sha256"][:2] / f"{clip['sha256'][2:]}.wav").read_bytes() == file
     assert [event["version"] for event in events] == sorted({event["version"] for event in events})
-    assert task["version"] >= events[-1]["version"]
+    assert latest["version"] >= events[-1]["version"]
 
 
 async def test_first_clip_is_kept_before_the_task_has_ended(database_url: str, tmp_path: Path) -> None:
