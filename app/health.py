@@ -13,13 +13,13 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.clips.storage import Storage
-from app.db import Database
+from app.database.engine import Database
+from app.enums import TaskStatus
 from app.errors import StorageUnavailable
 from app.models import Chore, Clip, Task
+from app.storage.store import Storage
 from app.upstream.hold import EXPLANATIONS, current_hold
 from app.webhooks.repository import count_overdue, disabled_after_failures
-from app.words import TaskStatus
 
 router = APIRouter(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)

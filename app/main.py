@@ -14,46 +14,46 @@ from typing import Any
 import structlog
 from fastapi import Depends, FastAPI
 
-from app import __version__, health, problems
-from app.accept import check_accept
-from app.auth import keep_configured_keys
-from app.callbacks import endpoints as callbacks
-from app.clips import endpoints as clips
-from app.clips.storage import Storage
+from app import __version__, health
+from app.auth.api_keys import keep_configured_keys
+from app.callbacks import routes as callbacks
+from app.clips import routes as clips
 from app.config import Settings
-from app.db import Database
-from app.document import complete_document
-from app.dropin import endpoints as dropin
-from app.dropin.envelope import Enveloped
-from app.dropin.news import tell_vendor_client
-from app.edge import Edge, heads_of, install_error_handlers
+from app.database.engine import Database
+from app.database.pg_notify import Relay
+from app.database.wakeups import Signals
+from app.dropin import routes as dropin
+from app.dropin.callbacks import tell_vendor_client
+from app.dropin.middleware import Enveloped
 from app.egress import guarded_client, upstream_client
-from app.lasting import LastingAnswers
-from app.links import load_links
-from app.loops.archive import archive_loop
-from app.loops.chores import chore_loop, prepare_chores
-from app.loops.deliver import deliver_loop
-from app.loops.erase import erase_loop
-from app.loops.loop import Loop, insist, run_loop
-from app.loops.parts import Parts
-from app.loops.poll import poll_loop
-from app.loops.submit import submit_loop
-from app.metrics import Metrics
-from app.relay import Relay
-from app.secrets import load_secrets
-from app.signals import Signals
-from app.tasks import endpoints as tasks
-from app.tasks import news, streams, usage
+from app.keyring import load_secrets
+from app.observability.metrics import Metrics
+from app.services import Parts
+from app.signed_urls import load_links
+from app.storage.store import Storage
+from app.tasks import event_stream, payloads, usage
+from app.tasks import routes as tasks
 from app.tasks.latency import Latency
-from app.tasks.service import TaskLife
+from app.tasks.lifecycle import TaskLife
 from app.tasks.waiting import Waits
-from app.upstream import endpoints as upstream
-from app.upstream.client import Upstream
+from app.upstream import routes as upstream
 from app.upstream.credits import CreditDesk
 from app.upstream.pacing import Pacer
-from app.webhooks import deliveries, documents
-from app.webhooks import endpoints as webhooks
+from app.upstream.suno.client import Upstream
+from app.web import Edge, heads_of, install_error_handlers, problems
+from app.web.deferred import LastingAnswers
+from app.web.negotiation import check_accept
+from app.web.openapi import complete_document
+from app.webhooks import deliveries, openapi
+from app.webhooks import routes as webhooks
 from app.webhooks.service import Webhooks
+from app.workers.archive import archive_loop
+from app.workers.deliver import deliver_loop
+from app.workers.periodic import chore_loop, prepare_chores
+from app.workers.poll import poll_loop
+from app.workers.remove_files import erase_loop
+from app.workers.runner import Loop, insist, run_loop
+from app.workers.submit import submit_loop
 
 log = structlog.get_logger()
 
@@ -79,14 +79,14 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.state.latency = Latency()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
     app.state.waits = Waits(parts.database, parts.signals, parts.links)
-    for room in (tasks, streams, usage, webhooks, deliveries, upstream):
+    for room in (tasks, event_stream, usage, webhooks, deliveries, upstream):
         for router in (room.router, heads_of(room.router)):
             app.include_router(router, dependencies=[Depends(check_accept)])
     for room in (clips, callbacks, dropin, health, problems):
         app.include_router(room.router)
         app.include_router(heads_of(room.router))
-    app.webhooks.include_router(documents.described(news.receive_task_news, news.SUMMARIES))
-    app.webhooks.include_router(documents.described(documents.receive_endpoint_news, documents.SUMMARIES))
+    app.webhooks.include_router(openapi.described(payloads.receive_task_news, payloads.SUMMARIES))
+    app.webhooks.include_router(openapi.described(openapi.receive_endpoint_news, openapi.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, settings.models)
     app.add_middleware(LastingAnswers)
@@ -120,7 +120,7 @@ def join(settings: Settings) -> Parts:
 
 def make_life(settings: Settings) -> TaskLife:
     """The writer of tasks, which tells callers of either API what they asked to hear. Raises SecretsUnusable."""
-    return TaskLife(settings, load_links(settings), tellers=(news.tell_caller, tell_vendor_client))
+    return TaskLife(settings, load_links(settings), tellers=(payloads.tell_caller, tell_vendor_client))
 
 
 async def run_worker(settings: Settings) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
-from app.rows import ID_LENGTH, Base, Due, due_index, new_id
-from app.words import (
+from app.database.base import ID_LENGTH, Base, Due, due_index, new_id
+from app.enums import (
     CallbackOutcome,
     Charge,
     DeliveryStatus,

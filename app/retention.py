@@ -7,12 +7,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
-from app import files
-from app.claims import Claim
-from app.clips.storage import Storage
-from app.db import Database, Session
+from app.database.base import Base
+from app.database.claims import Claim
+from app.database.engine import Database, Session
 from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, SpentCharge, StoredObject, Task
-from app.rows import Base
+from app.storage import references
+from app.storage.store import Storage
 from app.tasks import idempotency
 from app.tasks.erasing import erase
 
@@ -68,7 +68,7 @@ async def remove_file(database: Database, storage: Storage, row: StoredObject) -
     """Remove a claimed file, then its row: a crash in between leaves the row due. Raises StorageUnavailable."""
     await storage.remove(row.key)
     async with database.writes.begin() as session:
-        await files.forget(session, row)
+        await references.forget(session, row)
 
 
 async def remove_due_files(database: Database, storage: Storage) -> int:
@@ -77,7 +77,7 @@ async def remove_due_files(database: Database, storage: Storage) -> int:
     while True:
         async with database.writes.begin() as session:
             claim = Claim(await database.now(session), REMOVAL_LEASE, BATCH)
-            rows = await files.claim_abandoned(session, claim)
+            rows = await references.claim_abandoned(session, claim)
         for row in rows:
             await remove_file(database, storage, row)
         removed += len(rows)

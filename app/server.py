@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 from app.config import Settings
-from app.edge import HttpProtocol
-from app.log import configure_logging
 from app.main import create_app
+from app.observability.logging import configure_logging
+from app.web import HttpProtocol
 
 # The share of the grace that clients get to take their answers; closing what is behind them needs the rest.
 CLIENTS_GRACE = 0.6

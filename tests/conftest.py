@@ -15,8 +15,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from app.db import Database, migrate
-from tests.inside import Service, inside
+from app.database.engine import Database, migrate
+from tests.support.service import Service, inside
 
 
 @pytest.fixture(scope="session", autouse=True)

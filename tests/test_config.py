@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from app.cli import main
+from app.cli.main import main
 from app.config import PREFIX, SECRETS, Rate, Settings
 
 SPAN = "must be a number of seconds, such as 30 or 0.5"

@@ -7,11 +7,11 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from app.enums import TaskStatus
 from app.health import Check, State, worst
 from app.models import Chore, Clip, Delivery, WebhookEndpoint
-from app.words import TaskStatus
-from tests.inside import Service, inside
-from tests.running import UPSTREAM_KEY, Processes
+from tests.support.processes import UPSTREAM_KEY, Processes
+from tests.support.service import Service, inside
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.running import order, running_service, submits_at, until_final
+from tests.support.processes import order, running_service, submits_at, until_final
 
 
 async def test_order_becomes_a_sound_by_callback(database_url: str, tmp_path: Path) -> None:

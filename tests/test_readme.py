@@ -12,7 +12,7 @@ import pytest
 from app.config import Settings
 from app.errors import cases
 from app.sandbox import FAULTS
-from tests.running import ROOT, free_port
+from tests.support.processes import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
 TOUR = re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)

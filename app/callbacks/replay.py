@@ -7,12 +7,12 @@ from datetime import datetime
 from sqlalchemy import select
 
 from app.callbacks.service import is_about_another
-from app.db import Database, Session
+from app.database.engine import Database, Session
+from app.enums import CallbackOutcome, ResolvedBy
 from app.models import Callback
+from app.tasks.lifecycle import TaskLife
 from app.tasks.repository import lock_task
-from app.tasks.service import TaskLife
-from app.upstream.reports import read_callback
-from app.words import CallbackOutcome, ResolvedBy
+from app.upstream.suno.reports import read_callback
 
 
 async def find_callbacks(database: Database, task_id: str | None, since: datetime | None) -> list[str]:

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from app.db import Database, Session
+from app.database.engine import Database, Session
+from app.enums import CallbackOutcome, ResolvedBy
 from app.errors import NotFound
 from app.models import Callback, Task
+from app.tasks.lifecycle import TaskLife
 from app.tasks.repository import lock_task
-from app.tasks.service import TaskLife
 from app.upstream.redaction import redact
-from app.upstream.reports import read_callback
-from app.upstream.schemas import Report
-from app.words import CallbackOutcome, ResolvedBy
+from app.upstream.suno.reports import read_callback
+from app.upstream.types import Report
 
 HIDDEN = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 

@@ -12,7 +12,7 @@ from typing import IO
 
 import httpx
 
-from app.clips.audio import HEAD, SUFFIXES, measure_open, sniff, sniff_image
+from app.clips.media_types import HEAD, SUFFIXES, measure_open, sniff, sniff_image
 from app.egress import AnswerTooLarge, Download, EgressRefused, ExchangeTooSlow, stream_following
 
 

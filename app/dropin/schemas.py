@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.edge import WHOLE, Text
+from app.enums import ErrorCode, TaskStatus
 from app.models import Task
 from app.tasks.schemas import TaskRead
-from app.words import ErrorCode, TaskStatus
+from app.web import WHOLE, Text
 
 OK = 200
 LONGEST_PROMPT = 500

@@ -8,13 +8,13 @@ from fastapi.responses import PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.sandbox import instruments, media, vendor
-from app.sandbox.bad_answers import NoAnswer, enveloped
+from app.sandbox import api_routes, inspection, media_routes
 from app.sandbox.callbacks import Courier
+from app.sandbox.fault_responses import NoAnswer, enveloped
 from app.sandbox.journal import JournalMiddleware
 from app.sandbox.options import SandboxOptions
-from app.sandbox.orders import Refused
 from app.sandbox.state import Sandbox
+from app.sandbox.validation import Refused
 
 
 def create_sandbox(options: SandboxOptions) -> FastAPI:
@@ -29,7 +29,7 @@ def create_sandbox(options: SandboxOptions) -> FastAPI:
     app.add_exception_handler(Refused, _refuse)
     app.add_exception_handler(HTTPException, _not_here)
     app.add_exception_handler(ClientDisconnect, _drop)
-    for room in (vendor, media, instruments):
+    for room in (api_routes, media_routes, inspection):
         app.include_router(room.router)
     return app
 

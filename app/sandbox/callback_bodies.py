@@ -4,16 +4,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from app.sandbox import shapes
-from app.sandbox.scenarios import STATUSES, Failure, Stage, Step
+from app.sandbox import payloads
 from app.sandbox.state import Task
+from app.sandbox.timeline import STATUSES, Failure, Stage, Step
 
 _Body = dict[str, Any]
 
 
 def callback_body(task: Task, step: Step, failure: Failure | None) -> bytes:
     """What is POSTed for this step."""
-    body = shapes.callback(task, step.kind, step.stage, failure)
+    body = payloads.callback(task, step.kind, step.stage, failure)
     if "poll-shaped" in task.faults:
         body = _poll_shaped(task, step, failure)
     for fault, change in _CHANGES.items():
@@ -25,8 +25,8 @@ def callback_body(task: Task, step: Step, failure: Failure | None) -> bytes:
 
 def _poll_shaped(task: Task, step: Step, failure: Failure | None) -> _Body:
     if failure is not None and step.stage is Stage.complete:
-        return shapes.envelope(200, shapes.record_info(task, failure.status, failure))
-    return shapes.envelope(200, shapes.record_info(task, STATUSES[step.stage]))
+        return payloads.envelope(200, payloads.record_info(task, failure.status, failure))
+    return payloads.envelope(200, payloads.record_info(task, STATUSES[step.stage]))
 
 
 def _with_data(**fields: Any) -> Callable[[_Body, Task], _Body]:
@@ -69,7 +69,7 @@ _CHANGES: Mapping[str, Callable[[_Body, Task], _Body]] = {
     "missing-id": _without_id,
     "top-level-id": _id_on_top,
     "wrong-id": _other_id,
-    "camel-case": lambda body, _: shapes.in_camel_case(body),
+    "camel-case": lambda body, _: payloads.in_camel_case(body),
     "callback-string-code": lambda body, _: {**body, "code": str(body["code"])},
 }
 """In the order in which they are made, so that they can be combined."""

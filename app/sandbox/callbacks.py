@@ -14,8 +14,8 @@ import httpx
 
 from app.sandbox.callback_bodies import callback_body
 from app.sandbox.journal import CallbackAttempt, caller_task_id
-from app.sandbox.scenarios import Stage, Step, failure_of, plan_callbacks
 from app.sandbox.state import Sandbox, Task, now
+from app.sandbox.timeline import Stage, Step, failure_of, plan_callbacks
 
 _AT_ONCE = 100
 

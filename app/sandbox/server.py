@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.sandbox.app import create_sandbox
-from app.sandbox.bad_answers import SEVER
+from app.sandbox.fault_responses import SEVER
 from app.sandbox.options import SandboxOptions
 from app.sandbox.state import Sandbox
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.db import Session
+from app.database.engine import Session
+from app.enums import TaskStatus
 from app.models import Clip, Task
-from app.upstream.schemas import ReportedClip
-from app.words import TaskStatus
+from app.upstream.types import ReportedClip
 
 # So long the upstream keeps its files; what could not be had by then is lost.
 UPSTREAM_KEEPS = timedelta(days=14)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from app import files
-from app.db import Session
+from app.database.engine import Session
+from app.database.wakeups import ERASURES, ring_on_commit
 from app.models import SpentCharge, Task
-from app.signals import ERASURES, ring_on_commit
+from app.storage import references
 from app.tasks import repository
 from app.tasks.clips import keys_of
 
@@ -17,8 +17,8 @@ async def erase(session: Session, task: Task, now: datetime) -> None:
     cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
     session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
     settled, unsettled = keys_of(task.clips)
-    await files.release(session, settled, now)
-    await files.release(session, unsettled, now + files.IN_FLIGHT)
+    await references.release(session, settled, now)
+    await references.release(session, unsettled, now + references.IN_FLIGHT)
     await repository.delete_task(session, task.id)
     ring_on_commit(session, ERASURES)
     ring_on_commit(session, task.id)

@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Request
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
 
-from app.db import Session, insert_new
+from app.database.engine import Session, insert_new
 from app.errors import IdempotencyKeyReused, InvalidRequest
 from app.models import IdempotencyKey, Task
 from app.tasks.repository import find_task

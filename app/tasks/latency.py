@@ -8,7 +8,7 @@ from datetime import timedelta
 from math import ceil
 from statistics import median
 
-from app.db import Session
+from app.database.engine import Session
 from app.tasks import repository
 
 FRESH_FOR = 10.0

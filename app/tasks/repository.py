@@ -9,9 +9,9 @@ from typing import NamedTuple
 from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
-from app.db import Session
+from app.database.engine import Session
+from app.enums import ResolvedBy, TaskStatus
 from app.models import Callback, Event, Task
-from app.words import ResolvedBy, TaskStatus
 
 RECENT = 5
 RECENT_LATENCIES = 20

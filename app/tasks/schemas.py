@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.edge import WHOLE, StrictModel, Text
-from app.links import Links
+from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.models import Clip, Task
-from app.words import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
+from app.signed_urls import Links
+from app.web import WHOLE, StrictModel, Text
 
 SoundKey = Literal[
     "Any",

@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import func, select
 
-from app.auth import CallerDep
-from app.db import ReaderDep, Session
-from app.edge import Moment
+from app.auth.api_keys import CallerDep
+from app.database.engine import ReaderDep, Session
+from app.enums import Charge
 from app.models import SpentCharge, Task
-from app.words import Charge
+from app.web import Moment
 
 router = APIRouter(tags=["account"])
 

@@ -15,14 +15,14 @@ from fastapi import Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from app.db import TRANSIENT, Database, Session
+from app.database.engine import TRANSIENT, Database, Session
+from app.database.wakeups import Signals
 from app.errors import AppError, NotFound
-from app.lasting import LastingAnswer
-from app.links import Links
-from app.signals import Signals
+from app.signed_urls import Links
 from app.tasks import repository
 from app.tasks.schemas import TaskRead, read_task
-from app.tasks.state import FINAL
+from app.tasks.transitions import FINAL
+from app.web.deferred import LastingAnswer
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
-from app.db import Database
-from app.upstream.client import Upstream
+from app.database.engine import Database
 from app.upstream.pacing import Pacer, whole_ring
-from app.upstream.schemas import CreditsAnswer
+from app.upstream.suno.client import Upstream
+from app.upstream.types import CreditsAnswer
 
 FRESH_FOR = timedelta(seconds=10)
 PATIENCE = timedelta(seconds=10)

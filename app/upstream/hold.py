@@ -8,10 +8,10 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import select
 
-from app.db import Session, insert_new
+from app.database.engine import Session, insert_new
+from app.database.wakeups import SUBMITS, ring_on_commit
 from app.models import Chore
-from app.signals import SUBMITS, ring_on_commit
-from app.upstream.schemas import HoldReason
+from app.upstream.types import HoldReason
 
 RECHECK = "recheck_hold"
 EXPLANATIONS: Mapping[HoldReason, str] = {

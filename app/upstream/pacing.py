@@ -11,9 +11,9 @@ from uuid import uuid4
 from sqlalchemy import delete, func, select, update
 
 from app.config import Rate
-from app.db import Database, Session, insert_new
+from app.database.engine import Database, Session, insert_new
+from app.enums import TaskStatus
 from app.models import PaceSlot, Task
-from app.words import TaskStatus
 
 # Questions and submits share the rate; what is not ordered yet comes before what is only asked about.
 SHARE_BESIDE_SUBMITS = 0.25

@@ -7,16 +7,16 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
-from app.auth import CallerDep
-from app.db import DatabaseDep, ReaderDep
-from app.edge import Again, Text
+from app.auth.api_keys import CallerDep
+from app.database.engine import DatabaseDep, ReaderDep
+from app.enums import DeliveryStatus
 from app.errors import NotFound
 from app.models import Delivery
-from app.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.web import Again, Text
+from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
 from app.webhooks import repository
-from app.webhooks.endpoints import WebhooksDep
+from app.webhooks.routes import WebhooksDep
 from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
-from app.words import DeliveryStatus
 
 router = APIRouter(prefix="/v1/deliveries", route_class=Again, tags=["webhooks"])
 

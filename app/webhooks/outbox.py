@@ -8,11 +8,11 @@ from datetime import datetime
 import httpx
 from sqlalchemy import event, orm
 
-from app.db import Session
+from app.database.engine import Session
+from app.database.wakeups import DELIVERIES, ring_on_commit
+from app.enums import WebhookType
 from app.models import Delivery, WebhookEndpoint
-from app.signals import DELIVERIES, ring_on_commit
 from app.webhooks import repository
-from app.words import WebhookType
 
 
 @dataclass(frozen=True, slots=True)

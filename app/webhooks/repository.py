@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, case, exists, func, or_, orm, select, update
 from sqlalchemy.orm import aliased
 
-from app.db import Session
+from app.database.engine import Session
+from app.enums import DeliveryStatus, DisabledBy
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
-from app.words import DeliveryStatus, DisabledBy
 
 
 def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:

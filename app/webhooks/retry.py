@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
-from app.words import DisabledBy
+from app.enums import DisabledBy
 
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.edge import Moment, StrictModel, Text
+from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.models import Delivery, WebhookEndpoint
-from app.words import DeliveryStatus, DisabledBy, WebhookType
+from app.web import Moment, StrictModel, Text
 
 EndpointNewsType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
 

@@ -7,14 +7,15 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.claims import hold_claimed
 from app.config import Settings
-from app.db import Session
+from app.database.base import new_id
+from app.database.claims import hold_claimed
+from app.database.engine import Session
+from app.database.wakeups import DELIVERIES, ring_on_commit
 from app.egress import Networks, UrlRefused, check_url
+from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.errors import InvalidRequest
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
-from app.rows import new_id
-from app.signals import DELIVERIES, ring_on_commit
 from app.webhooks import repository
 from app.webhooks.outbox import News, tell, tell_endpoint
 from app.webhooks.retry import GONE, Outcome, disabled_by, next_delay, pause_after
@@ -27,7 +28,6 @@ from app.webhooks.schemas import (
     Recovery,
     read_endpoint,
 )
-from app.words import DeliveryStatus, DisabledBy, WebhookType
 
 log = structlog.get_logger()
 

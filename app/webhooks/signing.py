@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from standardwebhooks import Webhook
 
+from app.keyring import Secrets
 from app.models import ApiKey, WebhookEndpoint
-from app.secrets import Secrets
 
 # So long a receiver may go on verifying with the secret before.
 OVERLAP = timedelta(hours=24)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import KEY, Processes
+from tests.support.processes import KEY, Processes
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 # `make fuzz` gives it more, and each run other requests.

@@ -4,9 +4,9 @@ from typing import Any
 
 import httpx
 
-from app.words import TaskStatus
+from app.enums import TaskStatus
 from tests.api.document import operations
-from tests.inside import Service
+from tests.support.service import Service
 
 JSON = {"content-type": "application/json"}
 ID = "01a2044c4ed17520a475c896c407af74"

@@ -14,8 +14,8 @@ from app.config import Settings
 from app.errors import cases
 from app.main import create_app
 from tests.api.document import SNAPSHOT, document, operations
-from tests.inside import Service
-from tests.running import KEY, running_service, until_final
+from tests.support.processes import KEY, running_service, until_final
+from tests.support.service import Service
 
 
 def test_document_is_the_one_that_was_reviewed() -> None:

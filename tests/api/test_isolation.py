@@ -9,12 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from app.auth import create_key, revoke_key
+from app.auth.api_keys import create_key, revoke_key
+from app.enums import CallbackOutcome, TaskStatus
 from app.models import ApiKey, Callback, Clip
-from app.words import CallbackOutcome, TaskStatus
 from tests.api.document import operations
-from tests.inside import MORNING, Service, inside
-from tests.running import KEY
+from tests.support.processes import KEY
+from tests.support.service import MORNING, Service, inside
 
 CANARY = "canary-4711"
 # What a path may ask for, and the list in which its owner finds one.

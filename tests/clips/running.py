@@ -14,10 +14,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.config import Settings
-from app.db import Database
-from app.edge import HttpProtocol
+from app.database.engine import Database
 from app.main import create_app
 from app.sandbox import SandboxOptions, SandboxServer
+from app.web import HttpProtocol
 
 KEY = "the-key-of-a-caller-in-tests"
 OTHER_KEY = "the-key-of-another-caller"

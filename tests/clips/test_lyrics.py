@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 from app.clips.subtitles import Cue, Word, cues, srt, vtt
-
-from .running import running_service
+from tests.clips.running import running_service
 
 
 async def test_words_are_kept_and_served_as_subtitles(database_url: str, tmp_path: Path) -> None:

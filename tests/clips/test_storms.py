@@ -16,11 +16,10 @@ from typing import Any
 import httpx
 from sqlalchemy import func, select
 
-from app.db import Database
+from app.database.engine import Database
 from app.models import Clip
 from app.sandbox import SandboxOptions, SandboxServer
-
-from .running import KEY, eventually, is_archived, running_service, serving
+from tests.clips.running import KEY, eventually, is_archived, running_service, serving
 
 MANY_TASKS = 100
 LARGE_SOUND = 1_000_000

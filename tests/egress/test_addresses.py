@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.egress import is_forbidden
-
-from .tables import FORBIDDEN_ADDRESSES, PUBLIC_ADDRESSES
+from tests.egress.tables import FORBIDDEN_ADDRESSES, PUBLIC_ADDRESSES
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import httpx
 import pytest
 
 from app.egress import AnswerTooLarge, EgressRefused, ExchangeTooSlow, guarded_client, send_capped, stream_following
-
-from .receivers import LOOPBACK, SOON, Receiver, answering, receiving
+from tests.egress.receivers import LOOPBACK, SOON, Receiver, answering, receiving
 
 KIB = 1024
 BRIEFLY = timedelta(seconds=0.3)

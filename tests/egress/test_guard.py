@@ -16,10 +16,9 @@ import pytest
 
 from app.egress import EgressRefused, guarded_client, upstream_client
 from app.egress.clients import look_up
-
-from .certificates import Authority
-from .receivers import LOOPBACK, OK, SOON, answering, names, receiving, swallowing
-from .tables import FORBIDDEN_ADDRESSES, LOOPBACK_HOSTS, words
+from tests.egress.certificates import Authority
+from tests.egress.receivers import LOOPBACK, OK, SOON, answering, names, receiving, swallowing
+from tests.egress.tables import FORBIDDEN_ADDRESSES, LOOPBACK_HOSTS, words
 
 _dialled: list[tuple[str, int]] = []
 

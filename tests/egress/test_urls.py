@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.egress import Networks, UrlRefused, check_url, is_forbidden
-
-from .tables import FORBIDDEN_HOSTS, LOOPBACK_HOSTS, words
+from tests.egress.tables import FORBIDDEN_HOSTS, LOOPBACK_HOSTS, words
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PRIVATE = (ip_network("10.0.0.0/8"),)

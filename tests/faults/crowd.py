@@ -8,7 +8,7 @@ from datetime import timedelta
 from app.config import parse_rate
 from tests.faults.ledger import Ledger, has_ended, most_in_a_window, read_ledger
 from tests.faults.storm import insist
-from tests.running import Processes, client_of, eventually
+from tests.support.processes import Processes, client_of, eventually
 
 AT_ONCE = 200
 

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from app.db import migrate
+from app.database.engine import migrate
 
 SOCKET = ".s.PGSQL.5432"
 IN_USE = (sqlite3.OperationalError, psycopg.errors.LockNotAvailable)

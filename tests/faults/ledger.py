@@ -10,11 +10,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, select
 
-from app.db import Database
+from app.database.engine import Database
+from app.enums import Charge, EventType, TaskStatus
 from app.models import Event, Task
-from app.tasks.state import FINAL, NEXT, REVIVABLE, TOLD
-from app.words import Charge, EventType, TaskStatus
-from tests.running import Running, client_of, journal
+from app.tasks.transitions import FINAL, NEXT, REVIVABLE, TOLD
+from tests.support.processes import Running, client_of, journal
 
 Record = dict[str, Any]
 POLLS_A_SECOND = 3

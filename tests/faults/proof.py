@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from app.words import TaskStatus
+from app.enums import TaskStatus
 from tests.faults.crowd import crowd, promises_broken
 from tests.faults.storm import storm
-from tests.running import Processes
+from tests.support.processes import Processes
 
 ORDERS = 1_000
 RATE = "400/1"

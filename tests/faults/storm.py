@@ -12,7 +12,7 @@ import httpx
 
 from app.config import parse_rate
 from tests.faults.ledger import Ledger, made_by, most_in_a_window, read_ledger, unended
-from tests.running import KEY, Processes, Running, free_port
+from tests.support.processes import KEY, Processes, Running, free_port
 
 RATE = "15/1"
 SETTINGS: dict[str, str | None] = {

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from app.words import TaskStatus
+from app.enums import TaskStatus
 from tests.faults.crowd import crowd, promises_broken
-from tests.running import Processes
+from tests.support.processes import Processes
 
 
 @pytest.mark.timeout(400)

@@ -14,7 +14,7 @@ import pytest
 from tests.faults.databases import Outage, breakable_postgres, locked, silenced
 from tests.faults.ledger import has_ended, read_ledger
 from tests.faults.storm import order_until
-from tests.running import Processes, client_of, eventually, order_many
+from tests.support.processes import Processes, client_of, eventually, order_many
 
 AWAY = 5.0
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from app.sandbox import FAULTS
-from tests.running import FINAL, Running, client_of, order, running_service, submits_at
+from tests.support.processes import FINAL, Running, client_of, order, running_service, submits_at
 
 
 class End(NamedTuple):

@@ -5,7 +5,16 @@ from typing import Any
 
 import httpx
 
-from tests.running import Running, client_of, eventually, order, order_many, running_service, submits_at, until_final
+from tests.support.processes import (
+    Running,
+    client_of,
+    eventually,
+    order,
+    order_many,
+    running_service,
+    submits_at,
+    until_final,
+)
 
 # What stops the upstream from taking orders, what ends that, and what an operator is told meanwhile.
 OUTAGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [

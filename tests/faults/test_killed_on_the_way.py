@@ -13,7 +13,16 @@ import httpx
 
 from tests.faults.databases import IN_USE, locked
 from tests.faults.ledger import Ledger, read_ledger
-from tests.running import Processes, Running, client_of, eventually, order, submits_at, until_final, until_status
+from tests.support.processes import (
+    Processes,
+    Running,
+    client_of,
+    eventually,
+    order,
+    submits_at,
+    until_final,
+    until_status,
+)
 
 # A lease is the timeout and 15 s; what nobody hears of is given up a moment after it.
 SETTINGS: dict[str, str | None] = {

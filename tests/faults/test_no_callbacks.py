@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.ledger import read_ledger
-from tests.running import Processes, client_of, order, until_final
+from tests.support.processes import Processes, client_of, order, until_final
 
 ORDERS = 5
 

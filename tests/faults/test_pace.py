@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from app.config import Rate
-from app.db import Database
+from app.database.engine import Database
 from app.upstream.pacing import Pacer
 
 RATE = Rate(10, timedelta(seconds=1))

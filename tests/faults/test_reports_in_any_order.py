@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from app.callbacks.service import receive
-from app.db import Database
+from app.database.engine import Database
+from app.enums import Charge, TaskStatus
 from app.main import make_life
 from app.models import Task
 from app.tasks.repository import lock_task
-from app.tasks.state import FINAL
-from app.words import Charge, TaskStatus
+from app.tasks.transitions import FINAL
 from tests.faults.ledger import Ledger, final_tasks_are_final_events, no_step_goes_back, read_rows
-from tests.inside import Clock, add_key, add_task, settings_of
+from tests.support.service import Clock, add_key, add_task, settings_of
 
 S = TaskStatus
 OURS, ANOTHERS = "2fac9f72", "7d9e0000"

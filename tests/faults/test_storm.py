@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.storm import storm
-from tests.running import Processes
+from tests.support.processes import Processes
 
 
 @pytest.mark.timeout(400)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from .running import Caller, calling, client_of, sandbox_in_a_thread
+from tests.sandbox.running import Caller, calling, client_of, sandbox_in_a_thread
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import httpx
 import pytest
 
 from app.sandbox.account import Account
-
-from .running import codes, created, nowhere, sandboxed, submit
+from tests.sandbox.running import codes, created, nowhere, sandboxed, submit
 
 
 async def credits_left(client: httpx.AsyncClient) -> Any:

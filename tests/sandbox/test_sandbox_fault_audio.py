@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from .running import created, finished, known, nowhere
+from tests.sandbox.running import created, finished, known, nowhere
 
 
 async def links_of(client: httpx.AsyncClient, fault: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .running import Caller, created, eventually, finished, known
+from tests.sandbox.running import Caller, created, eventually, finished, known
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .running import created, finished, poll, sandboxed
+from tests.sandbox.running import created, finished, poll, sandboxed
 
 RECORD_INFO = "/api/v1/generate/record-info"
 

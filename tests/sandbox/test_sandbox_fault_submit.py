@@ -4,8 +4,7 @@ import httpx
 import pytest
 
 from app.sandbox import FAULTS
-
-from .running import Caller, calling, codes, created, known, nowhere, sandboxed, submit
+from tests.sandbox.running import Caller, calling, codes, created, known, nowhere, sandboxed, submit
 
 REFUSING = [name for name, fault in FAULTS.items() if fault.group == "Submit" and fault.instead and not fault.creates]
 CREATING = [name for name, fault in FAULTS.items() if fault.group == "Submit" and fault.instead and fault.creates]

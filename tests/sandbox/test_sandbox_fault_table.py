@@ -8,7 +8,7 @@ import pytest
 from app.sandbox import FAULTS, FaultRefused, SandboxOptions
 from app.sandbox.fault_table import Group
 from app.sandbox.faults import draw, parse_terms, terms_in_prompt, without_tags
-from app.sandbox.scenarios import Stage, plan_callbacks, stage_after
+from app.sandbox.timeline import Stage, plan_callbacks, stage_after
 
 
 def test_every_row_says_in_few_words_what_it_does() -> None:

@@ -10,8 +10,7 @@ import httpx
 from tinytag import TinyTag
 
 from app.sandbox.callbacks import signature_headers
-
-from .running import (
+from tests.sandbox.running import (
     Caller,
     calling,
     codes,

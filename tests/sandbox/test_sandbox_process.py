@@ -12,8 +12,7 @@ import httpx
 import pytest
 
 from app.sandbox import FAULTS
-
-from .running import Caller, client_of, created, eventually, known, nowhere, poll, sandboxed, submit
+from tests.sandbox.running import Caller, client_of, created, eventually, known, nowhere, poll, sandboxed, submit
 
 START = (
     "from app.sandbox import SandboxOptions, run_sandbox; run_sandbox(SandboxOptions(rate=10_000, api_key='sandbox'))"

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .running import codes, created, nowhere, poll, sandboxed, submit
+from tests.sandbox.running import codes, created, nowhere, poll, sandboxed, submit
 
 
 @pytest.mark.parametrize(

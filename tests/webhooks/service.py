@@ -10,16 +10,16 @@ from typing import Any
 from sqlalchemy import select
 
 from app.config import Settings
-from app.db import Database, Session, database_clock
-from app.loops.deliver import deliver_loop
-from app.loops.loop import Loop, run_loop
-from app.loops.parts import Parts
+from app.database.base import new_id
+from app.database.engine import Database, Session, database_clock
+from app.database.wakeups import Signals
 from app.main import join
 from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint
-from app.rows import new_id
-from app.signals import Signals
+from app.services import Parts
 from app.tasks.schemas import TaskCreate
 from app.webhooks.schemas import EndpointCreate
+from app.workers.deliver import deliver_loop
+from app.workers.runner import Loop, run_loop
 
 SECRET_KEY = "a-key-of-the-tests-long-enough"
 

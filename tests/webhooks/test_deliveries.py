@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import standardwebhooks
 
+from app.enums import DeliveryStatus, DisabledBy
 from app.models import ApiKey
 from app.webhooks.signing import secret_of
-from app.words import DeliveryStatus, DisabledBy
 from tests.webhooks.receivers import HANG, Reply, receiving
 from tests.webhooks.service import HandClock, joined
 

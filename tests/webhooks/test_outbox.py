@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import event
 
 from app.egress import check_url
+from app.enums import DeliveryStatus, ResolvedBy, WebhookType
 from app.models import Task
-from app.tasks.news import TaskNews
+from app.tasks.payloads import TaskNews
 from app.tasks.repository import lock_task
-from app.upstream.schemas import Report, ReportedClip, Stage
-from app.words import DeliveryStatus, ResolvedBy, WebhookType
+from app.upstream.types import Report, ReportedClip, Stage
 from tests.webhooks.service import HandClock, Service, joined
 
 URL = "http://127.0.0.1:9/hook"

@@ -11,11 +11,11 @@ from contextlib import asynccontextmanager
 
 import standardwebhooks
 
-from app.db import ROOT
+from app.database.engine import ROOT
+from app.enums import DeliveryStatus
 from app.models import WebhookEndpoint
 from app.webhooks.repository import lock_endpoint
 from app.webhooks.signing import secret_of
-from app.words import DeliveryStatus
 from tests.webhooks.receivers import HANG, Received, Receiver, Reply, receiving
 from tests.webhooks.service import SECRET_KEY, Service, joined
 

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from app.config import Settings
+from app.enums import DisabledBy
 from app.webhooks.retry import Outcome, disabled_by, next_delay, pause_after, read_retry_after, share_room
-from app.words import DisabledBy
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default

@@ -7,7 +7,7 @@ import pytest
 import standardwebhooks
 import svix.webhooks
 
-from app.secrets import Secrets
+from app.keyring import Secrets
 from app.webhooks.signing import SigningSecret, sign
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)

@@ -1,0 +1,1 @@
+"""Who calls, what is theirs, and how often."""

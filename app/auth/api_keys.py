@@ -1,0 +1,102 @@
+"""Callers' keys: made once, kept as a hash, looked up on every request so that revoking works at once."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import select, update
+
+from app.database.base import new_id
+from app.database.engine import Database, DatabaseDep, Session, insert_new
+from app.errors import NotAuthenticated
+from app.models import ApiKey
+
+bearer = HTTPBearer(auto_error=False, description="A key made by `soundpost keys create`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks."""
+
+    api_key_id: str
+    is_admin: bool
+
+    def may_read(self, api_key_id: str) -> bool:
+        """Whether this caller may see what is of that key: an admin sees all, and changes only what is its own."""
+        return self.is_admin or self.owns(api_key_id)
+
+    def owns(self, api_key_id: str) -> bool:
+        """Whether this caller may change what is of that key, or be told its secrets."""
+        return self.api_key_id == api_key_id
+
+
+async def authenticate(
+    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> Caller:
+    """
+    Return whose key this is. Raises NotAuthenticated.
+
+    Keys are long and random, so a plain hash keeps them, and finding the row by it
+    compares nothing that an attacker could time.
+    """
+    if credentials is None:
+        raise NotAuthenticated
+    found = select(ApiKey).where(ApiKey.key_hash == hash_key(credentials.credentials), ApiKey.revoked_at.is_(None))
+    # The connection is given back at once: a request that held one while it asked for another could wait for itself.
+    async with database.reads() as session:
+        key = await session.scalar(found)
+    if key is None:
+        raise NotAuthenticated
+    return Caller(key.id, key.is_admin)
+
+
+CallerDep = Annotated[Caller, Depends(authenticate)]
+
+
+def hash_key(key: str) -> str:
+    """What is kept of a key."""
+    return sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+async def create_key(session: Session, name: str, now: datetime, *, is_admin: bool) -> str:
+    """Make a key; what is returned is nowhere kept."""
+    key = f"sp_{secrets.token_urlsafe(32)}"
+    session.add(ApiKey(name=name, key_hash=hash_key(key), is_admin=is_admin, created_at=now))
+    return key
+
+
+async def list_keys(session: Session) -> Sequence[ApiKey]:
+    """Every key, oldest first."""
+    return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
+
+
+async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:
+    """Refuse a key from now on; False when there is no such key, or it was revoked before."""
+    revoked = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now)
+    return (await session.execute(revoked.returning(ApiKey.id))).first() is not None
+
+
+async def keep_configured_keys(database: Database, configured: str) -> None:
+    """Make the keys of SOUNDPOST_API_KEYS known; those known already, revoked ones too, stay as they are."""
+    async with database.writes.begin() as session:
+        now = await database.now(session)
+        rows = [
+            {"id": new_id(), "name": name, "key_hash": hash_key(key), "is_admin": False, "created_at": now}
+            for name, key in parse_configured_keys(configured)
+        ]
+        await insert_new(session, ApiKey, *rows)
+
+
+def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
+    """Read `name:key,name:key`. Raises ValueError, which names no key."""
+    pairs = [pair.strip().partition(":") for pair in configured.split(",") if pair.strip()]
+    if any(not (name and key) for name, _, key in pairs):
+        raise ValueError("SOUNDPOST_API_KEYS must be name:key pairs, separated by commas")
+    return [(name.strip(), key.strip()) for name, _, key in pairs]

@@ -1,0 +1,95 @@
+"""What every command needs: the settings, the database, and a way to say what is wrong and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+import typer
+from pydantic import ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.auth import api_keys
+from app.config import PREFIX, Settings
+from app.database.engine import Database, migrate
+from app.keyring import SecretsUnusable, load_secrets
+
+Answer = TypeVar("Answer")
+
+
+class SettingsUnusable(Exception):
+    """A sentence for each setting that is wrong."""
+
+
+def read_settings() -> Settings:
+    """Read the settings. Raises SettingsUnusable."""
+    try:
+        settings = Settings()
+        if settings.api_keys:
+            api_keys.parse_configured_keys(settings.api_keys.get_secret_value())
+    except ValidationError as error:
+        lines = [f"{PREFIX}{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}" for e in error.errors()]
+        told = "\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines)
+        raise SettingsUnusable(told) from error
+    except ValueError as error:
+        raise SettingsUnusable(str(error)) from error
+    return settings
+
+
+def load_settings() -> Settings:
+    """Read the settings, or end with a sentence for each one that is wrong."""
+    try:
+        return read_settings()
+    except SettingsUnusable as error:
+        fail(str(error))
+
+
+def require_upstream_key(settings: Settings) -> None:
+    """End with a sentence where nothing could be ordered."""
+    if settings.upstream_api_key is None:
+        fail(
+            "SOUNDPOST_UPSTREAM_API_KEY is not set: nothing could be ordered. Set it to the upstream's key; or start "
+            "`soundpost sandbox`, set SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and the key to `sandbox`."
+        )
+
+
+def prepare(settings: Settings) -> None:
+    """Check what would fail later; an SQLite database is migrated, since nobody else will do it."""
+    try:
+        load_secrets(settings)
+        if settings.is_sqlite:
+            migrate(settings.database_url)
+    except SecretsUnusable as error:
+        fail(str(error))
+    except (SQLAlchemyError, OSError) as error:
+        fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")
+
+
+def with_database(work: Callable[[Database], Awaitable[Answer]]) -> Answer:
+    """Run one piece of work on the database, or end with a sentence that says why not."""
+    settings = load_settings()
+    prepare(settings)
+
+    async def run() -> Answer:
+        database = Database(settings.database_url)
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(run())
+    except (SQLAlchemyError, OSError) as error:
+        fail(f"The database does not answer ({why(error)}): check SOUNDPOST_DATABASE_URL; is it migrated?")
+
+
+def why(error: Exception) -> str:
+    """The first line of what the driver said, without the statement around it."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
+def fail(message: str) -> NoReturn:
+    """Say why on standard error and end with 1."""
+    typer.echo(message, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,260 @@
+"""The command line: `soundpost`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Annotated, Any, NoReturn
+
+import typer
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.auth import api_keys
+from app.cli import demo, tasks
+from app.cli.context import (
+    SettingsUnusable,
+    fail,
+    load_settings,
+    prepare,
+    read_settings,
+    require_upstream_key,
+    why,
+    with_database,
+)
+from app.cli.doctor import Finding, examine, says
+from app.config import parse_rate
+from app.database.engine import Database
+from app.database.engine import migrate as run_migrations
+from app.errors import StorageUnavailable
+from app.main import run_worker
+from app.observability.logging import configure_logging
+from app.retention import Retention, remove_due_files
+from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
+from app.server import PortTaken
+from app.server import serve as run_server
+from app.storage.store import Storage
+
+main = typer.Typer(
+    name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
+keys = typer.Typer(no_args_is_help=True, help="Callers' keys.")
+for name, group in (("keys", keys), ("tasks", tasks.tasks), ("callbacks", tasks.callbacks)):
+    main.add_typer(group, name=name)
+
+Host = Annotated[str, typer.Option(help="The address to listen on.")]
+
+
+@main.command("demo")
+def demo_command(prompt: Annotated[str, typer.Argument()] = "soft rain on a tin roof") -> None:
+    """The main job with nothing set up: a sandbox as upstream, one task, from submit to playable files."""
+    raise typer.Exit(demo.run(prompt))
+
+
+@main.command()
+def serve(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+    no_loops: Annotated[bool, typer.Option("--no-loops", help="Leave the loops to `soundpost worker`.")] = False,
+) -> None:
+    """Take orders, callbacks and questions; run the loops too."""
+    settings = load_settings()
+    require_upstream_key(settings)
+    prepare(settings)
+    try:
+        run_server(settings, host, port, workers, runs_loops=not no_loops)
+    except PortTaken as error:
+        fail(str(error))
+
+
+@main.command()
+def worker() -> None:
+    """Run the loops alone."""
+    settings = load_settings()
+    require_upstream_key(settings)
+    prepare(settings)
+    configure_logging(settings)
+    asyncio.run(run_worker(settings))
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema to this release's."""
+    settings = load_settings()
+    try:
+        run_migrations(settings.database_url)
+    except (SQLAlchemyError, OSError) as error:
+        fail(f"The database cannot be migrated ({why(error)}): check SOUNDPOST_DATABASE_URL and try again.")
+    typer.echo("The schema is up to date.")
+
+
+@keys.command("create")
+def create_key(name: str, admin: Annotated[bool, typer.Option("--admin", help="May read all tasks.")] = False) -> None:
+    """Make a key and print it; it is shown this once."""
+    if not 1 <= len(name) <= 100:
+        fail("NAME must be 1 to 100 characters.")
+
+    async def create(database: Database) -> str:
+        async with database.writes.begin() as session:
+            return await api_keys.create_key(session, name, await database.now(session), is_admin=admin)
+
+    typer.echo(with_database(create))
+
+
+@keys.command("list")
+def list_keys(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Show who has a key, but no key."""
+
+    async def read(database: Database) -> list[dict[str, Any]]:
+        async with database.reads() as session:
+            return [
+                {
+                    "id": key.id,
+                    "name": key.name,
+                    "admin": key.is_admin,
+                    "created_at": key.created_at.isoformat(),
+                    "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+                }
+                for key in await api_keys.list_keys(session)
+            ]
+
+    found = with_database(read)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for key in found:
+        state = f"revoked {key['revoked_at']}" if key["revoked_at"] else "active"
+        typer.echo(f"{key['id']}  {key['name']}{' (admin)' if key['admin'] else ''}  {state}")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Refuse a key from now on, on every replica."""
+
+    async def revoke(database: Database) -> bool:
+        async with database.writes.begin() as session:
+            return await api_keys.revoke_key(session, key_id, await database.now(session))
+
+    if not with_database(revoke):
+        fail("No active key has this id; `soundpost keys list` shows them.")
+    typer.echo("Revoked.")
+
+
+@main.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Look at everything that the service needs; ends with 1 on any problem."""
+    try:
+        settings = read_settings()
+    except SettingsUnusable as error:
+        looks = says(Finding("settings", ok=False, detail=str(error)))
+    else:
+        # The log goes to standard error from here on, and the answer alone to standard output.
+        configure_logging(settings)
+        looks = examine(settings)
+
+    async def look() -> list[Finding]:
+        findings = []
+        async for finding in looks:
+            findings.append(finding)
+            if not as_json:
+                typer.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check}: {finding.detail}")
+        return findings
+
+    findings = asyncio.run(look())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+
+
+@main.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+) -> None:
+    """Erase what was kept for SOUNDPOST_RETENTION_DAYS; a running service does the same by itself."""
+    settings = load_settings()
+    configure_logging(settings)
+    retention = Retention(settings.retention_days)
+
+    async def work(database: Database) -> Mapping[str, int]:
+        async with database.reads() as session:
+            counts = await retention.count(session, await database.now(session))
+        if not dry_run:
+            await _erase_expired(database, retention)
+            await remove_due_files(database, Storage(settings.storage_url))
+        return counts
+
+    try:
+        counts = with_database(work)
+    except StorageUnavailable:
+        fail("The rows are erased, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
+    for name, count in counts.items():
+        typer.echo(f"{count} {name} {'would go' if dry_run else 'erased'}")
+
+
+async def _erase_expired(database: Database, retention: Retention) -> None:
+    is_more = True
+    while is_more:
+        async with database.writes.begin() as session:
+            is_more = await retention.erase_batch(session, await database.now(session))
+
+
+@main.command()
+def sandbox(
+    host: Host = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8001,
+    api_key: Annotated[str, typer.Option(help="The key that submits must show.")] = "sandbox",
+    delay: Annotated[float, typer.Option(min=0, help="Seconds from submit to complete.")] = 3.0,
+    rate: Annotated[str, typer.Option(help="Requests/seconds that are let through.")] = "20/10",
+    credits_: Annotated[float, typer.Option("--credits", min=0, help="What is on the account.")] = 1000.0,
+    fault: Annotated[str | None, typer.Option(help="For every task, as in drop-callbacks:0.2,code-500:0.1.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides which tasks a fault with a probability meets.")] = 0,
+    callback_retries: Annotated[str, typer.Option(help="Seconds before each retry of a callback.")] = "60,300,900",
+    callback_hmac_key: Annotated[str | None, typer.Option(help="Signs callbacks.")] = None,
+) -> None:
+    """A stand-in upstream, for callers' development and for tests; README lists its faults."""
+    try:
+        pace = parse_rate(rate)
+        options = SandboxOptions(
+            api_key=api_key,
+            delay=delay,
+            rate=pace.requests,
+            period=pace.period.total_seconds(),
+            credits=credits_,
+            fault=fault,
+            seed=seed,
+            callback_retry_delays=tuple(float(word) for word in callback_retries.split(",") if word),
+            callback_hmac_key=callback_hmac_key,
+        )
+    except (ValueError, FaultRefused) as error:
+        fail(f"The sandbox cannot be started like this: {error}")
+    run_sandbox(options, host, port)
+
+
+def run() -> NoReturn:
+    """
+    Run one command as a process.
+
+    The process ends without Python's own end: a thread of the storage's library that
+    is not done by then aborts it, whatever the command's exit code was.
+    """
+    code: object = 1
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,142 @@
+"""Our copies, served as files should be."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials
+
+from app.auth.api_keys import authenticate, bearer
+from app.clips import subtitles
+from app.clips.media_types import SUFFIXES
+from app.clips.responses import Kept, answer_with
+from app.database.engine import DatabaseDep
+from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound, RangeNotSatisfiable, StorageUnavailable
+from app.models import Clip, Task
+from app.storage.store import Storage
+from app.tasks.clips import wants_cover
+from app.tasks.repository import find_task
+from app.tasks.routes import readable
+from app.web.problems import says
+
+router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
+
+# Only as long as a client needs to follow a redirect; what it has begun to read it may finish.
+REDIRECT_LIFE = timedelta(minutes=5)
+LONGEST_INDEX = 4
+Answers = dict[int | str, dict[str, Any]]
+
+
+def _file(kind: str) -> Answers:
+    content: dict[str, Any] = {media_type: {} for media_type in SUFFIXES if media_type.startswith(kind)}
+    return {
+        200: {"description": "The file.", "content": content},
+        206: {"description": "The part of the file that `Range` asked for.", "content": content},
+        304: {"description": "The file is the one of `If-None-Match`."},
+        **says(NotArchivedYet, RangeNotSatisfiable, StorageUnavailable),
+    }
+
+
+def _text(media_type: str) -> Answers:
+    return {200: {"description": "The words.", "content": {media_type: {"schema": {"type": "string"}}}}}
+
+
+COVER_ANSWERS = _file("image/")
+REDIRECT: Answers = {307: {"description": "The file is at `Location`, where the service is set to redirect."}}
+AUDIO_ANSWERS = {**_file("audio/"), **REDIRECT, **says(AudioLost)}
+SRT, VTT = "application/x-subrip", "text/vtt"
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+
+
+async def find_own_clip(database: DatabaseDep, credentials: Credentials, task_id: str, index: str) -> Clip:
+    """The clip of the caller's task. Raises NotAuthenticated, NotFound."""
+    caller = await authenticate(database, credentials)
+    async with database.reads() as session:
+        return _clip_of(readable(await find_task(session, task_id), caller), index)
+
+
+async def find_linked_clip(
+    request: Request,
+    database: DatabaseDep,
+    credentials: Credentials,
+    task_id: str,
+    index: str,
+    expires: Annotated[str | None, Query()] = None,
+    signature: Annotated[str | None, Query()] = None,
+) -> Clip:
+    """
+    The same, for whoever has a link that we signed too. Raises NotAuthenticated, NotFound.
+
+    A link is judged by itself, before anything is looked up: a bad one gets the same
+    answer whether or not there is such a clip.
+    """
+    if credentials is not None or expires is None or signature is None:
+        return await find_own_clip(database, credentials, task_id, index)
+    if not _is_index(index) or not request.app.state.links.is_valid(task_id, int(index), expires, signature):
+        raise NotAuthenticated(detail="This link has expired or was not made by this service; read the task again.")
+    async with database.reads() as session:
+        return _clip_of(await find_task(session, task_id), index)
+
+
+OwnClip = Annotated[Clip, Depends(find_own_clip)]
+LinkedClip = Annotated[Clip, Depends(find_linked_clip)]
+
+
+@router.get("/audio", operation_id="getClipAudio", response_class=Response, responses=AUDIO_ANSWERS)
+async def get_audio(request: Request, clip: LinkedClip) -> Response:
+    """Our copy of a clip's audio, or a part of it; with your key, or by the link in `audio_url` without one."""
+    if clip.given_up_at is not None:
+        raise AudioLost(detail=f"It was tried for 14 days; the last problem was: {clip.archive_error}.")
+    if clip.archived_at is None or clip.storage_key is None:
+        raise NotArchivedYet
+    state = request.app.state
+    kept = Kept(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
+    if request.method == "GET" and state.settings.s3_redirect:
+        link = await state.storage.presigned(kept.key, REDIRECT_LIFE)
+        if link is not None:
+            return Response(status_code=307, headers={"Location": link, "Cache-Control": "private, no-store"})
+    return await answer_with(request, state.storage, kept)
+
+
+@router.get("/image", operation_id="getClipImage", response_class=Response, responses=COVER_ANSWERS)
+async def get_image(request: Request, clip: OwnClip) -> Response:
+    """Our copy of a clip's cover; 404 where there is none."""
+    storage: Storage = request.app.state.storage
+    if clip.image_archived_at is not None and clip.image_key is not None:
+        kept = Kept(clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title)
+        return await answer_with(request, storage, kept)
+    if wants_cover(clip):
+        raise NotArchivedYet
+    raise NotFound
+
+
+@router.get("/lyrics.srt", operation_id="getClipSubtitles", response_class=Response, responses=_text(SRT))
+async def get_srt(clip: OwnClip) -> Response:
+    """A clip's words as SubRip subtitles; 404 where there are none."""
+    return Response(subtitles.srt(_words(clip)), media_type=f"{SRT}; charset=utf-8")
+
+
+@router.get("/lyrics.vtt", operation_id="getClipCaptions", response_class=Response, responses=_text(VTT))
+async def get_vtt(clip: OwnClip) -> Response:
+    """A clip's words as WebVTT captions; 404 where there are none."""
+    return Response(subtitles.vtt(_words(clip)), media_type=f"{VTT}; charset=utf-8")
+
+
+def _clip_of(task: Task | None, index: str) -> Clip:
+    clips = task.clips if task is not None and _is_index(index) else []
+    clip = next((clip for clip in clips if clip.index == int(index)), None)
+    if clip is None:
+        raise NotFound
+    return clip
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= LONGEST_INDEX and text == str(int(text))
+
+
+def _words(clip: Clip) -> list[subtitles.Word]:
+    if not clip.lyrics:
+        raise NotFound
+    return [subtitles.Word(**word) for word in clip.lyrics]

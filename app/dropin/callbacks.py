@@ -1,0 +1,36 @@
+"""Telling a client of the vendor's API at its `callBackUrl`, in the vendor's words and by our own deliveries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+
+from app.database.base import new_id
+from app.database.engine import Session
+from app.dropin.schemas import callback
+from app.enums import EventType
+from app.models import Event, Task
+from app.signed_urls import Links
+from app.tasks.payloads import HEARD
+from app.tasks.schemas import read_task
+from app.webhooks.outbox import News, tell_url
+
+# The vendor's `text` has no counterpart: a clip is a clip once it has audio.
+STAGES: Mapping[EventType, str] = {
+    EventType.task_progressed: "first",
+    EventType.task_succeeded: "complete",
+    EventType.task_failed: "error",
+    EventType.task_canceled: "error",
+}
+
+
+def tell_vendor_client(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
+    """Tell of an event, in this transaction, what the vendor would have called back about."""
+    stage = STAGES.get(event.type)
+    if stage is None or task.callback_url is None:
+        return
+    body = json.dumps(callback(task, read_task(task, {}, links), stage)).encode()
+    # Another body than that of our own webhooks, and so another message with an id of its own.
+    news = News(new_id(), HEARD[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at)
+    tell_url(session, news, task.callback_url)

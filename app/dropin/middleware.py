@@ -1,0 +1,82 @@
+"""The vendor's envelope around every answer below its paths, whoever gave it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Mapping
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.web.problems import MEDIA_TYPE
+
+PREFIX = "/api/v1/"
+
+# The vendor's code for each of our statuses; what is missing here is a failure of ours.
+CODES: Mapping[int, int] = {
+    400: 400,
+    401: 401,
+    404: 404,
+    405: 404,
+    413: 413,
+    415: 400,
+    422: 400,
+    429: 405,
+    503: 455,
+}
+
+
+class Enveloped:
+    """
+    Pure ASGI middleware, to be outside of whatever may answer with a problem.
+
+    The vendor answers errors with HTTP 200 and the code in the body; a bad key is
+    401 in both.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Stand aside for all others: a frame that waits with a caller costs memory."""
+        is_ours = scope["type"] == "http" and scope["path"].startswith(PREFIX)
+        return self._app(scope, receive, _Wrapping(send).send if is_ours else send)
+
+
+class _Wrapping:
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and _is_problem(message):
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._send_wrapped(self._start)
+
+    async def _send_wrapped(self, start: Message) -> None:
+        body = json.dumps(wrapped(json.loads(self._body)), ensure_ascii=False).encode()
+        headers = MutableHeaders(raw=list(start["headers"]))
+        headers["content-type"], headers["content-length"] = "application/json", str(len(body))
+        status = 401 if start["status"] == 401 else 200
+        await self._send({"type": start["type"], "status": status, "headers": headers.raw})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def wrapped(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem in the vendor's words: its code, and the first thing that is wrong."""
+    message = problem.get("detail", problem["title"])
+    for error in problem.get("errors", [])[:1]:
+        field = error["pointer"].removeprefix("#/").replace("query/", "")
+        message = f"{field}: {error['detail']}" if field != "#" else error["detail"]
+    return {"code": CODES.get(problem["status"], 500), "msg": message, "data": None}
+
+
+def _is_problem(start: Message) -> bool:
+    return MutableHeaders(raw=start["headers"]).get("content-type") == MEDIA_TYPE

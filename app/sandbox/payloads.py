@@ -1,0 +1,154 @@
+"""The upstream's bodies, spelled as it spells them: envelope, record-info, callback, lyrics."""
+
+import json
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import cache
+from typing import Any
+
+from app.sandbox.fault_table import CODES
+from app.sandbox.faults import without_tags
+from app.sandbox.state import Clip, Task
+from app.sandbox.timeline import Failure, Stage, is_audible
+
+_MODEL_NAMES = {"V5": "chirp-crow"}
+_NEWEST_MODEL_NAME = "chirp-fenix"
+
+
+def envelope(code: int, data: Any = None, message: str | None = None) -> dict[str, Any]:
+    """What every answer is wrapped in."""
+    return {"code": code, "msg": message or ("success" if code == 200 else CODES[code]), "data": data}
+
+
+def record_info(task: Task, status: str, failure: Failure | None = None, *, bare: bool = False) -> dict[str, Any]:
+    """The data of a poll's answer. `bare` leaves the audio URLs null, whatever the status says."""
+    order = task.order
+    stage = _SHOWN_AS.get(status)
+    items = None if stage is None else [_item(task, i, stage, fresh=True) for i in range(len(task.clips))]
+    for item in items or []:
+        item["audioUrl"] = None if bare else item["audioUrl"] or None
+        item["sourceAudioUrl"] = None if bare else item["sourceAudioUrl"] or None
+    param = {
+        "callBackUrl": order.callback_url,
+        "grabLyrics": order.lyrics,
+        "model": order.model,
+        "prompt": order.prompt,
+        "soundKey": order.key,
+        "soundLoop": order.loop,
+        "soundTempo": order.tempo,
+    }
+    return {
+        "taskId": task.id,
+        "parentMusicId": "",
+        "param": json.dumps(param),
+        "response": None if items is None else {"taskId": task.id, "sunoData": items},
+        "status": status,
+        "type": _model_name(task),
+        "operationType": "sounds",
+        "errorCode": failure.code if failure else None,
+        "errorMessage": failure.message if failure else None,
+        "createTime": _millis(task.created_at),
+    }
+
+
+def callback(task: Task, kind: str, stage: Stage, failure: Failure | None) -> dict[str, Any]:
+    """A callback's body. Unlike record-info it writes snake_case, but for createTime."""
+    if failure is not None and kind in ("error", "complete"):
+        data = {"callbackType": kind, "task_id": task.id, "data": None}
+        return {"code": failure.code, "msg": failure.message, "data": data}
+    messages = {"text": "Text generated successfully.", "first": "First audio generated successfully."}
+    items = [in_snake_case(_item(task, i, stage)) for i in range(len(task.clips))]
+    for item in items:
+        item["createTime"] = f"{task.created_at:%Y-%m-%d %H:%M:%S}"
+    return {
+        "code": 200,
+        "msg": messages.get(kind, "All generated successfully."),
+        "data": {"callbackType": kind, "task_id": task.id, "data": items},
+    }
+
+
+def lyrics(task: Task, clip: Clip) -> dict[str, Any]:
+    """The prompt's words, spread over the clip; none unless the submit asked for lyrics."""
+    words = without_tags(task.order.prompt).split() if task.order.lyrics else []
+    span = clip.sound.duration / max(1, len(words))
+    aligned = [
+        {
+            "word": f"{word} ",
+            "success": True,
+            "startS": round(i * span, 3),
+            "endS": round((i + 1) * span, 3),
+            "palign": 0,
+        }
+        for i, word in enumerate(words)
+    ]
+    return {"alignedWords": aligned, "waveformData": [0, 0.5, 0.25], "hootCer": 0.38, "isStreamed": False}
+
+
+def in_snake_case(body: dict[str, Any]) -> dict[str, Any]:
+    """The same with its names in snake_case; `createTime` and `callbackType` stay, as they do upstream."""
+    renamed: dict[str, Any] = _renamed(body, _to_snake_case)
+    return renamed
+
+
+def in_camel_case(body: dict[str, Any]) -> dict[str, Any]:
+    """The same with its names in camelCase."""
+    renamed: dict[str, Any] = _renamed(body, _to_camel_case)
+    return renamed
+
+
+_SHOWN_AS = {
+    "TEXT_SUCCESS": Stage.text,
+    "FIRST_SUCCESS": Stage.first,
+    "SUCCESS": Stage.complete,
+    "CALLBACK_EXCEPTION": Stage.complete,
+}
+
+
+def _item(task: Task, index: int, stage: Stage, *, fresh: bool = False) -> dict[str, Any]:
+    clip, base = task.clips[index], task.base_url
+    ready = is_audible(stage, index)
+    extension = "mp3" if "audio-mislabelled" in task.faults else "wav"
+    query = "?fresh=1" if fresh and clip.refused else ""
+    prompt = without_tags(task.order.prompt)
+    item = {
+        "id": clip.id,
+        "audioUrl": f"{base}audio/{clip.id}.{extension}{query}" if ready else "",
+        "sourceAudioUrl": f"{base}audio/source/{clip.id}.{extension}{query}" if ready else "",
+        "streamAudioUrl": f"{base}stream/{clip.id}",
+        "sourceStreamAudioUrl": f"{base}stream/{clip.id}",
+        "imageUrl": f"{base}image/{clip.id}.png",
+        "sourceImageUrl": f"{base}image/{clip.id}.png",
+        "prompt": prompt,
+        "modelName": _model_name(task),
+        "title": " ".join(prompt.split()[:4]).title(),
+        "tags": ", ".join(prompt.lower().split()[:2]),
+        "createTime": _millis(task.created_at),
+    }
+    return {**item, "duration": clip.sound.duration} if ready else item
+
+
+def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(item, rename) for item in value]
+    if isinstance(value, dict):
+        return {rename(name): _renamed(item, rename) for name, item in value.items()}
+    return value
+
+
+@cache
+def _to_snake_case(name: str) -> str:
+    return name if name in ("createTime", "callbackType") else re.sub(r"[A-Z]", lambda m: "_" + m[0].lower(), name)
+
+
+@cache
+def _to_camel_case(name: str) -> str:
+    return re.sub(r"_(\w)", lambda m: m[1].upper(), name)
+
+
+def _model_name(task: Task) -> str:
+    return _MODEL_NAMES.get(task.order.model, _NEWEST_MODEL_NAME)
+
+
+def _millis(at: datetime) -> int:
+    return int(at.astimezone(UTC).timestamp() * 1000)

@@ -1,0 +1,36 @@
+"""What every loop works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import httpx
+
+from app.config import Settings
+from app.database.engine import Database
+from app.database.wakeups import Signals
+from app.keyring import Secrets
+from app.signed_urls import Links
+from app.storage.store import Storage
+from app.tasks.lifecycle import TaskLife
+from app.upstream.pacing import Pacer
+from app.upstream.suno.client import Upstream
+from app.webhooks.service import Webhooks
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The joined service, as the loops see it."""
+
+    settings: Settings
+    database: Database
+    secrets: Secrets
+    signals: Signals
+    life: TaskLife
+    pacer: Pacer
+    upstream_http: httpx.AsyncClient
+    upstream: Upstream
+    webhooks: Webhooks
+    links: Links
+    storage: Storage
+    egress_http: httpx.AsyncClient

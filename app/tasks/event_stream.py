@@ -1,0 +1,160 @@
+"""The history of a task, as a list and as a stream of Server-Sent Events."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+
+from app.database.engine import TRANSIENT, ReaderDep, Session
+from app.database.wakeups import Watch
+from app.enums import TaskStatus
+from app.models import Event
+from app.tasks import repository
+from app.tasks.routes import OwnTask
+from app.tasks.schemas import EventPage, EventRead
+from app.tasks.transitions import FINAL, TOLD
+from app.tasks.waiting import Waits, WaitsDep, hang_up
+from app.web.deferred import LastingAnswer
+from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
+
+router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+
+KEEP_ALIVE = 15.0
+# In milliseconds: when to come again after a stop of this process, and after the end of a task, where a client that
+# knows no end would find the same end again.
+RETRY_AFTER_STOP = 1_000
+RETRY_AFTER_END = 60_000
+STREAM = "text/event-stream"
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"vary", b"Accept"),
+    # Some proxies gather what they pass on unless told otherwise.
+    (b"x-accel-buffering", b"no"),
+]
+FINAL_EVENTS = frozenset(TOLD[status] for status in FINAL)
+AS_STREAM: dict[str, Any] = {
+    "description": "The events so far; with `Accept: text/event-stream` also each that follows, to the final one.",
+    "content": {STREAM: {"schema": {"type": "string"}}},
+}
+
+
+@router.get("/{task_id}/events", operation_id="listTaskEvents", response_model=EventPage, responses={200: AS_STREAM})
+async def list_events(
+    request: Request,
+    response: Response,
+    session: ReaderDep,
+    task: OwnTask,
+    waits: WaitsDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> EventPage | Response:
+    """What happened to a task, oldest first."""
+    response.headers["Vary"] = "Accept"
+    if prefers_stream(request.headers.getlist("accept")):
+        after = await _version_of(session, task.id, last_event_id)
+        return LastingAnswer(partial(_stream, waits, task.id, after))
+    position = decode_cursor(cursor, 1)
+    events = await repository.list_events(session, task.id, _version(position[0]) if position else 0, limit + 1)
+    page, following = events[:limit], None
+    if len(events) > limit:
+        following = encode_cursor(str(page[-1].version))
+    link_next(request, response, following)
+    return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
+
+
+async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
+    """
+    Send a task's events behind a version as they happen, up to the final one or a stop of the process.
+
+    No connection is held between them. A database that is away is no news: those
+    whose wake-ups are lost are woken once it is back.
+    """
+    scope, receive, send = asgi
+
+    async def tell(text: str) -> None:
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+    await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+    with waits.signals.watch(task_id) as watch:
+        is_over = scope["method"] == "HEAD"
+        while not is_over and not watch.is_dismissed:
+            after, is_over = await _tell_news(waits, watch, task_id, after, tell)
+            while not is_over and not await watch.rest(KEEP_ALIVE, partial(hang_up, receive)):
+                await tell(":\n\n")
+        if not is_over:
+            await tell(f"retry: {RETRY_AFTER_STOP}\n\n")
+    await send({"type": "http.response.body"})
+
+
+async def _tell_news(
+    waits: Waits, watch: Watch, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
+) -> tuple[int, bool]:
+    """Tell what there is; return up to which version, and whether nothing follows."""
+    try:
+        history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
+    except TRANSIENT:
+        return after, False
+    if history is None:
+        return after, True
+    watch.version = history.version
+    if history.status in FINAL:
+        await tell(f"retry: {RETRY_AFTER_END}\n\n")
+    events = until_final(history.status, history.events)
+    for event in events:
+        await tell(_written(event))
+    return (events[-1].version if events else after), history.status in FINAL
+
+
+def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:
+    """The events to stream: of a task that has ended, none behind its end; of one that was revived, all."""
+    if status not in FINAL:
+        return events
+    ends = [number for number, event in enumerate(events, 1) if event.type in FINAL_EVENTS]
+    return events[: ends[-1]] if ends else ()
+
+
+def prefers_stream(accept: Sequence[str]) -> bool:
+    """
+    Whether the Accept header (RFC 9110, 12.5.1) puts a stream before JSON.
+
+    Of two types that are as welcome the one that is named more exactly wins, and JSON
+    if that is no difference either.
+    """
+    return _welcome(accept, STREAM) > _welcome(accept, "application/json")
+
+
+def _welcome(accept: Sequence[str], media_type: str) -> tuple[float, int]:
+    """How welcome a type is, and how exactly it is named."""
+    ranges = [part.lower().partition(";") for part in ",".join(accept).split(",")]
+    named = {name.strip(): _quality(parameters) for name, _, parameters in ranges}
+    for exactness, name in ((2, media_type), (1, f"{media_type.partition('/')[0]}/*"), (0, "*/*")):
+        if name in named:
+            return (named[name], exactness) if named[name] else (0.0, 0)
+    return 0.0, 0
+
+
+def _quality(parameters: str) -> float:
+    found = re.search(r"(?:^|;)\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)", parameters, re.ASCII)
+    return float(found[1]) if found else 1.0
+
+
+async def _version_of(session: Session, task_id: str, event_id: str | None) -> int:
+    """Behind which version to resume; an event that this task does not have resumes nothing."""
+    event = await repository.find_event(session, task_id, event_id) if event_id else None
+    return event.version if event else 0
+
+
+def _written(event: Event) -> str:
+    return f"id: {event.id}\nevent: {event.type}\ndata: {EventRead.model_validate(event).model_dump_json()}\n\n"
+
+
+def _version(text: str) -> int:
+    if not text.isdigit() or len(text) > 9:
+        raise bad_cursor()
+    return int(text)

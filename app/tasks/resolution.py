@@ -1,0 +1,60 @@
+"""What an operator has found out by other means, done to a task by the same steps as ever."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from app.database.engine import Session
+from app.enums import ErrorCode, ResolvedBy, TaskStatus
+from app.models import Task
+from app.tasks.lifecycle import TaskLife, poll_now
+from app.tasks.transitions import REVIVABLE, Failure, can_move
+
+S = TaskStatus
+
+
+class CannotResolve(Exception):
+    """An operator asked for a step that this task cannot take."""
+
+
+async def resolve(
+    life: TaskLife, session: Session, task: Task, status: TaskStatus, upstream_task_id: str | None, now: datetime
+) -> None:
+    """
+    Bring a locked task where the operator says that it is. Raises CannotResolve.
+
+    `generating` attaches the task to an upstream task, whose polls then tell the
+    rest; what an operator gives up, a late success still revives.
+    """
+    is_revivable = task.status is S.failed and task.error_code in REVIVABLE
+    if status is S.generating and upstream_task_id and (is_revivable or can_move(task.status, S.generating)):
+        await _attach(life, session, task, upstream_task_id, now)
+    elif status is S.succeeded and task.clips and can_move(task.status, S.succeeded):
+        life.end(session, task, S.succeeded, now, ResolvedBy.operator)
+    elif status is S.failed and can_move(task.status, S.failed):
+        message = "An operator gave up on this task."
+        life.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
+    elif status is S.canceled and can_move(task.status, S.canceled):
+        life.end(session, task, S.canceled, now, ResolvedBy.operator)
+    else:
+        raise CannotResolve(
+            f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
+        )
+
+
+async def _attach(life: TaskLife, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
+    task.upstream_task_id = upstream_task_id
+    if task.status is S.failed:
+        life.revive(session, task, now)
+    else:
+        await life.begin_generating(session, task, upstream_task_id, now)
+    # The clock starts again: the deadline that passed was that of a task nobody could ask about.
+    task.submitted_at = now
+    poll_now(session, task, now)
+
+
+def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:
+    """What would have to be there for this step, where that is what is missing."""
+    if status is S.generating and upstream_task_id is None:
+        return " without --upstream-task-id"
+    return " without clips" if status is S.succeeded and not task.clips else ""

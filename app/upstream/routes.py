@@ -1,0 +1,45 @@
+"""What callers may ask about the upstream's account."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from app.auth.api_keys import CallerDep
+from app.database.engine import DatabaseDep
+from app.errors import UpstreamUnavailable
+from app.upstream.credits import CreditDesk, NoAnswer
+from app.upstream.hold import Hold, hold_submits
+from app.web.problems import says
+
+router = APIRouter(tags=["account"])
+
+
+class CreditsRead(BaseModel):
+    """What is left on the account that all callers share."""
+
+    credits: float
+    checked_at: datetime
+
+
+@router.get("/v1/credits", operation_id="getCredits", responses=says(UpstreamUnavailable))
+async def get_credits(request: Request, database: DatabaseDep, caller: CallerDep) -> CreditsRead:
+    """How many credits are left upstream; at most 10 seconds old."""
+    desk: CreditDesk = request.app.state.credit_desk
+    try:
+        found = await desk.credits()
+    except NoAnswer as error:
+        said = error.answer
+        if said is not None and said.hold_reason is not None:
+            # No submit would fare better: the queue need not find out by one.
+            async with database.writes.begin() as session:
+                hold = Hold(said.hold_reason, await database.now(session), said.message)
+                await hold_submits(session, hold, request.app.state.settings.hold_recheck)
+        raise UpstreamUnavailable(
+            detail="The upstream did not say how many credits are left; ask again in a few seconds.",
+            upstream_code=said.code if said else None,
+            upstream_message=said.message if said else None,
+        ) from None
+    return CreditsRead(credits=float(found.credits), checked_at=found.checked_at)

@@ -1,0 +1,20 @@
+"""Where hostile input is met, once: connections, requests, bodies, fields and whatever still goes wrong."""
+
+from app.web.exception_handlers import install_error_handlers
+from app.web.fields import WHOLE, Moment, StrictModel, Text
+from app.web.heads import heads_of
+from app.web.middleware import Edge
+from app.web.protocol import HttpProtocol
+from app.web.routing import Again
+
+__all__ = [
+    "WHOLE",
+    "Again",
+    "Edge",
+    "HttpProtocol",
+    "Moment",
+    "StrictModel",
+    "Text",
+    "heads_of",
+    "install_error_handlers",
+]

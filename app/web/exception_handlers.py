@@ -1,0 +1,148 @@
+"""Every error that the framework, the database or we can raise, made one of our cases."""
+
+import logging
+import traceback
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match
+
+from app.errors import (
+    AppError,
+    ContentTooLarge,
+    DatabaseUnavailable,
+    FieldError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotAcceptable,
+    NotAuthenticated,
+    NotFound,
+    TooManyRequests,
+    UnreadableBody,
+    UnsupportedMediaType,
+    pointer_to,
+    problem,
+)
+from app.web.fields import WITHOUT_NUL
+
+logger = logging.getLogger(__name__)
+
+_OUR_CODE = str(Path(__file__).parents[1])
+
+
+def as_app_error(exc: Exception) -> AppError:
+    """Return the case that any exception is to the caller; ours alone are logged, without what the caller sent."""
+    match exc:
+        case AppError():
+            return exc
+        case RequestValidationError():
+            return _refusal(exc)
+        case HTTPException() if exc.status_code in _BY_STATUS:
+            return _BY_STATUS[exc.status_code]()
+        case ClientDisconnect():
+            return UnreadableBody()
+    if _database_is_away(exc):
+        logger.warning("database unavailable: %s at %s", type(exc).__name__, _whereabouts(exc))
+        return DatabaseUnavailable()
+    logger.error("request failed: %s at %s", type(exc).__name__, _whereabouts(exc))
+    return InternalError()
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error that the framework or we can raise a problem."""
+    for kind in (AppError, RequestValidationError, HTTPException, SQLAlchemyError, OSError, Exception):
+        app.add_exception_handler(kind, _answer)
+
+
+async def _answer(request: Request, exc: Exception) -> Response:
+    error = as_app_error(exc)
+    if isinstance(error, MethodNotAllowed):
+        error.headers = {"Allow": ", ".join(_allowed_methods(request))}
+    return problem(error)
+
+
+_BY_STATUS: Mapping[int, type[AppError]] = {
+    400: UnreadableBody,
+    401: NotAuthenticated,
+    404: NotFound,
+    405: MethodNotAllowed,
+    406: NotAcceptable,
+    413: ContentTooLarge,
+    415: UnsupportedMediaType,
+    422: InvalidRequest,
+    429: TooManyRequests,
+}
+
+# These SQLSTATE classes say nothing against the statement, only "not now": connection, rollback, resources, locks,
+# operator, system. The asyncpg dialect wraps most of them in a bare DBAPIError.
+_PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+_DATABASE_MODULES = ("sqlalchemy.pool", "sqlalchemy.dialects")
+
+
+def _database_is_away(exc: Exception) -> bool:
+    if isinstance(exc, InterfaceError):
+        # asyncpg counts a value that does not fit its column as one, too.
+        return not isinstance(exc.orig and exc.orig.__cause__, ValueError)
+    if isinstance(exc, DBAPIError):
+        sqlstate = getattr(exc.orig, "sqlstate", None) or ""
+        passing = exc.connection_invalidated or sqlstate.startswith(_PASSING_SQLSTATES)
+        return passing or isinstance(exc, OperationalError)
+    # asyncpg's OSErrors come through as they are, and look like those of any file or socket but for where they arose.
+    modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(exc.__traceback__))
+    return isinstance(exc, OSError | PoolTimeout) and any(name.startswith(_DATABASE_MODULES) for name in modules)
+
+
+# These messages quote the value that they refuse.
+_QUOTING = frozenset({"union_tag_invalid", "uuid_parsing"})
+_UNQUOTED = "This value cannot be accepted"
+
+
+def _refusal(exc: RequestValidationError) -> AppError:
+    """Retell a validation error without the input, which may be huge, secret, or not even text."""
+    errors = exc.errors()
+    if any(
+        error["type"] == "json_invalid" or (error["type"], error["loc"]) == ("missing", ("body",)) for error in errors
+    ):
+        return UnreadableBody()
+    # What may be left out may be None, which nobody can write into a query and nobody is told of.
+    told = [error for error in errors if error["type"] != "none_required"]
+    return InvalidRequest(errors=[_field_error(error) for error in told[:20]])
+
+
+def _field_error(error: Mapping[str, Any]) -> FieldError:
+    # A body is pointed into from its own root; a parameter by where it stands. "[key]" is pydantic's mark, not a name,
+    # and so is what follows the name of a parameter: which of its types was tried.
+    where, *names = (step for step in error["loc"] if step != "[key]")
+    tokens = names if where == "body" else [where, *names[:1]]
+    message, value = str(error["msg"]).removeprefix("Value error, "), error.get("input")
+    if error["type"] == "string_pattern_mismatch" and error["ctx"]["pattern"] == WITHOUT_NUL:
+        message = "This text must not contain NUL"
+    quoted = error["type"] in _QUOTING or (isinstance(value, str) and len(value) > 3 and value in message)
+    return {"pointer": pointer_to(tokens), "detail": _UNQUOTED if quoted else message}
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    # The router names the methods of the first route that has this path, and one path may have several routes.
+    methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+    return [method for method in methods if _is_routed(request, method)]
+
+
+def _is_routed(request: Request, method: str) -> bool:
+    known = {name: request.scope[name] for name in ("type", "path", "root_path", "headers")}
+    return any(route.matches(known | {"method": method})[0] is Match.FULL for route in request.app.router.routes)
+
+
+def _whereabouts(exc: Exception) -> str:
+    """Return where it arose and our code on the way there. The message is left out: it may hold what a caller sent."""
+    *way, origin = traceback.extract_tb(exc.__traceback__)
+    ours = [frame for frame in reversed(way) if frame.filename.startswith(_OUR_CODE)]
+    return " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in [origin, *ours[:8]])

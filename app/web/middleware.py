@@ -1,0 +1,190 @@
+"""What a request must be before any route sees it, and what every answer carries."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote_plus, unquote_to_bytes
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import (
+    AppError,
+    ContentTooLarge,
+    FieldError,
+    InvalidRequest,
+    NotFound,
+    ShuttingDown,
+    UnreadableRequest,
+    UnsupportedMediaType,
+    pointer_to,
+    problem,
+)
+from app.web.exception_handlers import as_app_error
+from app.web.strict_json import check_document
+
+
+@dataclass(frozen=True)
+class BodyRule:
+    """What bodies may be under one path prefix."""
+
+    prefix: str
+    max_bytes: int
+    json: bool
+
+
+# The first prefix that fits counts. Callbacks are kept as they came, so they may be anything, and they are not read
+# before their token is checked.
+BODY_RULES = (
+    BodyRule("/callbacks/", max_bytes=1024 * 1024, json=False),
+    BodyRule("", max_bytes=64 * 1024, json=True),
+)
+BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+
+_JSON_TYPE = re.compile(r"application/(?:[\w.!#$&^-]+\+)?json", re.ASCII | re.IGNORECASE)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+class Edge:
+    """
+    Pure ASGI middleware, to be the outermost: nothing gets past it, in or out, that a route would have to fear.
+
+    FastAPI's own `max_body_size` does not serve here: it knows the route's cap only after routing, when the body has
+    to be checked before, and its refusal is plain text.
+    """
+
+    def __init__(self, app: ASGIApp, rules: Sequence[BodyRule] = BODY_RULES) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        answer = _Answer(send)
+        try:
+            await self._app(scope, await self._admit(scope, receive), answer.send)
+        except asyncio.CancelledError:
+            # The server stopped waiting for us; its own words would be a plain 500.
+            await answer.fail(scope, receive, ShuttingDown())
+            raise
+        except Exception as exc:
+            await answer.fail(scope, receive, as_app_error(exc))
+
+    async def _admit(self, scope: Scope, receive: Receive) -> Receive:
+        """Refuse what no route could take; return how the app is to receive the rest."""
+        headers = Headers(scope=scope)
+        _check_target(scope)
+        if "content-encoding" in headers:
+            raise UnsupportedMediaType
+        rule = next(rule for rule in self._rules if scope["path"].startswith(rule.prefix))
+        if not _announces_body(headers, rule):
+            return receive
+        capped = _capped(receive, rule.max_bytes)
+        if not rule.json or scope["method"] not in BODY_METHODS:
+            return capped
+        _check_media_type(headers)
+        body = await _read(capped)
+        if body:
+            check_document(body)
+        return _replayed(body, capped)
+
+
+class _Answer:
+    """The answer on its way out: marked, and ours to give as long as nobody has begun it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._begun = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begun = True
+            message.setdefault("headers", [])
+            MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+        await self._send(message)
+
+    async def fail(self, scope: Scope, receive: Receive, error: AppError) -> None:
+        # An answer that is cut off in the middle is all that is left to say; the server closes the connection for it.
+        if not self._begun:
+            await problem(error)(scope, receive, self.send)
+
+
+def _check_target(scope: Scope) -> None:
+    if not _is_text(scope.get("raw_path") or scope["path"].encode(errors="surrogatepass")):
+        raise NotFound
+    errors = [_query_error(pair) for pair in scope["query_string"].split(b"&") if not _is_text(pair)]
+    if errors:
+        raise InvalidRequest(errors=errors[:20])
+
+
+def _is_text(escaped: bytes) -> bool:
+    try:
+        text = unquote_to_bytes(escaped).decode()
+    except UnicodeDecodeError:
+        return False
+    return "\0" not in text and not _BROKEN_ESCAPE.search(escaped)
+
+
+def _query_error(pair: bytes) -> FieldError:
+    name = pair.partition(b"=")[0]
+    names = [unquote_plus(name.decode())] if _is_text(name) else []
+    return {"pointer": pointer_to(["query", *names]), "detail": "This is not percent-encoded UTF-8 without NUL"}
+
+
+def _announces_body(headers: Headers, rule: BodyRule) -> bool:
+    length = headers.get("content-length", "0")
+    if not _LENGTH.fullmatch(length):
+        raise UnreadableRequest
+    if int(length) > rule.max_bytes:
+        raise ContentTooLarge
+    return int(length) > 0 or "transfer-encoding" in headers
+
+
+def _check_media_type(headers: Headers) -> None:
+    media_type, *parameters = ",".join(headers.getlist("content-type")).split(";")
+    charsets = [value for name, value in map(_parameter, parameters) if name == "charset"]
+    if not _JSON_TYPE.fullmatch(media_type.strip()) or not {"utf-8", "utf8"}.issuperset(charsets):
+        raise UnsupportedMediaType
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, _, value = text.lower().partition("=")
+    return name.strip(), value.strip().strip('"')
+
+
+def _capped(receive: Receive, max_bytes: int) -> Receive:
+    received = 0
+
+    async def receive_capped() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise ContentTooLarge
+        return message
+
+    return receive_capped
+
+
+async def _read(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_replayed() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return receive_replayed

@@ -1,0 +1,178 @@
+"""Where callers want to be told, and what signs it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.auth.api_keys import Caller, CallerDep
+from app.database.engine import DatabaseDep, ReaderDep, Session
+from app.errors import NotFound
+from app.models import ApiKey, WebhookEndpoint
+from app.web import Again
+from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.webhooks import repository
+from app.webhooks.schemas import (
+    DeliveryRead,
+    EndpointChange,
+    EndpointCreate,
+    EndpointPage,
+    EndpointRead,
+    Recovered,
+    Recovery,
+    Secret,
+    read_delivery,
+    read_endpoint,
+)
+from app.webhooks.service import Webhooks
+from app.webhooks.signing import secret_of
+
+router = APIRouter(prefix="/v1", route_class=Again, tags=["webhooks"])
+
+
+async def get_webhooks(request: Request) -> Webhooks:
+    """The writer of endpoints and deliveries."""
+    webhooks: Webhooks = request.app.state.webhooks
+    return webhooks
+
+
+WebhooksDep = Annotated[Webhooks, Depends(get_webhooks)]
+
+
+@router.post("/webhook-endpoints", status_code=201, operation_id="createWebhookEndpoint")
+async def create_endpoint(
+    response: Response, database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, order: EndpointCreate
+) -> EndpointRead:
+    """Be told of your tasks' events at this address from now on."""
+    async with database.writes.begin() as session:
+        endpoint = webhooks.register(session, caller.api_key_id, order, await database.now(session))
+    response.headers["Location"] = f"/v1/webhook-endpoints/{endpoint.id}"
+    return read_endpoint(endpoint)
+
+
+@router.get("/webhook-endpoints", operation_id="listWebhookEndpoints")
+async def list_endpoints(
+    request: Request,
+    response: Response,
+    session: ReaderDep,
+    caller: CallerDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> EndpointPage:
+    """Your endpoints, oldest first."""
+    position = decode_cursor(cursor, 1)
+    where = [] if caller.is_admin else [WebhookEndpoint.api_key_id == caller.api_key_id]
+    endpoints = await repository.list_endpoints(session, where, position[0] if position else "", limit + 1)
+    page = endpoints[:limit]
+    following = encode_cursor(page[-1].id) if len(endpoints) > limit else None
+    link_next(request, response, following)
+    return EndpointPage(items=[read_endpoint(endpoint) for endpoint in page], next_cursor=following)
+
+
+@router.get("/webhook-endpoints/{endpoint_id}", operation_id="getWebhookEndpoint")
+async def get_endpoint(session: ReaderDep, caller: CallerDep, endpoint_id: str) -> EndpointRead:
+    """One endpoint as it stands."""
+    endpoint = await session.get(WebhookEndpoint, endpoint_id)
+    if endpoint is None or not caller.may_read(endpoint.api_key_id):
+        raise NotFound
+    return read_endpoint(endpoint)
+
+
+@router.patch("/webhook-endpoints/{endpoint_id}", operation_id="changeWebhookEndpoint")
+async def change_endpoint(
+    database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str, wish: EndpointChange
+) -> EndpointRead:
+    """
+    Change what you give and nothing else.
+
+    Disabling gives up what still waits; enabling starts afresh, and `recover` brings
+    back what was missed. Deliveries that still wait go to a new address too.
+    """
+    async with database.writes.begin() as session:
+        endpoint = await _lock_own(session, caller, endpoint_id)
+        await webhooks.change(session, endpoint, wish, await database.now(session))
+    return read_endpoint(endpoint)
+
+
+@router.delete("/webhook-endpoints/{endpoint_id}", status_code=204, operation_id="deleteWebhookEndpoint")
+async def delete_endpoint(database: DatabaseDep, caller: CallerDep, endpoint_id: str) -> None:
+    """Forget an endpoint and its deliveries."""
+    async with database.writes.begin() as session:
+        await session.delete(await _lock_own(session, caller, endpoint_id))
+
+
+@router.get("/webhook-endpoints/{endpoint_id}/secret", operation_id="getWebhookEndpointSecret")
+async def get_endpoint_secret(
+    request: Request, response: Response, session: ReaderDep, caller: CallerDep, endpoint_id: str
+) -> Secret:
+    """What webhooks to this endpoint are signed with."""
+    return _show_secret(request, response, _owned(await session.get(WebhookEndpoint, endpoint_id), caller))
+
+
+@router.post("/webhook-endpoints/{endpoint_id}/rotate-secret", operation_id="rotateWebhookEndpointSecret")
+async def rotate_endpoint_secret(
+    request: Request,
+    response: Response,
+    database: DatabaseDep,
+    webhooks: WebhooksDep,
+    caller: CallerDep,
+    endpoint_id: str,
+) -> Secret:
+    """Sign with a new secret; for 24 hours the one before signs too."""
+    async with database.writes.begin() as session:
+        endpoint = await _lock_own(session, caller, endpoint_id)
+        webhooks.rotate(endpoint, await database.now(session))
+    return _show_secret(request, response, endpoint)
+
+
+@router.post("/webhook-endpoints/{endpoint_id}/test", status_code=202, operation_id="testWebhookEndpoint")
+async def send_test(database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str) -> DeliveryRead:
+    """Send a `webhook.test`, whatever the endpoint chose to hear of."""
+    async with database.writes.begin() as session:
+        endpoint = await _lock_own(session, caller, endpoint_id)
+        delivery = webhooks.test(session, endpoint, await database.now(session))
+    return read_delivery(delivery)
+
+
+@router.post("/webhook-endpoints/{endpoint_id}/recover", status_code=202, operation_id="recoverWebhookEndpoint")
+async def recover_endpoint(
+    database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str, wish: Recovery
+) -> Recovered:
+    """Make every delivery of a time that did not arrive due now."""
+    async with database.writes.begin() as session:
+        endpoint = await _lock_own(session, caller, endpoint_id)
+        count = await webhooks.recover(session, endpoint, wish, await database.now(session))
+    return Recovered(deliveries=count)
+
+
+@router.get("/webhook-secret", operation_id="getWebhookSecret")
+async def get_default_secret(request: Request, response: Response, session: ReaderDep, caller: CallerDep) -> Secret:
+    """What webhooks to the `webhook_url` of your tasks are signed with."""
+    return _show_secret(request, response, await session.get_one(ApiKey, caller.api_key_id))
+
+
+@router.post("/webhook-secret/rotate", operation_id="rotateWebhookSecret")
+async def rotate_default_secret(
+    request: Request, response: Response, database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep
+) -> Secret:
+    """Sign them with a new secret; for 24 hours the one before signs too."""
+    async with database.writes.begin() as session:
+        key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
+        webhooks.rotate(key, await database.now(session))
+    return _show_secret(request, response, key)
+
+
+async def _lock_own(session: Session, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
+    return _owned(await repository.lock_endpoint(session, endpoint_id), caller)
+
+
+def _owned(endpoint: WebhookEndpoint | None, caller: Caller) -> WebhookEndpoint:
+    if endpoint is None or not caller.owns(endpoint.api_key_id):
+        raise NotFound
+    return endpoint
+
+
+def _show_secret(request: Request, response: Response, owner: WebhookEndpoint | ApiKey) -> Secret:
+    response.headers["Cache-Control"] = "no-store"
+    return Secret(secret=secret_of(owner).text(request.app.state.secrets))

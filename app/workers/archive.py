@@ -1,0 +1,229 @@
+"""Keeping what the upstream's links lead to before they die: the audio, its cover and its words."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+import structlog
+
+from app.callbacks.service import is_about_another
+from app.clips.download import COVER, Fetched, NotFetched, audio_of, fetch
+from app.database.claims import Claim, claim_due, extend_lease, hold_claimed
+from app.database.engine import TRANSIENT, Session
+from app.database.wakeups import ARCHIVES
+from app.errors import StorageUnavailable
+from app.models import Clip, Task
+from app.services import Parts
+from app.storage import references
+from app.tasks.clips import is_too_late, wants_audio, wants_cover, wants_lyrics
+from app.tasks.repository import find_task, lock_task
+from app.tasks.schedule import jittered
+from app.upstream.types import ReadVerdict
+from app.workers.asking import ask
+from app.workers.runner import Claimed, Loop
+
+log = structlog.get_logger()
+
+CONCURRENCY = 16
+# Short and extended while the work goes on, so that what a crash leaves is taken up soon.
+LEASE = timedelta(seconds=30)
+EXTEND_EVERY = 10.0
+RETRY_START = timedelta(seconds=2)
+RETRY_LONGEST = timedelta(hours=1)
+# A link that failed once may have expired: from then on the upstream is asked for a fresh one first.
+FRESH_LINK_FROM_ATTEMPT = 2
+
+
+class ClaimLost(Exception):
+    """The clip was erased, or somebody else took it over: what was made of it is dropped."""
+
+
+def retry_delay(attempts: int) -> timedelta:
+    """How long to wait after so many attempts that did not get everything."""
+    return min(RETRY_START * (1 << min(max(attempts - 1, 0), 20)), RETRY_LONGEST)
+
+
+def links_to_try(clip: Clip) -> list[str]:
+    """Where to look for the audio; the deprecated link only once the proper one has failed. Never a stream's."""
+    links = [clip.upstream_audio_url]
+    if clip.attempts >= FRESH_LINK_FROM_ATTEMPT or clip.upstream_audio_url is None:
+        links.append(clip.source_audio_url)
+    return list(dict.fromkeys(link for link in links if link is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A claimed clip and its task, locked."""
+
+    session: Session
+    task: Task
+    clip: Clip
+    now: datetime
+
+
+def archive_loop(parts: Parts) -> Loop[Clip]:
+    """The loop that keeps."""
+    archiver = _Archiver(parts)
+    return Loop("archive", parts.signals.bell(ARCHIVES), CONCURRENCY, archiver.claim, archiver.work)
+
+
+class _Archiver:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._audio = audio_of(parts.settings.audio_limit)
+        self._dice = random.Random()  # noqa: S311 - spreads retries, guards nothing
+
+    async def claim(self, limit: int) -> Claimed[Clip]:
+        """Take clips of which something is still to be kept."""
+        parts = self._parts
+        async with parts.database.writes.begin() as session:
+            now = await parts.database.now(session)
+            return Claimed(await claim_due(session, Clip, Claim(now, LEASE, limit)))
+
+    async def work(self, clip: Clip) -> None:
+        """Get what is missing of one clip; what cannot be had now is tried again later."""
+        async with self._parts.database.reads() as session:
+            task = await find_task(session, clip.task_id)
+        if task is None:
+            return
+        problem = None
+        with suppress(ClaimLost):
+            async with self._lease_kept(clip):
+                if wants_audio(clip):
+                    problem = await self._keep_audio(task, clip)
+                if wants_cover(clip):
+                    await self._keep_cover(clip)
+                if wants_lyrics(clip, task):
+                    await self._keep_lyrics(task, clip)
+            await self._release(clip, problem)
+
+    async def _keep_audio(self, task: Task, clip: Clip) -> str | None:
+        """Return why it did not succeed, or None."""
+        began, fetched, problem = time.monotonic(), None, None
+        try:
+            if clip.attempts >= FRESH_LINK_FROM_ATTEMPT:
+                await self._freshen_links(task, clip)
+            fetched = await self._fetch_first(links_to_try(clip))
+            with fetched.file:
+                await self._store(clip, fetched, "storage_key")
+            await self._settle_audio(clip, fetched)
+        except (NotFetched, StorageUnavailable) as error:
+            problem = str(error)
+        log.info(
+            "archive",
+            task_id=clip.task_id,
+            clip=clip.index,
+            attempt=clip.attempts,
+            problem=problem,
+            content_type=fetched and fetched.media_type,
+            size=fetched and fetched.size,
+            sha256=fetched and fetched.sha256,
+            duration_ms=round((time.monotonic() - began) * 1000),
+        )
+        return problem
+
+    async def _freshen_links(self, task: Task, clip: Clip) -> None:
+        if task.upstream_task_id is None:
+            return
+        upstream_task_id = task.upstream_task_id
+        answer = await ask(self._parts, lambda: self._parts.upstream.record_info(upstream_task_id))
+        if answer is None or answer.report is None or is_about_another(task, answer.report):
+            return
+        async with self._held(clip) as held:
+            self._parts.life.freshen_links(held.session, held.task, answer.report.clips, held.now)
+            clip.upstream_audio_url = held.clip.upstream_audio_url
+            clip.source_audio_url = held.clip.source_audio_url
+
+    async def _fetch_first(self, links: Sequence[str]) -> Fetched:
+        problems = [] if links else ["the upstream gives no link"]
+        for link in links:
+            try:
+                return await fetch(self._parts.egress_http, link, self._audio)
+            except NotFetched as error:
+                problems.append(str(error))
+        raise NotFetched("; ".join(dict.fromkeys(problems)))
+
+    async def _store(self, clip: Clip, fetched: Fetched, column: Literal["storage_key", "image_key"]) -> None:
+        """Name the file first, so that nobody removes it as nobody's, and write it then."""
+        async with self._held(clip) as held:
+            if not await references.reserve(held.session, fetched.key):
+                raise NotFetched("the same file is just being removed")
+            before = getattr(held.clip, column)
+            if before not in (None, fetched.key):
+                await references.release(held.session, [before], held.now + references.IN_FLIGHT)
+            setattr(held.clip, column, fetched.key)
+        await self._parts.storage.keep(fetched.key, fetched.file, fetched.size, fetched.media_type)
+
+    async def _settle_audio(self, clip: Clip, fetched: Fetched) -> None:
+        async with self._held(clip) as held:
+            held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
+            held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
+            self._parts.life.note_archived(held.session, held.task, held.clip, held.now)
+
+    async def _keep_cover(self, clip: Clip) -> None:
+        try:
+            fetched = await fetch(self._parts.egress_http, clip.image_url or "", COVER)
+            with fetched.file:
+                await self._store(clip, fetched, "image_key")
+        except (NotFetched, StorageUnavailable) as error:
+            log.info("cover_not_kept", task_id=clip.task_id, clip=clip.index, problem=str(error))
+            return
+        async with self._held(clip) as held:
+            held.clip.image_type, held.clip.image_size = fetched.media_type, fetched.size
+            held.clip.image_sha256, held.clip.image_archived_at = fetched.sha256, held.now
+
+    async def _keep_lyrics(self, task: Task, clip: Clip) -> None:
+        upstream_ids = task.upstream_task_id or "", clip.upstream_clip_id or ""
+        answer = await ask(self._parts, lambda: self._parts.upstream.lyrics(*upstream_ids))
+        log.info("lyrics", task_id=clip.task_id, clip=clip.index, verdict=answer and answer.kind.value)
+        if answer is not None and answer.kind is ReadVerdict.read:
+            words = [asdict(word) for word in answer.words]
+            async with self._held(clip) as held:
+                self._parts.life.note_lyrics(held.session, held.task, held.clip, words, held.now)
+
+    async def _release(self, clip: Clip, problem: str | None) -> None:
+        """Say when this clip needs us again: soon, later, or never."""
+        async with self._held(clip) as held:
+            row, held.clip.fence = held.clip, None
+            row.archive_error = problem
+            if wants_audio(row) and is_too_late(row, held.now):
+                row.given_up_at = held.now
+                log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
+            is_wanting = wants_audio(row) or wants_cover(row) or wants_lyrics(row, held.task)
+            row.due_at = held.now + jittered(retry_delay(row.attempts), self._dice) if is_wanting else None
+
+    @asynccontextmanager
+    async def _held(self, clip: Clip) -> AsyncIterator[_Held]:
+        """One transaction on a claimed clip and its task. Raises ClaimLost."""
+        parts = self._parts
+        async with parts.database.writes.begin() as session:
+            task = await lock_task(session, clip.task_id)
+            row = await hold_claimed(session, Clip, clip.id, clip.fence)
+            if task is None or row is None:
+                raise ClaimLost
+            yield _Held(session, task, row, await parts.database.now(session))
+
+    @asynccontextmanager
+    async def _lease_kept(self, clip: Clip) -> AsyncIterator[None]:
+        extending = asyncio.create_task(self._extend(clip))
+        try:
+            yield
+        finally:
+            extending.cancel()
+            await asyncio.gather(extending, return_exceptions=True)
+
+    async def _extend(self, clip: Clip) -> None:
+        parts = self._parts
+        while True:
+            await asyncio.sleep(EXTEND_EVERY)
+            with suppress(*TRANSIENT):
+                async with parts.database.writes.begin() as session:
+                    until = await parts.database.now(session) + LEASE
+                    await extend_lease(session, Clip, clip.id, clip.fence, until)

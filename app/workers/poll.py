@@ -1,0 +1,130 @@
+"""Looking after tasks that were sent: asking where callbacks stay away, and giving up when it is time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import select
+
+from app.callbacks.service import is_about_another
+from app.database.claims import Claim, claim_due, hold_claimed
+from app.database.engine import TRANSIENT, Session
+from app.database.wakeups import POLLS
+from app.enums import ResolvedBy, TaskStatus
+from app.models import Task
+from app.services import Parts
+from app.upstream.pacing import question_share
+from app.upstream.types import PollAnswer
+from app.workers.asking import slow_down
+from app.workers.runner import FALLBACK, Claimed, Loop
+
+log = structlog.get_logger()
+
+LAPSED_AT_ONCE = 100
+# A failed task is due only where it was given up on: it may yet turn out to have its sound.
+ANSWERABLE = Task.status.in_([TaskStatus.generating, TaskStatus.failed]) & Task.upstream_task_id.isnot(None)
+UNANSWERABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed]) | (
+    (Task.status == TaskStatus.generating) & Task.upstream_task_id.is_(None)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Poll:
+    """A task of ours to ask about, with its place in the upstream's pace."""
+
+    task: Task
+    slot: int
+    slot_fence: str
+
+
+def poll_loop(parts: Parts) -> Loop[Poll]:
+    """The loop that asks."""
+    poller = _Poller(parts)
+    return Loop("poll", parts.signals.bell(POLLS), parts.settings.upstream_rate.requests, poller.claim, poller.work)
+
+
+class _Poller:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def claim(self, limit: int) -> Claimed[Poll]:
+        """Judge what is overdue without asking, then take slots and as many tasks to ask about."""
+        parts = self._parts
+        for task_id in await self._overdue():
+            await self._judge(task_id)
+        async with parts.database.writes.begin() as session:
+            now = await parts.database.now(session)
+            share = await question_share(session, now)
+            free = await parts.pacer.free(session, now, limit, share)
+            claim = Claim(now, parts.settings.submit_lease, len(free))
+            tasks = await claim_due(session, Task, claim, ANSWERABLE)
+            slots = await parts.pacer.take(session, free[: len(tasks)], now)
+            wait = await parts.pacer.next_free_in(session, now, share)
+        polls = [Poll(task, slot, slots.fence) for task, slot in zip(tasks, slots.numbers, strict=True)]
+        return Claimed(polls, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
+
+    async def work(self, poll: Poll) -> None:
+        """Ask about one task and settle what was said."""
+        began = time.monotonic()
+        answer = await self._parts.upstream.record_info(poll.task.upstream_task_id or "")
+        log.info(
+            "poll",
+            task_id=poll.task.id,
+            attempt=poll.task.attempts,
+            verdict=answer.kind.value,
+            stage=answer.report and answer.report.stage.value,
+            upstream_code=answer.code,
+            duration_ms=round((time.monotonic() - began) * 1000),
+        )
+        parts = self._parts
+        async with parts.database.writes.begin() as session:
+            now = await parts.database.now(session)
+            await parts.pacer.give_back(session, poll.slot, poll.slot_fence, now)
+            await slow_down(parts, session, answer, now)
+            task = await hold_claimed(session, Task, poll.task.id, poll.task.fence)
+            if task is not None:
+                await self._settle_task(session, task, answer, now)
+
+    async def _settle_task(self, session: Session, task: Task, answer: PollAnswer, now: datetime) -> None:
+        life = self._parts.life
+        if answer.report is not None and not is_about_another(task, answer.report):
+            await life.apply_report(session, task, answer.report, now, ResolvedBy.poll)
+        if task.status is TaskStatus.generating:
+            if not life.give_up_when_late(session, task, now):
+                task.fence, wait = None, answer.retry_after or timedelta()
+                task.due_at = max(await life.next_poll_at(session, task, now), now + wait)
+        elif task.due_at is not None:
+            task.fence, task.due_at = None, life.next_late_look_at(task, now)
+
+    async def _overdue(self) -> Sequence[str]:
+        async with self._parts.database.reads() as session:
+            now = await self._parts.database.now(session)
+            found = select(Task.id).where(Task.due_at <= now, UNANSWERABLE).order_by(Task.due_at)
+            return (await session.scalars(found.limit(LAPSED_AT_ONCE))).all()
+
+    async def _judge(self, task_id: str) -> None:
+        """
+        A submit whose lease ended has an unknown outcome; what nobody can be asked about only has its deadline.
+
+        Each row is judged apart: one that cannot be costs nobody else a turn.
+        """
+        parts = self._parts
+        try:
+            async with parts.database.writes.begin() as session:
+                now = await parts.database.now(session)
+                overdue = select(Task).where(Task.id == task_id, Task.due_at <= now, UNANSWERABLE)
+                task = await session.scalar(overdue.with_for_update(skip_locked=True))
+                if task is None:
+                    return
+                if task.status is TaskStatus.submitting:
+                    parts.life.lose_track(session, task, now)
+                elif not parts.life.give_up_when_late(session, task, now):
+                    task.due_at = await parts.life.next_poll_at(session, task, now)
+        except TRANSIENT:
+            raise
+        except Exception:
+            log.exception("judgement_broke", task_id=task_id)

@@ -1,0 +1,283 @@
+"""What the upstream tells us is kept as it came, and believed only from where nobody else could know to call."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+
+from app.enums import Charge, TaskStatus
+from app.keyring import Secrets
+from app.models import Callback, Task
+from tests.support.processes import SECRET_KEY
+from tests.support.service import Service, inside, reread, told
+
+S = TaskStatus
+CLIP = {"id": "clip-1", "audio_url": "https://cdn.example/1.mp3", "title": "Rain", "duration": 7.5}
+
+
+def message(kind: str = "complete", task_id: str | None = "up-1", clips: Any = (CLIP,), code: int = 200) -> bytes:
+    """A callback as the upstream writes it."""
+    data = {"callbackType": kind, "task_id": task_id, "data": list(clips)}
+    return json.dumps({"code": code, "msg": "said", "data": data}).encode()
+
+
+COMPLETE = message()
+
+
+async def test_callback_is_taken_in_before_it_is_answered(service: Service) -> None:
+    task = await _generating(service)
+
+    answer = await _call(service, task, COMPLETE)
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "received"})
+    done = await reread(service.database, task.id)
+    assert (done.status, len(done.clips)) == (S.succeeded, 1)
+
+
+async def test_callback_is_shown_as_it_was_received_without_its_secrets(service: Service) -> None:
+    task = await _generating(service)
+    url = f"https://sounds.example{service.callback_path(task.id)}"
+    body = b'{"code":200,"param":"{\\"callBackUrl\\":\\"' + url.encode() + b'\\"}","data":{"status":"PENDING"}}'
+    headers = {"Authorization": "Bearer canary", "X-Webhook-Signature": "canary", "X-Other": "shown"}
+
+    await service.client.post(service.callback_path(task.id), content=body, headers=headers)
+
+    [shown] = await _shown(service, task)
+    assert shown["body"] == body.decode().replace(url.rpartition("/")[2], "***")
+    assert shown["body_base64"] is None
+    assert shown["outcome"] == "stale"
+    assert (shown["headers"]["authorization"], shown["headers"]["x-webhook-signature"]) == ("***", "***")
+    assert shown["headers"]["x-other"] == "shown"
+    assert "canary" not in json.dumps(shown)
+
+
+async def test_body_that_is_no_text_is_shown_encoded(service: Service) -> None:
+    task = await _generating(service)
+
+    await _call(service, task, b"\x00\xff")
+
+    [shown] = await _shown(service, task)
+    assert (shown["body"], shown["body_base64"], shown["outcome"]) == (None, "AP8=", "unreadable")
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"null", b"[]", b"\xff", b"{" * 5000, b'{"code":NaN', b"<html>"])
+async def test_unreadable_callback_is_kept_and_changes_nothing(service: Service, body: bytes) -> None:
+    task = await _generating(service)
+
+    answer = await _call(service, task, body)
+
+    assert answer.status_code == 200
+    assert [shown["outcome"] for shown in await _shown(service, task)] == ["unreadable"]
+    assert (await reread(service.database, task.id)).version == task.version
+
+
+async def test_forged_callback_is_not_found_and_not_kept(service: Service) -> None:
+    task, other = await _generating(service), await _generating(service)
+    token = service.callback_path(task.id).rpartition("/")[2]
+    paths = [
+        f"/callbacks/{task.id}/{token[:-1]}",
+        f"/callbacks/{task.id}/{token}x",
+        f"/callbacks/{task.id}/{token.swapcase()}",
+        f"/callbacks/{other.id}/{token}",
+        f"/callbacks/{task.id.upper()}/{token}",
+        f"/callbacks/{task.id}/%F0%9F%98%80",
+        f"/callbacks/{'0' * 32}/{Secrets(SECRET_KEY).callback_token('0' * 32)}",
+        "/callbacks/x/y",
+    ]
+
+    answers = [await service.client.post(path, content=COMPLETE) for path in paths]
+
+    assert [(answer.status_code, answer.json()["type"]) for answer in answers] == [(404, "/problems/not-found")] * 8
+    assert await _count(service) == 0
+    assert (await reread(service.database, task.id)).status is S.generating
+
+
+async def test_secrets_that_a_callback_repeats_are_not_shown(database_url: str) -> None:
+    key = "an-upstream-key-of-the-tests"
+    async with inside(database_url, upstream_api_key=key) as service:
+        task = await _generating(service)
+        path = service.callback_path(task.id)
+        token = path.rpartition("/")[2]
+        headers = {"X-Original-Uri": path, "Referer": f"https://sounds.example{path}", "X-Key": key, "X-Token": token}
+        failed = {"code": 500, "msg": f"at {token} with {key}", "data": {"callbackType": "error", "task_id": "up-1"}}
+
+        await service.client.post(path, headers=headers, content=json.dumps(failed))
+
+        shown = (await service.client.get(f"/v1/tasks/{task.id}/callbacks")).text
+        found = (await service.client.get(f"/v1/tasks/{task.id}")).text
+    assert "at *** with ***" in shown
+    assert "at *** with ***" in found
+    assert {secret for secret in (token, key) if secret in shown + found} == set()
+
+
+async def test_callback_needs_no_key(service: Service) -> None:
+    task = await _generating(service)
+
+    async with httpx.AsyncClient(base_url=service.client.base_url, trust_env=False) as upstream:
+        answer = await upstream.post(service.callback_path(task.id), content=COMPLETE)
+
+    assert answer.status_code == 200
+
+
+async def test_duplicates_get_the_same_answer_and_have_no_effect(service: Service) -> None:
+    task = await _generating(service)
+
+    answers = await asyncio.gather(*(_call(service, task, COMPLETE) for _ in range(10)))
+
+    assert {(answer.status_code, answer.content) for answer in answers} == {(200, b'{"status":"received"}')}
+    assert Counter(shown["outcome"] for shown in await _shown(service, task)) == {"applied": 1, "stale": 9}
+    assert await told(service.database, task.id) == ["task.created", "task.succeeded"]
+
+
+async def test_callback_about_another_upstream_task_changes_nothing(service: Service) -> None:
+    task = await _generating(service)
+
+    answer = await _call(service, task, message(task_id="up-2"))
+
+    assert answer.status_code == 200
+    assert [shown["outcome"] for shown in await _shown(service, task)] == ["mismatch"]
+    assert (await reread(service.database, task.id)).version == task.version
+
+
+@pytest.mark.parametrize("status", [S.submitting, S.unconfirmed])
+async def test_callback_may_come_before_the_answer_to_the_submit(service: Service, status: S) -> None:
+    task = await service.task(status, charge=Charge.possible)
+
+    await _call(service, task, message("text", clips=()))
+    adopted = await reread(service.database, task.id)
+    await _call(service, task, COMPLETE)
+
+    assert (adopted.status, adopted.upstream_task_id, adopted.charge) == (S.generating, "up-1", Charge.charged)
+    assert (await reread(service.database, task.id)).status is S.succeeded
+
+
+async def test_callbacks_may_come_in_any_order(service: Service) -> None:
+    task = await _generating(service)
+    silent = {**CLIP, "id": "clip-2", "audio_url": ""}
+    both = [CLIP, {**CLIP, "id": "clip-2", "audio_url": "https://cdn.example/2.mp3"}]
+
+    for body in (message("complete", clips=both), message("first", clips=[CLIP, silent]), message("text", clips=())):
+        assert (await _call(service, task, body)).status_code == 200
+
+    done = await reread(service.database, task.id)
+    assert (done.status, len(done.clips)) == (S.succeeded, 2)
+    assert [shown["outcome"] for shown in await _shown(service, task)] == ["applied", "stale", "stale"]
+
+
+async def test_failure_hides_in_the_code_whatever_the_type_says(service: Service) -> None:
+    task = await _generating(service)
+
+    await _call(service, task, message("complete", clips=(), code=531))
+
+    failed = (await service.client.get(f"/v1/tasks/{task.id}")).json()
+    assert failed["error"] == {"code": "upstream_failed", "message": "said", "upstream_code": 531}
+    assert (failed["status"], failed["charge"], failed["resolved_by"]) == ("failed", "refunded", "callback")
+
+
+async def test_callback_of_a_megabyte_is_taken_and_a_larger_one_refused(service: Service) -> None:
+    task = await _generating(service)
+    limit = 1024 * 1024
+
+    taken = await _call(service, task, COMPLETE + b" " * (limit - len(COMPLETE)))
+    refused = await _call(service, task, b" " * (limit + 1))
+    coded = await service.client.post(
+        service.callback_path(task.id), content=COMPLETE, headers={"Content-Encoding": "gzip"}
+    )
+
+    assert [answer.status_code for answer in (taken, refused, coded)] == [200, 413, 415]
+    assert await _count(service) == 1
+
+
+async def test_signature_is_required_where_a_key_is_set(database_url: str) -> None:
+    async with inside(database_url, callback_hmac_key="test-key") as service:
+        task = await _generating(service)
+        unsigned = await _call(service, task, COMPLETE)
+        strange = [
+            _signature("another-key"),
+            _signature("test-key", timestamp=int(time.time()) - 600),
+            {**_signature("test-key"), "X-Webhook-Signature": "é"},
+            {**_signature("test-key"), "X-Webhook-Timestamp": "now"},
+            _signature("test-key", task_id="up-2"),
+        ]
+        refused = [await _call(service, task, COMPLETE, headers) for headers in strange]
+        kept = await _count(service)
+        unreadable = await _call(service, task, b"{}", _signature("test-key"))
+        signed = await _call(service, task, COMPLETE, _signature("test-key"))
+
+    assert {answer.status_code for answer in [unsigned, *refused, unreadable]} == {401}
+    assert kept == 0
+    assert signed.status_code == 200
+
+
+async def test_token_of_a_key_that_was_rotated_out_of_signing_still_opens(database_url: str) -> None:
+    async with inside(database_url) as before:
+        task = await _generating(before)
+        path = before.callback_path(task.id)
+
+    async with inside(database_url, secret_keys=f"a-newer-key-of-the-tests,{SECRET_KEY}") as during:
+        assert during.callback_path(task.id) != path
+        assert (await during.client.post(path, content=COMPLETE)).status_code == 200
+
+    async with inside(database_url, secret_keys="a-newer-key-of-the-tests") as after:
+        assert (await after.client.post(path, content=COMPLETE)).status_code == 404
+
+
+async def test_callbacks_are_counted_by_what_they_did(service: Service) -> None:
+    task = await _generating(service)
+    for body in (COMPLETE, COMPLETE, b"{}"):
+        await _call(service, task, body)
+    await service.client.post(f"/callbacks/{task.id}/forged", content=COMPLETE)
+
+    metrics = (await service.client.get("/metrics")).text
+
+    counted = {outcome: f'soundpost_callbacks_total{{outcome="{outcome}"}} 1.0' in metrics for outcome in OUTCOMES}
+    assert counted == dict.fromkeys(OUTCOMES, True)
+
+
+OUTCOMES = ("applied", "stale", "unreadable", "forged")
+
+
+async def test_callbacks_are_listed_in_pages(service: Service) -> None:
+    task = await _generating(service)
+    for number in range(3):
+        await _call(service, task, f"{number}".encode())
+
+    first = await service.client.get(f"/v1/tasks/{task.id}/callbacks?limit=2")
+    second = await service.client.get(first.links["next"]["url"])
+
+    assert [item["body"] for item in first.json()["items"] + second.json()["items"]] == ["0", "1", "2"]
+    assert second.json()["next_cursor"] is None
+
+
+async def _generating(service: Service) -> Task:
+    return await service.task(S.generating, upstream_task_id="up-1")
+
+
+async def _call(service: Service, task: Task, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    encoded = {name.encode(): value.encode() for name, value in (headers or {}).items()}
+    return await service.client.post(service.callback_path(task.id), content=body, headers=encoded)
+
+
+async def _shown(service: Service, task: Task) -> list[dict[str, Any]]:
+    answer = (await service.client.get(f"/v1/tasks/{task.id}/callbacks")).raise_for_status()
+    items: list[dict[str, Any]] = answer.json()["items"]
+    return items
+
+
+async def _count(service: Service) -> int:
+    async with service.database.reads() as session:
+        return await session.scalar(select(func.count()).select_from(Callback)) or 0
+
+
+def _signature(key: str, timestamp: int | None = None, task_id: str = "up-1") -> dict[str, str]:
+    timestamp = timestamp or int(time.time())
+    digest = hmac.digest(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256)
+    return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": base64.b64encode(digest).decode()}

@@ -1,0 +1,94 @@
+"""One history of the schema, the same on both databases."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, inspect
+from sqlalchemy.engine import make_url
+
+from app.database.base import Base
+from app.database.engine import ROOT, Database, alembic_config, migrate
+from tests.support.processes import Processes
+
+SYNC = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}
+
+
+def test_history_has_one_head() -> None:
+    assert len(ScriptDirectory(str(ROOT / "migrations")).get_heads()) == 1
+
+
+def test_migrated_schema_is_that_of_the_models(database_url: str) -> None:
+    engine = _engine(database_url)
+    with engine.connect() as connection:
+        difference = compare_metadata(MigrationContext.configure(connection), Base.metadata)
+    engine.dispose()
+
+    assert difference == []
+
+
+def test_schema_comes_back_the_same_after_going_down(database_url: str) -> None:
+    before = _schema(database_url)
+
+    command.downgrade(alembic_config(database_url), "base")
+    emptied = _schema(database_url)
+    migrate(database_url)
+
+    assert set(emptied) == {"alembic_version"}
+    assert _schema(database_url) == before
+
+
+def test_migrating_again_changes_nothing(database_url: str) -> None:
+    before = _schema(database_url)
+
+    migrate(database_url)
+
+    assert _schema(database_url) == before
+
+
+async def test_several_processes_may_migrate_at_once(empty_database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path, database_url=empty_database_url) as processes:
+        ended = await asyncio.gather(*(processes.run("migrate") for _ in range(3)))
+
+    database = Database(empty_database_url)
+    assert [(each.code, each.stdout) for each in ended] == [(0, "The schema is up to date.\n")] * 3
+    assert await database.is_migrated()
+    await database.close()
+
+
+async def test_database_without_tables_is_not_migrated(empty_database_url: str) -> None:
+    database = Database(empty_database_url)
+
+    assert not await database.is_migrated()
+    await database.close()
+
+
+def test_sqlite_file_is_made_with_its_folder(tmp_path: Path) -> None:
+    migrate(f"sqlite+aiosqlite:///{tmp_path}/a/b/soundpost.db")
+
+    assert (tmp_path / "a/b/soundpost.db").exists()
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    return create_engine(parsed.set(drivername=SYNC[parsed.drivername]))
+
+
+def _schema(url: str) -> dict[str, Any]:
+    engine = _engine(url)
+    with engine.connect() as connection:
+        schema = {name: _table(connection, name) for name in inspect(connection).get_table_names()}
+    engine.dispose()
+    return schema
+
+
+def _table(connection: Connection, name: str) -> Any:
+    found = inspect(connection)
+    columns = [{**column, "type": str(column["type"])} for column in found.get_columns(name)]
+    indexes = {index["name"]: (index["column_names"], index["unique"]) for index in found.get_indexes(name)}
+    constraints = found.get_foreign_keys(name), found.get_unique_constraints(name), found.get_pk_constraint(name)
+    return columns, indexes, constraints

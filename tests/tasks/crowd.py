@@ -1,0 +1,110 @@
+"""Many who wait at one process: what each of them costs, and that a stop answers them all."""
+
+import asyncio
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.support.processes import KEY, Processes, Running, client_of, order
+from tests.tasks.callers import let_others_wait
+
+WARM_UP = 500
+TASKS = 50
+MOST_KIB_EACH = 20
+GRACE = 30.0
+FILES = 6_500
+JOINING = 40.0
+AS_STREAM = "Accept: text/event-stream"
+AS_ANSWER = "Prefer: wait=60"
+
+
+async def check_crowd(
+    processes: Processes, database_url: str, crowd: int, path: str, preference: str, measured: Callable[[str], None]
+) -> None:
+    """Let so many wait at one process: each costs little, and a stop answers them all."""
+    with _files_allowed(), ExitStack() as stack:
+        service = await processes.serve(database_url, await processes.sandbox(), "--no-loops", grace=str(GRACE))
+        async with client_of(service) as client:
+            tasks = [(await order(client))["id"] for _ in range(TASKS)]
+
+            async def join(newcomers: int, requests: list[bytes]) -> list[socket.socket]:
+                callers: list[socket.socket] = []
+                began = time.monotonic()
+                # On a slow machine fewer come: the first would have been answered before the last has asked.
+                while len(callers) < newcomers and (preference == AS_STREAM or time.monotonic() - began < JOINING):
+                    callers += [stack.enter_context(_caller(service, request)) for request in requests]
+                    await let_others_wait(client)
+                await _idle(service)
+                return callers
+
+            requests = [_request(f"/v1/tasks/{task}{path}", preference) for task in tasks]
+            await join(WARM_UP, [_request(f"/v1/tasks/{task}/events", AS_STREAM) for task in tasks])
+            await join(WARM_UP // 5, requests)
+            before = _memory_kib(service)
+            callers = await join(crowd, requests)
+            each = (_memory_kib(service) - before) / len(callers)
+            measured(f"{len(callers)} idle requests with {preference!r}: {each:.1f} KiB each")
+            began = time.monotonic()
+
+            exit_code = await service.stop()
+
+            measured(f"all were answered and the process ended after {time.monotonic() - began:.1f} s")
+            endings = {_ending(caller) for caller in callers}
+    assert each < MOST_KIB_EACH
+    assert exit_code == 0
+    assert endings == {b"HTTP/1.1 200 OK"}
+
+
+@contextmanager
+def _files_allowed() -> Iterator[None]:
+    """Allow as many connections here and in the processes that are started from here."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before, FILES), most))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
+def _request(path: str, preference: str) -> bytes:
+    lines = [f"GET {path} HTTP/1.1", "Host: soundpost", f"Authorization: Bearer {KEY}", preference, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+@contextmanager
+def _caller(service: Running, request: bytes) -> Iterator[socket.socket]:
+    url = httpx.URL(service.url)
+    with closing(socket.create_connection((url.host, url.port or 80))) as caller:
+        caller.sendall(request)
+        yield caller
+
+
+def _ending(caller: socket.socket) -> bytes:
+    """The status line of what a caller got, after reading it to its end."""
+    caller.settimeout(5)
+    answer = b""
+    while part := caller.recv(65_536):
+        answer += part
+    return answer.partition(b"\r\n")[0]
+
+
+async def _idle(service: Running) -> None:
+    """Wait until the process has taken in everybody: it needs hardly any time then."""
+    while True:
+        spent = _cpu_seconds(service)
+        await asyncio.sleep(1)
+        if _cpu_seconds(service) - spent < 0.3:
+            return
+
+
+def _cpu_seconds(service: Running) -> float:
+    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def _memory_kib(service: Running) -> int:
+    status = Path(f"/proc/{service.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])

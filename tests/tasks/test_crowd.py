@@ -1,0 +1,18 @@
+"""A crowd that waits; the one of thousands is in proof.py."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import Processes
+from tests.tasks.crowd import AS_ANSWER, AS_STREAM, check_crowd
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("crowd", "path", "preference"), [(1_000, "", AS_ANSWER), (500, "/events", AS_STREAM)])
+async def test_idle_waits_take_less_than_20_kib_each(
+    tmp_path: Path, database_url: str, crowd: int, path: str, preference: str, measured: Callable[[str], None]
+) -> None:
+    with Processes(tmp_path) as processes:
+        await check_crowd(processes, database_url, crowd, path, preference, measured)

@@ -1,0 +1,158 @@
+"""A caller may hear each event of a task as it happens."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from app.enums import ErrorCode, TaskStatus
+from app.models import Task
+from app.tasks.event_stream import KEEP_ALIVE, prefers_stream
+from app.tasks.resolution import resolve
+from app.tasks.transitions import Failure
+from tests.support.processes import order
+from tests.support.service import Service
+from tests.tasks.callers import blocks_of, cancel, data_of
+
+AS_STREAM = {"Accept": "text/event-stream"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_stream"),
+    [
+        ([], False),
+        (["*/*"], False),
+        (["text/html"], False),
+        (["application/json"], False),
+        (["text/event-stream"], True),
+        (["Text/Event-Stream"], True),
+        (["text/*"], True),
+        (["text/event-stream, */*"], True),
+        (["text/event-stream;q=0.5, */*"], False),
+        (["application/json, text/event-stream"], False),
+        (["application/json;q=0.5", "text/event-stream;q=0.9"], True),
+        (["application/json;q=0.9, text/event-stream;q=0.5"], False),
+        (["text/event-stream;q=0"], False),
+        (["text/event-stream; q=often"], True),
+    ],
+)
+def test_stream_is_sent_to_whom_it_is_more_welcome_than_json(accept: list[str], is_stream: bool) -> None:
+    assert prefers_stream(accept) is is_stream
+
+
+async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_one(service: Service) -> None:
+    task = await order(service.client)
+
+    async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
+        stream = blocks_of(response)
+        first = await anext(stream)
+        await cancel(service.client, task)
+        rest = [block async for block in stream]
+
+    listed = (await service.client.get(_events(task))).json()["items"]
+    told = [block for block in [first, *rest] if "data" in block]
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["Vary"] == "Accept"
+    assert data_of([first, *rest]) == listed
+    assert [(block["id"], block["event"]) for block in told] == [(event["id"], event["type"]) for event in listed]
+    assert [block["event"] for block in told] == ["task.created", "task.canceled"]
+
+
+async def test_stream_resumes_behind_the_last_event_that_was_heard(service: Service) -> None:
+    task = await order(service.client)
+    await cancel(service.client, task)
+    first, second = (await service.client.get(_events(task))).json()["items"]
+
+    assert await _told(service, task, first["id"]) == [second]
+    assert await _told(service, task, second["id"]) == []
+
+
+@pytest.mark.parametrize("last_event_id", ["0" * 32, "no such event", "ÿ" * 300])
+async def test_stream_behind_an_unknown_event_begins_at_the_first(service: Service, last_event_id: str) -> None:
+    task = await order(service.client)
+    await cancel(service.client, task)
+
+    told = await _told(service, task, last_event_id)
+
+    assert [event["type"] for event in told] == ["task.created", "task.canceled"]
+
+
+async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service) -> None:
+    task = await order(service.client)
+    await _give_up_and_revive(service, task["id"])
+
+    async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
+        stream = blocks_of(response)
+        first = [await anext(stream) for _ in range(4)]
+        await cancel(service.client, task)
+        rest = [block async for block in stream]
+
+    types = [event["type"] for event in data_of(first + rest)]
+    assert types == ["task.created", "task.submitted", "task.failed", "task.revived", "task.canceled"]
+
+
+def test_proxies_that_wait_for_half_a_minute_see_that_a_stream_lives() -> None:
+    assert KEEP_ALIVE == 15
+
+
+async def test_silent_stream_shows_that_it_is_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.tasks.event_stream.KEEP_ALIVE", 0.1)
+    task = await order(service.client)
+
+    async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
+        stream = blocks_of(response)
+        blocks = [await anext(stream) for _ in range(3)]
+
+    assert [list(block) for block in blocks] == [["id", "event", "data"], [""], [""]]
+
+
+async def test_streams_hold_no_database_connection(service: Service) -> None:
+    task = await order(service.client)
+    hearing = [asyncio.create_task(_told(service, task)) for _ in range(60)]
+    for _ in range(20):
+        (await service.client.get(f"/v1/tasks/{task['id']}")).raise_for_status()
+    await cancel(service.client, task)
+
+    told = await asyncio.gather(*hearing)
+
+    assert {tuple(event["type"] for event in events) for events in told} == {("task.created", "task.canceled")}
+
+
+async def test_stream_of_an_erased_task_ends(service: Service) -> None:
+    task = await order(service.client)
+    hearing = asyncio.create_task(_told(service, task))
+    await cancel(service.client, task)
+    (await service.client.delete(f"/v1/tasks/{task['id']}")).raise_for_status()
+
+    await asyncio.wait_for(hearing, 5)
+
+
+async def test_anothers_stream_is_not_found(service: Service) -> None:
+    answer = await service.client.get(f"/v1/tasks/{'0' * 32}/events", headers=AS_STREAM)
+
+    assert answer.status_code == 404
+    assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+async def _told(service: Service, task: dict[str, Any], last_event_id: str | None = None) -> list[dict[str, Any]]:
+    """What a whole stream tells."""
+    headers: dict[str, Any] = {**AS_STREAM, **({"Last-Event-ID": last_event_id.encode()} if last_event_id else {})}
+    async with service.client.stream("GET", _events(task), headers=headers) as response:
+        assert response.status_code == httpx.codes.OK
+        return data_of([block async for block in blocks_of(response)])
+
+
+async def _give_up_and_revive(service: Service, task_id: str) -> None:
+    life = service.app.state.life
+    async with service.database.writes.begin() as session:
+        task = await session.get_one(Task, task_id)
+        now = task.created_at + timedelta(minutes=1)
+        await life.begin_generating(session, task, "upstream-1", now)
+        life.fail(session, task, Failure(ErrorCode.deadline_exceeded, "late"), now)
+        await resolve(life, session, task, TaskStatus.generating, "upstream-1", now)
+
+
+def _events(task: dict[str, Any]) -> str:
+    return f"/v1/tasks/{task['id']}/events"

@@ -1,0 +1,154 @@
+"""Idempotency-Key: one key and one order make one task, however often and however fast they are sent."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import func, select
+
+from app.database.engine import Database
+from app.enums import TaskStatus
+from app.errors import InvalidRequest
+from app.models import Task
+from app.tasks.idempotency import KEPT_FOR, claim_key, read_key
+from tests.support.service import MORNING, Clock, Service, add_key, add_task, reread
+
+ORDER = {"prompt": "soft rain"}
+
+
+@pytest.mark.parametrize(
+    ("header", "key"),
+    [
+        ("k", "k"),
+        ('"k"', "k"),
+        ("  k  ", "k"),
+        (r'"a\"b\\c"', 'a"b\\c'),
+        ('a"b', 'a"b'),
+        ("8e03978e-40d5-43dd-bc93-6894a57f9324", "8e03978e-40d5-43dd-bc93-6894a57f9324"),
+        ("x" * 255, "x" * 255),
+        ('"' + "x" * 255 + '"', "x" * 255),
+    ],
+)
+def test_key_may_be_quoted_or_bare(header: str, key: str) -> None:
+    assert read_key([header]) == key
+
+
+@pytest.mark.parametrize(
+    "header", ["", " ", '""', '"', '"a', '"a"b', r'"a\b"', "x" * 256, "é", "a\tb", "\x7f", "\ud800"]
+)
+def test_key_that_cannot_be_kept_is_refused(header: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_key([header])
+    assert refused.value.errors[0]["pointer"] == "#/header/Idempotency-Key"
+
+
+async def test_same_order_again_is_answered_with_the_same_task(service: Service) -> None:
+    first = await _order(service, "k")
+    again = await _order(service, '"k"')
+
+    assert (first.status_code, first.headers.get("idempotency-replayed")) == (202, None)
+    assert (again.status_code, again.headers.get("idempotency-replayed")) == (202, "true")
+    assert again.json() == first.json()
+    assert again.headers["location"] == first.headers["location"]
+
+
+async def test_replay_of_an_ended_task_is_a_200(service: Service) -> None:
+    task_id = (await _order(service, "k")).json()["id"]
+    await service.client.post(f"/v1/tasks/{task_id}/cancel")
+
+    again = await _order(service, "k")
+
+    assert (again.status_code, again.json()["status"]) == (200, "canceled")
+
+
+async def test_orders_are_compared_by_what_they_mean(service: Service) -> None:
+    first = await _order(service, "k")
+    meant_alike: dict[str, Any] = {"sound_key": "Any", "metadata": {}, "model": "V5", "sound_tempo": None, **ORDER}
+
+    again = await service.client.post("/v1/tasks", json=meant_alike, headers={"Idempotency-Key": "k"})
+
+    assert again.json()["id"] == first.json()["id"]
+
+
+@pytest.mark.parametrize("other", [{"prompt": "hard rain"}, {**ORDER, "sound_loop": True}, {**ORDER, "model": "V5_5"}])
+async def test_other_order_under_the_same_key_is_refused(service: Service, other: dict[str, Any]) -> None:
+    await _order(service, "k")
+
+    refused = await service.client.post("/v1/tasks", json=other, headers={"Idempotency-Key": "k"})
+
+    assert (refused.status_code, refused.json()["type"]) == (422, "/problems/idempotency-key-reused")
+
+
+async def test_same_key_at_once_makes_one_task(service: Service) -> None:
+    answers = await asyncio.gather(*(_order(service, "k") for _ in range(20)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert Counter(answer.headers.get("idempotency-replayed") for answer in answers) == {None: 1, "true": 19}
+    async with service.database.reads() as session:
+        assert await session.scalar(select(func.count()).select_from(Task)) == 1
+
+
+async def test_refused_order_uses_up_no_key(service: Service) -> None:
+    headers = {"Idempotency-Key": "k"}
+    refused = await service.client.post("/v1/tasks", json={**ORDER, "model": "V9"}, headers=headers)
+
+    accepted = await _order(service, "k")
+
+    assert (refused.status_code, accepted.status_code) == (422, 202)
+
+
+async def test_keys_of_two_callers_are_two_keys(database: Database) -> None:
+    mine, theirs = await add_key(database, "mine"), await add_key(database, "theirs")
+
+    await _claim(database, mine, "print")
+
+    assert await _claim(database, theirs, "another print") is None
+
+
+async def test_key_is_kept_for_a_day(database_url: str) -> None:
+    clock = Clock()
+    database = Database(database_url, clock=clock)
+    owner = await add_key(database)
+    made = await _claim(database, owner, "print")
+
+    clock.advance(seconds=KEPT_FOR.total_seconds() - 1)
+    on_the_day = await _claim(database, owner, "print")
+    clock.advance(seconds=1)
+    afterwards = await _claim(database, owner, "another print")
+    renewed = await _claim(database, owner, "another print")
+    await database.close()
+
+    assert (made, afterwards) == (None, None)
+    assert on_the_day is not None
+    assert renewed not in (None, on_the_day)
+
+
+async def test_key_of_a_deleted_task_is_free_again(service: Service) -> None:
+    first = (await _order(service, "k")).json()["id"]
+    await service.client.post(f"/v1/tasks/{first}/cancel")
+    await service.client.delete(f"/v1/tasks/{first}")
+
+    again = await _order(service, "k")
+
+    assert again.status_code == 202
+    assert again.json()["id"] != first
+    assert (await reread(service.database, again.json()["id"])).status is TaskStatus.queued
+
+
+async def _order(service: Service, key: str) -> httpx.Response:
+    return await service.client.post("/v1/tasks", json=ORDER, headers={"Idempotency-Key": key})
+
+
+async def _claim(database: Database, owner: str, fingerprint: str) -> str | None:
+    """The id of the task that the key stands for already; makes one where there is none."""
+    new = await add_task(database, owner, now=MORNING + timedelta(hours=1))
+    async with database.writes.begin() as session:
+        claimed = await claim_key(session, owner, "k", fingerprint, await database.now(session))
+        if claimed.task is None:
+            claimed.stands_for(new)
+            return None
+        return claimed.task.id

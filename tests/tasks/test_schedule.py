@@ -1,0 +1,73 @@
+"""When a task is looked at next."""
+
+import random
+from datetime import timedelta
+
+import pytest
+
+from app.tasks.schedule import PollLadder, jittered, ladder, late_look_delay, poll_pause, submit_retry_delay
+from tests.support.service import settings_of
+
+SECOND = timedelta(seconds=1)
+QUIET = PollLadder(45 * SECOND, 30 * SECOND, is_eager=False)
+EAGER = PollLadder(45 * SECOND, 30 * SECOND, is_eager=True)
+
+
+@pytest.mark.parametrize(("polls", "seconds"), [(0, 45), (1, 30), (2, 30), (1000, 30)])
+def test_quiet_ladder_waits_once_for_the_callback_then_polls_steadily(polls: int, seconds: float) -> None:
+    assert QUIET.delay(polls) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("polls", "seconds"), [(0, 3), (1, 4.5), (2, 6.75), (5, 22.78125), (6, 30), (7, 30), (10**9, 30)]
+)
+def test_eager_ladder_starts_at_three_seconds_and_grows_to_the_steady_pace(polls: int, seconds: float) -> None:
+    assert EAGER.delay(polls) == timedelta(seconds=seconds)
+
+
+def test_no_pause_between_polls_is_shorter_than_the_upstream_allows() -> None:
+    dice = random.Random(1)  # noqa: S311 - draws delays
+
+    assert min(poll_pause(delay * SECOND / 10, dice) for delay in range(10) for _ in range(100)) >= SECOND / 3
+
+
+@pytest.mark.parametrize(("polls", "seconds"), [(0, 30), (1, 60), (6, 1920), (7, 3600), (10**9, 3600)])
+def test_what_was_given_up_is_asked_for_ever_more_rarely(polls: int, seconds: float) -> None:
+    assert late_look_delay(polls, 30 * SECOND) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("public_url", "callbacks_stay_away", "is_eager"),
+    [("https://sounds.example", False, False), ("https://sounds.example", True, True), (None, False, True)],
+)
+def test_ladder_is_eager_where_no_callback_comes(
+    public_url: str | None, callbacks_stay_away: bool, is_eager: bool
+) -> None:
+    settings = settings_of("sqlite+aiosqlite:///unused.db", public_url=public_url)
+
+    assert ladder(settings, callbacks_stay_away=callbacks_stay_away).is_eager is is_eager
+
+
+@pytest.mark.parametrize(
+    ("attempts", "seconds"), [(0, 1), (1, 1), (2, 2), (3, 4), (4, 8), (7, 64), (8, 120), (10**9, 120)]
+)
+def test_refused_submits_back_off(attempts: int, seconds: float) -> None:
+    assert submit_retry_delay(attempts, None) == timedelta(seconds=seconds)
+
+
+def test_first_retry_of_a_submit_comes_within_fifteen_seconds() -> None:
+    assert submit_retry_delay(1, None) * 1.2 <= 15 * SECOND
+
+
+def test_upstream_may_ask_for_more_time_but_not_for_less() -> None:
+    assert submit_retry_delay(3, 60 * SECOND) == 60 * SECOND
+    assert submit_retry_delay(3, SECOND) == 4 * SECOND
+
+
+def test_jitter_stays_within_a_fifth_and_spreads() -> None:
+    dice = random.Random(0)  # noqa: S311 - the jitter guards nothing
+
+    delays = [jittered(10 * SECOND, dice) / SECOND for _ in range(1000)]
+
+    assert 8 <= min(delays) < 8.1
+    assert 11.9 < max(delays) <= 12

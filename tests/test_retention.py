@@ -1,0 +1,242 @@
+"""What is erased is gone, what somebody else has is not, and what is old goes by itself."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from sqlalchemy import func, select, update
+
+from app.config import Settings
+from app.database.base import Base
+from app.database.claims import Claim
+from app.database.engine import Database, Session
+from app.enums import CallbackOutcome, EventType, TaskStatus, WebhookType
+from app.models import ApiKey, Callback, Chore, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
+from app.retention import Retention, remove_due_files
+from app.storage import references
+from app.storage.store import Storage
+from tests.clips.running import Service, eventually, running_service
+
+NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
+# How many days old each is, and whether it is still to be delivered.
+NEWS = [(91, False), (91, True), (89, False)]
+
+
+def files_in(folder: Path) -> Sequence[str]:
+    return sorted(path.name for path in (folder / "audio").rglob("*.wav"))
+
+
+async def test_erased_task_takes_its_files_with_it(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path) as service:
+        task, kept = await asyncio.gather(service.archived("rain"), service.archived("wind"))
+        answer = await service.client.delete(f"/v1/tasks/{task['id']}")
+        await eventually(lambda: len(files_in(tmp_path)) == len(kept["clips"]))
+        gone = await service.client.get(task["clips"][0]["audio_url"])
+        left = await service.client.get(kept["clips"][0]["audio_url"])
+
+    assert (answer.status_code, gone.status_code, left.status_code) == (204, 404, 200)
+
+
+async def test_file_that_two_tasks_share_goes_with_the_second(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path) as service:
+        first = await service.archived("the same rain")
+        second = await service.archived("the same rain")
+        await service.client.delete(f"/v1/tasks/{first['id']}")
+        await eventually(lambda: no_file_is_due(service))
+        still_there = await service.client.get(second["clips"][0]["audio_url"])
+        await service.client.delete(f"/v1/tasks/{second['id']}")
+        await eventually(lambda: files_in(tmp_path) == [])
+
+    assert still_there.status_code == 200
+
+
+async def test_file_that_is_being_removed_cannot_be_named(database_url: str) -> None:
+    database = Database(database_url)
+    try:
+        async with database.writes.begin() as session:
+            assert await references.reserve(session, "sha256/ab/cd.wav")
+            await references.release(session, ["sha256/ab/cd.wav"], NOW)
+        async with database.writes.begin() as session:
+            claimed = await references.claim_abandoned(session, Claim(NOW, timedelta(minutes=1), 10))
+        async with database.writes.begin() as session:
+            is_ours_meanwhile = await references.reserve(session, "sha256/ab/cd.wav")
+            await references.forget(session, claimed[0])
+        async with database.writes.begin() as session:
+            is_ours_afterwards = await references.reserve(session, "sha256/ab/cd.wav")
+    finally:
+        await database.close()
+
+    assert [row.key for row in claimed] == ["sha256/ab/cd.wav"]
+    assert (is_ours_meanwhile, is_ours_afterwards) == (False, True)
+
+
+async def test_file_that_a_clip_has_named_is_not_removed(database_url: str, tmp_path: Path) -> None:
+    database, storage = Database(database_url), Storage(f"file:{tmp_path}/audio")
+    try:
+        async with database.writes.begin() as session:
+            await references.reserve(session, "sha256/ab/cd.wav")
+            session.add(task_of(await key_of(session), NOW, clips=[clip_of("sha256/ab/cd.wav")]))
+            await session.flush()
+            await references.release(session, ["sha256/ab/cd.wav"], NOW)
+        removed = await remove_due_files(database, storage)
+        async with database.reads() as session:
+            due = await session.scalar(select(StoredObject.due_at))
+    finally:
+        await database.close()
+
+    assert (removed, due) == (0, None)
+
+
+async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_url: str) -> None:
+    database, retention = Database(database_url), Retention(days=90)
+    try:
+        async with database.writes.begin() as session:
+            key = await key_of(session)
+            session.add_all(task_of(key, NOW - timedelta(days=91)) for _ in range(150))
+            session.add_all(task_of(key, NOW - timedelta(days=89)) for _ in range(3))
+            session.add(task_of(key, None))
+            await session.flush()
+            await add_history(session)
+            session.add_all(news_of(key, *each) for each in NEWS)
+            session.add(
+                IdempotencyKey(api_key_id=key, key="k", fingerprint="f", task_id="", created_at=NOW - timedelta(days=2))
+            )
+        async with database.reads() as session:
+            counts = await retention.count(session, NOW)
+            nothing = await Retention(days=0).count(session, NOW)
+        batches = 1
+        while await erase_batch(database, retention):
+            batches += 1
+        async with database.reads() as session:
+            left = {kind: await count_of(session, kind) for kind in (Task, Event, Callback, Delivery, IdempotencyKey)}
+    finally:
+        await database.close()
+
+    assert counts == {"tasks": 150, "events": 150, "callbacks": 150, "deliveries": 1, "audio": 0, "idempotency keys": 1}
+    assert nothing == {**dict.fromkeys(counts, 0), "idempotency keys": 1}
+    assert batches == 2
+    assert left == {Task: 4, Event: 4, Callback: 4, Delivery: 2, IdempotencyKey: 0}
+
+
+async def test_service_erases_by_itself_what_is_old(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path) as service:
+        task = await service.archived()
+        await age(service.database, timedelta(days=91))
+    async with running_service(database_url, tmp_path) as service:
+
+        async def is_gone() -> bool:
+            return (await service.client.get(f"/v1/tasks/{task['id']}")).status_code == 404
+
+        await eventually(is_gone)
+        await eventually(lambda: files_in(tmp_path) == [])
+
+
+async def test_prune_tells_and_then_does(migrated_sqlite: Path, tmp_path: Path) -> None:
+    database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
+    async with running_service(database_url, tmp_path) as service:
+        await service.archived()
+    # The service would erase it by itself.
+    database = Database(database_url)
+    await age(database, timedelta(days=91))
+    await database.close()
+
+    told = await asyncio.to_thread(prune, database_url, tmp_path, "--dry-run")
+    before = files_in(tmp_path)
+    done = await asyncio.to_thread(prune, database_url, tmp_path)
+
+    assert "1 tasks would go" in told
+    assert "2 audio would go" in told
+    assert "1 tasks erased" in done
+    assert (len(before), files_in(tmp_path)) == (2, [])
+
+
+def prune(database_url: str, folder: Path, *arguments: str) -> str:
+    given = {"DATABASE_URL": database_url, "STORAGE_URL": f"file:{folder}/audio"}
+    surroundings = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", "prune", *arguments],
+        env={**surroundings, **{f"SOUNDPOST_{name}": value for name, value in given.items()}},
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+async def age(database: Database, by: timedelta) -> None:
+    async with database.writes.begin() as session:
+        await session.execute(update(Task).values(completed_at=datetime.now(UTC) - by))
+        await session.execute(update(Chore).values(due_at=datetime.now(UTC)))
+
+
+async def erase_batch(database: Database, retention: Retention) -> bool:
+    async with database.writes.begin() as session:
+        return await retention.erase_batch(session, NOW)
+
+
+async def no_file_is_due(service: Service) -> bool:
+    async with service.database.reads() as session:
+        return await session.scalar(select(func.count()).where(StoredObject.due_at.isnot(None))) == 0
+
+
+async def count_of(session: Session, kind: type[Base]) -> int | None:
+    return await session.scalar(select(func.count()).select_from(kind))
+
+
+def settings_of(database_url: str) -> Settings:
+    given = {"_env_file": None, "database_url": database_url, "secret_keys": "a-secret-key-of-the-tests-alone"}
+    return Settings(**given)  # type: ignore[arg-type]
+
+
+async def key_of(session: Session) -> str:
+    key = ApiKey(name="tests", key_hash="x" * 64, created_at=NOW)
+    session.add(key)
+    await session.flush()
+    return key.id
+
+
+def task_of(api_key_id: str, completed_at: datetime | None, clips: Sequence[Clip] = ()) -> Task:
+    return Task(
+        api_key_id=api_key_id,
+        status=TaskStatus.succeeded if completed_at else TaskStatus.generating,
+        prompt="rain",
+        model="V5",
+        sound_loop=False,
+        sound_key="Any",
+        grab_lyrics=False,
+        labels={},
+        created_at=NOW - timedelta(days=100),
+        updated_at=NOW,
+        completed_at=completed_at,
+        clips=list(clips),
+    )
+
+
+async def add_history(session: Session) -> None:
+    """Give every task one event and one callback."""
+    for task_id in await session.scalars(select(Task.id)):
+        session.add(Event(task_id=task_id, version=1, type=EventType.task_created, created_at=NOW, data={}))
+        session.add(Callback(task_id=task_id, received_at=NOW, headers={}, body=b"", outcome=CallbackOutcome.applied))
+
+
+def news_of(api_key_id: str, days: int, is_due: bool) -> Delivery:
+    """A delivery that tells of no task."""
+    return Delivery(
+        api_key_id=api_key_id,
+        event_id="0" * 32,
+        event_type=WebhookType.webhook_test,
+        url="https://hooks.example",
+        lane="hooks.example",
+        body=b"{}",
+        due_at=NOW if is_due else None,
+        created_at=NOW - timedelta(days=days),
+    )
+
+
+def clip_of(key: str) -> Clip:
+    return Clip(index=0, storage_key=key, created_at=NOW)

@@ -1,0 +1,119 @@
+"""The held queue: nothing is sent while the upstream takes nothing, and it goes on by itself."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from app.database.engine import Database
+from app.models import Chore
+from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits, release_submits
+from app.upstream.types import CreditsAnswer, HoldReason, ReadVerdict
+from app.workers.periodic import chore_loop, still_held
+from tests.support.service import MORNING, Service
+from tests.webhooks.service import joined
+
+RECHECK_IN = timedelta(seconds=30)
+
+
+def _credits(amount: str) -> CreditsAnswer:
+    return CreditsAnswer(ReadVerdict.read, credits=Decimal(amount))
+
+
+@pytest.mark.parametrize(
+    ("answer", "before", "after"),
+    [
+        (_credits("0.5"), HoldReason.no_credits, None),
+        (_credits("1000"), HoldReason.bad_key, None),
+        (_credits("1000"), HoldReason.blocked, None),
+        (_credits("0"), HoldReason.no_credits, HoldReason.no_credits),
+        (_credits("-1"), HoldReason.bad_key, HoldReason.no_credits),
+        (CreditsAnswer(ReadVerdict.failed), HoldReason.no_credits, HoldReason.no_credits),
+        (CreditsAnswer(ReadVerdict.throttled), HoldReason.blocked, HoldReason.blocked),
+        (
+            CreditsAnswer(ReadVerdict.held, hold_reason=HoldReason.bad_key),
+            HoldReason.no_credits,
+            HoldReason.bad_key,
+        ),
+    ],
+)
+def test_hold_ends_only_when_a_look_shows_that_it_may(
+    answer: CreditsAnswer, before: HoldReason, after: HoldReason | None
+) -> None:
+    assert still_held(answer, before) is after
+
+
+async def test_hold_is_in_force_until_it_is_released(database: Database) -> None:
+    await _hold(database, HoldReason.no_credits)
+    held = await _current(database)
+    async with database.writes.begin() as session:
+        await release_submits(session)
+
+    assert held == Hold(HoldReason.no_credits, MORNING, "No credits.")
+    assert await _current(database) is None
+
+
+async def test_hold_in_force_keeps_its_beginning_and_its_next_look(database: Database) -> None:
+    await _hold(database, HoldReason.no_credits)
+
+    await _hold(database, HoldReason.bad_key, later=timedelta(seconds=20))
+
+    assert await _current(database) == Hold(HoldReason.bad_key, MORNING, "No credits.")
+    async with database.reads() as session:
+        assert (await session.get_one(Chore, RECHECK)).due_at == MORNING + RECHECK_IN
+
+
+async def test_hold_after_a_release_begins_anew(database: Database) -> None:
+    await _hold(database, HoldReason.no_credits)
+    async with database.writes.begin() as session:
+        await release_submits(session)
+
+    await _hold(database, HoldReason.no_credits, later=timedelta(hours=1))
+
+    held = await _current(database)
+    assert held is not None
+    assert held.since == MORNING + timedelta(hours=1)
+
+
+async def test_look_that_a_killed_process_had_begun_is_due_again_within_a_minute(database: Database) -> None:
+    await _hold(database, HoldReason.no_credits)
+    async with joined(database.url) as killed:
+        claimed = await chore_loop(killed.parts).claim(2)
+
+    looking = next(chore for chore in claimed.items if chore.name == RECHECK)
+    assert looking.due_at is not None
+    assert looking.due_at < datetime.now(UTC) + timedelta(minutes=1)
+
+
+async def test_nothing_is_held_before_anything_was(database: Database) -> None:
+    async with database.writes.begin() as session:
+        await release_submits(session)
+
+    assert await _current(database) is None
+
+
+async def test_held_queue_degrades_readiness_and_says_what_to_do(service: Service) -> None:
+    await service.task()
+    since = datetime.now(UTC)
+    await _hold(service.database, HoldReason.no_credits, later=since - MORNING)
+
+    answer = await service.client.get("/readyz")
+
+    checks = answer.json()["checks"]
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert checks["upstream"]["detail"] == (
+        f"submits are held since {since.isoformat(timespec='seconds')}: the upstream account has no credits; buy some, "
+        "submits go on by themselves"
+    )
+    # What waits because it is held is not overdue.
+    assert checks["queue"]["status"] == "ok"
+
+
+async def _hold(database: Database, reason: HoldReason, later: timedelta = timedelta()) -> None:
+    async with database.writes.begin() as session:
+        await hold_submits(session, Hold(reason, MORNING + later, "No credits."), RECHECK_IN)
+
+
+async def _current(database: Database) -> Hold | None:
+    async with database.reads() as session:
+        return await current_hold(session)

@@ -1,0 +1,186 @@
+"""The upstream's pace: no window of time lets more out than the rate, whoever asks and whoever dies."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from app.config import Rate
+from app.database.engine import Database
+from app.upstream.pacing import Pacer, Slots
+from tests.support.processes import Processes, Running, client_of, eventually, journal, order_many, submits_at
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+PERIOD, HOLD = 10 * SECOND, 45 * SECOND
+
+
+async def _ring(database: Database, requests: int = 4) -> Pacer:
+    pacer = Pacer(Rate(requests, PERIOD), HOLD)
+    async with database.writes.begin() as session:
+        await pacer.prepare(session, NOW)
+    return pacer
+
+
+async def _take(database: Database, pacer: Pacer, now: datetime, limit: int = 100, share: float = 1.0) -> list[int]:
+    async with database.writes.begin() as session:
+        free = await pacer.free(session, now, limit, share)
+        await pacer.take(session, free, now)
+    return list(free)
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [(None, 12), (timedelta(seconds=90), 90), (SECOND, 1)])
+async def test_pause_that_the_upstream_did_not_measure_is_short(
+    database: Database, retry_after: timedelta | None, seconds: int
+) -> None:
+    pacer = Pacer(Rate(4, 60 * SECOND), HOLD)
+    async with database.writes.begin() as session:
+        await pacer.prepare(session, NOW)
+        await pacer.push_back(session, NOW, retry_after)
+
+    async with database.reads() as session:
+        assert await pacer.next_free_in(session, NOW) == seconds * SECOND
+
+
+async def test_ring_gives_as_many_slots_as_the_rate_and_then_none(database: Database) -> None:
+    pacer = await _ring(database)
+
+    first, second = await _take(database, pacer, NOW), await _take(database, pacer, NOW)
+
+    assert sorted(first) == [0, 1, 2, 3]
+    assert second == []
+
+
+async def test_slot_is_free_again_a_period_after_its_answer(database: Database) -> None:
+    pacer = await _ring(database, 1)
+    async with database.writes.begin() as session:
+        slots = await pacer.take(session, await pacer.free(session, NOW, 1), NOW)
+    answered = NOW + timedelta(seconds=3)
+    async with database.writes.begin() as session:
+        await pacer.give_back(session, slots.numbers[0], slots.fence, answered)
+
+    too_soon = await _take(database, pacer, answered + PERIOD - timedelta(milliseconds=1))
+    in_time = await _take(database, pacer, answered + PERIOD)
+
+    assert (too_soon, in_time) == ([], [0])
+
+
+async def test_slot_of_a_dead_process_comes_back_by_itself(database: Database) -> None:
+    pacer = await _ring(database, 1)
+    await _take(database, pacer, NOW)
+
+    assert await _take(database, pacer, NOW + PERIOD + HOLD - timedelta(milliseconds=1)) == []
+    assert await _take(database, pacer, NOW + PERIOD + HOLD) == [0]
+
+
+async def test_late_answer_of_an_overtaken_process_frees_nothing(database: Database) -> None:
+    pacer = await _ring(database, 1)
+    async with database.writes.begin() as session:
+        lost = await pacer.take(session, await pacer.free(session, NOW, 1), NOW)
+    later = NOW + PERIOD + HOLD
+    await _take(database, pacer, later)
+    async with database.writes.begin() as session:
+        await pacer.give_back(session, 0, lost.fence, later)
+
+    assert await _take(database, pacer, later + PERIOD) == []
+
+
+async def test_throttle_stops_every_slot_even_those_that_come_back_meanwhile(database: Database) -> None:
+    pacer = await _ring(database, 2)
+    async with database.writes.begin() as session:
+        slots = await pacer.take(session, [0], NOW)
+        await pacer.push_back(session, NOW, timedelta(seconds=60))
+        await pacer.give_back(session, 0, slots.fence, NOW)
+        wait = await pacer.next_free_in(session, NOW)
+
+    assert wait == timedelta(seconds=60)
+    assert await _take(database, pacer, NOW + timedelta(seconds=59)) == []
+    assert sorted(await _take(database, pacer, NOW + timedelta(seconds=60))) == [0, 1]
+
+
+async def test_polls_leave_most_slots_to_submits(database: Database) -> None:
+    pacer = await _ring(database, 20)
+
+    polls = await _take(database, pacer, NOW, share=0.25)
+    submits = await _take(database, pacer, NOW)
+
+    assert (len(polls), len(submits)) == (5, 15)
+
+
+async def test_smaller_rate_takes_the_surplus_slots_away(database: Database) -> None:
+    await _ring(database, 20)
+    pacer = await _ring(database, 3)
+
+    assert len(await _take(database, pacer, NOW)) == 3
+
+
+async def test_no_window_holds_more_than_the_rate_whenever_requests_arrive(database: Database) -> None:
+    pacer, dice = await _ring(database), random.Random(7)  # noqa: S311 - it plays chance
+    arrivals: list[datetime] = []
+    in_flight: list[tuple[datetime, int, str]] = []
+    now = NOW
+    for _ in range(300):
+        now += dice.choice([0.1, 1, 3]) * SECOND
+        for answered_at, slot, fence in [sent for sent in in_flight if sent[0] <= now]:
+            in_flight.remove((answered_at, slot, fence))
+            await _give_back(database, pacer, slot, fence, now)
+        slots = await _hold(database, pacer, dice.randint(1, 6), now)
+        for slot in slots.numbers:
+            answered_at = now + dice.uniform(0, 12) * SECOND
+            arrivals.append(now + dice.random() * (answered_at - now))
+            if dice.random() < 0.9:  # else the process dies before the answer
+                in_flight.append((answered_at, slot, slots.fence))
+
+    assert len(arrivals) > 50
+    assert _most_in_any(PERIOD, arrivals) <= 4
+
+
+async def test_two_takers_never_share_a_slot(database: Database, database_url: str) -> None:
+    pacer, other = await _ring(database), Database(database_url)
+
+    taken = await asyncio.gather(*(_take(taker, pacer, NOW, limit=1) for taker in (database, other) * 5))
+    await other.close()
+
+    assert sorted(slot for slots in taken for slot in slots) == [0, 1, 2, 3]
+
+
+async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path, upstream_rate="20/1", upstream_timeout="1") as processes:
+        # The upstream is told to take more than it would, so that too many would be seen to arrive.
+        sandbox = await processes.sandbox(rate=1000)
+        service = await processes.serve(database_url, sandbox, "--no-loops")
+        workers = [processes.worker(database_url, sandbox, public_url=service.url) for _ in range(2)]
+        async with client_of(service) as client:
+            await order_many(client, 90)
+            await eventually(lambda: _has_submits(sandbox, 40), 30)
+            workers[0].kill()
+            # What the dead one was about to send is not sent again.
+            await eventually(lambda: _has_submits(sandbox, 70), 30)
+        arrived, submits = await journal(sandbox, kind="request"), await submits_at(sandbox)
+    # Audio and covers come from hosts that have no pace.
+    arrivals = [request for request in arrived if request["path"].startswith("/api/")]
+
+    assert len({submit["caller_task_id"] for submit in submits}) == len(submits)
+    assert _most_in_any(SECOND, [NOW + arrival["monotonic"] * SECOND for arrival in arrivals]) <= 20
+
+
+async def _hold(database: Database, pacer: Pacer, limit: int, now: datetime) -> Slots:
+    async with database.writes.begin() as session:
+        return await pacer.take(session, await pacer.free(session, now, limit), now)
+
+
+async def _give_back(database: Database, pacer: Pacer, slot: int, fence: str, now: datetime) -> None:
+    async with database.writes.begin() as session:
+        await pacer.give_back(session, slot, fence, now)
+
+
+def _most_in_any(period: timedelta, moments: Sequence[datetime]) -> int:
+    moments = sorted(moments)
+    return max(sum(start <= moment < start + period for moment in moments) for start in moments)
+
+
+async def _has_submits(sandbox: Running, count: int) -> bool:
+    return len(await submits_at(sandbox)) >= count

@@ -1,0 +1,46 @@
+"""Cursors: only ours are read, and whatever else is given is refused in words."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from app.errors import InvalidRequest
+from app.web.pagination import decode_cursor, encode_cursor
+
+ascii_texts = some.text(some.characters(min_codepoint=1, max_codepoint=127), max_size=40)
+
+
+@given(some.lists(ascii_texts, min_size=1, max_size=3))
+def test_position_comes_back_from_its_cursor(position: list[str]) -> None:
+    assert decode_cursor(encode_cursor(*position), len(position)) == tuple(position)
+
+
+def test_no_cursor_is_the_beginning() -> None:
+    assert decode_cursor(None, 2) is None
+
+
+@given(some.text(max_size=60))
+def test_text_that_is_no_cursor_is_refused(text: str) -> None:
+    _refused_unless_ours(text)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [None, "x", 7, {}, {"0": "a", "1": "b"}, [], ["a"], ["a", "b", "c"], ["a", 1], ["a", None], ["a\0", "b"]],
+)
+def test_cursor_of_another_shape_is_refused(position: object) -> None:
+    _refused_unless_ours(base64.urlsafe_b64encode(json.dumps(position).encode()).decode())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 400, b'["a", "b"', b'["\\ud800", "b"]', b'["\xc3\xa9", "b"]'])
+def test_cursor_that_holds_no_text_of_ours_is_refused(content: bytes) -> None:
+    _refused_unless_ours(base64.urlsafe_b64encode(content).decode())
+
+
+def _refused_unless_ours(cursor: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        decode_cursor(cursor, 2)
+    assert [error["pointer"] for error in refused.value.errors] == ["#/query/cursor"]

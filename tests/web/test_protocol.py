@@ -1,0 +1,574 @@
+"""Connections whose clients are slow, silent, greedy or gone, on a real server."""
+
+import asyncio
+import json
+import resource
+import select
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.web import Edge, HttpProtocol
+
+KIB = 1024
+MIB = 1024 * KIB
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+class Hasty(HttpProtocol):
+    header_timeout = 0.5
+    body_timeout = 0.8
+    linger_timeout = 0.3
+    write_timeout = 0.4
+
+
+class Lingering(Hasty):
+    body_timeout = 30.0
+
+
+class Crowded(Hasty):
+    max_connections = 2
+
+
+class Service:
+    """A server on loopback whose paths behave as they are called."""
+
+    def __init__(self, protocol: type[HttpProtocol] = Hasty, grace: int = 1, send_buffer: int = MIB) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        self.port: int = self.socket.getsockname()[1]
+        config = uvicorn.Config(
+            Edge(self.app),
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level=100,
+            timeout_keep_alive=1,
+            timeout_graceful_shutdown=grace,
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, args=[[self.socket]])
+
+    async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.url.path in ANSWERS:
+            await ANSWERS[request.url.path]()(scope, receive, send)
+            return
+        if "/wait" in request.url.path:
+            await asyncio.sleep(float(request.url.query))
+        names = " ".join(sorted(request.headers))
+        await PlainTextResponse(f"{len(await request.body())} {names}")(scope, receive, send)
+
+    def start(self) -> None:
+        self.thread.start()
+        eventually(lambda: self.server.started)
+
+    def stop(self) -> float:
+        """Stop, and return how many seconds it took."""
+        began = time.monotonic()
+        self.server.should_exit = True
+        self.thread.join(10)
+        return time.monotonic() - began
+
+    def connections(self) -> int:
+        return len(self.server.server_state.connections)
+
+
+async def megabytes(count: int) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"a" * MIB
+
+
+ANSWERS: dict[str, Callable[[], Response]] = {
+    "/medium": lambda: Response(b"a" * 40 * KIB),
+    "/large": lambda: StreamingResponse(megabytes(100)),
+}
+
+
+class Client:
+    """A client that keeps to no rule."""
+
+    def __init__(self, service: Service, receive_buffer: int = MIB) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(5)
+        self.socket.connect(("127.0.0.1", service.port))
+        self.unread = b""
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def drip(self, data: bytes) -> None:
+        """Send a byte every 50 ms, until there is an answer."""
+        for byte in data:
+            self.send(bytes([byte]))
+            if self.has_news(0.05):
+                return
+
+    def flood(self, data: bytes, times: int) -> int:
+        """Send until there is an answer or an end, and return how many bytes that took."""
+        sent = 0
+        for _ in range(times):
+            try:
+                self.send(data)
+            except OSError:
+                break
+            sent += len(data)
+            if self.has_news(0):
+                break
+        return sent
+
+    def has_news(self, seconds: float) -> bool:
+        return bool(select.select([self.socket], [], [], seconds)[0])
+
+    def answer(self) -> tuple[int, bytes]:
+        """Read one answer: its status and its body."""
+        while b"\r\n\r\n" not in self.unread:
+            self.unread += self._receive()
+        head, _, self.unread = self.unread.partition(b"\r\n\r\n")
+        lines = head.lower().split(b"\r\n")
+        length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
+        while len(self.unread) < length:
+            self.unread += self._receive()
+        body, self.unread = self.unread[:length], self.unread[length:]
+        return int(head.split()[1]), body
+
+    def problem(self) -> str:
+        """Read one answer that must be a problem, and return its slug."""
+        status, body = self.answer()
+        document = json.loads(body)
+        assert document["status"] == status
+        return str(document["type"]).removeprefix("/problems/")
+
+    def is_closed(self) -> bool:
+        """Whether the server ends the connection, with nothing more to say."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def _receive(self) -> bytes:
+        data = self.socket.recv(64 * KIB)
+        if not data:
+            raise EOFError(self.unread)
+        return data
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)
+
+
+@contextmanager
+def running(service: Service) -> Iterator[Service]:
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    with running(Service()) as service:
+        yield service
+
+
+def test_a_silent_client_is_told_and_left(service: Service) -> None:
+    began = time.monotonic()
+    with Client(service) as client:
+        assert client.problem() == "request-timeout"
+        assert client.is_closed()
+    assert 0.4 < time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("start", [b"G", b"GET / HTTP/1.1\r\nHost: x\r\n", b"\r\n"])
+def test_headers_that_do_not_end_are_timed_out(service: Service, start: bytes) -> None:
+    with Client(service) as client:
+        client.send(start)
+
+        assert client.problem() == "request-timeout"
+        assert client.is_closed()
+
+
+def test_a_header_now_and_then_does_not_extend_the_deadline(service: Service) -> None:
+    began = time.monotonic()
+    with Client(service) as client:
+        client.drip(b"GET / HTTP/1.1\r\nX-Slow: " + b"a" * 200)
+
+        assert client.problem() == "request-timeout"
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("start", [b"GET / HT", b"\r\n"])
+def test_a_later_request_has_a_deadline_too(service: Service, start: bytes) -> None:
+    with Client(service) as client:
+        client.send(GET)
+        assert client.answer()[0] == 200
+        client.send(start)
+
+        assert client.problem() == "request-timeout"
+        assert client.is_closed()
+
+
+def test_empty_lines_hold_no_connection(service: Service) -> None:
+    began = time.monotonic()
+    with Client(service) as client:
+        client.send(GET)
+        client.answer()
+        client.drip(b"\r\n" * 100)
+
+        assert client.problem() == "request-timeout"
+    assert time.monotonic() - began < 2
+
+
+def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
+    with Client(service) as client:
+        client.send(GET)
+        client.answer()
+
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize("start", [POST + b"Content-Length: 9\r\n\r\n{", CHUNKED, CHUNKED + b"5\r\n{"])
+def test_a_body_that_does_not_end_is_timed_out(service: Service, start: bytes) -> None:
+    with Client(service) as client:
+        client.send(start)
+
+        assert client.problem() == "request-timeout"
+        assert client.is_closed()
+
+
+def test_a_byte_now_and_then_does_not_extend_the_deadline_of_a_body(service: Service) -> None:
+    began = time.monotonic()
+    with Client(service) as client:
+        client.send(POST + b"Content-Length: 1000\r\n\r\n")
+        client.drip(b" " * 200)
+
+        assert client.problem() == "request-timeout"
+    assert time.monotonic() - began < 2
+
+
+def test_a_slow_answer_is_not_the_clients_fault(service: Service) -> None:
+    with Client(service) as client:
+        client.send(GET.replace(b"/ ", b"/wait?1.2 "))
+
+        assert client.answer()[0] == 200
+
+
+def test_a_body_that_we_do_not_take_yet_is_not_the_clients_fault(service: Service) -> None:
+    with Client(service) as client:
+        client.send(b"POST /callbacks/wait?1.2 HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+        sender = threading.Thread(target=client.send, args=[b"a" * 1_000_000])
+        sender.start()
+
+        assert client.answer() == (200, b"1000000 content-length")
+        sender.join()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 100) for n in range(200)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 16 * KIB + b"\r\n\r\n",
+        b"GET /" + b"a" * 16 * KIB + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a" * 17 * KIB,
+    ],
+)
+def test_a_large_head_is_a_431(service: Service, head: bytes) -> None:
+    with Client(service) as client:
+        client.send(head)
+
+        assert client.problem() == "headers-too-large"
+        assert client.is_closed()
+
+
+def test_a_head_may_be_sixteen_kilobytes(service: Service) -> None:
+    with Client(service) as client:
+        client.send(b"GET / HTTP/1.1\r\nX-Long: " + b"a" * (16 * KIB - 20) + b"\r\n\r\n")
+
+        assert client.answer() == (200, b"0 x-long")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET / HTTP/1.1\r\nX: ",
+        b"GET /",
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n",
+        CHUNKED + b"2\r\n{}\r\n0\r\nX-Trailer: ",
+        CHUNKED + b"2;extension=",
+    ],
+)
+def test_a_flood_before_or_after_a_body_is_cut_off_early(service: Service, start: bytes) -> None:
+    with Client(service) as client:
+        client.send(start)
+
+        assert client.flood(b"a" * 64 * KIB, times=1000) < 16 * MIB
+        assert client.problem() in ("headers-too-large", "unreadable-request")
+        assert client.is_closed()
+
+
+def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
+    with Client(service) as client:
+        client.send(b"".join(GET.replace(b"Host", b"X-%d" % number) for number in range(9)))
+
+        assert [client.answer()[1] for _ in range(9)] == [b"0 x-%d" % number for number in range(9)]
+
+
+def test_a_flood_of_pipelined_requests_is_cut_off(service: Service) -> None:
+    with Client(service) as client:
+        client.send(GET.replace(b"/ ", b"/wait?60 ") + GET * 100)
+
+        assert client.is_closed()
+
+
+def test_a_timed_out_pipelined_request_is_not_taken_for_the_one_before(service: Service) -> None:
+    with Client(service) as client:
+        client.send(GET.replace(b"/ ", b"/wait?60 ") + b"GET / HT")
+
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "slug"),
+    [
+        (POST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", "unsupported-media-type"),
+        (POST + b"Content-Length: 2\r\n\r\n{!", "unreadable-body"),
+        (POST + b"Content-Length: 70000\r\n\r\n" + b" " * 70_000, "content-too-large"),
+        (CHUNKED + b"11170\r\n" + b" " * 70_000 + b"\r\n0\r\n\r\n", "content-too-large"),
+        (GET.replace(b"/ ", b"/%00 "), "not-found"),
+    ],
+)
+def test_a_connection_serves_on_after_an_error(service: Service, request_bytes: bytes, slug: str) -> None:
+    with Client(service) as client:
+        for _ in range(3):
+            client.send(request_bytes)
+            assert client.problem() == slug
+
+        client.send(POST + b"Content-Length: 2\r\n\r\n{}")
+        assert client.answer() == (200, b"2 content-length content-type host")
+
+
+@pytest.mark.parametrize("start", [POST + b"Content-Length: 104857600\r\n\r\n", CHUNKED + b"6400000\r\n"])
+def test_a_hundred_megabytes_are_refused_while_they_come(service: Service, start: bytes) -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Client(service) as client:
+        client.send(start)
+
+        sent = client.flood(b" " * 64 * KIB, times=1600)
+        assert sent < 16 * MIB
+        assert client.problem() == "content-too-large"
+        client.flood(b" " * 64 * KIB, times=1600 - sent // (64 * KIB))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 20 * KIB
+
+
+def test_a_client_that_goes_on_after_its_refusal_is_left() -> None:
+    with running(Service(Lingering)) as service, Client(service) as client:
+        began = time.monotonic()
+        client.send(POST + b"Content-Length: 100000000\r\n\r\n{")
+        assert client.problem() == "content-too-large"
+        client.drip(b" " * 200)
+
+        assert client.is_closed()
+        assert time.monotonic() - began < 2
+
+
+def test_a_client_that_asks_first_sends_no_body_in_vain(service: Service) -> None:
+    ask = POST + b"Expect: 100-continue\r\n"
+    with Client(service) as client:
+        client.send(ask + b"Content-Length: 2\r\n\r\n")
+        assert client.answer() == (100, b"")
+        client.send(b"{}")
+        assert client.answer()[0] == 200
+
+        client.send(ask + b"Content-Length: 100000\r\n\r\n")
+        assert client.problem() == "content-too-large"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        GET.replace(b"/ ", b"/large "),
+        GET.replace(b"/ ", b"/medium "),
+        GET.replace(b"/ ", b"/medium ").replace(b"Host: x", b"Connection: close"),
+    ],
+)
+def test_a_client_that_does_not_read_is_left(request_bytes: bytes) -> None:
+    with running(Service(send_buffer=4 * KIB)) as service, Client(service, receive_buffer=4 * KIB) as client:
+        client.send(request_bytes)
+        eventually(lambda: service.connections() == 1)
+
+        eventually(lambda: service.connections() == 0, 3)
+
+
+def test_a_client_that_reads_gets_all(service: Service) -> None:
+    with Client(service) as client:
+        client.send(GET.replace(b"/ ", b"/large "))
+        received = 0
+        while received < 100 * MIB:
+            received += len(client.socket.recv(MIB))
+
+
+def test_connections_beyond_the_cap_are_turned_away() -> None:
+    with running(Service(Crowded)) as service, Client(service) as first, Client(service):
+        eventually(lambda: service.connections() == 2)
+        with Client(service) as third:
+            assert third.problem() == "too-many-connections"
+            assert third.is_closed()
+
+        first.send(GET)
+        assert first.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"FOO / HTTP/1.1\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\n\r\n",
+        b"GET /?\xff HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"CONNECT x:1 HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: a\x00b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX : a\r\n\r\n",
+        CHUNKED + b"zz\r\n",
+        CHUNKED + b"fffffffffffffffff\r\n",
+    ],
+)
+def test_broken_http_is_a_400_problem(service: Service, junk: bytes) -> None:
+    with Client(service) as client:
+        client.send(junk)
+
+        assert client.problem() == "unreadable-request"
+        assert client.is_closed()
+
+
+def test_trailers_do_not_become_headers(service: Service) -> None:
+    with Client(service) as client:
+        client.send(CHUNKED + b"2\r\n{}\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
+
+        assert client.answer() == (200, b"2 content-type host transfer-encoding")
+
+
+def test_an_offer_to_upgrade_does_not_cost_the_body(service: Service) -> None:
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+    with Client(service) as client:
+        for _ in range(2):
+            client.send(POST + offer + b"Content-Length: 2\r\n\r\n{}")
+
+            assert client.answer()[1].startswith(b"2 ")
+
+
+OPENINGS = {
+    "silent": b"",
+    "half headers": b"GET / HTTP/1.1\r\nHo",
+    "half body": POST + b"Content-Length: 9\r\n\r\n{",
+    "half of a refused body": POST + b"Content-Length: 100000000\r\n\r\n{",
+    "idle": GET,
+    "half of a later request": GET + b"GET / HT",
+    "waiting": GET.replace(b"/ ", b"/wait?60 "),
+    "pipelined": GET.replace(b"/ ", b"/wait?60 ") + POST + b"Content-Length: 9\r\n\r\n{",
+    "not reading": GET.replace(b"/ ", b"/large "),
+}
+
+
+@pytest.mark.parametrize("opening", OPENINGS.values(), ids=list(OPENINGS))
+def test_the_stop_is_in_time_whatever_clients_do(opening: bytes) -> None:
+    service = Service(HttpProtocol)
+    service.start()
+    with Client(service) as client:
+        client.send(opening)
+        eventually(lambda: service.connections() == 1)
+
+        assert service.stop() < 4
+    assert not service.thread.is_alive()
+
+
+def test_a_half_sent_request_is_told_of_the_stop_at_once() -> None:
+    service = Service(HttpProtocol, grace=5)
+    service.start()
+    with Client(service) as client:
+        client.send(POST + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n")
+        assert client.answer()[0] == 100
+        client.send(b"{")
+
+        assert service.stop() < 2
+        assert client.problem() == "shutting-down"
+
+
+def test_a_request_that_outlasts_the_grace_is_told_of_the_stop() -> None:
+    service = Service(HttpProtocol)
+    service.start()
+    with Client(service) as client:
+        client.send(GET.replace(b"/ ", b"/wait?60 "))
+        eventually(lambda: len(service.server.server_state.tasks) == 1)
+        service.stop()
+
+        assert client.problem() == "shutting-down"
+
+
+def test_many_slow_clients_neither_hinder_the_others_nor_stay(service: Service) -> None:
+    with ExitStack() as stack:
+        for start in [b"", b"GET / HT", POST + b"Content-Length: 9\r\n\r\n{"] * 30:
+            stack.enter_context(Client(service)).send(start)
+
+        with Client(service) as client:
+            client.send(GET)
+            assert client.answer()[0] == 200
+    eventually(lambda: service.connections() == 0)
+
+
+def test_worker_processes_find_the_protocol_by_its_name(service: Service) -> None:
+    config = uvicorn.Config(service.app, http="app.web:HttpProtocol", log_config=None)
+    config.load()
+
+    assert config.http_protocol_class is HttpProtocol
+
+
+FIELDS = st.tuples(
+    st.sampled_from([b"Host", b"Expect", b"Upgrade", b"Connection", b"X-Forwarded-For", b"X-Forwarded-Proto"]),
+    st.binary(max_size=9) | st.sampled_from([b"close", b"upgrade", b"websocket", b"h2c", b"100-continue", b"[::1"]),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from([b"GET", b"POST", b"DELETE", b"OPTIONS", b"HEAD"]),
+    target=st.sampled_from([b"/", b"*", b"//", b"http://x/", b"/?"]).flatmap(
+        lambda start: st.binary(max_size=9).map(lambda rest: start + rest)
+    ),
+    fields=st.lists(FIELDS, max_size=3),
+    body=st.binary(max_size=20),
+)
+def test_no_bytes_on_the_wire_are_answered_with_a_5xx(
+    service: Service, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    head = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
+    with Client(service) as client, suppress(EOFError):
+        client.send(method + b" " + target + b" HTTP/1.1\r\nContent-Length: %d\r\n" % len(body) + head + b"\r\n" + body)
+
+        assert client.answer()[0] < 500

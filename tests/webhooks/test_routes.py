@@ -1,0 +1,390 @@
+"""Endpoints, secrets and deliveries as callers see them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+import standardwebhooks
+from jsonschema_rs import validate
+
+from app.auth.api_keys import keep_configured_keys
+from app.config import Settings
+from app.main import create_app
+from tests.webhooks.receivers import Receiver, Reply, receiving
+from tests.webhooks.service import SECRET_KEY, Service, joined
+
+ENDPOINTS = "/v1/webhook-endpoints"
+URL = "http://127.0.0.1:9/hook"
+
+
+@dataclass
+class Callers:
+    """Two callers of one service, whose deliver loop is turned by hand."""
+
+    http: httpx.AsyncClient
+    stranger: httpx.AsyncClient
+    service: Service
+    openapi: dict[str, Any]
+
+    async def endpoint(self, url: str = URL, **order: Any) -> dict[str, Any]:
+        answer = await self.http.post(ENDPOINTS, json={"url": url, **order})
+        assert answer.status_code == 201, answer.text
+        made: dict[str, Any] = answer.json()
+        return made
+
+    async def canceled_task(self, **order: Any) -> str:
+        """The shortest way to a final event."""
+        answer = await self.http.post("/v1/tasks", json={"prompt": "rain", **order})
+        assert answer.status_code == 202, answer.text
+        task_id: str = answer.json()["id"]
+        assert (await self.http.post(f"/v1/tasks/{task_id}/cancel")).status_code == 200
+        return task_id
+
+    async def deliveries(self, **filters: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = (await self.http.get("/v1/deliveries", params=filters)).json()["items"]
+        return items
+
+
+@asynccontextmanager
+async def calling(database_url: str, **options: Any) -> AsyncIterator[Callers]:
+    options = {"secret_keys": SECRET_KEY, "egress_allow": "127.0.0.0/8", **options}
+    app = create_app(Settings.model_validate({"database_url": database_url, **options}), runs_loops=False)
+    await keep_configured_keys(app.state.database, "mine:key-one,other:key-two")
+    transport = httpx.ASGITransport(app)
+
+    def client(key: str) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.AsyncClient(transport=transport, base_url="http://soundpost", headers=headers)
+
+    async with client("key-one") as http, client("key-two") as stranger, joined(database_url, **options) as service:
+        yield Callers(http, stranger, service, app.openapi())
+    await app.state.database.close()
+
+
+async def test_endpoint_is_made_read_changed_listed_and_deleted(database_url: str) -> None:
+    async with calling(database_url) as callers:
+        http = callers.http
+        made = await callers.endpoint(event_types=["task.succeeded"], description="billing")
+        path = f"{ENDPOINTS}/{made['id']}"
+        assert (made["url"], made["event_types"], made["disabled"]) == (URL, ["task.succeeded"], False)
+        assert (await http.get(path)).json() == made
+
+        changed = (await http.patch(path, json={"disabled": True, "event_types": None})).json()
+
+        assert (changed["disabled"], changed["disabled_by"], changed["event_types"]) == (True, "owner", None)
+        assert (changed["url"], changed["description"]) == (URL, "billing")
+        assert (await http.get(ENDPOINTS)).json()["items"] == [changed]
+        assert (await http.patch(path, json={"disabled": False})).json()["disabled_at"] is None
+        assert (await http.delete(path)).status_code == 204
+        assert (await http.get(path)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "#/url"),
+        ({"url": "ftp://example.com/"}, "#/url"),
+        ({"url": "http://10.0.0.1/"}, "#/url"),
+        ({"url": "http://0xa.1/"}, "#/url"),
+        ({"url": "http://user:secret@example.com/"}, "#/url"),
+        ({"url": "http://[::ffff:10.0.0.1]/"}, "#/url"),
+        ({"url": URL, "event_types": []}, "#/event_types"),
+        ({"url": URL, "event_types": ["task.created"]}, "#/event_types/0"),
+        ({"url": URL, "disabled": 1}, "#/disabled"),
+        ({"url": URL, "secret": "mine"}, "#/secret"),
+        ({"url": URL, "description": "a\0b"}, "#/description"),
+    ],
+)
+async def test_endpoint_that_cannot_be_called_is_refused_and_pointed_at(
+    database_url: str, body: dict[str, Any], pointer: str
+) -> None:
+    async with calling(database_url) as callers:
+        answer = await callers.http.post(ENDPOINTS, json=body)
+
+        assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+        assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("url", ["http://localhost.localdomain.:99999/", "http://192.168.1.1/hook", "nonsense", ""])
+async def test_task_with_a_forbidden_webhook_url_is_refused_and_not_kept(database_url: str, url: str) -> None:
+    async with calling(database_url) as callers:
+        answer = await callers.http.post("/v1/tasks", json={"prompt": "rain", "webhook_url": url})
+
+        assert answer.status_code == 422
+        assert [error["pointer"] for error in answer.json()["errors"]] == ["#/webhook_url"]
+        assert (await callers.http.get("/v1/tasks")).json()["items"] == []
+
+
+async def test_changing_the_url_checks_it_and_takes_what_waits_along(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver:
+        path = f"{ENDPOINTS}/{(await callers.endpoint())['id']}"
+        await callers.canceled_task()
+
+        refused = await callers.http.patch(path, json={"url": "http://10.0.0.1/"})
+        assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/url")
+        await callers.http.patch(path, json={"url": receiver.url})
+        await callers.service.turn()
+
+        assert [delivery["url"] for delivery in await callers.deliveries()] == [receiver.url]
+        assert len(receiver.received) == 1
+
+
+async def test_what_is_anothers_reads_like_what_does_not_exist(database_url: str) -> None:
+    async with calling(database_url) as callers:
+        endpoint = await callers.endpoint()
+        await callers.canceled_task()
+        [delivery] = await callers.deliveries()
+        since = {"since": "2026-01-01T00:00:00Z"}
+        calls: list[tuple[str, str, str, dict[str, Any] | None]] = [
+            ("GET", ENDPOINTS, endpoint["id"], None),
+            ("PATCH", ENDPOINTS, endpoint["id"], {"disabled": True}),
+            ("DELETE", ENDPOINTS, endpoint["id"], None),
+            ("GET", ENDPOINTS, endpoint["id"] + "/secret", None),
+            ("POST", ENDPOINTS, endpoint["id"] + "/rotate-secret", None),
+            ("POST", ENDPOINTS, endpoint["id"] + "/test", None),
+            ("POST", ENDPOINTS, endpoint["id"] + "/recover", since),
+            ("GET", "/v1/deliveries", delivery["id"] + "/attempts", None),
+            ("POST", "/v1/deliveries", delivery["id"] + "/resend", None),
+        ]
+
+        for method, prefix, rest, body in calls:
+            owned = await callers.stranger.request(method, f"{prefix}/{rest}", json=body)
+            unknown = await callers.http.request(method, f"{prefix}/{'0' * 32}{rest[32:]}", json=body)
+            assert (owned.status_code, owned.content) == (404, unknown.content), (method, rest)
+        assert (await callers.stranger.get(ENDPOINTS)).json()["items"] == []
+        assert (await callers.stranger.get("/v1/deliveries")).json()["items"] == []
+
+
+async def test_lists_go_on_where_the_page_before_ended(database_url: str) -> None:
+    async with calling(database_url) as callers:
+        endpoints = [await callers.endpoint() for _ in range(5)]
+        await callers.canceled_task()
+
+        for path, ids in (
+            (ENDPOINTS, [endpoint["id"] for endpoint in endpoints]),
+            ("/v1/deliveries", [delivery["id"] for delivery in await callers.deliveries()]),
+        ):
+            seen, cursor = [], None
+            while True:
+                asked = {"limit": "2"} | ({"cursor": cursor} if cursor else {})
+                answer = await callers.http.get(path, params=asked)
+                page = answer.json()
+                seen += [item["id"] for item in page["items"]]
+                cursor = page["next_cursor"]
+                assert ("link" in answer.headers) == (cursor is not None)
+                if cursor is None:
+                    break
+            assert seen == ids
+            assert len(seen) == 5
+
+
+async def test_deliveries_are_filtered_by_status_endpoint_and_task(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver:
+        endpoint = await callers.endpoint()
+        task = await callers.canceled_task(webhook_url=receiver.url)
+        await callers.service.turn()
+        other = await callers.canceled_task()
+
+        def ids(deliveries: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
+            return [(delivery["task_id"], delivery["endpoint_id"]) for delivery in deliveries]
+
+        assert ids(await callers.deliveries(status="delivered")) == [(task, None)]
+        assert ids(await callers.deliveries(endpoint_id=endpoint["id"])) == [
+            (other, endpoint["id"]),
+            (task, endpoint["id"]),
+        ]
+        assert ids(await callers.deliveries(task_id=other)) == [(other, endpoint["id"])]
+        assert (await callers.http.get("/v1/deliveries", params={"status": "lost"})).status_code == 422
+        assert (await callers.http.get("/v1/deliveries", params={"cursor": "nonsense"})).status_code == 422
+
+
+async def test_attempts_tell_what_came_back(database_url: str) -> None:
+    async with calling(database_url, webhook_schedule="0,0") as callers, receiving(Reply(500, body=b"no")) as receiver:
+        await callers.canceled_task(webhook_url=receiver.url)
+        await callers.service.turn()
+        [delivery] = await callers.deliveries()
+        assert (delivery["status"], delivery["attempts"]) == ("pending", 1)
+        assert delivery["next_attempt_at"] is not None
+        await callers.service.turn()
+
+        [delivery] = await callers.deliveries()
+        attempts = (await callers.http.get(f"/v1/deliveries/{delivery['id']}/attempts")).json()["items"]
+
+        assert (delivery["status"], delivery["attempts"], delivery["next_attempt_at"]) == ("given_up", 2, None)
+        assert [(a["status_code"], a["response"], a["error"]) for a in attempts] == [(500, "no", None)] * 2
+        assert attempts[0].keys() == {"attempted_at", "duration_ms", "status_code", "error", "response"}
+
+
+async def test_resending_sends_the_same_id_and_bytes_whatever_the_status(database_url: str) -> None:
+    async with calling(database_url, webhook_schedule="0") as callers, receiving(500, 204) as receiver:
+        await callers.canceled_task(webhook_url=receiver.url)
+        for status in ("given_up", "delivered", "delivered"):
+            await callers.service.turn()
+            [delivery] = await callers.deliveries()
+            assert delivery["status"] == status
+            again = await callers.http.post(f"/v1/deliveries/{delivery['id']}/resend")
+            assert (again.status_code, again.json()["status"], again.json()["id"]) == (202, "pending", delivery["id"])
+
+        await callers.service.turn()
+
+        assert len(receiver.received) == 4
+        assert len({(got.webhook_id, got.body) for got in receiver.received}) == 1
+        assert (await callers.deliveries())[0]["attempts"] == 4
+
+
+async def test_resending_what_is_under_way_does_not_send_it_twice_at_once(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver:
+        await callers.canceled_task(webhook_url=receiver.url)
+        claimed = await callers.service.loop.claim(10)
+        [delivery] = await callers.deliveries()
+
+        assert (await callers.http.post(f"/v1/deliveries/{delivery['id']}/resend")).status_code == 202
+
+        assert await callers.service.turn() == 0
+        await callers.service.loop.work(claimed.items[0])
+        assert (await callers.deliveries())[0]["status"] == "delivered"
+        assert len(receiver.received) == 1
+
+
+async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: str) -> None:
+    async with calling(database_url, webhook_schedule="0") as callers, receiving(204, 500) as receiver:
+        endpoint = await callers.endpoint(receiver.url)
+        path = f"{ENDPOINTS}/{endpoint['id']}/recover"
+        before = datetime.now(UTC).isoformat()
+        for _ in range(3):
+            await callers.canceled_task()
+            await callers.service.turn()
+        after = datetime.now(UTC).isoformat()
+        receiver.answer(204)
+
+        late = await callers.http.post(path, json={"since": after})
+        recovered = await callers.http.post(path, json={"since": before, "until": after})
+
+        assert (late.status_code, late.json()) == (202, {"deliveries": 0})
+        assert recovered.json() == {"deliveries": 2}
+        assert await callers.service.turn() == 2
+        assert {delivery["status"] for delivery in await callers.deliveries()} == {"delivered"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"since": 1700000000},
+        {"since": "yesterday"},
+        {"since": "2026-01-01T00:00:00"},
+        {"since": "1700000000"},
+        {"since": "2026-01-01 00:00Z"},
+        {"since": "2026-01-01T00:00:00Z", "until": "tomorrow"},
+    ],
+)
+async def test_recovering_a_time_that_cannot_be_read_is_refused(database_url: str, body: dict[str, Any]) -> None:
+    async with calling(database_url) as callers:
+        endpoint = await callers.endpoint()
+
+        assert (await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/recover", json=body)).status_code == 422
+
+
+async def test_endpoint_is_tested_whatever_it_chose_to_hear(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver:
+        endpoint = await callers.endpoint(receiver.url, event_types=["task.failed"])
+
+        answer = await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/test")
+        await callers.service.turn()
+
+        assert answer.status_code == 202
+        assert (answer.json()["event_type"], answer.json()["task_id"]) == ("webhook.test", None)
+        assert receiver.received[0].webhook_id == answer.json()["event_id"]
+
+
+async def test_disabled_endpoint_is_sent_nothing_and_says_why(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver:
+        endpoint = await callers.endpoint(receiver.url, disabled=True)
+
+        await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/test")
+        await callers.service.turn()
+
+        [delivery] = await callers.deliveries()
+        [attempt] = (await callers.http.get(f"/v1/deliveries/{delivery['id']}/attempts")).json()["items"]
+        assert (delivery["status"], attempt["error"]) == ("given_up", "the endpoint is disabled")
+        assert receiver.received == []
+
+
+async def test_secrets_are_shown_and_rotated(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver:
+        endpoint = await callers.endpoint(receiver.url)
+        secret_path = f"{ENDPOINTS}/{endpoint['id']}/secret"
+        rotate_path = f"{ENDPOINTS}/{endpoint['id']}/rotate-secret"
+        for show, rotate, webhook_url in (
+            (secret_path, rotate_path, None),
+            ("/v1/webhook-secret", "/v1/webhook-secret/rotate", receiver.url),
+        ):
+            before = (await callers.http.get(show)).json()["secret"]
+            rotated = await callers.http.post(rotate)
+            after = rotated.json()["secret"]
+            assert (rotated.status_code, rotated.headers["cache-control"]) == (200, "no-store")
+            assert (await callers.http.get(show)).json() == {"secret": after}
+            assert before != after
+            await callers.canceled_task(**({"webhook_url": webhook_url} if webhook_url else {}))
+            await callers.service.turn()
+            for got in receiver.received:
+                is_for_endpoint = verifies(after, got.headers, got.body) and verifies(before, got.headers, got.body)
+                assert is_for_endpoint or webhook_url
+        assert verifies(after, receiver.received[-1].headers, receiver.received[-1].body) or verifies(
+            after, receiver.received[-2].headers, receiver.received[-2].body
+        )
+
+
+def verifies(secret: str, headers: dict[str, str], body: bytes) -> bool:
+    try:
+        standardwebhooks.Webhook(secret).verify(body, headers)
+    except standardwebhooks.WebhookVerificationError:
+        return False
+    return True
+
+
+async def test_endpoints_that_failed_are_named_by_readiness(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving(410) as receiver:
+        endpoint = await callers.endpoint(receiver.url)
+        await callers.endpoint(disabled=True)
+        await callers.canceled_task()
+        assert (await callers.http.get("/readyz")).json()["checks"]["webhooks"] == {"status": "ok", "detail": None}
+
+        await callers.service.turn()
+
+        ready = (await callers.http.get("/readyz")).json()
+        assert endpoint["id"] in ready["checks"]["webhooks"]["detail"]
+        assert ready["checks"]["webhooks"]["status"] == "ok"
+
+
+async def test_document_describes_what_receivers_are_sent(database_url: str) -> None:
+    async with calling(database_url) as callers, receiving() as receiver, receiving(410) as gone:
+        endpoint = await callers.endpoint(receiver.url)
+        await callers.endpoint(gone.url, event_types=["task.canceled"])
+        await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/test")
+        await callers.canceled_task(webhook_url=receiver.url)
+        while await callers.service.turn():
+            pass
+
+        kinds = {described(callers.openapi, receiver, position) for position in range(len(receiver.received))}
+
+        assert kinds == {"webhook.test", "task.canceled", "endpoint.disabled"}
+        callbacks = callers.openapi["paths"]["/v1/tasks"]["post"]["callbacks"]
+        assert callbacks.keys() == {"task.succeeded", "task.failed", "task.canceled"}
+        assert all(callback.keys() == {"{$request.body#/webhook_url}"} for callback in callbacks.values())
+
+
+def described(openapi: dict[str, Any], receiver: Receiver, position: int) -> str:
+    """Return which event this was, having held its body against the schema of that webhook."""
+    got = receiver.received[position]
+    news: dict[str, Any] = httpx.Response(200, content=got.body).json()
+    kind: str = news["type"]
+    operation = openapi["webhooks"][kind]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    validate({**schema, "components": openapi["components"]}, news)
+    assert {parameter["name"] for parameter in operation["parameters"]} <= got.headers.keys()
+    return kind

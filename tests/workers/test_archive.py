@@ -1,0 +1,154 @@
+"""Audio becomes ours as soon as there is any, through everything that a host can do to a download."""
+
+import asyncio
+import hashlib
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from sqlalchemy import select, update
+
+from app.models import Clip
+from app.sandbox import FAULTS
+from tests.clips.running import Service, eventually, running_service
+
+# Each fault strikes so often, and then the file can be had.
+PASSING_FAULTS = [
+    "audio-403=2",
+    "audio-404=2",
+    "audio-410=2",
+    "audio-441=2",
+    "audio-500=2",
+    "audio-empty=2",
+    "audio-html=2",
+    "audio-hang=1",
+    "audio-reset=2",
+    "audio-truncated=2",
+    "audio-cut=2",
+    "audio-source-only",
+    "audio-expired-then-fresh",
+    "audio-mislabelled",
+    "audio-redirect",
+    "audio-slow=1",
+]
+# What is told of each where it never ends.
+LASTING_FAULTS = {
+    "audio-403": "the host answered 403",
+    "audio-empty": "the file is empty",
+    "audio-html": "the file is no audio that we know",
+    "audio-truncated": "the connection broke (RemoteProtocolError)",
+    "audio-cut": "the file cannot be played as audio/wav, or ends too early",
+    "audio-too-large=2": "the file is larger than 1000000 bytes",
+}
+
+
+def test_every_fault_of_audio_is_tried() -> None:
+    tried = {fault.partition("=")[0] for fault in (*PASSING_FAULTS, *LASTING_FAULTS)}
+
+    assert tried == {name for name, fault in FAULTS.items() if fault.group == "Audio"}
+
+
+async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path) as service:
+        task = await service.archived()
+        events = (await service.client.get(f"/v1/tasks/{task['id']}/events")).json()["items"]
+        told = [event for event in events if event["type"] == "clip.archived"]
+        # Between the clips and their events the task may have come further.
+        latest = await service.task(task["id"])
+        files = [(await service.upstream.get(clip["upstream_audio_url"])).content for clip in task["clips"]]
+
+    assert [event["data"]["clips"][0]["sha256"] for event in told] == [clip["sha256"] for clip in task["clips"]]
+    for clip, file in zip(task["clips"], files, strict=True):
+        assert (clip["sha256"], clip["size"]) == (hashlib.sha256(file).hexdigest(), len(file))
+        assert clip["content_type"] == "audio/wav"
+        assert (tmp_path / "audio/sha256" / clip["sha256"][:2] / f"{clip['sha256'][2:]}.wav").read_bytes() == file
+    assert [event["version"] for event in events] == sorted({event["version"] for event in events})
+    assert latest["version"] >= events[-1]["version"]
+
+
+async def test_first_clip_is_kept_before_the_task_has_ended(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path, sandbox={"delay": 4}) as service:
+        task = await service.until(
+            await service.order(), lambda task: any(clip["archived_at"] for clip in task["clips"])
+        )
+
+    assert task["status"] == "generating"
+
+
+async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: Path) -> None:
+    # This is how long a host may say nothing.
+    async with running_service(database_url, tmp_path, webhook_timeout=2) as service:
+        tasks = await asyncio.gather(*(service.archived(f"soft rain [fault:{fault}]") for fault in PASSING_FAULTS))
+        kept = {
+            fault: [(await service.client.get(clip["audio_url"])).content for clip in task["clips"]]
+            for fault, task in zip(PASSING_FAULTS, tasks, strict=True)
+        }
+
+    told = {
+        fault: [clip["sha256"] for clip in task["clips"]] for fault, task in zip(PASSING_FAULTS, tasks, strict=True)
+    }
+    assert {fault: [hashlib.sha256(file).hexdigest() for file in files] for fault, files in kept.items()} == told
+    assert {file[:4] for files in kept.values() for file in files} == {b"RIFF"}
+    assert {clip["content_type"] for task in tasks for clip in task["clips"]} == {"audio/wav"}
+
+
+async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path, audio_max_mb=1) as service:
+        tasks = {fault: await service.order(f"soft rain [fault:{fault}]") for fault in LASTING_FAULTS}
+        for task_id in tasks.values():
+            await service.until(task_id, lambda task: task["status"] == "succeeded")
+            await eventually(partial(knows_problem, service, task_id))
+        problems = {fault: await problem_of(service, task_id) for fault, task_id in tasks.items()}
+        clips = [(await service.task(task_id))["clips"] for task_id in tasks.values()]
+        answer = await service.client.get(f"/v1/tasks/{tasks['audio-403']}/clips/0/audio")
+
+    assert problems == LASTING_FAULTS
+    assert {clip["audio_url"] for of_task in clips for clip in of_task} == {None}
+    assert list((tmp_path / "audio").rglob("*.wav")) == []
+    assert (answer.status_code, answer.headers["retry-after"]) == (409, "5")
+
+
+async def test_host_without_an_allowed_address_is_not_asked(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path, egress_allow="") as service:
+        task_id = await service.order()
+        await eventually(lambda: knows_problem(service, task_id))
+        problem, downloads = await problem_of(service, task_id), await service.downloads()
+
+    assert problem == "the URL's host is a loopback address"
+    assert downloads == []
+
+
+async def test_clip_is_given_up_when_the_upstream_no_longer_has_it(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path) as service:
+        task_id = await service.order("soft rain [fault:audio-404]")
+        await eventually(lambda: knows_problem(service, task_id))
+        async with service.database.writes.begin() as session:
+            await session.execute(update(Clip).values(created_at=datetime.now(UTC) - timedelta(days=14)))
+
+        async def is_given_up() -> bool:
+            return (await service.client.get(f"/v1/tasks/{task_id}/clips/0/audio")).status_code == 410
+
+        await eventually(is_given_up, 20)
+        answer = await service.client.get(f"/v1/tasks/{task_id}/clips/0/audio")
+
+    assert answer.json()["type"] == "/problems/audio-lost"
+    assert "the host answered 404" in answer.json()["detail"]
+
+
+async def test_equal_sounds_share_one_file(database_url: str, tmp_path: Path) -> None:
+    async with running_service(database_url, tmp_path) as service:
+        first = await service.archived("the same rain")
+        second = await service.archived("the same rain")
+
+    assert [clip["sha256"] for clip in first["clips"]] == [clip["sha256"] for clip in second["clips"]]
+    assert len(list((tmp_path / "audio").rglob("*.wav"))) == len(first["clips"])
+
+
+async def knows_problem(service: Service, task_id: str) -> bool:
+    return await problem_of(service, task_id) is not None
+
+
+async def problem_of(service: Service, task_id: str) -> str | None:
+    async with service.database.reads() as session:
+        problems = await session.scalars(select(Clip.archive_error).where(Clip.task_id == task_id))
+        return next((problem for problem in problems if problem), None)
