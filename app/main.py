@@ -34,7 +34,7 @@ from app.storage.store import Storage
 from app.tasks import event_stream, payloads, usage
 from app.tasks import routes as tasks
 from app.tasks.latency import Latency
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.waiting import Waits
 from app.upstream import routes as upstream
 from app.upstream.credits import CreditDesk
@@ -74,7 +74,7 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
-    app.state.life, app.state.signals, app.state.metrics = parts.life, parts.signals, Metrics()
+    app.state.lifecycle, app.state.signals, app.state.metrics = parts.lifecycle, parts.signals, Metrics()
     app.state.webhooks, app.state.storage, app.state.links = parts.webhooks, parts.storage, parts.links
     app.state.latency = Latency()
     app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
@@ -107,7 +107,7 @@ def join(settings: Settings) -> Parts:
         database=database,
         secrets=secrets,
         signals=Signals(database),
-        life=make_life(settings),
+        lifecycle=make_lifecycle(settings),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
         upstream=Upstream(http, settings.upstream_patience),
@@ -118,9 +118,9 @@ def join(settings: Settings) -> Parts:
     )
 
 
-def make_life(settings: Settings) -> TaskLife:
+def make_lifecycle(settings: Settings) -> TaskLifecycle:
     """The writer of tasks, which tells callers of either API what they asked to hear. Raises SecretsUnusable."""
-    return TaskLife(settings, load_links(settings), tellers=(payloads.tell_caller, tell_vendor_client))
+    return TaskLifecycle(settings, load_links(settings), tellers=(payloads.tell_caller, tell_vendor_client))
 
 
 async def run_worker(settings: Settings) -> None:

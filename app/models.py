@@ -67,7 +67,7 @@ class Task(Due, Base):
     upstream_code: Mapped[int | None] = mapped_column(BigInteger)
     charge: Mapped[Charge] = mapped_column(default=Charge.none)
     posts: Mapped[int] = mapped_column(default=0)
-    audio_looks: Mapped[int] = mapped_column(default=0)
+    audio_checks: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]

@@ -12,7 +12,7 @@ from app.database.wakeups import Signals
 from app.keyring import Secrets
 from app.signed_urls import Links
 from app.storage.store import Storage
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.upstream.pacing import Pacer
 from app.upstream.suno.client import Upstream
 from app.webhooks.service import Webhooks
@@ -26,7 +26,7 @@ class Parts:
     database: Database
     secrets: Secrets
     signals: Signals
-    life: TaskLife
+    lifecycle: TaskLifecycle
     pacer: Pacer
     upstream_http: httpx.AsyncClient
     upstream: Upstream

@@ -10,7 +10,7 @@ from app.callbacks.service import is_about_another
 from app.database.engine import Database, Session
 from app.enums import CallbackOutcome, ResolvedBy
 from app.models import Callback
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.repository import lock_task
 from app.upstream.suno.reports import read_callback
 
@@ -26,22 +26,22 @@ async def find_callbacks(database: Database, task_id: str | None, since: datetim
         return list(await session.scalars(wanted))
 
 
-async def replay(database: Database, life: TaskLife, callback_id: str, *, keeps: bool) -> bool:
+async def replay(database: Database, lifecycle: TaskLifecycle, callback_id: str, *, keeps: bool) -> bool:
     """Read one callback again; return whether it was news. Its effect is kept only if `keeps`."""
     async with database.writes() as session, session.begin() as transaction:
-        is_news = await _replay(session, database, life, callback_id)
+        is_news = await _replay(session, database, lifecycle, callback_id)
         if not keeps:
             await transaction.rollback()
     return is_news
 
 
-async def _replay(session: Session, database: Database, life: TaskLife, callback_id: str) -> bool:
+async def _replay(session: Session, database: Database, lifecycle: TaskLifecycle, callback_id: str) -> bool:
     callback = await session.get(Callback, callback_id)
     task = await lock_task(session, callback.task_id) if callback else None
     report = read_callback(callback.body) if callback else None
     if callback is None or task is None or report is None or is_about_another(task, report):
         return False
-    if not await life.apply_report(session, task, report, await database.now(session), ResolvedBy.replay):
+    if not await lifecycle.apply_report(session, task, report, await database.now(session), ResolvedBy.replay):
         return False
     callback.outcome = CallbackOutcome.applied
     return True

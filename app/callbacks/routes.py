@@ -41,7 +41,7 @@ async def receive_callback(request: Request, database: DatabaseDep, task_id: str
         raise NotAuthenticated(detail="The signature that this service was told to expect is missing or wrong.")
     upstream_key = state.settings.upstream_api_key
     secrets = (token, upstream_key.get_secret_value()) if upstream_key else (token,)
-    outcome = await receive(database, state.life, task_id, dict(request.headers), body, *secrets)
+    outcome = await receive(database, state.lifecycle, task_id, dict(request.headers), body, *secrets)
     state.metrics.callbacks.labels(outcome=outcome.value).inc()
     log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
     return {"status": "received"}

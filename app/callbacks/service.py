@@ -10,7 +10,7 @@ from app.database.engine import Database, Session
 from app.enums import CallbackOutcome, ResolvedBy
 from app.errors import NotFound
 from app.models import Callback, Task
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.repository import lock_task
 from app.upstream.redaction import redact
 from app.upstream.suno.reports import read_callback
@@ -20,7 +20,7 @@ HIDDEN = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook
 
 
 async def receive(
-    database: Database, life: TaskLife, task_id: str, headers: Mapping[str, str], body: bytes, *secrets: str
+    database: Database, lifecycle: TaskLifecycle, task_id: str, headers: Mapping[str, str], body: bytes, *secrets: str
 ) -> CallbackOutcome:
     """
     Keep an authentic message and apply it; after this returns it is committed. Raises NotFound.
@@ -35,7 +35,7 @@ async def receive(
         if task is None:
             raise NotFound
         now = await database.now(session)
-        outcome = await _apply(session, life, task, report, now)
+        outcome = await _apply(session, lifecycle, task, report, now)
         session.add(
             Callback(
                 task_id=task.id,
@@ -48,12 +48,14 @@ async def receive(
     return outcome
 
 
-async def _apply(session: Session, life: TaskLife, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:
+async def _apply(
+    session: Session, lifecycle: TaskLifecycle, task: Task, report: Report | None, now: datetime
+) -> CallbackOutcome:
     if report is None:
         return CallbackOutcome.unreadable
     if is_about_another(task, report):
         return CallbackOutcome.mismatch
-    is_news = await life.apply_report(session, task, report, now, ResolvedBy.callback)
+    is_news = await lifecycle.apply_report(session, task, report, now, ResolvedBy.callback)
     return CallbackOutcome.applied if is_news else CallbackOutcome.stale
 
 

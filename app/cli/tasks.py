@@ -12,7 +12,7 @@ from app.callbacks.replay import find_callbacks, replay
 from app.cli.context import fail, load_settings, with_database
 from app.database.engine import Database
 from app.enums import TaskStatus
-from app.main import make_life
+from app.main import make_lifecycle
 from app.models import Task
 from app.signed_urls import load_links
 from app.tasks import repository
@@ -85,7 +85,7 @@ def resolve_task(
             task = await repository.lock_task(session, task_id)
             if task is not None:
                 now = await database.now(session)
-                await resolve(make_life(settings), session, task, status, upstream_task_id, now)
+                await resolve(make_lifecycle(settings), session, task, status, upstream_task_id, now)
             return task is not None
 
     try:
@@ -106,11 +106,11 @@ def replay_callbacks(
     if task is not None and since is not None:
         fail("Give --task ID or --since T, not both.")
     from_ = None if since is None else _moment(since)
-    life = make_life(load_settings())
+    lifecycle = make_lifecycle(load_settings())
 
     async def run(database: Database) -> tuple[int, int]:
         found = await find_callbacks(database, task, from_)
-        news = [await replay(database, life, one, keeps=not dry_run) for one in found]
+        news = [await replay(database, lifecycle, one, keeps=not dry_run) for one in found]
         return len(found), sum(news)
 
     found, news = with_database(run)

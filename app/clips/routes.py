@@ -16,7 +16,7 @@ from app.database.engine import DatabaseDep
 from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound, RangeNotSatisfiable, StorageUnavailable
 from app.models import Clip, Task
 from app.storage.store import Storage
-from app.tasks.clips import wants_cover
+from app.tasks.clips import needs_cover
 from app.tasks.repository import find_task
 from app.tasks.routes import readable
 from app.web.problems import says
@@ -107,7 +107,7 @@ async def get_image(request: Request, clip: OwnClip) -> Response:
     if clip.image_archived_at is not None and clip.image_key is not None:
         kept = Kept(clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title)
         return await answer_with(request, storage, kept)
-    if wants_cover(clip):
+    if needs_cover(clip):
         raise NotArchivedYet
     raise NotFound
 

@@ -25,7 +25,7 @@ from app.dropin.schemas import (
 from app.egress import UrlRefused, check_url
 from app.errors import ContentTooLarge, InvalidRequest
 from app.tasks import repository
-from app.tasks.routes import LifeDep, readable
+from app.tasks.routes import LifecycleDep, readable
 from app.tasks.schemas import TaskCreate, read_task
 from app.upstream.routes import get_credits
 from app.web import Again
@@ -41,7 +41,12 @@ router = APIRouter(prefix="/api/v1/generate", route_class=Again, tags=["drop-in"
 
 @router.post("/sounds", operation_id="dropinGenerateSounds")
 async def generate_sounds(
-    request: Request, response: Response, database: DatabaseDep, life: LifeDep, caller: CallerDep, order: SoundsRequest
+    request: Request,
+    response: Response,
+    database: DatabaseDep,
+    lifecycle: LifecycleDep,
+    caller: CallerDep,
+    order: SoundsRequest,
 ) -> SoundsAnswer:
     """Order a sound as from the vendor; `taskId` is ours."""
     settings = request.app.state.settings
@@ -54,7 +59,7 @@ async def generate_sounds(
     async with database.writes.begin() as session:
         now = await database.now(session)
         response.headers.update(await spend(session, caller.api_key_id, settings.key_rate, now))
-        task = life.create(session, caller.api_key_id, data, now, order.callback_url or None)
+        task = lifecycle.create(session, caller.api_key_id, data, now, order.callback_url or None)
     response.headers["Cache-Control"] = "no-store"
     return SoundsAnswer(data=TaskId(taskId=task.id))
 

@@ -9,14 +9,14 @@ from app.database.wakeups import ERASURES, ring_on_commit
 from app.models import SpentCharge, Task
 from app.storage import references
 from app.tasks import repository
-from app.tasks.clips import keys_of
+from app.tasks.clips import storage_keys_of
 
 
 async def erase(session: Session, task: Task, now: datetime) -> None:
     """Forget a task but for its cost, and all that was said of it; files go once no other task has them."""
     cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
     session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
-    settled, unsettled = keys_of(task.clips)
+    settled, unsettled = storage_keys_of(task.clips)
     await references.release(session, settled, now)
     await references.release(session, unsettled, now + references.IN_FLIGHT)
     await repository.delete_task(session, task.id)

@@ -17,10 +17,10 @@ from app.errors import TaskAlreadyFinal
 from app.models import Clip, Task
 from app.signed_urls import Links
 from app.tasks import repository
-from app.tasks.clips import UPSTREAM_KEEPS, copy_onto, find_clip, have_changed, owe_lyrics, take_clips
+from app.tasks.clips import UPSTREAM_RETENTION, any_modified, find_clip, merge_clips, schedule_lyrics, update_clip
 from app.tasks.events import Chronicle
 from app.tasks.payloads import Teller, tell_caller
-from app.tasks.schedule import CLOSEST_POLLS, ladder, late_look_delay, poll_pause
+from app.tasks.schedule import MIN_POLL_INTERVAL, ladder, late_poll_delay, poll_delay
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
 from app.upstream.types import Report, ReportedClip, Stage
@@ -28,10 +28,10 @@ from app.upstream.types import Report, ReportedClip, Stage
 S = TaskStatus
 # How often audio that the upstream says is there is looked for again before we believe that it is not; an eager ladder
 # takes no less time for it than a steady one, since a sound may be called ready long before it is.
-AUDIO_LOOKS = 5
+MAX_AUDIO_CHECKS = 5
 
 
-class TaskLife:
+class TaskLifecycle:
     """The only writer of tasks. Its methods are handed a session and never commit."""
 
     def __init__(
@@ -65,7 +65,7 @@ class TaskLife:
             callback_url=callback_url,
             charge=Charge.none,
             posts=0,
-            audio_looks=0,
+            audio_checks=0,
             attempts=0,
             was_unconfirmed=False,
             clips=[],
@@ -100,7 +100,7 @@ class TaskLife:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
             self.revive(session, task, now)
         if task.status is S.succeeded:
-            self._take_late_clips(session, task, report, now)
+            self._merge_late_clips(session, task, report, now)
             return task.version != before
         if task.status in FINAL:
             self._settle_charge(session, task, report, now)
@@ -111,10 +111,10 @@ class TaskLife:
             # What was heard before named no task; without its name nobody could be asked.
             task.upstream_task_id = report.upstream_task_id
             self._chronicle.touch(session, task, now)
-        if self._must_be_confirmed(report, via):
-            poll_now(session, task, now)
+        if self._needs_confirmation(report, via):
+            schedule_poll(session, task, now)
             return True
-        fresh = take_clips(task, report.clips, now)
+        fresh = merge_clips(task, report.clips, now)
         if fresh:
             ring_on_commit(session, ARCHIVES)
         if report.stage is Stage.failed:
@@ -124,8 +124,8 @@ class TaskLife:
         elif fresh:
             self._chronicle.note(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
-            self._look_for_audio(session, task, now, via)
-        if task.version == before and have_changed(session, task.clips):
+            self._recheck_audio(session, task, now, via)
+        if task.version == before and any_modified(session, task.clips):
             self._chronicle.touch(session, task, now)
         return task.version != before
 
@@ -142,7 +142,7 @@ class TaskLife:
         """When a generating task is looked at next; its deadline is the last look."""
         away = await repository.callbacks_stay_away(session)
         delay = ladder(self._settings, callbacks_stay_away=away).delay(task.attempts)
-        return min(now + poll_pause(delay, self._dice), max(self._gives_up_at(task), now + CLOSEST_POLLS))
+        return min(now + poll_delay(delay, self._dice), max(self._deadline_of(task), now + MIN_POLL_INTERVAL))
 
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
         """The upstream provably has nothing of this task: it is sent again when due."""
@@ -150,7 +150,7 @@ class TaskLife:
         self._chronicle.step(session, task, S.queued, now)
         task.due_at = due_at
 
-    def lose_track(self, session: Session, task: Task, now: datetime) -> None:
+    def mark_unconfirmed(self, session: Session, task: Task, now: datetime) -> None:
         """The submit's answer is lost: never send it again, and wait for the upstream to call."""
         task.was_unconfirmed, task.fence = True, None
         self._chronicle.step(session, task, S.unconfirmed, now)
@@ -165,9 +165,9 @@ class TaskLife:
         error = {"code": failure.code, "message": failure.message, "upstream_code": failure.upstream_code}
         self.end(session, task, S.failed, now, via, error=error)
 
-    def give_up_when_late(self, session: Session, task: Task, now: datetime) -> bool:
+    def expire_if_overdue(self, session: Session, task: Task, now: datetime) -> bool:
         """Fail a task whose deadline has passed; a late success will revive it."""
-        if now < self._gives_up_at(task):
+        if now < self._deadline_of(task):
             return False
         if task.status is S.unconfirmed:
             message = "The submit's answer was lost and no callback came: the upstream may or may not have taken it."
@@ -175,13 +175,13 @@ class TaskLife:
         else:
             message = "The upstream took the task and did not finish it in time."
             self.fail(session, task, Failure(ErrorCode.deadline_exceeded, message), now)
-        self._keep_asking(task, now)
+        self._schedule_late_poll(task, now)
         return True
 
-    def next_late_look_at(self, task: Task, now: datetime) -> datetime | None:
+    def next_late_poll_at(self, task: Task, now: datetime) -> datetime | None:
         """When a task that we gave up on is asked about again, as long as the upstream may have its sound."""
-        delay = poll_pause(late_look_delay(task.attempts, self._settings.poll_every), self._dice)
-        return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_KEEPS else None
+        delay = poll_delay(late_poll_delay(task.attempts, self._settings.poll_every), self._dice)
+        return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_RETENTION else None
 
     def note_archived(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
         """Our copy of a clip's audio, whose facts are on the clip already, can be had from now on."""
@@ -199,8 +199,8 @@ class TaskLife:
         for position, news in enumerate(reported):
             clip = find_clip(task, news, position)
             if clip is not None:
-                copy_onto(clip, news)
-        if have_changed(session, task.clips):
+                update_clip(clip, news)
+        if any_modified(session, task.clips):
             self._chronicle.touch(session, task, now)
 
     def cancel(self, session: Session, task: Task, now: datetime) -> None:
@@ -209,7 +209,7 @@ class TaskLife:
             raise TaskAlreadyFinal
         self.end(session, task, S.canceled, now, None)
 
-    def settle_refusal(self, session: Session, task: Task, now: datetime) -> None:
+    def clear_charge(self, session: Session, task: Task, now: datetime) -> None:
         """The upstream made nothing of a task that ended meanwhile, so that it costs nothing."""
         if task.status in FINAL and task.charge is Charge.possible:
             task.charge = Charge.none
@@ -224,7 +224,7 @@ class TaskLife:
         task.completed_at, task.due_at, task.fence = now, None, None
         self._chronicle.step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
         if status is S.succeeded and task.grab_lyrics:
-            owe_lyrics(task, now)
+            schedule_lyrics(task, now)
             ring_on_commit(session, ARCHIVES)
 
     def revive(self, session: Session, task: Task, now: datetime) -> None:
@@ -245,25 +245,25 @@ class TaskLife:
         if report.stage is Stage.failed:
             task.due_at, task.fence = None, None
         elif task.due_at is None:
-            self._keep_asking(task, now)
+            self._schedule_late_poll(task, now)
 
-    def _keep_asking(self, task: Task, now: datetime) -> None:
+    def _schedule_late_poll(self, task: Task, now: datetime) -> None:
         """Whatever kept the answer from us before its deadline may end: what was paid for is asked for until then."""
         if task.status is S.failed and task.error_code in REVIVABLE and task.upstream_task_id is not None:
             task.attempts, task.fence = 0, None
-            task.due_at = self.next_late_look_at(task, now)
+            task.due_at = self.next_late_poll_at(task, now)
 
-    def _take_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
+    def _merge_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
-        if report.stage is Stage.succeeded and take_clips(task, report.clips, now, freshens=False):
+        if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, freshens=False):
             self._chronicle.touch(session, task, now)
             ring_on_commit(session, ARCHIVES)
 
-    def _must_be_confirmed(self, report: Report, via: ResolvedBy) -> bool:
+    def _needs_confirmation(self, report: Report, via: ResolvedBy) -> bool:
         is_told_by_callback = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
         return is_told_by_callback and report.stage is not Stage.running
 
-    def _gives_up_at(self, task: Task) -> datetime:
+    def _deadline_of(self, task: Task) -> datetime:
         spans = {S.generating: self._settings.task_deadline, S.unconfirmed: self._settings.submit_deadline}
         return (task.submitted_at or task.created_at) + spans[task.status]
 
@@ -273,14 +273,14 @@ class TaskLife:
             task.charge = Charge.refunded
         self.fail(session, task, Failure(code, report.message, report.code), now, via)
 
-    def _look_for_audio(self, session: Session, task: Task, now: datetime, via: ResolvedBy) -> None:
+    def _recheck_audio(self, session: Session, task: Task, now: datetime, via: ResolvedBy) -> None:
         if via is not ResolvedBy.poll:
             # Repeats of a callback must not use up the looks.
-            poll_now(session, task, now)
+            schedule_poll(session, task, now)
             return
-        task.audio_looks += 1
+        task.audio_checks += 1
         looked_for = now - (task.submitted_at or task.created_at)
-        if task.audio_looks <= AUDIO_LOOKS or looked_for < AUDIO_LOOKS * self._settings.poll_every:
+        if task.audio_checks <= MAX_AUDIO_CHECKS or looked_for < MAX_AUDIO_CHECKS * self._settings.poll_every:
             return
         if task.clips:
             self.end(session, task, S.succeeded, now, via)
@@ -289,8 +289,8 @@ class TaskLife:
         self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)
 
 
-def poll_now(session: Session, task: Task, now: datetime) -> None:
+def schedule_poll(session: Session, task: Task, now: datetime) -> None:
     """What a callback leaves open, a poll answers; callbacks that repeat do not have it asked more often."""
-    soon = now + CLOSEST_POLLS
+    soon = now + MIN_POLL_INTERVAL
     task.due_at = min(task.due_at or soon, soon)
     ring_on_commit(session, POLLS)

@@ -7,7 +7,7 @@ from datetime import datetime
 from app.database.engine import Session
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
-from app.tasks.lifecycle import TaskLife, poll_now
+from app.tasks.lifecycle import TaskLifecycle, schedule_poll
 from app.tasks.transitions import REVIVABLE, Failure, can_move
 
 S = TaskStatus
@@ -18,7 +18,12 @@ class CannotResolve(Exception):
 
 
 async def resolve(
-    life: TaskLife, session: Session, task: Task, status: TaskStatus, upstream_task_id: str | None, now: datetime
+    lifecycle: TaskLifecycle,
+    session: Session,
+    task: Task,
+    status: TaskStatus,
+    upstream_task_id: str | None,
+    now: datetime,
 ) -> None:
     """
     Bring a locked task where the operator says that it is. Raises CannotResolve.
@@ -28,29 +33,29 @@ async def resolve(
     """
     is_revivable = task.status is S.failed and task.error_code in REVIVABLE
     if status is S.generating and upstream_task_id and (is_revivable or can_move(task.status, S.generating)):
-        await _attach(life, session, task, upstream_task_id, now)
+        await _attach(lifecycle, session, task, upstream_task_id, now)
     elif status is S.succeeded and task.clips and can_move(task.status, S.succeeded):
-        life.end(session, task, S.succeeded, now, ResolvedBy.operator)
+        lifecycle.end(session, task, S.succeeded, now, ResolvedBy.operator)
     elif status is S.failed and can_move(task.status, S.failed):
         message = "An operator gave up on this task."
-        life.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
+        lifecycle.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
     elif status is S.canceled and can_move(task.status, S.canceled):
-        life.end(session, task, S.canceled, now, ResolvedBy.operator)
+        lifecycle.end(session, task, S.canceled, now, ResolvedBy.operator)
     else:
         raise CannotResolve(
             f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
         )
 
 
-async def _attach(life: TaskLife, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
+async def _attach(lifecycle: TaskLifecycle, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
     task.upstream_task_id = upstream_task_id
     if task.status is S.failed:
-        life.revive(session, task, now)
+        lifecycle.revive(session, task, now)
     else:
-        await life.begin_generating(session, task, upstream_task_id, now)
+        await lifecycle.begin_generating(session, task, upstream_task_id, now)
     # The clock starts again: the deadline that passed was that of a task nobody could ask about.
     task.submitted_at = now
-    poll_now(session, task, now)
+    schedule_poll(session, task, now)
 
 
 def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:

@@ -24,7 +24,7 @@ from app.models import Callback, Task
 from app.tasks import repository
 from app.tasks.erasing import erase
 from app.tasks.idempotency import KeyDep, claim_key, fingerprint
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.payloads import ENDINGS, receive_task_news
 from app.tasks.schemas import (
     CallbackPage,
@@ -64,13 +64,13 @@ class TaskFilters(BaseModel):
     cursor: Cursor = None
 
 
-async def get_life(request: Request) -> TaskLife:
+async def get_lifecycle(request: Request) -> TaskLifecycle:
     """The writer of tasks."""
-    life: TaskLife = request.app.state.life
-    return life
+    lifecycle: TaskLifecycle = request.app.state.lifecycle
+    return lifecycle
 
 
-LifeDep = Annotated[TaskLife, Depends(get_life)]
+LifecycleDep = Annotated[TaskLifecycle, Depends(get_lifecycle)]
 
 
 async def find_own_task(session: ReaderDep, caller: CallerDep, task_id: Annotated[str, Path()]) -> Task:
@@ -105,7 +105,7 @@ def owned(task: Task | None, caller: Caller) -> Task:
 )
 async def create_task(
     database: DatabaseDep,
-    life: LifeDep,
+    lifecycle: LifecycleDep,
     caller: CallerDep,
     order: TaskCreate,
     request: Request,
@@ -120,9 +120,9 @@ async def create_task(
         check_receiver(order.webhook_url, settings.egress_allow, "#/webhook_url")
     async with database.writes.begin() as session:
         now = await database.now(session)
-        kept = await claim_key(session, caller.api_key_id, key, fingerprint(order, life.default_model), now)
+        kept = await claim_key(session, caller.api_key_id, key, fingerprint(order, lifecycle.default_model), now)
         quota = await spend(session, caller.api_key_id, settings.key_rate, now, is_free=kept.task is not None)
-        task = kept.task or life.create(session, caller.api_key_id, order, now)
+        task = kept.task or lifecycle.create(session, caller.api_key_id, order, now)
         kept.stands_for(task)
         positions = await repository.queue_positions(session, [task])
         seen = as_seen(read_task(task, positions, request.app.state.links))
@@ -171,12 +171,12 @@ async def get_task(
 
 @router.post("/{task_id}/cancel", operation_id="cancelTask", responses=says(TaskAlreadyFinal))
 async def cancel_task(
-    request: Request, database: DatabaseDep, life: LifeDep, caller: CallerDep, task_id: str
+    request: Request, database: DatabaseDep, lifecycle: LifecycleDep, caller: CallerDep, task_id: str
 ) -> CanceledTask:
     """Stop a task. Before it was sent nothing is charged; afterwards the upstream may charge it all the same."""
     async with database.writes.begin() as session:
         task = owned(await repository.lock_task(session, task_id), caller)
-        life.cancel(session, task, await database.now(session))
+        lifecycle.cancel(session, task, await database.now(session))
     seen = read_task(task, {}, request.app.state.links)
     return CanceledTask(**seen.model_dump(), charge_may_apply=task.charge is not Charge.none)
 

@@ -13,7 +13,7 @@ JITTER = 0.2
 EAGER_START = timedelta(seconds=3)
 EAGER_GROWTH = 1.5
 # The upstream allows three polls a second for one task.
-CLOSEST_POLLS = timedelta(seconds=0.34)
+MIN_POLL_INTERVAL = timedelta(seconds=0.34)
 LATE_LOOK_LONGEST = timedelta(hours=1)
 SUBMIT_RETRY_START = timedelta(seconds=1)
 SUBMIT_RETRY_LONGEST = timedelta(minutes=2)
@@ -46,14 +46,14 @@ def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
     return PollLadder(settings.poll_after, settings.poll_every, is_eager)
 
 
-def late_look_delay(polls: int, poll_every: timedelta) -> timedelta:
+def late_poll_delay(polls: int, poll_every: timedelta) -> timedelta:
     """How long to wait before asking again, after so many polls, for a task that we have given up on."""
     return min(poll_every * (1 << min(polls, 20)), LATE_LOOK_LONGEST)
 
 
-def poll_pause(delay: timedelta, dice: random.Random) -> timedelta:
+def poll_delay(delay: timedelta, dice: random.Random) -> timedelta:
     """A delay between two polls of one task, jittered, and never shorter than the upstream allows."""
-    return max(CLOSEST_POLLS, jittered(delay, dice))
+    return max(MIN_POLL_INTERVAL, jittered(delay, dice))
 
 
 def submit_retry_delay(attempts: int, retry_after: timedelta | None) -> timedelta:

@@ -22,7 +22,7 @@ from app.errors import StorageUnavailable
 from app.models import Clip, Task
 from app.services import Parts
 from app.storage import references
-from app.tasks.clips import is_too_late, wants_audio, wants_cover, wants_lyrics
+from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task, lock_task
 from app.tasks.schedule import jittered
 from app.upstream.types import ReadVerdict
@@ -96,11 +96,11 @@ class _Archiver:
         problem = None
         with suppress(ClaimLost):
             async with self._lease_kept(clip):
-                if wants_audio(clip):
+                if needs_audio(clip):
                     problem = await self._keep_audio(task, clip)
-                if wants_cover(clip):
+                if needs_cover(clip):
                     await self._keep_cover(clip)
-                if wants_lyrics(clip, task):
+                if needs_lyrics(clip, task):
                     await self._keep_lyrics(task, clip)
             await self._release(clip, problem)
 
@@ -137,7 +137,7 @@ class _Archiver:
         if answer is None or answer.report is None or is_about_another(task, answer.report):
             return
         async with self._held(clip) as held:
-            self._parts.life.freshen_links(held.session, held.task, answer.report.clips, held.now)
+            self._parts.lifecycle.freshen_links(held.session, held.task, answer.report.clips, held.now)
             clip.upstream_audio_url = held.clip.upstream_audio_url
             clip.source_audio_url = held.clip.source_audio_url
 
@@ -165,7 +165,7 @@ class _Archiver:
         async with self._held(clip) as held:
             held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
             held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
-            self._parts.life.note_archived(held.session, held.task, held.clip, held.now)
+            self._parts.lifecycle.note_archived(held.session, held.task, held.clip, held.now)
 
     async def _keep_cover(self, clip: Clip) -> None:
         try:
@@ -186,17 +186,17 @@ class _Archiver:
         if answer is not None and answer.kind is ReadVerdict.read:
             words = [asdict(word) for word in answer.words]
             async with self._held(clip) as held:
-                self._parts.life.note_lyrics(held.session, held.task, held.clip, words, held.now)
+                self._parts.lifecycle.note_lyrics(held.session, held.task, held.clip, words, held.now)
 
     async def _release(self, clip: Clip, problem: str | None) -> None:
         """Say when this clip needs us again: soon, later, or never."""
         async with self._held(clip) as held:
             row, held.clip.fence = held.clip, None
             row.archive_error = problem
-            if wants_audio(row) and is_too_late(row, held.now):
+            if needs_audio(row) and is_too_late(row, held.now):
                 row.given_up_at = held.now
                 log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
-            is_wanting = wants_audio(row) or wants_cover(row) or wants_lyrics(row, held.task)
+            is_wanting = needs_audio(row) or needs_cover(row) or needs_lyrics(row, held.task)
             row.due_at = held.now + jittered(retry_delay(row.attempts), self._dice) if is_wanting else None
 
     @asynccontextmanager

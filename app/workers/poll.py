@@ -90,15 +90,15 @@ class _Poller:
                 await self._settle_task(session, task, answer, now)
 
     async def _settle_task(self, session: Session, task: Task, answer: PollAnswer, now: datetime) -> None:
-        life = self._parts.life
+        lifecycle = self._parts.lifecycle
         if answer.report is not None and not is_about_another(task, answer.report):
-            await life.apply_report(session, task, answer.report, now, ResolvedBy.poll)
+            await lifecycle.apply_report(session, task, answer.report, now, ResolvedBy.poll)
         if task.status is TaskStatus.generating:
-            if not life.give_up_when_late(session, task, now):
+            if not lifecycle.expire_if_overdue(session, task, now):
                 task.fence, wait = None, answer.retry_after or timedelta()
-                task.due_at = max(await life.next_poll_at(session, task, now), now + wait)
+                task.due_at = max(await lifecycle.next_poll_at(session, task, now), now + wait)
         elif task.due_at is not None:
-            task.fence, task.due_at = None, life.next_late_look_at(task, now)
+            task.fence, task.due_at = None, lifecycle.next_late_poll_at(task, now)
 
     async def _overdue(self) -> Sequence[str]:
         async with self._parts.database.reads() as session:
@@ -121,9 +121,9 @@ class _Poller:
                 if task is None:
                     return
                 if task.status is TaskStatus.submitting:
-                    parts.life.lose_track(session, task, now)
-                elif not parts.life.give_up_when_late(session, task, now):
-                    task.due_at = await parts.life.next_poll_at(session, task, now)
+                    parts.lifecycle.mark_unconfirmed(session, task, now)
+                elif not parts.lifecycle.expire_if_overdue(session, task, now):
+                    task.due_at = await parts.lifecycle.next_poll_at(session, task, now)
         except TRANSIENT:
             raise
         except Exception:

@@ -60,7 +60,7 @@ class _Submitter:
                 return Claimed(())
             now = await parts.database.now(session)
             free = await parts.pacer.free(session, now, limit)
-            tasks = await parts.life.claim_submits(session, Claim(now, parts.settings.submit_lease, len(free)))
+            tasks = await parts.lifecycle.claim_submits(session, Claim(now, parts.settings.submit_lease, len(free)))
             slots = await parts.pacer.take(session, free[: len(tasks)], now)
             wait = await parts.pacer.next_free_in(session, now)
         started = time.monotonic()
@@ -112,15 +112,15 @@ class _Submitter:
                 await self._settle_late(session, submit, answer, now)
 
     async def _settle_task(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
-        life = self._parts.life
+        lifecycle = self._parts.lifecycle
         if answer.verdict is Verdict.created:
-            await life.begin_generating(session, task, answer.upstream_task_id, now)
+            await lifecycle.begin_generating(session, task, answer.upstream_task_id, now)
         elif answer.verdict is Verdict.ambiguous:
-            life.lose_track(session, task, now)
+            lifecycle.mark_unconfirmed(session, task, now)
         elif answer.verdict is Verdict.rejected:
             task.charge = Charge.none
             code = ErrorCode.invalid_request if answer.code in INVALID else ErrorCode.upstream_failed
-            life.fail(session, task, Failure(code, answer.message, answer.code), now)
+            lifecycle.fail(session, task, Failure(code, answer.message, answer.code), now)
         elif answer.verdict is Verdict.held:
             await self._hold(session, task, answer, now)
         else:
@@ -132,18 +132,20 @@ class _Submitter:
         else:
             task.posts -= 1
         delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._dice)
-        self._parts.life.requeue(session, task, now, now + delay)
+        self._parts.lifecycle.requeue(session, task, now, now + delay)
 
     async def _hold(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         reason = answer.hold_reason or HoldReason.blocked
         await hold_submits(session, Hold(reason, now, answer.message), self._parts.settings.hold_recheck)
         if reason is HoldReason.blocked:
             # It may be this order's words that a firewall dislikes: those behind it go first next time.
-            self._parts.life.requeue(session, task, now, now + submit_retry_delay(task.attempts, answer.retry_after))
+            self._parts.lifecycle.requeue(
+                session, task, now, now + submit_retry_delay(task.attempts, answer.retry_after)
+            )
             return
         # Nothing about this order was wrong: it keeps its place in the queue.
         task.attempts = 0
-        self._parts.life.requeue(session, task, now, task.created_at)
+        self._parts.lifecycle.requeue(session, task, now, task.created_at)
 
     async def _settle_late(self, session: Session, submit: Submit, answer: SubmitAnswer, now: datetime) -> None:
         """
@@ -152,16 +154,16 @@ class _Submitter:
         That it has the task goes the way of any report: it may adopt, it cannot step
         back. That it has nothing settles a row that nobody has sent since.
         """
-        life, task = self._parts.life, await lock_task(session, submit.task.id)
+        lifecycle, task = self._parts.lifecycle, await lock_task(session, submit.task.id)
         if task is None or answer.verdict is Verdict.ambiguous:
             return
         if answer.verdict is Verdict.created:
             if task.upstream_task_id is None:
                 report = Report(Stage.running, upstream_task_id=answer.upstream_task_id)
-                await life.apply_report(session, task, report, now, ResolvedBy.adoption)
+                await lifecycle.apply_report(session, task, report, now, ResolvedBy.adoption)
         elif task.submitted_at != submit.task.submitted_at:
             return
         elif task.status is TaskStatus.unconfirmed:
             await self._settle_task(session, task, answer, now)
         else:
-            life.settle_refusal(session, task, now)
+            lifecycle.clear_charge(session, task, now)

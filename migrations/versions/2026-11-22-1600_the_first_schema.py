@@ -116,7 +116,7 @@ def upgrade() -> None:
         sa.Column("upstream_code", sa.BigInteger(), nullable=True),
         sa.Column("charge", sa.String(length=32), nullable=False),
         sa.Column("posts", sa.Integer(), nullable=False),
-        sa.Column("audio_looks", sa.Integer(), nullable=False),
+        sa.Column("audio_checks", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),

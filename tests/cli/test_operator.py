@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from app.cli.main import main
 from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
-from app.main import make_life
+from app.main import make_lifecycle
 from app.models import ApiKey, Callback, Clip, Task
 from app.tasks.repository import lock_task
 from app.tasks.resolution import CannotResolve, resolve
@@ -222,8 +222,8 @@ async def _try(database: Database, task: Task, status: TaskStatus, upstream_task
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked is not None
-        life = make_life(settings_of(database.url))
-        await resolve(life, session, locked, status, upstream_task_id, await database.now(session))
+        lifecycle = make_lifecycle(settings_of(database.url))
+        await resolve(lifecycle, session, locked, status, upstream_task_id, await database.now(session))
 
 
 async def _resolve(database: Database, task: Task, status: TaskStatus, upstream_task_id: str) -> bool:

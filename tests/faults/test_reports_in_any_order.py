@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.callbacks.service import receive
 from app.database.engine import Database
 from app.enums import Charge, TaskStatus
-from app.main import make_life
+from app.main import make_lifecycle
 from app.models import Task
 from app.tasks.repository import lock_task
 from app.tasks.transitions import FINAL
@@ -87,7 +87,7 @@ class Reports(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.life = make_life(settings_of(self.database.url))
+        self.lifecycle = make_lifecycle(settings_of(self.database.url))
 
     @initialize(status=st.sampled_from(SENT))
     def a_task_that_was_sent(self, status: TaskStatus) -> None:
@@ -155,7 +155,7 @@ class Reports(RuleBasedStateMachine):
 
     def _receive(self, body: bytes) -> None:
         self.clock.advance(seconds=1)
-        self.runner.run(receive(self.database, self.life, self.task_id, {}, body))
+        self.runner.run(receive(self.database, self.lifecycle, self.task_id, {}, body))
 
     def _change(self, step: str) -> None:
         self.runner.run(self._changed(step))
@@ -165,13 +165,13 @@ class Reports(RuleBasedStateMachine):
             task = await lock_task(session, self.task_id)
             assert task is not None
             if step == "give_up":
-                assert self.life.give_up_when_late(session, task, self.clock.now)
+                assert self.lifecycle.expire_if_overdue(session, task, self.clock.now)
             elif step == "begin":
-                await self.life.begin_generating(session, task, OURS, self.clock.now)
+                await self.lifecycle.begin_generating(session, task, OURS, self.clock.now)
             elif step == "lose_track":
-                self.life.lose_track(session, task, self.clock.now)
+                self.lifecycle.mark_unconfirmed(session, task, self.clock.now)
             else:
-                self.life.cancel(session, task, self.clock.now)
+                self.lifecycle.cancel(session, task, self.clock.now)
 
 
 def test_reports_in_any_order_leave_what_the_model_says(database_url: str) -> None:

@@ -19,7 +19,7 @@ from app.enums import Charge, TaskStatus
 from app.main import create_app
 from app.models import ApiKey, Event, Task
 from app.signed_urls import load_links
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL
 from app.web import HttpProtocol
@@ -129,7 +129,7 @@ async def add_task(
     }
     async with database.writes.begin() as session:
         wanted = TaskCreate.model_validate({"prompt": "soft rain"})
-        task = TaskLife(settings_of(database.url), load_links(settings_of(database.url))).create(
+        task = TaskLifecycle(settings_of(database.url), load_links(settings_of(database.url))).create(
             session, api_key_id, wanted, now
         )
         for name, value in columns.items():

@@ -145,13 +145,13 @@ async def _told(service: Service, task: dict[str, Any], last_event_id: str | Non
 
 
 async def _give_up_and_revive(service: Service, task_id: str) -> None:
-    life = service.app.state.life
+    lifecycle = service.app.state.lifecycle
     async with service.database.writes.begin() as session:
         task = await session.get_one(Task, task_id)
         now = task.created_at + timedelta(minutes=1)
-        await life.begin_generating(session, task, "upstream-1", now)
-        life.fail(session, task, Failure(ErrorCode.deadline_exceeded, "late"), now)
-        await resolve(life, session, task, TaskStatus.generating, "upstream-1", now)
+        await lifecycle.begin_generating(session, task, "upstream-1", now)
+        lifecycle.fail(session, task, Failure(ErrorCode.deadline_exceeded, "late"), now)
+        await resolve(lifecycle, session, task, TaskStatus.generating, "upstream-1", now)
 
 
 def _events(task: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ import pytest
 
 from app.database.engine import Database
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
-from app.main import make_life
+from app.main import make_lifecycle
 from app.models import Task
-from app.tasks.lifecycle import AUDIO_LOOKS
+from app.tasks.lifecycle import MAX_AUDIO_CHECKS
 from app.tasks.repository import lock_task
-from app.tasks.schedule import CLOSEST_POLLS
+from app.tasks.schedule import MIN_POLL_INTERVAL
 from app.upstream.types import Report, ReportedClip, Stage
 from tests.support.service import MORNING, add_key, add_task, reread, settings_of, told
 
@@ -260,7 +260,7 @@ async def test_canceled_task_that_the_upstream_works_on_is_charged(database: Dat
 
 async def test_audio_that_never_shows_fails_the_task_after_enough_looks(database: Database) -> None:
     task = await _generating(database)
-    for _ in range(AUDIO_LOOKS):
+    for _ in range(MAX_AUDIO_CHECKS):
         await _hear(database, task, UNCLEAR, ResolvedBy.poll)
     waiting = (await reread(database, task.id)).status
 
@@ -273,7 +273,7 @@ async def test_audio_that_never_shows_fails_the_task_after_enough_looks(database
 async def test_eager_looks_give_audio_no_less_time_to_show(database: Database) -> None:
     task = await _generating(database, submitted_at=NOON - timedelta(seconds=62))
 
-    for _ in range(AUDIO_LOOKS + 1):
+    for _ in range(MAX_AUDIO_CHECKS + 1):
         await _hear(database, task, UNCLEAR, ResolvedBy.poll, public_url=None)
 
     assert (await reread(database, task.id)).status is S.generating
@@ -283,7 +283,7 @@ async def test_one_audible_clip_is_a_success_after_enough_looks(database: Databa
     task = await _generating(database)
     await _hear(database, task, PROGRESS)
 
-    for _ in range(AUDIO_LOOKS + 1):
+    for _ in range(MAX_AUDIO_CHECKS + 1):
         await _hear(database, task, UNCLEAR, ResolvedBy.poll)
 
     assert (await reread(database, task.id)).status is S.succeeded
@@ -292,11 +292,11 @@ async def test_one_audible_clip_is_a_success_after_enough_looks(database: Databa
 async def test_callbacks_without_audio_ask_for_a_poll_and_use_up_no_look(database: Database) -> None:
     task = await _generating(database, due_at=NOON + timedelta(hours=1))
 
-    for _ in range(AUDIO_LOOKS + 2):
+    for _ in range(MAX_AUDIO_CHECKS + 2):
         await _hear(database, task, UNCLEAR, ResolvedBy.callback)
 
     after = await reread(database, task.id)
-    assert (after.status, after.audio_looks, after.due_at) == (S.generating, 0, NOON + CLOSEST_POLLS)
+    assert (after.status, after.audio_checks, after.due_at) == (S.generating, 0, NOON + MIN_POLL_INTERVAL)
 
 
 @pytest.mark.parametrize("final", [SUCCESS, FAILURE, UNCLEAR])
@@ -308,7 +308,7 @@ async def test_where_callbacks_are_not_trusted_a_poll_decides(database: Database
     await _hear(database, task, SUCCESS, ResolvedBy.poll, callback_trust="pull")
     done = await reread(database, task.id)
 
-    assert (believed.status, believed.clips, believed.due_at) == (S.generating, [], NOON + CLOSEST_POLLS)
+    assert (believed.status, believed.clips, believed.due_at) == (S.generating, [], NOON + MIN_POLL_INTERVAL)
     assert (done.status, done.resolved_by) == (S.succeeded, ResolvedBy.poll)
 
 
@@ -324,8 +324,8 @@ async def _hear(
     database: Database, task: Task, report: Report, via: ResolvedBy = ResolvedBy.callback, **settings: Any
 ) -> bool:
     """Take in a report as callbacks and polls do; return whether it was news."""
-    life = make_life(settings_of(database.url, **settings))
+    lifecycle = make_lifecycle(settings_of(database.url, **settings))
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked
-        return await life.apply_report(session, locked, report, NOON, via)
+        return await lifecycle.apply_report(session, locked, report, NOON, via)

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from app.tasks.schedule import PollLadder, jittered, ladder, late_look_delay, poll_pause, submit_retry_delay
+from app.tasks.schedule import PollLadder, jittered, ladder, late_poll_delay, poll_delay, submit_retry_delay
 from tests.support.service import settings_of
 
 SECOND = timedelta(seconds=1)
@@ -28,12 +28,12 @@ def test_eager_ladder_starts_at_three_seconds_and_grows_to_the_steady_pace(polls
 def test_no_pause_between_polls_is_shorter_than_the_upstream_allows() -> None:
     dice = random.Random(1)  # noqa: S311 - draws delays
 
-    assert min(poll_pause(delay * SECOND / 10, dice) for delay in range(10) for _ in range(100)) >= SECOND / 3
+    assert min(poll_delay(delay * SECOND / 10, dice) for delay in range(10) for _ in range(100)) >= SECOND / 3
 
 
 @pytest.mark.parametrize(("polls", "seconds"), [(0, 30), (1, 60), (6, 1920), (7, 3600), (10**9, 3600)])
 def test_what_was_given_up_is_asked_for_ever_more_rarely(polls: int, seconds: float) -> None:
-    assert late_look_delay(polls, 30 * SECOND) == timedelta(seconds=seconds)
+    assert late_poll_delay(polls, 30 * SECOND) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize(

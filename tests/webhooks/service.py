@@ -58,14 +58,14 @@ class Service:
 
     async def order(self, key_id: str, webhook_url: str | None = None, prompt: str = "rain") -> Task:
         async with self.parts.database.writes.begin() as session:
-            return self.parts.life.create(session, key_id, _order(webhook_url, prompt), await self.now_in(session))
+            return self.parts.lifecycle.create(session, key_id, _order(webhook_url, prompt), await self.now_in(session))
 
     async def order_and_cancel(self, key_id: str, webhook_url: str | None = None) -> Task:
         """The shortest way to a final event."""
         async with self.parts.database.writes.begin() as session:
             now = await self.now_in(session)
-            task = self.parts.life.create(session, key_id, _order(webhook_url), now)
-            self.parts.life.cancel(session, task, now)
+            task = self.parts.lifecycle.create(session, key_id, _order(webhook_url), now)
+            self.parts.lifecycle.cancel(session, task, now)
         return task
 
     async def now_in(self, session: Session) -> datetime:

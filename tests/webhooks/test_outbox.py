@@ -26,7 +26,7 @@ async def report(service: Service, task: Task, *reports: Report) -> None:
         assert locked is not None
         for said in reports:
             now = await service.now_in(session)
-            await service.parts.life.apply_report(session, locked, said, now, ResolvedBy.callback)
+            await service.parts.lifecycle.apply_report(session, locked, said, now, ResolvedBy.callback)
 
 
 async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url: str) -> None:
@@ -120,7 +120,7 @@ async def test_step_that_is_not_committed_is_not_told(database_url: str) -> None
             async with service.parts.database.writes.begin() as session:
                 locked = await lock_task(session, task.id)
                 assert locked is not None
-                service.parts.life.cancel(session, locked, await service.now_in(session))
+                service.parts.lifecycle.cancel(session, locked, await service.now_in(session))
                 raise LookupError
 
         with pytest.raises(LookupError):

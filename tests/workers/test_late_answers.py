@@ -10,7 +10,7 @@ import pytest
 from app.database.engine import Session
 from app.enums import Charge, ErrorCode, TaskStatus
 from app.models import Task
-from app.tasks.lifecycle import TaskLife
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.repository import lock_task
 from app.workers.poll import poll_loop
 from app.workers.submit import submit_loop
@@ -29,20 +29,20 @@ from tests.webhooks.service import joined
 
 S = TaskStatus
 DAY = timedelta(days=1)
-Meanwhile = Callable[[TaskLife, Session, Task, Any], None]
+Meanwhile = Callable[[TaskLifecycle, Session, Task, Any], None]
 
 
-def _lease_ends(life: TaskLife, session: Session, task: Task, now: Any) -> None:
-    life.lose_track(session, task, now)
+def _lease_ends(lifecycle: TaskLifecycle, session: Session, task: Task, now: Any) -> None:
+    lifecycle.mark_unconfirmed(session, task, now)
 
 
-def _is_given_up(life: TaskLife, session: Session, task: Task, now: Any) -> None:
-    life.lose_track(session, task, now)
-    assert life.give_up_when_late(session, task, now + DAY)
+def _is_given_up(lifecycle: TaskLifecycle, session: Session, task: Task, now: Any) -> None:
+    lifecycle.mark_unconfirmed(session, task, now)
+    assert lifecycle.expire_if_overdue(session, task, now + DAY)
 
 
-def _is_canceled(life: TaskLife, session: Session, task: Task, now: Any) -> None:
-    life.cancel(session, task, now)
+def _is_canceled(lifecycle: TaskLifecycle, session: Session, task: Task, now: Any) -> None:
+    lifecycle.cancel(session, task, now)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ async def test_answer_counts_after_the_row_was_judged(
             async with parts.database.writes.begin() as session:
                 locked = await lock_task(session, task.id)
                 assert locked is not None
-                meanwhile(parts.life, session, locked, await parts.database.now(session))
+                meanwhile(parts.lifecycle, session, locked, await parts.database.now(session))
 
             await loop.work(submit)
 
@@ -107,7 +107,7 @@ async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: s
                 assert locked is not None
                 # Sent once more, and the answer to that is lost.
                 locked.submitted_at = await parts.database.now(session)
-                parts.life.lose_track(session, locked, locked.submitted_at)
+                parts.lifecycle.mark_unconfirmed(session, locked, locked.submitted_at)
 
             await loop.work(submit)
 
