@@ -23,7 +23,7 @@ from app.database.engine import Database
 from app.database.pg_notify import Relay
 from app.database.wakeups import Signals
 from app.dropin import routes as dropin
-from app.dropin.callbacks import tell_vendor_client
+from app.dropin.callbacks import publish_to_callback_url
 from app.dropin.middleware import Enveloped
 from app.egress import guarded_client, upstream_client
 from app.keyring import load_secrets
@@ -85,8 +85,8 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     for room in (clips, callbacks, dropin, health, problems):
         app.include_router(room.router)
         app.include_router(heads_of(room.router))
-    app.webhooks.include_router(openapi.described(payloads.receive_task_news, payloads.SUMMARIES))
-    app.webhooks.include_router(openapi.described(openapi.receive_endpoint_news, openapi.SUMMARIES))
+    app.webhooks.include_router(openapi.described(payloads.receive_task_webhook, payloads.SUMMARIES))
+    app.webhooks.include_router(openapi.described(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, settings.models)
     app.add_middleware(LastingAnswers)
@@ -120,7 +120,9 @@ def join(settings: Settings) -> Parts:
 
 def make_lifecycle(settings: Settings) -> TaskLifecycle:
     """The writer of tasks, which tells callers of either API what they asked to hear. Raises SecretsUnusable."""
-    return TaskLifecycle(settings, load_links(settings), tellers=(payloads.tell_caller, tell_vendor_client))
+    return TaskLifecycle(
+        settings, load_links(settings), publishers=(payloads.publish_to_webhook_url, publish_to_callback_url)
+    )
 
 
 async def run_worker(settings: Settings) -> None:

@@ -12,9 +12,9 @@ from app.dropin.schemas import callback
 from app.enums import EventType
 from app.models import Event, Task
 from app.signed_urls import Links
-from app.tasks.payloads import HEARD
+from app.tasks.payloads import WEBHOOK_TYPES
 from app.tasks.schemas import read_task
-from app.webhooks.outbox import News, tell_url
+from app.webhooks.outbox import OutboundEvent, enqueue_to_url_on_commit
 
 # The vendor's `text` has no counterpart: a clip is a clip once it has audio.
 STAGES: Mapping[EventType, str] = {
@@ -25,12 +25,14 @@ STAGES: Mapping[EventType, str] = {
 }
 
 
-def tell_vendor_client(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
+def publish_to_callback_url(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
     """Tell of an event, in this transaction, what the vendor would have called back about."""
     stage = STAGES.get(event.type)
     if stage is None or task.callback_url is None:
         return
     body = json.dumps(callback(task, read_task(task, {}, links), stage)).encode()
     # Another body than that of our own webhooks, and so another message with an id of its own.
-    news = News(new_id(), HEARD[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at)
-    tell_url(session, news, task.callback_url)
+    outbound = OutboundEvent(
+        new_id(), WEBHOOK_TYPES[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at
+    )
+    enqueue_to_url_on_commit(session, outbound, task.callback_url)

@@ -16,7 +16,7 @@ from app.models import Event
 from app.tasks import repository
 from app.tasks.routes import OwnTask
 from app.tasks.schemas import EventPage, EventRead
-from app.tasks.transitions import FINAL, TOLD
+from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.tasks.waiting import Waits, WaitsDep, hang_up
 from app.web.deferred import LastingAnswer
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
@@ -36,7 +36,7 @@ STREAM_HEADERS = [
     # Some proxies gather what they pass on unless told otherwise.
     (b"x-accel-buffering", b"no"),
 ]
-FINAL_EVENTS = frozenset(TOLD[status] for status in FINAL)
+FINAL_EVENTS = frozenset(EVENT_BY_STATUS[status] for status in FINAL)
 AS_STREAM: dict[str, Any] = {
     "description": "The events so far; with `Accept: text/event-stream` also each that follows, to the final one.",
     "content": {STREAM: {"schema": {"type": "string"}}},

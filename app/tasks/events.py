@@ -12,17 +12,17 @@ from app.database.wakeups import ring_on_commit
 from app.enums import EventType, TaskStatus
 from app.models import Event, Task
 from app.signed_urls import Links
-from app.tasks.payloads import Teller
-from app.tasks.transitions import TOLD, can_move
+from app.tasks.payloads import EventPublisher
+from app.tasks.transitions import EVENT_BY_STATUS, can_move
 
 
-class Chronicle:
-    """Writes in the caller's transaction; `told_after` is the pause before a webhook's first attempt."""
+class EventRecorder:
+    """Writes in the caller's transaction; `first_attempt_delay` is the pause before a webhook's first attempt."""
 
-    def __init__(self, links: Links, tellers: Sequence[Teller], told_after: timedelta) -> None:
-        self._links, self._tellers, self._told_after = links, tellers, told_after
+    def __init__(self, links: Links, publishers: Sequence[EventPublisher], first_attempt_delay: timedelta) -> None:
+        self._links, self._publishers, self._first_attempt_delay = links, publishers, first_attempt_delay
 
-    def step(
+    def transition(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
     ) -> None:
         """Take one step of the table, and tell it where it is told. Raises AssertionError for any other."""
@@ -30,20 +30,20 @@ class Chronicle:
             raise AssertionError(f"no step leads from {task.status} to {status}")
         task.status = status
         data = {"status": status, "charge": task.charge, **(changed or {})}
-        if status in TOLD:
-            self.note(session, task, TOLD[status], now, data)
+        if status in EVENT_BY_STATUS:
+            self.record(session, task, EVENT_BY_STATUS[status], now, data)
         else:
-            self.touch(session, task, now)
+            self.bump_version(session, task, now)
 
-    def note(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
+    def record(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
         """Write an event, and have callers told of it."""
-        self.touch(session, task, now)
+        self.bump_version(session, task, now)
         event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
         session.add(event)
-        for tell in self._tellers:
-            tell(session, task, event, self._links, now + self._told_after)
+        for publish in self._publishers:
+            publish(session, task, event, self._links, now + self._first_attempt_delay)
 
-    def touch(self, session: Session, task: Task, now: datetime) -> None:
+    def bump_version(self, session: Session, task: Task, now: datetime) -> None:
         """Count a change that no event tells of, and wake those who wait for one."""
         task.version += 1
         task.updated_at = now

@@ -18,8 +18,8 @@ from app.models import Clip, Task
 from app.signed_urls import Links
 from app.tasks import repository
 from app.tasks.clips import UPSTREAM_RETENTION, any_modified, find_clip, merge_clips, schedule_lyrics, update_clip
-from app.tasks.events import Chronicle
-from app.tasks.payloads import Teller, tell_caller
+from app.tasks.events import EventRecorder
+from app.tasks.payloads import EventPublisher, publish_to_webhook_url
 from app.tasks.schedule import MIN_POLL_INTERVAL, ladder, late_poll_delay, poll_delay
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
@@ -39,10 +39,10 @@ class TaskLifecycle:
         settings: Settings,
         links: Links,
         dice: random.Random | None = None,
-        tellers: Sequence[Teller] = (tell_caller,),
+        publishers: Sequence[EventPublisher] = (publish_to_webhook_url,),
     ) -> None:
         self._settings = settings
-        self._chronicle = Chronicle(links, tellers, settings.webhook_schedule[0])
+        self._recorder = EventRecorder(links, publishers, settings.webhook_schedule[0])
         self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
@@ -74,7 +74,7 @@ class TaskLifecycle:
             due_at=now,
         )
         session.add(task)
-        self._chronicle.note(session, task, EventType.task_created, now, {"status": S.queued})
+        self._recorder.record(session, task, EventType.task_created, now, {"status": S.queued})
         ring_on_commit(session, SUBMITS)
         return task
 
@@ -110,7 +110,7 @@ class TaskLifecycle:
         elif task.upstream_task_id is None and report.upstream_task_id is not None:
             # What was heard before named no task; without its name nobody could be asked.
             task.upstream_task_id = report.upstream_task_id
-            self._chronicle.touch(session, task, now)
+            self._recorder.bump_version(session, task, now)
         if self._needs_confirmation(report, via):
             schedule_poll(session, task, now)
             return True
@@ -122,11 +122,11 @@ class TaskLifecycle:
         elif report.stage is Stage.succeeded:
             self.end(session, task, S.succeeded, now, via, clips=fresh)
         elif fresh:
-            self._chronicle.note(session, task, EventType.task_progressed, now, {"clips": fresh})
+            self._recorder.record(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
             self._recheck_audio(session, task, now, via)
         if task.version == before and any_modified(session, task.clips):
-            self._chronicle.touch(session, task, now)
+            self._recorder.bump_version(session, task, now)
         return task.version != before
 
     async def begin_generating(self, session: Session, task: Task, upstream_task_id: str | None, now: datetime) -> None:
@@ -135,7 +135,7 @@ class TaskLifecycle:
         task.charge = Charge.charged
         task.submitted_at = task.submitted_at or now
         task.attempts, task.fence = 0, None
-        self._chronicle.step(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
+        self._recorder.transition(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
         task.due_at = await self.next_poll_at(session, task, now)
 
     async def next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
@@ -147,13 +147,13 @@ class TaskLifecycle:
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
         """The upstream provably has nothing of this task: it is sent again when due."""
         task.charge, task.submitted_at, task.fence = Charge.none, None, None
-        self._chronicle.step(session, task, S.queued, now)
+        self._recorder.transition(session, task, S.queued, now)
         task.due_at = due_at
 
     def mark_unconfirmed(self, session: Session, task: Task, now: datetime) -> None:
         """The submit's answer is lost: never send it again, and wait for the upstream to call."""
         task.was_unconfirmed, task.fence = True, None
-        self._chronicle.step(session, task, S.unconfirmed, now)
+        self._recorder.transition(session, task, S.unconfirmed, now)
         task.due_at = (task.submitted_at or now) + self._settings.submit_deadline
 
     def fail(
@@ -187,12 +187,12 @@ class TaskLifecycle:
         """Our copy of a clip's audio, whose facts are on the clip already, can be had from now on."""
         clip.archived_at, clip.archive_error = now, None
         facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
-        self._chronicle.note(session, task, EventType.clip_archived, now, {"clips": [facts]})
+        self._recorder.record(session, task, EventType.clip_archived, now, {"clips": [facts]})
 
     def note_lyrics(self, session: Session, task: Task, clip: Clip, words: list[dict[str, Any]], now: datetime) -> None:
         """The words of a clip are known; none at all is normal for sounds."""
         clip.lyrics = words
-        self._chronicle.touch(session, task, now)
+        self._recorder.bump_version(session, task, now)
 
     def freshen_links(self, session: Session, task: Task, reported: Sequence[ReportedClip], now: datetime) -> None:
         """Take over the links that the upstream gives for clips that we know."""
@@ -201,7 +201,7 @@ class TaskLifecycle:
             if clip is not None:
                 update_clip(clip, news)
         if any_modified(session, task.clips):
-            self._chronicle.touch(session, task, now)
+            self._recorder.bump_version(session, task, now)
 
     def cancel(self, session: Session, task: Task, now: datetime) -> None:
         """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
@@ -213,7 +213,7 @@ class TaskLifecycle:
         """The upstream made nothing of a task that ended meanwhile, so that it costs nothing."""
         if task.status in FINAL and task.charge is Charge.possible:
             task.charge = Charge.none
-            self._chronicle.touch(session, task, now)
+            self._recorder.bump_version(session, task, now)
 
     def end(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
@@ -222,7 +222,7 @@ class TaskLifecycle:
         is_adopted = task.was_unconfirmed and via not in (None, ResolvedBy.operator)
         task.resolved_by = ResolvedBy.adoption if is_adopted else via
         task.completed_at, task.due_at, task.fence = now, None, None
-        self._chronicle.step(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
+        self._recorder.transition(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
         if status is S.succeeded and task.grab_lyrics:
             schedule_lyrics(task, now)
             ring_on_commit(session, ARCHIVES)
@@ -232,7 +232,7 @@ class TaskLifecycle:
         task.error_code, task.error_message, task.upstream_code = None, None, None
         task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
         task.status = S.generating
-        self._chronicle.note(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
+        self._recorder.record(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that ended without a sound turns out to be with the upstream: only its name and cost are news."""
@@ -241,7 +241,7 @@ class TaskLifecycle:
         upstream_task_id = task.upstream_task_id or report.upstream_task_id
         if (task.charge, task.upstream_task_id) != (charge, upstream_task_id):
             task.charge, task.upstream_task_id = charge, upstream_task_id
-            self._chronicle.touch(session, task, now)
+            self._recorder.bump_version(session, task, now)
         if report.stage is Stage.failed:
             task.due_at, task.fence = None, None
         elif task.due_at is None:
@@ -256,7 +256,7 @@ class TaskLifecycle:
     def _merge_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
         if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, freshens=False):
-            self._chronicle.touch(session, task, now)
+            self._recorder.bump_version(session, task, now)
             ring_on_commit(session, ARCHIVES)
 
     def _needs_confirmation(self, report: Report, via: ResolvedBy) -> bool:

@@ -25,7 +25,7 @@ from app.tasks import repository
 from app.tasks.erasing import erase
 from app.tasks.idempotency import KeyDep, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.payloads import ENDINGS, receive_task_news
+from app.tasks.payloads import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.schemas import (
     CallbackPage,
     CallbackRead,
@@ -44,7 +44,9 @@ from app.webhooks.openapi import described
 from app.webhooks.service import check_receiver
 
 router = APIRouter(prefix="/v1/tasks", route_class=Again, tags=["tasks"])
-told_of_the_end = described(receive_task_news, ENDINGS, path="{{$request.body#/webhook_url}}", verb="callBack")
+told_of_the_end = described(
+    receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
+)
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": TaskRead, "description": "The task has ended already."},
     202: {"description": "The task is stored."},

@@ -27,7 +27,7 @@ REVIVABLE = frozenset({ErrorCode.outcome_unknown, ErrorCode.deadline_exceeded})
 FINAL = frozenset(status for status, following in NEXT.items() if not following)
 
 # A submit on its way, and its way back into the queue, are seen in the task but not told.
-TOLD: Mapping[S, EventType] = {
+EVENT_BY_STATUS: Mapping[S, EventType] = {
     S.unconfirmed: EventType.task_unconfirmed,
     S.generating: EventType.task_submitted,
     S.succeeded: EventType.task_succeeded,

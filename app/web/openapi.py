@@ -70,17 +70,17 @@ HEADERS: Mapping[str, str] = {
     "Retry-After": "In how many seconds to come again.",
     "WWW-Authenticate": "The scheme to authenticate with.",
 }
-ORDERED = ("Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy")
-FILE = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
-TOLD: Mapping[tuple[str, str], Sequence[str]] = {
-    ("createTask", "200"): ORDERED,
-    ("createTask", "202"): (*ORDERED, "Retry-After"),
+ORDER_HEADERS = ("Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy")
+FILE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
+RESPONSE_HEADERS: Mapping[tuple[str, str], Sequence[str]] = {
+    ("createTask", "200"): ORDER_HEADERS,
+    ("createTask", "202"): (*ORDER_HEADERS, "Retry-After"),
     ("createTask", "429"): ("RateLimit", "RateLimit-Policy", "Retry-After"),
-    ("getClipAudio", "200"): FILE,
-    ("getClipAudio", "206"): (*FILE, "Content-Range"),
+    ("getClipAudio", "200"): FILE_HEADERS,
+    ("getClipAudio", "206"): (*FILE_HEADERS, "Content-Range"),
     ("getClipAudio", "307"): ("Location", "Cache-Control"),
-    ("getClipImage", "200"): FILE,
-    ("getClipImage", "206"): (*FILE, "Content-Range"),
+    ("getClipImage", "200"): FILE_HEADERS,
+    ("getClipImage", "206"): (*FILE_HEADERS, "Content-Range"),
     ("getTask", "200"): ("ETag", "Cache-Control"),
     ("getTask", "304"): ("ETag", "Cache-Control"),
 }
@@ -196,7 +196,7 @@ def _problem_response(found: Sequence[type[AppError]]) -> dict[str, Any]:
 
 def _add_headers(operation: dict[str, Any]) -> None:
     for status, response in operation["responses"].items():
-        names = list(TOLD.get((operation["operationId"], status), ()))
+        names = list(RESPONSE_HEADERS.get((operation["operationId"], status), ()))
         if status == "200" and "limit" in {parameter["name"] for parameter in operation.get("parameters", ())}:
             names.append("Link")
         if names and "$ref" not in response:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 
 from app.enums import WebhookType
-from app.webhooks.schemas import EndpointNews
+from app.webhooks.schemas import EndpointWebhook
 
 WebhookId = Annotated[str, Header(description="The event's id: the same on every attempt.")]
 WebhookTimestamp = Annotated[str, Header(description="When this attempt was made, in Unix seconds.")]
@@ -22,8 +22,8 @@ SUMMARIES: Mapping[WebhookType, str] = {
 }
 
 
-async def receive_endpoint_news(
-    news: EndpointNews,
+async def receive_endpoint_webhook(
+    webhook: EndpointWebhook,
     webhook_id: WebhookId,
     webhook_timestamp: WebhookTimestamp,
     webhook_signature: WebhookSignature,

@@ -16,7 +16,7 @@ from app.webhooks import repository
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class OutboundEvent:
     """One event in the bytes in which it is told, and when it is told first."""
 
     event_id: str
@@ -28,62 +28,62 @@ class News:
     due_at: datetime
 
 
-def tell(session: Session, news: News) -> None:
+def enqueue_on_commit(session: Session, outbound: OutboundEvent) -> None:
     """Tell each of the caller's endpoints that wants to hear of this, if and when this transaction is committed."""
-    _defer(session, news, None)
+    _defer(session, outbound, None)
 
 
-def tell_url(session: Session, news: News, url: str) -> None:
+def enqueue_to_url_on_commit(session: Session, outbound: OutboundEvent, url: str) -> None:
     """Tell, likewise, an address that was given for one task; the caller's default secret signs it."""
-    _defer(session, news, url)
+    _defer(session, outbound, url)
 
 
-def tell_endpoint(session: Session, news: News, endpoint: WebhookEndpoint) -> Delivery:
+def enqueue_to_endpoint(session: Session, outbound: OutboundEvent, endpoint: WebhookEndpoint) -> Delivery:
     """Tell one endpoint, whatever it chose to hear of."""
-    return _add_delivery(session.sync_session, news, endpoint.url, endpoint.id)
+    return _add_delivery(session.sync_session, outbound, endpoint.url, endpoint.id)
 
 
-def _defer(session: Session, news: News, url: str | None) -> None:
+def _defer(session: Session, outbound: OutboundEvent, url: str | None) -> None:
     # The commit itself looks the endpoints up, once for all that it has to tell: no writer of events has a step to
     # forget, and the writers need not be asynchronous for it.
     if not event.contains(session.sync_session, "before_commit", _enqueue):
         event.listen(session.sync_session, "before_commit", _enqueue)
-    session.info.setdefault("news", []).append((news, url))
+    session.info.setdefault("outbound_events", []).append((outbound, url))
 
 
 def _enqueue(session: orm.Session) -> None:
-    told: list[tuple[News, str | None]] = session.info.pop("news", [])
-    if not told:
+    queued: list[tuple[OutboundEvent, str | None]] = session.info.pop("outbound_events", [])
+    if not queued:
         return
     # The tasks that this tells of may be as new as the news.
     session.flush()
-    endpoints = repository.enabled_endpoints(session, {news.api_key_id for news, url in told if url is None})
-    for news, url in told:
+    endpoints = repository.enabled_endpoints(session, {outbound.api_key_id for outbound, url in queued if url is None})
+    for outbound, url in queued:
         if url is not None:
-            _add_delivery(session, news, url, None)
+            _add_delivery(session, outbound, url, None)
             continue
         for endpoint in endpoints:
-            if endpoint.api_key_id == news.api_key_id and _wants(endpoint, news.type):
-                _add_delivery(session, news, endpoint.url, endpoint.id)
+            if endpoint.api_key_id == outbound.api_key_id and _wants(endpoint, outbound.type):
+                _add_delivery(session, outbound, endpoint.url, endpoint.id)
 
 
 def _wants(endpoint: WebhookEndpoint, kind: WebhookType) -> bool:
     return endpoint.event_types is None or kind in endpoint.event_types
 
 
-def _add_delivery(session: orm.Session, news: News, url: str, endpoint_id: str | None) -> Delivery:
+def _add_delivery(session: orm.Session, outbound: OutboundEvent, url: str, endpoint_id: str | None) -> Delivery:
     delivery = Delivery(
-        api_key_id=news.api_key_id,
+        api_key_id=outbound.api_key_id,
         endpoint_id=endpoint_id,
-        task_id=news.task_id,
-        event_id=news.event_id,
-        event_type=news.type,
+        task_id=outbound.task_id,
+        event_id=outbound.event_id,
+        event_type=outbound.type,
         url=url,
         # Not `host`, which reads punycode back into Unicode and fails on some of what DNS knows.
-        lane=endpoint_id or f"{news.api_key_id} {httpx.URL(url).raw_host.decode()}",
-        body=news.body,
-        created_at=news.created_at,
-        due_at=news.due_at,
+        lane=endpoint_id or f"{outbound.api_key_id} {httpx.URL(url).raw_host.decode()}",
+        body=outbound.body,
+        created_at=outbound.created_at,
+        due_at=outbound.due_at,
     )
     session.add(delivery)
     ring_on_commit(session, DELIVERIES)

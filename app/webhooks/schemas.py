@@ -11,7 +11,7 @@ from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.models import Delivery, WebhookEndpoint
 from app.web import Moment, StrictModel, Text
 
-EndpointNewsType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
+EndpointWebhookType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
 
 
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2048), Field(json_schema_extra={"format": "uri"})]
@@ -132,10 +132,10 @@ class EndpointData(BaseModel):
     endpoint: EndpointRead
 
 
-class EndpointNews(BaseModel):
+class EndpointWebhook(BaseModel):
     """The body of a webhook that is about an endpoint."""
 
-    type: EndpointNewsType
+    type: EndpointWebhookType
     timestamp: datetime
     data: EndpointData
 

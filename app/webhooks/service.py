@@ -17,14 +17,14 @@ from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.errors import InvalidRequest
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
 from app.webhooks import repository
-from app.webhooks.outbox import News, tell, tell_endpoint
+from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
 from app.webhooks.retry import GONE, Outcome, disabled_by, next_delay, pause_after
 from app.webhooks.schemas import (
     EndpointChange,
     EndpointCreate,
     EndpointData,
-    EndpointNews,
-    EndpointNewsType,
+    EndpointWebhook,
+    EndpointWebhookType,
     Recovery,
     read_endpoint,
 )
@@ -85,7 +85,7 @@ class Webhooks:
 
     def test(self, session: Session, endpoint: WebhookEndpoint, now: datetime) -> Delivery:
         """Send an endpoint something harmless."""
-        return tell_endpoint(session, self._news_of(endpoint, WebhookType.webhook_test, now), endpoint)
+        return enqueue_to_endpoint(session, self._news_of(endpoint, WebhookType.webhook_test, now), endpoint)
 
     async def recover(self, session: Session, endpoint: WebhookEndpoint, wish: Recovery, now: datetime) -> int:
         """Begin again with all that this endpoint missed of a time; return how much it is."""
@@ -136,12 +136,12 @@ class Webhooks:
         await repository.give_up_waiting(session, endpoint.id)
         if by is not DisabledBy.owner:
             log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
-            tell(session, self._news_of(endpoint, WebhookType.endpoint_disabled, now))
+            enqueue_on_commit(session, self._news_of(endpoint, WebhookType.endpoint_disabled, now))
 
-    def _news_of(self, endpoint: WebhookEndpoint, kind: EndpointNewsType, now: datetime) -> News:
-        body = EndpointNews(type=kind, timestamp=now, data=EndpointData(endpoint=read_endpoint(endpoint)))
+    def _news_of(self, endpoint: WebhookEndpoint, kind: EndpointWebhookType, now: datetime) -> OutboundEvent:
+        body = EndpointWebhook(type=kind, timestamp=now, data=EndpointData(endpoint=read_endpoint(endpoint)))
         due_at = now + self._schedule[0]
-        return News(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
+        return OutboundEvent(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
 
 
 def _attempt(delivery: Delivery, outcome: Outcome) -> DeliveryAttempt:

@@ -10,7 +10,13 @@ from tests.support.service import Service
 
 JSON = {"content-type": "application/json"}
 ID = "01a2044c4ed17520a475c896c407af74"
-ENDINGS = ('{"prompt": %s}', '{"url": %s}', '{"since": %s}', '{"prompt": "a", "metadata": {"k": %s}}', '{"x": %s}')
+FINAL_SUMMARIES = (
+    '{"prompt": %s}',
+    '{"url": %s}',
+    '{"since": %s}',
+    '{"prompt": "a", "metadata": {"k": %s}}',
+    '{"x": %s}',
+)
 VALUES = ("1e309", "-1e400", "NaN", "Infinity", r'"\ud800"', r'"\u0000"', "[[[]]]", "{}", "1" + "0" * 400, "true")
 
 # Body, headers, and the statuses that are an answer to it.
@@ -28,7 +34,7 @@ BODIES: list[tuple[bytes, dict[str, str], set[int]]] = [
     (b"{}", {"content-type": "text/plain"}, {415}),
     (b"{}", {"content-type": "application/json; charset=utf-16"}, {415}),
     (b"{}", {**JSON, "content-encoding": "gzip"}, {415}),
-    *((ending.replace("%s", value).encode(), JSON, {400, 422}) for ending in ENDINGS for value in VALUES),
+    *((ending.replace("%s", value).encode(), JSON, {400, 422}) for ending in FINAL_SUMMARIES for value in VALUES),
 ]
 QUERIES = ["\0", "%ff", "%zz", "\ud800", "-1", "1e9", "9" * 400, "x" * 2_000, "'; --", "NaN", "😀", "a=b", "[]"]
 HEADERS: dict[str, list[bytes]] = {

@@ -17,7 +17,7 @@ from app.enums import Charge, TaskStatus
 from app.keyring import Secrets
 from app.models import Callback, Task
 from tests.support.processes import SECRET_KEY
-from tests.support.service import Service, inside, reread, told
+from tests.support.service import Service, event_types, inside, reread
 
 S = TaskStatus
 CLIP = {"id": "clip-1", "audio_url": "https://cdn.example/1.mp3", "title": "Rain", "duration": 7.5}
@@ -134,7 +134,7 @@ async def test_duplicates_get_the_same_answer_and_have_no_effect(service: Servic
 
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, b'{"status":"received"}')}
     assert Counter(shown["outcome"] for shown in await _shown(service, task)) == {"applied": 1, "stale": 9}
-    assert await told(service.database, task.id) == ["task.created", "task.succeeded"]
+    assert await event_types(service.database, task.id) == ["task.created", "task.succeeded"]
 
 
 async def test_callback_about_another_upstream_task_changes_nothing(service: Service) -> None:

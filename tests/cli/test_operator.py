@@ -18,7 +18,7 @@ from app.models import ApiKey, Callback, Clip, Task
 from app.tasks.repository import lock_task
 from app.tasks.resolution import CannotResolve, resolve
 from tests.support.processes import SECRET_KEY, UPSTREAM_KEY, Processes, client_of, eventually, free_port, order
-from tests.support.service import MORNING, add_key, add_task, reread, settings_of, told
+from tests.support.service import MORNING, add_key, add_task, event_types, reread, settings_of
 
 S = TaskStatus
 LIVE = (S.queued, S.submitting, S.unconfirmed, S.generating)
@@ -146,15 +146,15 @@ async def test_doctor_says_what_is_wrong_and_what_to_do(
     with Processes(tmp_path, database_url=database_url, upstream_api_key=UPSTREAM_KEY) as processes:
         sandbox = await processes.sandbox(**controls)
         chosen = {"upstream_url": sandbox.url, **settings}
-        told, as_json = [await processes.run("doctor", *options, **chosen) for options in ((), ("--json",))]
+        event_types, as_json = [await processes.run("doctor", *options, **chosen) for options in ((), ("--json",))]
 
     findings = json.loads(as_json.stdout)
     problems = [finding for finding in findings if not finding["ok"]]
-    assert (told.code, as_json.code) == ((1, 1) if check else (0, 0))
+    assert (event_types.code, as_json.code) == ((1, 1) if check else (0, 0))
     assert [finding["check"] for finding in problems] == ([check] if check else [])
     assert all(advice in finding["detail"] for finding in problems)
-    assert told.stdout.count("PROBLEM") == len(problems)
-    assert told.stdout.count("ok     ") == len(findings) - len(problems)
+    assert event_types.stdout.count("PROBLEM") == len(problems)
+    assert event_types.stdout.count("ok     ") == len(findings) - len(problems)
 
 
 async def test_doctor_sees_a_held_queue_and_the_way_in(database_url: str, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ async def _resolve(database: Database, task: Task, status: TaskStatus, upstream_
     try:
         await _try(database, task, status, upstream_task_id)
     except CannotResolve:
-        before = await told(database, task.id)
+        before = await event_types(database, task.id)
         assert before == ["task.created"]
         return False
     return True

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, select
 from app.database.engine import Database
 from app.enums import Charge, EventType, TaskStatus
 from app.models import Event, Task
-from app.tasks.transitions import FINAL, NEXT, REVIVABLE, TOLD
+from app.tasks.transitions import EVENT_BY_STATUS, FINAL, NEXT, REVIVABLE
 from tests.support.processes import Running, client_of, journal
 
 Record = dict[str, Any]
@@ -161,8 +161,8 @@ def no_step_goes_back(ledger: Ledger) -> Iterator[str]:
         versions = [event.version for event in events]
         if versions != sorted(set(versions)) or versions[-1] > task.version:
             yield f"{task.id} has version {task.version} and events {versions}"
-        told = [event for event in events if "status" in event.data]
-        for before, event in pairwise(told):
+        event_types = [event for event in events if "status" in event.data]
+        for before, event in pairwise(event_types):
             if not _may_follow(before, event):
                 yield f"{task.id} went from {before.type} to {event.type}"
 
@@ -211,7 +211,7 @@ def _is_unheard_of(ledger: Ledger, record: Record) -> bool:
 
 
 def _final_events(events: Sequence[Event]) -> int:
-    return sum(event.type in {TOLD[status] for status in FINAL} for event in events)
+    return sum(event.type in {EVENT_BY_STATUS[status] for status in FINAL} for event in events)
 
 
 def _may_follow(before: Event, event: Event) -> bool:

@@ -81,7 +81,7 @@ async def storm(processes: Processes, database_url: str, *, seconds: float, work
     until = time.monotonic() + seconds
     orders = [asyncio.create_task(order_until(crew[0].running.url, until, dice)) for _ in range(ORDERERS)]
     kills = await _strike_until(crew, until, dice)
-    acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
+    acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
     await _until_settled(database_url, sandbox)
     broken = [
@@ -143,8 +143,8 @@ async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[s
         try:
             answer = await client.post(path, **request)
             if answer.status_code in (200, 202, 409):
-                told: dict[str, Any] = answer.json()
-                return told
+                event_types: dict[str, Any] = answer.json()
+                return event_types
             assert answer.status_code == 503, answer.text
         except httpx.TransportError:
             pass

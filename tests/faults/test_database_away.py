@@ -44,7 +44,7 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
         await asyncio.sleep(2)
         with outage():
             lives = await _lives_for(AWAY, service.url)
-        acknowledged = [task_id for told in await asyncio.gather(*orders) for task_id in told]
+        acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
         await eventually(lambda: has_ended(database_url), within=60)
         ledger = await read_ledger(database_url, sandbox)
         async with client_of(service) as client:

@@ -24,10 +24,10 @@ class End(NamedTuple):
     accepted: int
 
 
-HEARD = End("succeeded", None, "callback", "charged", 1, 1)
-FOUND = HEARD._replace(resolved_by="poll")
-ADOPTED = HEARD._replace(resolved_by="adoption")
-SENT_AGAIN = HEARD._replace(posts=2)
+WEBHOOK_TYPES = End("succeeded", None, "callback", "charged", 1, 1)
+FOUND = WEBHOOK_TYPES._replace(resolved_by="poll")
+ADOPTED = WEBHOOK_TYPES._replace(resolved_by="adoption")
+SENT_AGAIN = WEBHOOK_TYPES._replace(posts=2)
 REJECTED = End("failed", "invalid_request", None, "none", 1, 0)
 NEVER_KNOWN = End("failed", "outcome_unknown", None, "possible", 1, 0)
 GIVEN_UP = End("failed", "deadline_exceeded", None, "charged", 1, 1)
@@ -64,30 +64,30 @@ SUBMIT: Mapping[str, End] = {
     f"odd-types, {LATE}": ADOPTED,
     "accept-then-500, drop-callbacks": NEVER_KNOWN._replace(accepted=1),
     "accept-then-500, refunded, delay-callbacks=4": FAILED._replace(resolved_by="adoption", charge="refunded"),
-    "slow=0.2": HEARD,
-    "drip=0.2": HEARD,
-    "huge-answer=0.5": HEARD,
-    "string-code": HEARD,
-    "snake-case-answer": HEARD,
-    "callback-before-answer": HEARD,
+    "slow=0.2": WEBHOOK_TYPES,
+    "drip=0.2": WEBHOOK_TYPES,
+    "huge-answer=0.5": WEBHOOK_TYPES,
+    "string-code": WEBHOOK_TYPES,
+    "snake-case-answer": WEBHOOK_TYPES,
+    "callback-before-answer": WEBHOOK_TYPES,
 }
 CALLBACK: Mapping[str, End] = {
     "drop-callbacks": FOUND,
-    "only-complete": HEARD,
-    "repeat-callbacks=3": HEARD,
-    "reorder-callbacks": HEARD,
-    "delay-callbacks=0.5": HEARD,
-    "second-callback": HEARD,
+    "only-complete": WEBHOOK_TYPES,
+    "repeat-callbacks=3": WEBHOOK_TYPES,
+    "reorder-callbacks": WEBHOOK_TYPES,
+    "delay-callbacks=0.5": WEBHOOK_TYPES,
+    "second-callback": WEBHOOK_TYPES,
     "unknown-type": FOUND,
-    "upper-case-type": HEARD,
-    "poll-shaped": HEARD,
-    "camel-case": HEARD,
-    "top-level-id": HEARD,
-    "missing-id": HEARD,
+    "upper-case-type": WEBHOOK_TYPES,
+    "poll-shaped": WEBHOOK_TYPES,
+    "camel-case": WEBHOOK_TYPES,
+    "top-level-id": WEBHOOK_TYPES,
+    "missing-id": WEBHOOK_TYPES,
     # Before the answer is stored no id is known to be wrong.
     f"wrong-id, {LATE}": FOUND,
-    "callback-string-code": HEARD,
-    "digit-times": HEARD,
+    "callback-string-code": WEBHOOK_TYPES,
+    "digit-times": WEBHOOK_TYPES,
     "null-data": FOUND,
     "empty-data": FOUND,
     "malformed-callback": FOUND,

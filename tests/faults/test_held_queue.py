@@ -32,11 +32,11 @@ async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itse
     async with running_service(tmp_path, database_url, **settings) as (client, sandbox):
         # It is the account that takes nothing here, not the upstream's pace.
         await _set(sandbox, {"rate": 1000})
-        for outage, recovery, told in OUTAGES:
+        for outage, recovery, event_types in OUTAGES:
             await _set(sandbox, outage)
             # Two, since the first may be what takes the last credits.
             refused = await order_many(client, 2)
-            await eventually(lambda told=told: _tells(client, told), within=30)  # type: ignore[misc]
+            await eventually(lambda event_types=event_types: _tells(client, event_types), within=30)  # type: ignore[misc]
             waiting = [(await order(client))["id"] for _ in range(2)]
             await eventually(lambda waiting=waiting: _have_places(client, waiting))  # type: ignore[misc]
 
@@ -49,10 +49,10 @@ async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itse
     assert sum(submit["created"] for submit in submits) == 4 * len(OUTAGES)
 
 
-async def _tells(client: httpx.AsyncClient, told: str) -> bool:
+async def _tells(client: httpx.AsyncClient, event_types: str) -> bool:
     answer = await client.get("/readyz")
     check = answer.json()["checks"]["upstream"]
-    return answer.status_code == 200 and check["status"] == "degraded" and told in check["detail"]
+    return answer.status_code == 200 and check["status"] == "degraded" and event_types in check["detail"]
 
 
 async def _have_places(client: httpx.AsyncClient, task_ids: list[str]) -> bool:

@@ -143,7 +143,7 @@ async def reread(database: Database, task_id: str) -> Task:
         return await session.get_one(Task, task_id)
 
 
-async def told(database: Database, task_id: str) -> list[str]:
+async def event_types(database: Database, task_id: str) -> list[str]:
     """The types of a task's events, oldest first."""
     async with database.reads() as session:
         events = await session.scalars(select(Event).where(Event.task_id == task_id).order_by(Event.version))

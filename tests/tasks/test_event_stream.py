@@ -52,12 +52,14 @@ async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_on
         rest = [block async for block in stream]
 
     listed = (await service.client.get(_events(task))).json()["items"]
-    told = [block for block in [first, *rest] if "data" in block]
+    event_types = [block for block in [first, *rest] if "data" in block]
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert response.headers["Vary"] == "Accept"
     assert data_of([first, *rest]) == listed
-    assert [(block["id"], block["event"]) for block in told] == [(event["id"], event["type"]) for event in listed]
-    assert [block["event"] for block in told] == ["task.created", "task.canceled"]
+    assert [(block["id"], block["event"]) for block in event_types] == [
+        (event["id"], event["type"]) for event in listed
+    ]
+    assert [block["event"] for block in event_types] == ["task.created", "task.canceled"]
 
 
 async def test_stream_resumes_behind_the_last_event_that_was_heard(service: Service) -> None:
@@ -74,9 +76,9 @@ async def test_stream_behind_an_unknown_event_begins_at_the_first(service: Servi
     task = await order(service.client)
     await cancel(service.client, task)
 
-    told = await _told(service, task, last_event_id)
+    event_types = await _told(service, task, last_event_id)
 
-    assert [event["type"] for event in told] == ["task.created", "task.canceled"]
+    assert [event["type"] for event in event_types] == ["task.created", "task.canceled"]
 
 
 async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service) -> None:
@@ -115,9 +117,9 @@ async def test_streams_hold_no_database_connection(service: Service) -> None:
         (await service.client.get(f"/v1/tasks/{task['id']}")).raise_for_status()
     await cancel(service.client, task)
 
-    told = await asyncio.gather(*hearing)
+    event_types = await asyncio.gather(*hearing)
 
-    assert {tuple(event["type"] for event in events) for events in told} == {("task.created", "task.canceled")}
+    assert {tuple(event["type"] for event in events) for events in event_types} == {("task.created", "task.canceled")}
 
 
 async def test_stream_of_an_erased_task_ends(service: Service) -> None:

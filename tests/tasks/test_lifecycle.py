@@ -14,7 +14,7 @@ from app.tasks.lifecycle import MAX_AUDIO_CHECKS
 from app.tasks.repository import lock_task
 from app.tasks.schedule import MIN_POLL_INTERVAL
 from app.upstream.types import Report, ReportedClip, Stage
-from tests.support.service import MORNING, add_key, add_task, reread, settings_of, told
+from tests.support.service import MORNING, add_key, add_task, event_types, reread, settings_of
 
 S = TaskStatus
 NOON = MORNING + timedelta(hours=4)
@@ -75,7 +75,7 @@ async def test_repeated_reports_are_no_news(database: Database) -> None:
         assert not await _hear(database, task, report)
         assert (await reread(database, task.id)).version == before.version
 
-    assert await told(database, task.id) == ["task.created", "task.progressed", "task.succeeded"]
+    assert await event_types(database, task.id) == ["task.created", "task.progressed", "task.succeeded"]
 
 
 @pytest.mark.parametrize("late", [RUNNING, PROGRESS, UNCLEAR, FAILURE, REFUND])
@@ -128,7 +128,7 @@ async def test_news_of_a_known_clip_is_a_new_version(database: Database) -> None
 
     assert is_news
     assert (await reread(database, task.id)).version == before.version + 1
-    assert await told(database, task.id) == ["task.created", "task.progressed"]
+    assert await event_types(database, task.id) == ["task.created", "task.progressed"]
 
 
 async def test_clip_that_shows_after_the_success_is_kept_too(database: Database) -> None:
@@ -175,7 +175,7 @@ async def test_report_may_come_before_the_answer_to_the_submit(database: Databas
 
     done = await reread(database, task.id)
     assert (done.status, done.upstream_task_id, done.resolved_by) == (S.succeeded, "up-1", ResolvedBy.callback)
-    assert await told(database, task.id) == ["task.created", "task.submitted", "task.succeeded"]
+    assert await event_types(database, task.id) == ["task.created", "task.submitted", "task.succeeded"]
 
 
 async def test_name_that_comes_after_the_first_report_is_kept(database: Database) -> None:
@@ -195,7 +195,7 @@ async def test_late_success_revives_what_we_gave_up(database: Database, code: Er
 
     done = await reread(database, task.id)
     assert (done.status, done.error_code, done.error_message, done.charge) == (S.succeeded, None, None, Charge.charged)
-    assert await told(database, task.id) == ["task.created", "task.revived", "task.succeeded"]
+    assert await event_types(database, task.id) == ["task.created", "task.revived", "task.succeeded"]
 
 
 @pytest.mark.parametrize("late", [RUNNING, PROGRESS, FAILURE, UNCLEAR])

@@ -1,7 +1,7 @@
 """Which step a task may take next: the table from the other side."""
 
 from app.enums import EventType, TaskStatus
-from app.tasks.transitions import FINAL, NEXT, REVIVABLE, TOLD, can_move
+from app.tasks.transitions import EVENT_BY_STATUS, FINAL, NEXT, REVIVABLE, can_move
 
 S = TaskStatus
 # From where each state can be reached.
@@ -39,7 +39,7 @@ def test_only_what_we_gave_up_ourselves_can_be_revived() -> None:
 
 
 def test_every_step_that_a_caller_waits_for_is_told() -> None:
-    untold = set(S) - set(TOLD)
+    untold = set(S) - set(EVENT_BY_STATUS)
 
     assert untold == {S.queued, S.submitting}
-    assert set(EventType) - set(TOLD.values()) >= {EventType.task_created, EventType.task_progressed}
+    assert set(EventType) - set(EVENT_BY_STATUS.values()) >= {EventType.task_created, EventType.task_progressed}

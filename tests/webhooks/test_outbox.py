@@ -10,7 +10,7 @@ from sqlalchemy import event
 from app.egress import check_url
 from app.enums import DeliveryStatus, ResolvedBy, WebhookType
 from app.models import Task
-from app.tasks.payloads import TaskNews
+from app.tasks.payloads import TaskWebhook
 from app.tasks.repository import lock_task
 from app.upstream.types import Report, ReportedClip, Stage
 from tests.webhooks.service import HandClock, Service, joined
@@ -38,7 +38,7 @@ async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url
 
         deliveries = await service.deliveries()
 
-        bodies = [TaskNews.model_validate_json(delivery.body) for delivery in deliveries]
+        bodies = [TaskWebhook.model_validate_json(delivery.body) for delivery in deliveries]
         assert [body.type for body in bodies] == ["task.submitted", "task.progressed", "task.succeeded"]
         assert [body.data.task.version for body in bodies] == [2, 3, 4]
         assert [body.data.task.status for body in bodies] == ["generating", "generating", "succeeded"]

@@ -381,10 +381,10 @@ async def test_document_describes_what_receivers_are_sent(database_url: str) -> 
 def described(openapi: dict[str, Any], receiver: Receiver, position: int) -> str:
     """Return which event this was, having held its body against the schema of that webhook."""
     got = receiver.received[position]
-    news: dict[str, Any] = httpx.Response(200, content=got.body).json()
-    kind: str = news["type"]
+    outbound: dict[str, Any] = httpx.Response(200, content=got.body).json()
+    kind: str = outbound["type"]
     operation = openapi["webhooks"][kind]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    validate({**schema, "components": openapi["components"]}, news)
+    validate({**schema, "components": openapi["components"]}, outbound)
     assert {parameter["name"] for parameter in operation["parameters"]} <= got.headers.keys()
     return kind

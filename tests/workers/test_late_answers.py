@@ -24,7 +24,7 @@ from tests.support.processes import (
     until_final,
     until_status,
 )
-from tests.support.service import MORNING, add_task, inside, reread, told
+from tests.support.service import MORNING, add_task, event_types, inside, reread
 from tests.webhooks.service import joined
 
 S = TaskStatus
@@ -166,4 +166,4 @@ async def test_row_that_cannot_be_judged_costs_nobody_else_a_turn(database_url: 
 
         await eventually(is_judged)
         assert (await reread(service.database, broken.id)).status is S.unconfirmed
-        assert await told(service.database, sound.id) == ["task.created", "task.failed"]
+        assert await event_types(service.database, sound.id) == ["task.created", "task.failed"]

@@ -200,10 +200,10 @@ async def test_cancellation_passes_through() -> None:
 async def test_fault_names_neither_key_nor_callback(behave: Behaviour, caplog: pytest.LogCaptureFixture) -> None:
     for library in ("httpx", "httpcore"):
         caplog.set_level(logging.DEBUG, library)
-    told = repr(await submit(behave, SHORT)) + caplog.text
-    assert "POST" in told
-    assert KEY not in told
-    assert TOKEN not in told
+    event_types = repr(await submit(behave, SHORT)) + caplog.text
+    assert "POST" in event_types
+    assert KEY not in event_types
+    assert TOKEN not in event_types
 
 
 @pytest.mark.parametrize("code", [400, 401, 405, 500])
@@ -214,9 +214,9 @@ async def test_what_the_upstream_repeats_of_ours_is_not_told(code: int) -> None:
         upstream = Upstream(http, LONG)
         submitted, read = await upstream.submit(ORDER, CALLBACK_URL), await upstream.credits()
         polled, words = await upstream.record_info("a"), await upstream.lyrics("a", "b")
-    told = repr((submitted, polled, read, words))
-    assert "refused for ***" in told
-    assert KEY not in told
+    event_types = repr((submitted, polled, read, words))
+    assert "refused for ***" in event_types
+    assert KEY not in event_types
     assert TOKEN not in repr(submitted)
 
 

@@ -20,7 +20,7 @@ def callback(body: object) -> Report:
     return report
 
 
-def told(kind: object, *items: object, code: object = 200) -> Report:
+def event_types(kind: object, *items: object, code: object = 200) -> Report:
     return callback({"code": code, "msg": "m", "data": {"callbackType": kind, "task_id": "2fac9f72", "data": items}})
 
 
@@ -32,8 +32,8 @@ def poll(body: object) -> Report:
 
 def polled(status: object, *items: object, **data: object) -> Report:
     response = {"taskId": "7d9e", "sunoData": items}
-    told = {"taskId": "7d9e", "response": response, "status": status} | data
-    return poll({"code": 200, "msg": "success", "data": told})
+    event_types = {"taskId": "7d9e", "response": response, "status": status} | data
+    return poll({"code": 200, "msg": "success", "data": event_types})
 
 
 SNAKE = {
@@ -77,7 +77,7 @@ CLIP = ReportedClip(
 
 @pytest.mark.parametrize("item", [SNAKE, CAMEL])
 def test_clip_reads_alike_in_both_spellings_of_callback_and_poll(item: dict[str, object]) -> None:
-    assert told("complete", item).clips == (CLIP,)
+    assert event_types("complete", item).clips == (CLIP,)
     assert polled("SUCCESS", item).clips == (CLIP,)
 
 
@@ -124,7 +124,7 @@ def test_callback_reads_alike_in_every_shape(body: object) -> None:
     ],
 )
 def test_callback_type_tells_the_stage(kind: object, stage: Stage) -> None:
-    assert told(kind, SNAKE).stage is stage
+    assert event_types(kind, SNAKE).stage is stage
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,9 @@ def test_poll_status_tells_the_stage(word: object, stage: Stage) -> None:
 SILENT: dict[str, object] = {"id": "x", "audio_url": "", "stream_audio_url": "https://cdn.example/stream"}
 
 
-@pytest.mark.parametrize("tell", [lambda *items: told("complete", *items), lambda *items: polled("SUCCESS", *items)])
+@pytest.mark.parametrize(
+    "tell", [lambda *items: event_types("complete", *items), lambda *items: polled("SUCCESS", *items)]
+)
 def test_success_without_any_audio_is_unclear(tell: Callable[..., Report]) -> None:
     assert tell().stage is Stage.unclear
     assert tell(SILENT).stage is Stage.unclear
@@ -163,7 +165,7 @@ def test_success_without_any_audio_is_unclear(tell: Callable[..., Report]) -> No
 
 
 def test_source_url_alone_counts_as_audio() -> None:
-    report = told("complete", {"id": "x", "audio_url": "", "source_audio_url": A})
+    report = event_types("complete", {"id": "x", "audio_url": "", "source_audio_url": A})
     assert (report.stage, report.clips[0].audio_url, report.clips[0].source_audio_url) == (Stage.succeeded, None, A)
     assert report.clips[0].has_audio
 
@@ -232,7 +234,7 @@ def test_sensitive_words_are_rejected_content_wherever_they_are_named() -> None:
 
 
 def test_failure_with_code_200_in_the_envelope_keeps_its_message() -> None:
-    report = told("error")
+    report = event_types("error")
     assert report == Report(Stage.failed, "2fac9f72", message="m", error_code="upstream_failed")
 
 
