@@ -20,15 +20,15 @@ from app.callbacks import routes as callbacks
 from app.clips import routes as clips
 from app.config import Settings
 from app.database.engine import Database
-from app.database.pg_notify import Relay
-from app.database.wakeups import Signals
+from app.database.pg_notify import PostgresNotifier
+from app.database.wakeups import Wakeups
 from app.dropin import routes as dropin
 from app.dropin.callbacks import publish_to_callback_url
 from app.dropin.middleware import Enveloped
 from app.egress import guarded_client, upstream_client
 from app.keyring import load_secrets
 from app.observability.metrics import Metrics
-from app.services import Parts
+from app.services import Services
 from app.signed_urls import load_links
 from app.storage.store import Storage
 from app.tasks import event_stream, payloads, usage
@@ -65,20 +65,20 @@ USABLE_GRACE = 0.8
 
 def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     """Join the service. Nothing is connected and nothing runs before its lifespan begins."""
-    parts = join(settings)
+    services = join(settings)
     app = FastAPI(
         title="Soundpost",
         version=__version__,
         summary="Orders sounds from a paid upstream and loses none of them.",
-        lifespan=_lifespan(parts, runs_loops),
+        lifespan=_lifespan(services, runs_loops),
         redirect_slashes=False,
     )
-    app.state.settings, app.state.database, app.state.secrets = settings, parts.database, parts.secrets
-    app.state.lifecycle, app.state.signals, app.state.metrics = parts.lifecycle, parts.signals, Metrics()
-    app.state.webhooks, app.state.storage, app.state.links = parts.webhooks, parts.storage, parts.links
+    app.state.settings, app.state.database, app.state.secrets = settings, services.database, services.secrets
+    app.state.lifecycle, app.state.wakeups, app.state.metrics = services.lifecycle, services.wakeups, Metrics()
+    app.state.webhooks, app.state.storage, app.state.links = services.webhooks, services.storage, services.links
     app.state.latency = Latency()
-    app.state.credit_desk = CreditDesk(parts.database, parts.pacer, parts.upstream)
-    app.state.waits = Waits(parts.database, parts.signals, parts.links)
+    app.state.credit_desk = CreditDesk(services.database, services.pacer, services.upstream)
+    app.state.waits = Waits(services.database, services.wakeups, services.links)
     for room in (tasks, event_stream, usage, webhooks, deliveries, upstream):
         for router in (room.router, heads_of(room.router)):
             app.include_router(router, dependencies=[Depends(check_accept)])
@@ -95,18 +95,18 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     return app
 
 
-def join(settings: Settings) -> Parts:
+def join(settings: Settings) -> Services:
     """Make every part once. Raises SecretsUnusable."""
     secrets = load_secrets(settings)
     database = Database(settings.database_url)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
     http = upstream_client(settings.upstream_url, key, settings.upstream_patience)
     links = load_links(settings)
-    return Parts(
+    return Services(
         settings=settings,
         database=database,
         secrets=secrets,
-        signals=Signals(database),
+        wakeups=Wakeups(database),
         lifecycle=make_lifecycle(settings),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
@@ -162,30 +162,30 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _lifespan(parts: Parts, runs_loops: bool) -> Any:
+def _lifespan(services: Services, runs_loops: bool) -> Any:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping = app.state.stopping = asyncio.Event()
         with stop_at_signal(stopping):
-            async with _running(parts, stopping, runs_loops), app.state.waits.checked():
+            async with _running(services, stopping, runs_loops), app.state.waits.checked():
                 yield
 
     return lifespan
 
 
 @asynccontextmanager
-async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> AsyncIterator[None]:
-    preparing = asyncio.create_task(_prepare(parts))
+async def _running(services: Services, stopping: asyncio.Event, runs_loops: bool) -> AsyncIterator[None]:
+    preparing = asyncio.create_task(_prepare(services))
     background: list[asyncio.Task[None]] = [preparing]
     await asyncio.wait(background, timeout=DATABASE_PATIENCE)
     if preparing.done():
         preparing.result()
     if runs_loops:
-        background += [asyncio.create_task(loop) for loop in _loops(parts, stopping)]
-    relay = Relay(parts.signals, parts.database)
+        background += [asyncio.create_task(loop) for loop in _loops(services, stopping)]
+    relay = PostgresNotifier(services.wakeups, services.database)
     relay.start()
     stopped_at: list[float] = []
-    watch = asyncio.create_task(_note_stop(stopping, stopped_at, parts.signals))
+    watch = asyncio.create_task(_note_stop(stopping, stopped_at, services.wakeups))
     try:
         yield
     finally:
@@ -193,36 +193,36 @@ async def _running(parts: Parts, stopping: asyncio.Event, runs_loops: bool) -> A
         await watch
         # Where the database never came, the next start prepares it.
         preparing.cancel()
-        remaining = stopped_at[0] + parts.settings.grace.total_seconds() * USABLE_GRACE - time.monotonic()
+        remaining = stopped_at[0] + services.settings.grace.total_seconds() * USABLE_GRACE - time.monotonic()
         await asyncio.wait(background, timeout=max(0.0, remaining))
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await relay.close()
-        await parts.upstream_http.aclose()
-        await parts.egress_http.aclose()
-        await parts.database.close()
+        await services.upstream_http.aclose()
+        await services.egress_http.aclose()
+        await services.database.close()
 
 
-async def _prepare(parts: Parts) -> None:
+async def _prepare(services: Services) -> None:
     async def prepare() -> None:
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
-            await parts.pacer.prepare(session, now)
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
+            await services.pacer.prepare(session, now)
             await prepare_chores(session, now)
-        if parts.settings.api_keys:
-            await keep_configured_keys(parts.database, parts.settings.api_keys.get_secret_value())
+        if services.settings.api_keys:
+            await keep_configured_keys(services.database, services.settings.api_keys.get_secret_value())
 
     await insist(prepare)
 
 
-def _loops(parts: Parts, stopping: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
-    loops: list[Loop[Any]] = [submit_loop(parts), poll_loop(parts), deliver_loop(parts), chore_loop(parts)]
-    loops += [archive_loop(parts), erase_loop(parts)]
+def _loops(services: Services, stopping: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
+    loops: list[Loop[Any]] = [submit_loop(services), poll_loop(services), deliver_loop(services), chore_loop(services)]
+    loops += [archive_loop(services), erase_loop(services)]
     return [run_loop(loop, stopping) for loop in loops]
 
 
-async def _note_stop(stopping: asyncio.Event, stopped_at: list[float], signals: Signals) -> None:
+async def _note_stop(stopping: asyncio.Event, stopped_at: list[float], wakeups: Wakeups) -> None:
     await stopping.wait()
     stopped_at.append(time.monotonic())
-    signals.dismiss()
+    wakeups.close()

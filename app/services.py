@@ -8,7 +8,7 @@ import httpx
 
 from app.config import Settings
 from app.database.engine import Database
-from app.database.wakeups import Signals
+from app.database.wakeups import Wakeups
 from app.keyring import Secrets
 from app.signed_urls import Links
 from app.storage.store import Storage
@@ -19,13 +19,13 @@ from app.webhooks.service import Webhooks
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Services:
     """The joined service, as the loops see it."""
 
     settings: Settings
     database: Database
     secrets: Secrets
-    signals: Signals
+    wakeups: Wakeups
     lifecycle: TaskLifecycle
     pacer: Pacer
     upstream_http: httpx.AsyncClient

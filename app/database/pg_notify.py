@@ -15,22 +15,22 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.database.engine import TRANSIENT, Database
-from app.database.wakeups import Signals
+from app.database.wakeups import Wakeups
 
 log = structlog.get_logger()
 
 CHANNEL = "soundpost"
 # PostgreSQL refuses payloads of 8,000 bytes, and a name takes 33 of them at most.
-NAMES_IN_A_PAYLOAD = 200
+MAX_TOPICS_IN_A_PAYLOAD = 200
 # NOTIFY takes a lock that all commits of the server share, so a burst of them is told at once.
-PAUSE = 0.005
+MIN_PAUSE = 0.005
 # What could not be told by then, the others have found by themselves.
-SLOWEST = 1.0
+PUBLISH_TIMEOUT = 1.0
 HEARTBEAT = 10.0
-FIRST_RETRY, SLOWEST_RETRY = 0.1, 5.0
+MIN_RETRY, MAX_RETRY = 0.1, 5.0
 
 
-class Relay:
+class PostgresNotifier:
     """
     Tells the other replicas what rings here, and rings here what they tell.
 
@@ -38,93 +38,95 @@ class Relay:
     no such thing as a listener: its processes only find.
     """
 
-    def __init__(self, signals: Signals, database: Database) -> None:
-        self._signals, self._database = signals, database
-        self._teller = _Teller(database)
+    def __init__(self, wakeups: Wakeups, database: Database) -> None:
+        self._wakeups, self._database = wakeups, database
+        self._publisher = _Publisher(database)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin, unless there is nobody to tell."""
         if not self._database.url.startswith("sqlite"):
-            self._signals.pass_on = self._teller.take
-            listening = _listen(self._database.url, self._teller.name, self._signals)
-            self._tasks = [asyncio.create_task(self._teller.run()), asyncio.create_task(listening)]
+            self._wakeups.forward_to(self._publisher.add)
+            listening = _listen(self._database.url, self._publisher.name, self._wakeups)
+            self._tasks = [asyncio.create_task(self._publisher.run()), asyncio.create_task(listening)]
 
     async def close(self) -> None:
         """Tell what is still untold, and end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._teller.tell()
+        await self._publisher.publish()
 
 
-class _Teller:
+class _Publisher:
     """Gathers names, and tells them in as few notifications as there can be."""
 
     def __init__(self, database: Database) -> None:
         self.name = uuid4().hex
         self._database = database
-        self._names: set[str] = set()
-        self._has_names = asyncio.Event()
+        self._topics: set[str] = set()
+        self._has_topics = asyncio.Event()
 
-    def take(self, names: Collection[str]) -> None:
-        self._names.update(names)
-        self._has_names.set()
+    def add(self, topics: Collection[str]) -> None:
+        self._topics.update(topics)
+        self._has_topics.set()
 
     async def run(self) -> None:
         while True:
-            await self._has_names.wait()
-            await self.tell()
-            await asyncio.sleep(PAUSE)
+            await self._has_topics.wait()
+            await self.publish()
+            await asyncio.sleep(MIN_PAUSE)
 
-    async def tell(self) -> None:
-        names, self._names = sorted(self._names), set()
-        self._has_names.clear()
-        if not names:
+    async def publish(self) -> None:
+        topics, self._topics = sorted(self._topics), set()
+        self._has_topics.clear()
+        if not topics:
             return
-        payloads = [names[start : start + NAMES_IN_A_PAYLOAD] for start in range(0, len(names), NAMES_IN_A_PAYLOAD)]
+        payloads = [
+            topics[start : start + MAX_TOPICS_IN_A_PAYLOAD] for start in range(0, len(topics), MAX_TOPICS_IN_A_PAYLOAD)
+        ]
         try:
-            async with asyncio.timeout(SLOWEST), self._database.writes.begin() as session:
+            async with asyncio.timeout(PUBLISH_TIMEOUT), self._database.writes.begin() as session:
                 for payload in payloads:
                     await session.execute(select(func.pg_notify(CHANNEL, f"{self.name}:{','.join(payload)}")))
         except TRANSIENT as error:
             log.warning("notify_failed", error=type(error).__name__)
 
 
-async def _listen(url: str, own_name: str, signals: Signals) -> None:
+async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
     """Hear the others for ever, on a connection apart from the pool, made anew whenever it is lost."""
 
-    def hear(payload: str) -> None:
-        teller, _, names = payload.partition(":")
-        if teller != own_name:
-            for name in names.split(","):
-                signals.ring(name)
+    def on_payload(payload: str) -> None:
+        publisher, _, topics = payload.partition(":")
+        if publisher != own_id:
+            for name in topics.split(","):
+                wakeups.notify(name)
 
-    delay = FIRST_RETRY
+    delay = MIN_RETRY
     while True:
         began = time.monotonic()
         try:
-            await _listen_once(url, hear)
+            await _listen_once(url, on_payload)
         except Exception as error:
             log.warning("listening_lost", error=type(error).__name__)
-        delay = FIRST_RETRY if time.monotonic() - began > HEARTBEAT else min(delay * 2, SLOWEST_RETRY)
+        delay = MIN_RETRY if time.monotonic() - began > HEARTBEAT else min(delay * 2, MAX_RETRY)
         await asyncio.sleep(delay)
 
 
-async def _listen_once(url: str, hear: Callable[[str], None]) -> None:
+async def _listen_once(url: str, on_payload: Callable[[str], None]) -> None:
     engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
-            await _HEARING[engine.driver](driver, hear)
+            await _RECEIVERS[engine.driver](driver, on_payload)
     finally:
         await engine.dispose()
 
 
-async def _hear_asyncpg(connection: Any, hear: Callable[[str], None]) -> None:
+async def _receive_asyncpg(connection: Any, on_payload: Callable[[str], None]) -> None:
     is_lost = asyncio.Event()
     connection.add_termination_listener(lambda _: is_lost.set())
-    await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: hear(payload))
+    await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: on_payload(payload))
     while True:
         with suppress(TimeoutError):
             await asyncio.wait_for(is_lost.wait(), HEARTBEAT)
@@ -132,16 +134,16 @@ async def _hear_asyncpg(connection: Any, hear: Callable[[str], None]) -> None:
         await connection.execute("SELECT 1", timeout=HEARTBEAT)
 
 
-async def _hear_psycopg(connection: Any, hear: Callable[[str], None]) -> None:
+async def _receive_psycopg(connection: Any, on_payload: Callable[[str], None]) -> None:
     await connection.execute(f"LISTEN {CHANNEL}")
     while True:
         async for notification in connection.notifies(timeout=HEARTBEAT):
-            hear(notification.payload)
+            on_payload(notification.payload)
         async with asyncio.timeout(HEARTBEAT):
             await connection.execute("SELECT 1")
 
 
-_HEARING: dict[str, Callable[[Any, Callable[[str], None]], Coroutine[Any, Any, None]]] = {
-    "asyncpg": _hear_asyncpg,
-    "psycopg": _hear_psycopg,
+_RECEIVERS: dict[str, Callable[[Any, Callable[[str], None]], Coroutine[Any, Any, None]]] = {
+    "asyncpg": _receive_asyncpg,
+    "psycopg": _receive_psycopg,
 }

@@ -1,4 +1,4 @@
-"""Wake-ups: who waits for something hears of it at once, and finds it a moment later by itself if not."""
+"""In-process wake-ups. Losing one only delays the waiter until its next poll."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sqlalchemy import event, orm
 
 from app.database.engine import Database, Session
 
+# The topics of the workers; every other topic is the id of a task.
 SUBMITS = "submits"
 POLLS = "polls"
 CHORES = "chores"
@@ -17,113 +18,118 @@ DELIVERIES = "deliveries"
 ARCHIVES = "archives"
 ERASURES = "erasures"
 
+Forward = Callable[[Collection[str]], None]
 
-class Watch:
+
+class Subscription:
     """
-    One waiter's ear for one name, as long as it is entered; as small as can be: there may be thousands.
+    A subscription to one topic, active inside its `with` block.
 
-    `version` is the last one that its waiter has seen; whoever knows of another rings.
+    Uses `__slots__` because a process may hold thousands. `version` is the last
+    version of the topic's task that the waiter has seen.
     """
 
-    __slots__ = ("_among", "_is_rung", "_name", "_nap", "is_dismissed", "version")
+    __slots__ = ("_is_notified", "_registry", "_timeout", "_topic", "is_closed", "version")
 
-    def __init__(self, name: str, among: dict[str, set[Watch]], *, is_dismissed: bool) -> None:
-        self._name, self._among = name, among
-        self._is_rung = self.is_dismissed = is_dismissed
-        self._nap: asyncio.Timeout | None = None
+    def __init__(self, topic: str, registry: dict[str, set[Subscription]], *, is_closed: bool) -> None:
+        self._topic, self._registry = topic, registry
+        self._is_notified = self.is_closed = is_closed
+        self._timeout: asyncio.Timeout | None = None
         self.version = 0
 
-    def __enter__(self) -> Watch:
-        self._among.setdefault(self._name, set()).add(self)
+    def __enter__(self) -> Subscription:
+        self._registry.setdefault(self._topic, set()).add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        others = self._among[self._name]
+        others = self._registry[self._topic]
         others.discard(self)
         if not others:
-            del self._among[self._name]
+            del self._registry[self._topic]
 
-    def ring(self) -> None:
-        """Wake the waiter to look again."""
-        self._is_rung = True
-        if self._nap is not None and not self._nap.expired():
-            self._nap.reschedule(0)
-            self._nap = None
+    def notify(self) -> None:
+        """Wake the waiter, so that it reads the task again."""
+        self._is_notified = True
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(0)
+            self._timeout = None
 
-    def dismiss(self) -> None:
-        """Wake the waiter to leave."""
-        self.is_dismissed = True
-        self.ring()
+    def close(self) -> None:
+        """Wake the waiter for the last time."""
+        self.is_closed = True
+        self.notify()
 
-    async def rest(self, seconds: float, hang_up: Callable[[], Awaitable[None]]) -> bool:
+    async def wait(self, seconds: float, disconnected: Callable[[], Awaitable[None]]) -> bool:
         """
-        Sleep until rung, at most so long; return whether it was rung. Who hangs up meanwhile is dismissed.
+        Sleep until notified, for at most `seconds`; return whether it was notified.
 
-        The nap is the wait for the caller to hang up, and a ring is its end: another
-        task to hear of one of them would cost 2 KiB more.
+        `disconnected` returns when the client is gone, which closes the subscription.
+        The sleep is the wait for that, cut short by a notification: a second asyncio
+        task for each waiter would cost 2 KiB more.
         """
         with suppress(TimeoutError):
-            async with asyncio.timeout(0 if self._is_rung else seconds) as self._nap:
-                await hang_up()
-                self._nap = None
-                self.dismiss()
-        self._nap = None
-        was_rung, self._is_rung = self._is_rung, False
-        return was_rung
+            async with asyncio.timeout(0 if self._is_notified else seconds) as self._timeout:
+                await disconnected()
+                self._timeout = None
+                self.close()
+        self._timeout = None
+        was_notified, self._is_notified = self._is_notified, False
+        return was_notified
 
 
-class Signals:
+class Wakeups:
     """
-    Named wake-ups inside one process; losing one costs a waiter its fallback interval, never its answer.
+    The wake-ups of one process, by topic.
 
-    Loops have a bell each, under one of the names above. Whoever waits for a task
-    watches its id. `pass_on` gets the names that this process's commits ring.
+    A worker waits for the event of its topic; a request that waits for a task
+    subscribes to the task's id. Topics of committed transactions are notified here
+    and handed to `forward`, which tells the other replicas.
     """
 
     def __init__(self, database: Database) -> None:
-        self.pass_on: Callable[[Collection[str]], None] = _keep_to_ourselves
-        self._bells: dict[str, asyncio.Event] = {}
-        self._watches: dict[str, set[Watch]] = {}
-        self._is_dismissed = False
-        event.listen(database.session_class, "after_commit", self._ring_committed)
+        self._forward: Forward | None = None
+        self._events: dict[str, asyncio.Event] = {}
+        self._subscriptions: dict[str, set[Subscription]] = {}
+        self._is_closed = False
+        event.listen(database.session_class, "after_commit", self._notify_committed)
 
-    def bell(self, name: str) -> asyncio.Event:
-        """What a loop waits on and clears; the same one for everybody who says this name."""
-        return self._bells.setdefault(name, asyncio.Event())
+    def forward_to(self, forward: Forward) -> None:
+        """Hand the topics of every later commit to `forward` too."""
+        self._forward = forward
 
-    def watch(self, name: str) -> Watch:
-        """Hear of this name as long as the watch is entered."""
-        return Watch(name, self._watches, is_dismissed=self._is_dismissed)
+    def event(self, topic: str) -> asyncio.Event:
+        """The event that a worker waits for and clears; one for each topic."""
+        return self._events.setdefault(topic, asyncio.Event())
 
-    def watched(self) -> Sequence[tuple[str, Watch]]:
-        """Every watch there is now, with its name."""
-        return [(name, watch) for name, watches in self._watches.items() for watch in watches]
+    def subscribe(self, topic: str) -> Subscription:
+        """A subscription to a topic, to be entered as a context manager."""
+        return Subscription(topic, self._subscriptions, is_closed=self._is_closed)
 
-    def ring(self, name: str) -> None:
-        """Wake whoever waits for this name."""
-        if name in self._bells:
-            self._bells[name].set()
-        for watch in self._watches.get(name, ()):
-            watch.ring()
+    def subscriptions(self) -> Sequence[tuple[str, Subscription]]:
+        """Every active subscription with its topic."""
+        return [(topic, one) for topic, found in self._subscriptions.items() for one in found]
 
-    def dismiss(self) -> None:
-        """Nobody shall wait any more, nor begin to: the process is stopping."""
-        self._is_dismissed = True
-        for _, watch in self.watched():
-            watch.dismiss()
+    def notify(self, topic: str) -> None:
+        """Wake whoever waits for this topic in this process."""
+        if topic in self._events:
+            self._events[topic].set()
+        for subscription in self._subscriptions.get(topic, ()):
+            subscription.notify()
 
-    def _ring_committed(self, session: orm.Session) -> None:
-        names = session.info.pop("rings", ())
-        for name in names:
-            self.ring(name)
-        if names:
-            self.pass_on(names)
+    def close(self) -> None:
+        """Close every subscription, and those that are still to come: the process is stopping."""
+        self._is_closed = True
+        for _, subscription in self.subscriptions():
+            subscription.close()
+
+    def _notify_committed(self, session: orm.Session) -> None:
+        topics = session.info.pop("topics", ())
+        for topic in topics:
+            self.notify(topic)
+        if topics and self._forward is not None:
+            self._forward(topics)
 
 
-def ring_on_commit(session: Session | orm.Session, name: str) -> None:
-    """Wake the waiters for this name once, and only if, this transaction is committed."""
-    session.info.setdefault("rings", set()).add(name)
-
-
-def _keep_to_ourselves(_: Collection[str]) -> None:
-    """One process has nobody to tell."""
+def notify_on_commit(session: Session | orm.Session, topic: str) -> None:
+    """Notify a topic once, and only if, this transaction is committed."""
+    session.info.setdefault("topics", set()).add(topic)

@@ -99,5 +99,5 @@ class JournalMiddleware:
 
 def caller_task_id(callback_url: str) -> str | None:
     """The second to last part of a callback URL's path, where callers name their own task."""
-    parts = callback_url.partition("?")[0].split("/")
-    return parts[-2] if len(parts) > 4 else None
+    services = callback_url.partition("?")[0].split("/")
+    return services[-2] if len(services) > 4 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from app.database.engine import Session
-from app.database.wakeups import ERASURES, ring_on_commit
+from app.database.wakeups import ERASURES, notify_on_commit
 from app.models import SpentCharge, Task
 from app.storage import references
 from app.tasks import repository
@@ -20,5 +20,5 @@ async def erase(session: Session, task: Task, now: datetime) -> None:
     await references.release(session, settled, now)
     await references.release(session, unsettled, now + references.IN_FLIGHT)
     await repository.delete_task(session, task.id)
-    ring_on_commit(session, ERASURES)
-    ring_on_commit(session, task.id)
+    notify_on_commit(session, ERASURES)
+    notify_on_commit(session, task.id)

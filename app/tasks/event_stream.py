@@ -10,14 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request, Response
 
 from app.database.engine import TRANSIENT, ReaderDep, Session
-from app.database.wakeups import Watch
+from app.database.wakeups import Subscription
 from app.enums import TaskStatus
 from app.models import Event
 from app.tasks import repository
 from app.tasks.routes import OwnTask
 from app.tasks.schemas import EventPage, EventRead
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
-from app.tasks.waiting import Waits, WaitsDep, hang_up
+from app.tasks.waiting import Waits, WaitsDep, wait_for_disconnect
 from app.web.deferred import LastingAnswer
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 
@@ -81,11 +81,11 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-    with waits.signals.watch(task_id) as watch:
+    with waits.wakeups.subscribe(task_id) as subscription:
         is_over = scope["method"] == "HEAD"
-        while not is_over and not watch.is_dismissed:
-            after, is_over = await _tell_news(waits, watch, task_id, after, tell)
-            while not is_over and not await watch.rest(KEEP_ALIVE, partial(hang_up, receive)):
+        while not is_over and not subscription.is_closed:
+            after, is_over = await _tell_news(waits, subscription, task_id, after, tell)
+            while not is_over and not await subscription.wait(KEEP_ALIVE, partial(wait_for_disconnect, receive)):
                 await tell(":\n\n")
         if not is_over:
             await tell(f"retry: {RETRY_AFTER_STOP}\n\n")
@@ -93,7 +93,7 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
 
 
 async def _tell_news(
-    waits: Waits, watch: Watch, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
+    waits: Waits, subscription: Subscription, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
 ) -> tuple[int, bool]:
     """Tell what there is; return up to which version, and whether nothing follows."""
     try:
@@ -102,7 +102,7 @@ async def _tell_news(
         return after, False
     if history is None:
         return after, True
-    watch.version = history.version
+    subscription.version = history.version
     if history.status in FINAL:
         await tell(f"retry: {RETRY_AFTER_END}\n\n")
     events = until_final(history.status, history.events)

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.database.base import new_id
 from app.database.engine import Session
-from app.database.wakeups import ring_on_commit
+from app.database.wakeups import notify_on_commit
 from app.enums import EventType, TaskStatus
 from app.models import Event, Task
 from app.signed_urls import Links
@@ -47,4 +47,4 @@ class EventRecorder:
         """Count a change that no event tells of, and wake those who wait for one."""
         task.version += 1
         task.updated_at = now
-        ring_on_commit(session, task.id)
+        notify_on_commit(session, task.id)

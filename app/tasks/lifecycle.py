@@ -11,7 +11,7 @@ from app.config import Settings
 from app.database.base import new_id
 from app.database.claims import Claim, claim_due
 from app.database.engine import Session
-from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, ring_on_commit
+from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, notify_on_commit
 from app.enums import Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.errors import TaskAlreadyFinal
 from app.models import Clip, Task
@@ -75,7 +75,7 @@ class TaskLifecycle:
         )
         session.add(task)
         self._recorder.record(session, task, EventType.task_created, now, {"status": S.queued})
-        ring_on_commit(session, SUBMITS)
+        notify_on_commit(session, SUBMITS)
         return task
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
@@ -84,7 +84,7 @@ class TaskLifecycle:
         seen = {"version": Task.version + 1, "updated_at": claim.now}
         tasks = await claim_due(session, Task, claim, Task.status == S.queued, **sent, **seen)
         for task in tasks:
-            ring_on_commit(session, task.id)
+            notify_on_commit(session, task.id)
         return tasks
 
     async def apply_report(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
@@ -116,7 +116,7 @@ class TaskLifecycle:
             return True
         fresh = merge_clips(task, report.clips, now)
         if fresh:
-            ring_on_commit(session, ARCHIVES)
+            notify_on_commit(session, ARCHIVES)
         if report.stage is Stage.failed:
             self._fail_as_reported(session, task, report, now, via)
         elif report.stage is Stage.succeeded:
@@ -225,7 +225,7 @@ class TaskLifecycle:
         self._recorder.transition(session, task, status, now, {"resolved_by": task.resolved_by, **changed})
         if status is S.succeeded and task.grab_lyrics:
             schedule_lyrics(task, now)
-            ring_on_commit(session, ARCHIVES)
+            notify_on_commit(session, ARCHIVES)
 
     def revive(self, session: Session, task: Task, now: datetime) -> None:
         """A task that we gave up on turns out to be on its way."""
@@ -257,7 +257,7 @@ class TaskLifecycle:
         """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
         if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, freshens=False):
             self._recorder.bump_version(session, task, now)
-            ring_on_commit(session, ARCHIVES)
+            notify_on_commit(session, ARCHIVES)
 
     def _needs_confirmation(self, report: Report, via: ResolvedBy) -> bool:
         is_told_by_callback = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
@@ -293,4 +293,4 @@ def schedule_poll(session: Session, task: Task, now: datetime) -> None:
     """What a callback leaves open, a poll answers; callbacks that repeat do not have it asked more often."""
     soon = now + MIN_POLL_INTERVAL
     task.due_at = min(task.due_at or soon, soon)
-    ring_on_commit(session, POLLS)
+    notify_on_commit(session, POLLS)

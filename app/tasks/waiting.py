@@ -16,7 +16,7 @@ from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from app.database.engine import TRANSIENT, Database, Session
-from app.database.wakeups import Signals
+from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
 from app.signed_urls import Links
 from app.tasks import repository
@@ -60,8 +60,8 @@ class Seen:
 class Waits:
     """Everybody in this process who waits for news of a task."""
 
-    def __init__(self, database: Database, signals: Signals, links: Links) -> None:
-        self.signals = signals
+    def __init__(self, database: Database, wakeups: Wakeups, links: Links) -> None:
+        self.wakeups = wakeups
         self._database, self._links = database, links
         self._turn = asyncio.Semaphore(LOOKS_AT_ONCE)
 
@@ -86,12 +86,12 @@ class Waits:
 
     async def _wait(self, seen: Seen, wait: Wait, is_awaited: Callable[[Seen], bool], receive: Receive) -> Seen:
         clock = asyncio.get_running_loop().time
-        # What happened between the look at the task and this watch, the next check finds.
-        with self.signals.watch(seen.task_id) as watch:
+        # What happened between the look at the task and this subscription, the next check finds.
+        with self.wakeups.subscribe(seen.task_id) as subscription:
             while not is_awaited(seen) and (left := wait.until - clock()) > 0:
-                watch.version = seen.version
-                await watch.rest(left, partial(hang_up, receive))
-                if watch.is_dismissed:
+                subscription.version = seen.version
+                await subscription.wait(left, partial(wait_for_disconnect, receive))
+                if subscription.is_closed:
                     break
                 seen = await self._look_again(seen, wait.until)
         return seen
@@ -131,15 +131,15 @@ class Waits:
 
     async def _check(self) -> None:
         """One query for all: a task whose version its waiter has not seen, or that is gone, rings."""
-        watched = self.signals.watched()
+        watched = self.wakeups.subscriptions()
         if not watched:
             return
         task_ids = {task_id for task_id, _ in watched}
         async with self._database.reads() as session:
             versions = await repository.read_versions(session, task_ids)
-        for task_id, watch in watched:
-            if watch.version != versions.get(task_id):
-                watch.ring()
+        for task_id, subscription in watched:
+            if subscription.version != versions.get(task_id):
+                subscription.notify()
 
 
 def as_seen(task: TaskRead) -> Seen:
@@ -181,7 +181,7 @@ WaitDep = Annotated[Wait | None, Depends(read_wait)]
 WaitsDep = Annotated[Waits, Depends(get_waits)]
 
 
-async def hang_up(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the caller is gone."""
     # What is still received of a request that was understood already may yet be refused.
     with suppress(AppError):

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 
 from app.database.engine import Session, insert_new
-from app.database.wakeups import SUBMITS, ring_on_commit
+from app.database.wakeups import SUBMITS, notify_on_commit
 from app.models import Chore
 from app.upstream.types import HoldReason
 
@@ -58,4 +58,4 @@ async def release_submits(session: Session) -> None:
     chore = await session.get(Chore, RECHECK, with_for_update=True)
     if chore is not None:
         chore.due_at, chore.fence, chore.attempts = None, None, 0
-        ring_on_commit(session, SUBMITS)
+        notify_on_commit(session, SUBMITS)

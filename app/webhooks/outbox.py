@@ -9,7 +9,7 @@ import httpx
 from sqlalchemy import event, orm
 
 from app.database.engine import Session
-from app.database.wakeups import DELIVERIES, ring_on_commit
+from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.enums import WebhookType
 from app.models import Delivery, WebhookEndpoint
 from app.webhooks import repository
@@ -86,5 +86,5 @@ def _add_delivery(session: orm.Session, outbound: OutboundEvent, url: str, endpo
         due_at=outbound.due_at,
     )
     session.add(delivery)
-    ring_on_commit(session, DELIVERIES)
+    notify_on_commit(session, DELIVERIES)
     return delivery

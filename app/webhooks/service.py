@@ -11,7 +11,7 @@ from app.config import Settings
 from app.database.base import new_id
 from app.database.claims import hold_claimed
 from app.database.engine import Session
-from app.database.wakeups import DELIVERIES, ring_on_commit
+from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
 from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.errors import InvalidRequest
@@ -90,14 +90,14 @@ class Webhooks:
     async def recover(self, session: Session, endpoint: WebhookEndpoint, wish: Recovery, now: datetime) -> int:
         """Begin again with all that this endpoint missed of a time; return how much it is."""
         missed = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
-        ring_on_commit(session, DELIVERIES)
+        notify_on_commit(session, DELIVERIES)
         return await repository.make_due(
             session, now, *missed, Delivery.created_at.between(wish.since, wish.until or now)
         )
 
     async def resend(self, session: Session, delivery: Delivery, now: datetime) -> None:
         """Begin again with one delivery, whatever became of it: the same id, the same bytes."""
-        ring_on_commit(session, DELIVERIES)
+        notify_on_commit(session, DELIVERIES)
         await repository.make_due(session, now, Delivery.id == delivery.id)
         await session.refresh(delivery)
 

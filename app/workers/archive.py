@@ -20,7 +20,7 @@ from app.database.engine import TRANSIENT, Session
 from app.database.wakeups import ARCHIVES
 from app.errors import StorageUnavailable
 from app.models import Clip, Task
-from app.services import Parts
+from app.services import Services
 from app.storage import references
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task, lock_task
@@ -68,28 +68,28 @@ class _Held:
     now: datetime
 
 
-def archive_loop(parts: Parts) -> Loop[Clip]:
+def archive_loop(services: Services) -> Loop[Clip]:
     """The loop that keeps."""
-    archiver = _Archiver(parts)
-    return Loop("archive", parts.signals.bell(ARCHIVES), CONCURRENCY, archiver.claim, archiver.work)
+    archiver = _Archiver(services)
+    return Loop("archive", services.wakeups.event(ARCHIVES), CONCURRENCY, archiver.claim, archiver.work)
 
 
 class _Archiver:
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._audio = audio_of(parts.settings.audio_limit)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._audio = audio_of(services.settings.audio_limit)
         self._dice = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Clip]:
         """Take clips of which something is still to be kept."""
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
             return Claimed(await claim_due(session, Clip, Claim(now, LEASE, limit)))
 
     async def work(self, clip: Clip) -> None:
         """Get what is missing of one clip; what cannot be had now is tried again later."""
-        async with self._parts.database.reads() as session:
+        async with self._services.database.reads() as session:
             task = await find_task(session, clip.task_id)
         if task is None:
             return
@@ -133,11 +133,11 @@ class _Archiver:
         if task.upstream_task_id is None:
             return
         upstream_task_id = task.upstream_task_id
-        answer = await ask(self._parts, lambda: self._parts.upstream.record_info(upstream_task_id))
+        answer = await ask(self._services, lambda: self._services.upstream.record_info(upstream_task_id))
         if answer is None or answer.report is None or is_about_another(task, answer.report):
             return
         async with self._held(clip) as held:
-            self._parts.lifecycle.freshen_links(held.session, held.task, answer.report.clips, held.now)
+            self._services.lifecycle.freshen_links(held.session, held.task, answer.report.clips, held.now)
             clip.upstream_audio_url = held.clip.upstream_audio_url
             clip.source_audio_url = held.clip.source_audio_url
 
@@ -145,7 +145,7 @@ class _Archiver:
         problems = [] if links else ["the upstream gives no link"]
         for link in links:
             try:
-                return await fetch(self._parts.egress_http, link, self._audio)
+                return await fetch(self._services.egress_http, link, self._audio)
             except NotFetched as error:
                 problems.append(str(error))
         raise NotFetched("; ".join(dict.fromkeys(problems)))
@@ -159,17 +159,17 @@ class _Archiver:
             if before not in (None, fetched.key):
                 await references.release(held.session, [before], held.now + references.IN_FLIGHT)
             setattr(held.clip, column, fetched.key)
-        await self._parts.storage.keep(fetched.key, fetched.file, fetched.size, fetched.media_type)
+        await self._services.storage.keep(fetched.key, fetched.file, fetched.size, fetched.media_type)
 
     async def _settle_audio(self, clip: Clip, fetched: Fetched) -> None:
         async with self._held(clip) as held:
             held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
             held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
-            self._parts.lifecycle.note_archived(held.session, held.task, held.clip, held.now)
+            self._services.lifecycle.note_archived(held.session, held.task, held.clip, held.now)
 
     async def _keep_cover(self, clip: Clip) -> None:
         try:
-            fetched = await fetch(self._parts.egress_http, clip.image_url or "", COVER)
+            fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER)
             with fetched.file:
                 await self._store(clip, fetched, "image_key")
         except (NotFetched, StorageUnavailable) as error:
@@ -181,12 +181,12 @@ class _Archiver:
 
     async def _keep_lyrics(self, task: Task, clip: Clip) -> None:
         upstream_ids = task.upstream_task_id or "", clip.upstream_clip_id or ""
-        answer = await ask(self._parts, lambda: self._parts.upstream.lyrics(*upstream_ids))
+        answer = await ask(self._services, lambda: self._services.upstream.lyrics(*upstream_ids))
         log.info("lyrics", task_id=clip.task_id, clip=clip.index, verdict=answer and answer.kind.value)
         if answer is not None and answer.kind is ReadVerdict.read:
             words = [asdict(word) for word in answer.words]
             async with self._held(clip) as held:
-                self._parts.lifecycle.note_lyrics(held.session, held.task, held.clip, words, held.now)
+                self._services.lifecycle.note_lyrics(held.session, held.task, held.clip, words, held.now)
 
     async def _release(self, clip: Clip, problem: str | None) -> None:
         """Say when this clip needs us again: soon, later, or never."""
@@ -202,13 +202,13 @@ class _Archiver:
     @asynccontextmanager
     async def _held(self, clip: Clip) -> AsyncIterator[_Held]:
         """One transaction on a claimed clip and its task. Raises ClaimLost."""
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
+        services = self._services
+        async with services.database.writes.begin() as session:
             task = await lock_task(session, clip.task_id)
             row = await hold_claimed(session, Clip, clip.id, clip.fence)
             if task is None or row is None:
                 raise ClaimLost
-            yield _Held(session, task, row, await parts.database.now(session))
+            yield _Held(session, task, row, await services.database.now(session))
 
     @asynccontextmanager
     async def _lease_kept(self, clip: Clip) -> AsyncIterator[None]:
@@ -220,10 +220,10 @@ class _Archiver:
             await asyncio.gather(extending, return_exceptions=True)
 
     async def _extend(self, clip: Clip) -> None:
-        parts = self._parts
+        services = self._services
         while True:
             await asyncio.sleep(EXTEND_EVERY)
             with suppress(*TRANSIENT):
-                async with parts.database.writes.begin() as session:
-                    until = await parts.database.now(session) + LEASE
+                async with services.database.writes.begin() as session:
+                    until = await services.database.now(session) + LEASE
                     await extend_lease(session, Clip, clip.id, clip.fence, until)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from app.database.engine import Session
-from app.services import Parts
+from app.services import Services
 from app.upstream.hold import Hold, hold_submits
 from app.upstream.pacing import question_share
 from app.upstream.types import HoldReason, LyricsAnswer, PollAnswer, PollVerdict, ReadVerdict
@@ -17,23 +17,23 @@ Answer = TypeVar("Answer", PollAnswer, LyricsAnswer)
 PATIENCE = timedelta(seconds=10)
 
 
-async def ask(parts: Parts, question: Callable[[], Awaitable[Answer]]) -> Answer | None:
+async def ask(services: Services, question: Callable[[], Awaitable[Answer]]) -> Answer | None:
     """Ask something once a place in the upstream's pace is free; None where none came free in time."""
-    slot = await parts.pacer.wait_for_slot(parts.database, PATIENCE, question_share)
+    slot = await services.pacer.wait_for_slot(services.database, PATIENCE, question_share)
     if slot is None:
         return None
     answer = await question()
-    async with parts.database.writes.begin() as session:
-        now = await parts.database.now(session)
-        await parts.pacer.give_back(session, *slot, now)
-        await slow_down(parts, session, answer, now)
+    async with services.database.writes.begin() as session:
+        now = await services.database.now(session)
+        await services.pacer.give_back(session, *slot, now)
+        await slow_down(services, session, answer, now)
     return answer
 
 
-async def slow_down(parts: Parts, session: Session, answer: PollAnswer | LyricsAnswer, now: datetime) -> None:
+async def slow_down(services: Services, session: Session, answer: PollAnswer | LyricsAnswer, now: datetime) -> None:
     """Do for all replicas what an answer asks for: wait, or hold submits."""
     if answer.kind in (PollVerdict.throttled, ReadVerdict.throttled):
-        await parts.pacer.push_back(session, now, answer.retry_after)
+        await services.pacer.push_back(session, now, answer.retry_after)
     elif answer.kind in (PollVerdict.held, ReadVerdict.held):
         hold = Hold(answer.hold_reason or HoldReason.blocked, now, answer.message)
-        await hold_submits(session, hold, parts.settings.hold_recheck)
+        await hold_submits(session, hold, services.settings.hold_recheck)

@@ -17,7 +17,7 @@ from app.database.engine import Session
 from app.database.wakeups import DELIVERIES
 from app.egress import Answer, EgressRefused, send_capped
 from app.models import Delivery, WebhookEndpoint
-from app.services import Parts
+from app.services import Services
 from app.webhooks import repository
 from app.webhooks.retry import Outcome, read_retry_after, share_room
 from app.webhooks.signing import secret_of, sign
@@ -39,31 +39,31 @@ class Sending:
     claimed_at: datetime
 
 
-def deliver_loop(parts: Parts) -> Loop[Sending]:
+def deliver_loop(services: Services) -> Loop[Sending]:
     """The loop that tells."""
-    courier = _Courier(parts)
-    return Loop("deliver", parts.signals.bell(DELIVERIES), AT_ONCE, courier.claim, courier.work)
+    courier = _Courier(services)
+    return Loop("deliver", services.wakeups.event(DELIVERIES), AT_ONCE, courier.claim, courier.work)
 
 
 class _Courier:
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._busy: Counter[str] = Counter()
         self._crowded: set[str] = set()
         self._dice = random.Random()  # noqa: S311 - takes turns, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Sending]:
         """Take what is due, from every lane its share: a backlog waits for its own receiver and for no other."""
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
             lanes = list(await repository.due_lanes(session, now))
             # Where there are more lanes than room, each has its turn.
             self._dice.shuffle(lanes)
             shares = share_room(lanes, self._busy, limit, AT_ONCE_FOR_ONE)
             claimed: list[Delivery] = []
             for lane, share in shares.items():
-                claim = Claim(now, parts.settings.webhook_lease, share)
+                claim = Claim(now, services.settings.webhook_lease, share)
                 claimed += await claim_due(session, Delivery, claim, Delivery.lane == lane)
             sendings = await self._signed(session, claimed, now)
         self._busy.update(delivery.lane for delivery in claimed)
@@ -79,7 +79,7 @@ class _Courier:
         finally:
             self._busy -= Counter([lane])
             if lane in self._crowded:
-                self._parts.signals.ring(DELIVERIES)
+                self._services.wakeups.notify(DELIVERIES)
 
     async def _signed(self, session: Session, deliveries: Sequence[Delivery], now: datetime) -> list[Sending]:
         owners = await repository.owners(session, deliveries)
@@ -87,7 +87,7 @@ class _Courier:
         for delivery in deliveries:
             owner = owners[delivery.endpoint_id or delivery.api_key_id]
             is_disabled = isinstance(owner, WebhookEndpoint) and owner.disabled_at is not None
-            secrets = () if is_disabled else secret_of(owner).valid_at(now, self._parts.secrets)
+            secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.secrets)
             sendings.append(Sending(delivery, secrets, now))
         return sendings
 
@@ -114,15 +114,15 @@ class _Courier:
             "Content-Type": "application/json",
             **sign(sending.secrets, delivery.event_id, sending.claimed_at, delivery.body),
         }
-        client = self._parts.egress_http
+        client = self._services.egress_http
         request = client.build_request("POST", delivery.url, content=delivery.body, headers=headers)
-        return await send_capped(client, request, limit=KEPT_OF_ANSWER, within=self._parts.settings.webhook_timeout)
+        return await send_capped(client, request, limit=KEPT_OF_ANSWER, within=self._services.settings.webhook_timeout)
 
     async def _settle(self, sending: Sending, outcome: Outcome) -> None:
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
-            settled = await parts.webhooks.settle(session, sending.delivery, outcome, now)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
+            settled = await services.webhooks.settle(session, sending.delivery, outcome, now)
         log.info(
             "delivery",
             delivery_id=sending.delivery.id,

@@ -12,7 +12,7 @@ from app.database.engine import Session, insert_new
 from app.database.wakeups import CHORES
 from app.models import Chore
 from app.retention import Retention
-from app.services import Parts
+from app.services import Services
 from app.upstream.hold import RECHECK, Hold, hold_submits, release_submits
 from app.upstream.types import CreditsAnswer, HoldReason, ReadVerdict
 from app.workers.runner import Claimed, Loop
@@ -29,41 +29,41 @@ async def prepare_chores(session: Session, now: datetime) -> None:
     await insert_new(session, Chore, {"name": PRUNE, "due_at": now, "attempts": 0, "detail": {}})
 
 
-def chore_loop(parts: Parts) -> Loop[Chore]:
+def chore_loop(services: Services) -> Loop[Chore]:
     """The loop that does the chores."""
     kinds: Mapping[str, Callable[[Chore], Awaitable[None]]] = {
-        RECHECK: _HoldRecheck(parts).run,
-        PRUNE: _Pruning(parts).run,
+        RECHECK: _HoldRecheck(services).run,
+        PRUNE: _Pruning(services).run,
     }
 
     async def claim(limit: int) -> Claimed[Chore]:
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
             # What a process looked at when it was killed holds up the queue until then.
-            claim = Claim(now, parts.settings.submit_lease, limit)
+            claim = Claim(now, services.settings.submit_lease, limit)
             return Claimed(await claim_due(session, Chore, claim, Chore.name.in_(kinds)))
 
     async def work(chore: Chore) -> None:
         await kinds[chore.name](chore)
 
-    return Loop("chores", parts.signals.bell(CHORES), len(kinds), claim, work)
+    return Loop("chores", services.wakeups.event(CHORES), len(kinds), claim, work)
 
 
 class _HoldRecheck:
     """Looks whether the upstream takes submits again; credits that are back are seen, not guessed by a timer."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def run(self, chore: Chore) -> None:
         slot = await self._take_slot(chore)
         if slot is None:
             return
-        answer = await self._parts.upstream.credits()
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
-            await parts.pacer.give_back(session, *slot, now)
+        answer = await self._services.upstream.credits()
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
+            await services.pacer.give_back(session, *slot, now)
             held = await hold_claimed(session, Chore, chore.name, chore.fence)
             if held is None:
                 return
@@ -72,34 +72,34 @@ class _HoldRecheck:
             if reason is None:
                 await release_submits(session)
                 return
-            held.fence, held.due_at = None, now + parts.settings.hold_recheck
-            await hold_submits(session, Hold(reason, now, held.detail["message"]), parts.settings.hold_recheck)
+            held.fence, held.due_at = None, now + services.settings.hold_recheck
+            await hold_submits(session, Hold(reason, now, held.detail["message"]), services.settings.hold_recheck)
 
     async def _take_slot(self, chore: Chore) -> tuple[int, str] | None:
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
-            free = await parts.pacer.free(session, now, 1)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
+            free = await services.pacer.free(session, now, 1)
             if not free:
                 held = await hold_claimed(session, Chore, chore.name, chore.fence)
                 if held is not None:
                     held.due_at = now + NO_SLOT_RETRY
                 return None
-            slots = await parts.pacer.take(session, free, now)
+            slots = await services.pacer.take(session, free, now)
             return slots.numbers[0], slots.fence
 
 
 class _Pruning:
     """Erases what was kept for long enough, a batch at a time, so that nobody waits long for its locks."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._retention = Retention(parts.settings.retention_days)
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._retention = Retention(services.settings.retention_days)
 
     async def run(self, chore: Chore) -> None:
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
             held = await hold_claimed(session, Chore, chore.name, chore.fence)
             if held is not None:
                 is_more = await self._retention.erase_batch(session, now)

@@ -16,7 +16,7 @@ from app.database.engine import TRANSIENT, Session
 from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
-from app.services import Parts
+from app.services import Services
 from app.upstream.pacing import question_share
 from app.upstream.types import PollAnswer
 from app.workers.asking import slow_down
@@ -41,36 +41,38 @@ class Poll:
     slot_fence: str
 
 
-def poll_loop(parts: Parts) -> Loop[Poll]:
+def poll_loop(services: Services) -> Loop[Poll]:
     """The loop that asks."""
-    poller = _Poller(parts)
-    return Loop("poll", parts.signals.bell(POLLS), parts.settings.upstream_rate.requests, poller.claim, poller.work)
+    poller = _Poller(services)
+    return Loop(
+        "poll", services.wakeups.event(POLLS), services.settings.upstream_rate.requests, poller.claim, poller.work
+    )
 
 
 class _Poller:
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def claim(self, limit: int) -> Claimed[Poll]:
         """Judge what is overdue without asking, then take slots and as many tasks to ask about."""
-        parts = self._parts
+        services = self._services
         for task_id in await self._overdue():
             await self._judge(task_id)
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
             share = await question_share(session, now)
-            free = await parts.pacer.free(session, now, limit, share)
-            claim = Claim(now, parts.settings.submit_lease, len(free))
+            free = await services.pacer.free(session, now, limit, share)
+            claim = Claim(now, services.settings.submit_lease, len(free))
             tasks = await claim_due(session, Task, claim, ANSWERABLE)
-            slots = await parts.pacer.take(session, free[: len(tasks)], now)
-            wait = await parts.pacer.next_free_in(session, now, share)
+            slots = await services.pacer.take(session, free[: len(tasks)], now)
+            wait = await services.pacer.next_free_in(session, now, share)
         polls = [Poll(task, slot, slots.fence) for task, slot in zip(tasks, slots.numbers, strict=True)]
         return Claimed(polls, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
 
     async def work(self, poll: Poll) -> None:
         """Ask about one task and settle what was said."""
         began = time.monotonic()
-        answer = await self._parts.upstream.record_info(poll.task.upstream_task_id or "")
+        answer = await self._services.upstream.record_info(poll.task.upstream_task_id or "")
         log.info(
             "poll",
             task_id=poll.task.id,
@@ -80,17 +82,17 @@ class _Poller:
             upstream_code=answer.code,
             duration_ms=round((time.monotonic() - began) * 1000),
         )
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
-            await parts.pacer.give_back(session, poll.slot, poll.slot_fence, now)
-            await slow_down(parts, session, answer, now)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
+            await services.pacer.give_back(session, poll.slot, poll.slot_fence, now)
+            await slow_down(services, session, answer, now)
             task = await hold_claimed(session, Task, poll.task.id, poll.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
 
     async def _settle_task(self, session: Session, task: Task, answer: PollAnswer, now: datetime) -> None:
-        lifecycle = self._parts.lifecycle
+        lifecycle = self._services.lifecycle
         if answer.report is not None and not is_about_another(task, answer.report):
             await lifecycle.apply_report(session, task, answer.report, now, ResolvedBy.poll)
         if task.status is TaskStatus.generating:
@@ -101,8 +103,8 @@ class _Poller:
             task.fence, task.due_at = None, lifecycle.next_late_poll_at(task, now)
 
     async def _overdue(self) -> Sequence[str]:
-        async with self._parts.database.reads() as session:
-            now = await self._parts.database.now(session)
+        async with self._services.database.reads() as session:
+            now = await self._services.database.now(session)
             found = select(Task.id).where(Task.due_at <= now, UNANSWERABLE).order_by(Task.due_at)
             return (await session.scalars(found.limit(LAPSED_AT_ONCE))).all()
 
@@ -112,18 +114,18 @@ class _Poller:
 
         Each row is judged apart: one that cannot be costs nobody else a turn.
         """
-        parts = self._parts
+        services = self._services
         try:
-            async with parts.database.writes.begin() as session:
-                now = await parts.database.now(session)
+            async with services.database.writes.begin() as session:
+                now = await services.database.now(session)
                 overdue = select(Task).where(Task.id == task_id, Task.due_at <= now, UNANSWERABLE)
                 task = await session.scalar(overdue.with_for_update(skip_locked=True))
                 if task is None:
                     return
                 if task.status is TaskStatus.submitting:
-                    parts.lifecycle.mark_unconfirmed(session, task, now)
-                elif not parts.lifecycle.expire_if_overdue(session, task, now):
-                    task.due_at = await parts.lifecycle.next_poll_at(session, task, now)
+                    services.lifecycle.mark_unconfirmed(session, task, now)
+                elif not services.lifecycle.expire_if_overdue(session, task, now):
+                    task.due_at = await services.lifecycle.next_poll_at(session, task, now)
         except TRANSIENT:
             raise
         except Exception:

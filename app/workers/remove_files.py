@@ -9,7 +9,7 @@ from app.database.wakeups import ERASURES
 from app.errors import StorageUnavailable
 from app.models import StoredObject
 from app.retention import REMOVAL_LEASE, remove_file
-from app.services import Parts
+from app.services import Services
 from app.storage import references
 from app.workers.runner import Claimed, Loop
 
@@ -18,20 +18,20 @@ log = structlog.get_logger()
 CONCURRENCY = 8
 
 
-def erase_loop(parts: Parts) -> Loop[StoredObject]:
+def erase_loop(services: Services) -> Loop[StoredObject]:
     """The loop that removes. A row stays until its file is gone, so nothing is left behind by a crash in between."""
 
     async def claim(limit: int) -> Claimed[StoredObject]:
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
             return Claimed(await references.claim_abandoned(session, Claim(now, REMOVAL_LEASE, limit)))
 
     async def work(row: StoredObject) -> None:
         try:
-            await remove_file(parts.database, parts.storage, row)
+            await remove_file(services.database, services.storage, row)
         except StorageUnavailable:
             # The row falls due again when the lease ends.
             return
         log.info("file_removed", key=row.key, attempt=row.attempts)
 
-    return Loop("erase", parts.signals.bell(ERASURES), CONCURRENCY, claim, work)
+    return Loop("erase", services.wakeups.event(ERASURES), CONCURRENCY, claim, work)

@@ -35,7 +35,7 @@ class Loop(Generic[Item]):
     """
 
     name: str
-    bell: asyncio.Event
+    wakeup: asyncio.Event
     concurrency: int
     claim: Callable[[int], Awaitable[Claimed[Item]]]
     work: Callable[[Item], Awaitable[None]]
@@ -47,7 +47,7 @@ async def run_loop(loop: Loop[Item], stopping: asyncio.Event) -> None:
     try:
         while not stopping.is_set():
             idle = await _turn(loop, running)
-            await _rest(loop.bell, stopping, idle)
+            await _rest(loop.wakeup, stopping, idle)
         if running:
             await asyncio.wait(running)
     finally:
@@ -78,7 +78,7 @@ async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> float:
     room = loop.concurrency - len(running)
     if room <= 0:
         return FALLBACK
-    loop.bell.clear()
+    loop.wakeup.clear()
     try:
         claimed = await loop.claim(room)
     except TRANSIENT as error:
@@ -99,7 +99,7 @@ def _leave(loop: Loop[Item], running: set[asyncio.Task[None]]) -> Callable[[asyn
         running.discard(task)
         if len(running) == loop.concurrency - 1:
             # There was no room until now, so there may be due rows that nobody claimed.
-            loop.bell.set()
+            loop.wakeup.set()
 
     return leave
 
@@ -113,9 +113,9 @@ async def _work(loop: Loop[Item], item: Item) -> None:
         log.exception("work_broke", loop=loop.name)
 
 
-async def _rest(bell: asyncio.Event, stopping: asyncio.Event, idle: float) -> None:
+async def _rest(wakeup: asyncio.Event, stopping: asyncio.Event, idle: float) -> None:
     """Sleep until the bell, the stop, or the time is up."""
-    waits = [asyncio.ensure_future(bell.wait()), asyncio.ensure_future(stopping.wait())]
+    waits = [asyncio.ensure_future(wakeup.wait()), asyncio.ensure_future(stopping.wait())]
     try:
         await asyncio.wait(waits, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
     finally:

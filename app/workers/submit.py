@@ -14,7 +14,7 @@ from app.database.engine import Session
 from app.database.wakeups import SUBMITS
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
-from app.services import Parts
+from app.services import Services
 from app.tasks.repository import lock_task
 from app.tasks.schedule import jittered, submit_retry_delay
 from app.tasks.transitions import Failure
@@ -40,29 +40,31 @@ class Submit:
     claimed_at: float
 
 
-def submit_loop(parts: Parts) -> Loop[Submit]:
+def submit_loop(services: Services) -> Loop[Submit]:
     """The loop that sends what is queued."""
-    submitter = _Submitter(parts)
-    concurrency = parts.settings.upstream_rate.requests
-    return Loop("submit", parts.signals.bell(SUBMITS), concurrency, submitter.claim, submitter.work)
+    submitter = _Submitter(services)
+    concurrency = services.settings.upstream_rate.requests
+    return Loop("submit", services.wakeups.event(SUBMITS), concurrency, submitter.claim, submitter.work)
 
 
 class _Submitter:
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, services: Services) -> None:
+        self._services = services
         self._dice = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Submit]:
         """Take slots first, then as many orders, in one commit: what is claimed leaves at once."""
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
+        services = self._services
+        async with services.database.writes.begin() as session:
             if await current_hold(session):
                 return Claimed(())
-            now = await parts.database.now(session)
-            free = await parts.pacer.free(session, now, limit)
-            tasks = await parts.lifecycle.claim_submits(session, Claim(now, parts.settings.submit_lease, len(free)))
-            slots = await parts.pacer.take(session, free[: len(tasks)], now)
-            wait = await parts.pacer.next_free_in(session, now)
+            now = await services.database.now(session)
+            free = await services.pacer.free(session, now, limit)
+            tasks = await services.lifecycle.claim_submits(
+                session, Claim(now, services.settings.submit_lease, len(free))
+            )
+            slots = await services.pacer.take(session, free[: len(tasks)], now)
+            wait = await services.pacer.next_free_in(session, now)
         started = time.monotonic()
         submits = [Submit(task, slot, slots.fence, started) for task, slot in zip(tasks, slots.numbers, strict=True)]
         return Claimed(submits, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
@@ -95,16 +97,16 @@ class _Submitter:
             sound_key=task.sound_key,
             grab_lyrics=task.grab_lyrics,
         )
-        token = self._parts.secrets.callback_token(task.id)
-        return await self._parts.upstream.submit(
-            order, f"{self._parts.settings.callback_base}/callbacks/{task.id}/{token}"
+        token = self._services.secrets.callback_token(task.id)
+        return await self._services.upstream.submit(
+            order, f"{self._services.settings.callback_base}/callbacks/{task.id}/{token}"
         )
 
     async def _settle(self, submit: Submit, answer: SubmitAnswer) -> None:
-        parts = self._parts
-        async with parts.database.writes.begin() as session:
-            now = await parts.database.now(session)
-            await parts.pacer.give_back(session, submit.slot, submit.slot_fence, now)
+        services = self._services
+        async with services.database.writes.begin() as session:
+            now = await services.database.now(session)
+            await services.pacer.give_back(session, submit.slot, submit.slot_fence, now)
             task = await hold_claimed(session, Task, submit.task.id, submit.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
@@ -112,7 +114,7 @@ class _Submitter:
                 await self._settle_late(session, submit, answer, now)
 
     async def _settle_task(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
-        lifecycle = self._parts.lifecycle
+        lifecycle = self._services.lifecycle
         if answer.verdict is Verdict.created:
             await lifecycle.begin_generating(session, task, answer.upstream_task_id, now)
         elif answer.verdict is Verdict.ambiguous:
@@ -128,24 +130,24 @@ class _Submitter:
 
     async def _retry_later(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         if answer.verdict is Verdict.throttled:
-            await self._parts.pacer.push_back(session, now, answer.retry_after)
+            await self._services.pacer.push_back(session, now, answer.retry_after)
         else:
             task.posts -= 1
         delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._dice)
-        self._parts.lifecycle.requeue(session, task, now, now + delay)
+        self._services.lifecycle.requeue(session, task, now, now + delay)
 
     async def _hold(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         reason = answer.hold_reason or HoldReason.blocked
-        await hold_submits(session, Hold(reason, now, answer.message), self._parts.settings.hold_recheck)
+        await hold_submits(session, Hold(reason, now, answer.message), self._services.settings.hold_recheck)
         if reason is HoldReason.blocked:
             # It may be this order's words that a firewall dislikes: those behind it go first next time.
-            self._parts.lifecycle.requeue(
+            self._services.lifecycle.requeue(
                 session, task, now, now + submit_retry_delay(task.attempts, answer.retry_after)
             )
             return
         # Nothing about this order was wrong: it keeps its place in the queue.
         task.attempts = 0
-        self._parts.lifecycle.requeue(session, task, now, task.created_at)
+        self._services.lifecycle.requeue(session, task, now, task.created_at)
 
     async def _settle_late(self, session: Session, submit: Submit, answer: SubmitAnswer, now: datetime) -> None:
         """
@@ -154,7 +156,7 @@ class _Submitter:
         That it has the task goes the way of any report: it may adopt, it cannot step
         back. That it has nothing settles a row that nobody has sent since.
         """
-        lifecycle, task = self._parts.lifecycle, await lock_task(session, submit.task.id)
+        lifecycle, task = self._services.lifecycle, await lock_task(session, submit.task.id)
         if task is None or answer.verdict is Verdict.ambiguous:
             return
         if answer.verdict is Verdict.created:

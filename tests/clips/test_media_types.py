@@ -28,9 +28,9 @@ def flac(seconds: int) -> bytes:
     )
 
 
-def box(name: bytes, *parts: bytes) -> bytes:
+def box(name: bytes, *services: bytes) -> bytes:
     """One box of an MP4 file."""
-    content = b"".join(parts)
+    content = b"".join(services)
     return struct.pack(">I", 8 + len(content)) + name + content
 
 

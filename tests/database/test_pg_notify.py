@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import make_url
 
 from app.database.engine import Database
-from app.database.pg_notify import NAMES_IN_A_PAYLOAD, Relay
-from app.database.wakeups import Signals, ring_on_commit
+from app.database.pg_notify import NAMES_IN_A_PAYLOAD, PostgresNotifier
+from app.database.wakeups import Wakeups, notify_on_commit
 from tests.support.processes import eventually
 
 NAMES = [f"{number:032x}" for number in range(2 * NAMES_IN_A_PAYLOAD + 1)]
@@ -31,11 +31,11 @@ async def test_every_name_of_a_large_commit_rings_at_the_other(url: str) -> None
     async with _process(url) as (here, _), _process(url) as (_, there):
         await _connected(here, there)
         with ExitStack() as stack:
-            watches = [stack.enter_context(there.watch(name)) for name in NAMES]
+            watches = [stack.enter_context(there.subscribe(name)) for name in NAMES]
             await _ring(here, *NAMES)
 
             async with asyncio.timeout(10):
-                rung = [await watch.rest(10, never) for watch in watches]
+                rung = [await subscription.wait(10, never) for subscription in watches]
 
     assert all(rung)
 
@@ -44,7 +44,7 @@ async def test_every_name_of_a_large_commit_rings_at_the_other(url: str) -> None
 async def test_loops_of_the_other_are_rung_too(url: str) -> None:
     async with _process(url) as (here, _), _process(url) as (_, there):
         await _connected(here, there)
-        bell = there.bell("submits")
+        bell = there.event("submits")
 
         await _ring(here, "submits")
 
@@ -55,7 +55,7 @@ async def test_loops_of_the_other_are_rung_too(url: str) -> None:
 async def test_what_one_told_does_not_come_back_to_it(url: str) -> None:
     async with _process(url) as (here, ours), _process(url) as (_, there):
         await _connected(here, there)
-        with ours.watch("a task") as at_home, there.watch("a task") as abroad:
+        with ours.subscribe("a task") as at_home, there.subscribe("a task") as abroad:
             await _ring(here, "a task")
             rang_at_the_commit = await at_home.rest(0, never)
             heard_abroad = await abroad.rest(10, never)
@@ -65,30 +65,30 @@ async def test_what_one_told_does_not_come_back_to_it(url: str) -> None:
 
 
 async def test_processes_on_sqlite_keep_their_names_to_themselves(database: Database) -> None:
-    signals = Signals(database)
-    relay = Relay(signals, database)
+    wakeups = Wakeups(database)
+    relay = PostgresNotifier(wakeups, database)
     relay.start()
 
-    with signals.watch("a task") as watch:
+    with wakeups.subscribe("a task") as subscription:
         await _ring(database, "a task")
-        assert await watch.rest(0, never)
+        assert await subscription.wait(0, never)
     await relay.close()
 
 
 @asynccontextmanager
-async def _process(url: str) -> AsyncIterator[tuple[Database, Signals]]:
+async def _process(url: str) -> AsyncIterator[tuple[Database, Wakeups]]:
     database = Database(url)
-    signals = Signals(database)
-    relay = Relay(signals, database)
+    wakeups = Wakeups(database)
+    relay = PostgresNotifier(wakeups, database)
     relay.start()
-    yield database, signals
+    yield database, wakeups
     await relay.close()
     await database.close()
 
 
-async def _connected(here: Database, there: Signals) -> None:
+async def _connected(here: Database, there: Wakeups) -> None:
     """Ring until the other listens."""
-    bell = there.bell("hello")
+    bell = there.event("hello")
 
     async def is_heard() -> bool:
         await _ring(here, "hello")
@@ -100,4 +100,4 @@ async def _connected(here: Database, there: Signals) -> None:
 async def _ring(database: Database, *names: str) -> None:
     async with database.writes.begin() as session:
         for name in names:
-            ring_on_commit(session, name)
+            notify_on_commit(session, name)

@@ -78,7 +78,7 @@ async def test_hold_after_a_release_begins_anew(database: Database) -> None:
 async def test_look_that_a_killed_process_had_begun_is_due_again_within_a_minute(database: Database) -> None:
     await _hold(database, HoldReason.no_credits)
     async with joined(database.url) as killed:
-        claimed = await chore_loop(killed.parts).claim(2)
+        claimed = await chore_loop(killed.services).claim(2)
 
     looking = next(chore for chore in claimed.items if chore.name == RECHECK)
     assert looking.due_at is not None

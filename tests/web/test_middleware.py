@@ -454,10 +454,10 @@ async def through(app: Any, incoming: list[Message], sent: list[Message] | None 
     return sent
 
 
-async def raw_request(method: str, path: bytes, query: bytes = b"", **parts: Any) -> tuple[int, bytes]:
+async def raw_request(method: str, path: bytes, query: bytes = b"", **services: Any) -> tuple[int, bytes]:
     """Ask below httpx, which would repair what is broken."""
     sent: list[Message] = []
-    body = parts.pop("body", b"")
+    body = services.pop("body", b"")
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -465,8 +465,8 @@ async def raw_request(method: str, path: bytes, query: bytes = b"", **parts: Any
     async def send(message: Message) -> None:
         sent.append(message)
 
-    parts["headers"] = [(b"content-length", str(len(body)).encode()), *parts.get("headers", [])]
-    await shop()(scope_of(method, path, query, **parts), receive, send)
+    services["headers"] = [(b"content-length", str(len(body)).encode()), *services.get("headers", [])]
+    await shop()(scope_of(method, path, query, **services), receive, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
 
 

@@ -12,10 +12,10 @@ from sqlalchemy import select
 from app.config import Settings
 from app.database.base import new_id
 from app.database.engine import Database, Session, database_clock
-from app.database.wakeups import Signals
+from app.database.wakeups import Wakeups
 from app.main import join
 from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint
-from app.services import Parts
+from app.services import Services
 from app.tasks.schemas import TaskCreate
 from app.webhooks.schemas import EndpointCreate
 from app.workers.deliver import deliver_loop
@@ -38,38 +38,40 @@ class HandClock:
 class Service:
     """What a test does with the service."""
 
-    parts: Parts
+    services: Services
     loop: Loop[Any]
 
     async def now(self) -> datetime:
-        async with self.parts.database.reads() as session:
-            return await self.parts.database.now(session)
+        async with self.services.database.reads() as session:
+            return await self.services.database.now(session)
 
     async def add_key(self, name: str = "tester") -> str:
-        async with self.parts.database.writes.begin() as session:
+        async with self.services.database.writes.begin() as session:
             key = ApiKey(id=new_id(), name=name, key_hash=new_id(), created_at=await self.now_in(session))
             session.add(key)
         return key.id
 
     async def add_endpoint(self, key_id: str, url: str, **order: Any) -> WebhookEndpoint:
-        async with self.parts.database.writes.begin() as session:
+        async with self.services.database.writes.begin() as session:
             now = await self.now_in(session)
-            return self.parts.webhooks.register(session, key_id, EndpointCreate(url=url, **order), now)
+            return self.services.webhooks.register(session, key_id, EndpointCreate(url=url, **order), now)
 
     async def order(self, key_id: str, webhook_url: str | None = None, prompt: str = "rain") -> Task:
-        async with self.parts.database.writes.begin() as session:
-            return self.parts.lifecycle.create(session, key_id, _order(webhook_url, prompt), await self.now_in(session))
+        async with self.services.database.writes.begin() as session:
+            return self.services.lifecycle.create(
+                session, key_id, _order(webhook_url, prompt), await self.now_in(session)
+            )
 
     async def order_and_cancel(self, key_id: str, webhook_url: str | None = None) -> Task:
         """The shortest way to a final event."""
-        async with self.parts.database.writes.begin() as session:
+        async with self.services.database.writes.begin() as session:
             now = await self.now_in(session)
-            task = self.parts.lifecycle.create(session, key_id, _order(webhook_url), now)
-            self.parts.lifecycle.cancel(session, task, now)
+            task = self.services.lifecycle.create(session, key_id, _order(webhook_url), now)
+            self.services.lifecycle.cancel(session, task, now)
         return task
 
     async def now_in(self, session: Session) -> datetime:
-        return await self.parts.database.now(session)
+        return await self.services.database.now(session)
 
     async def turn(self) -> int:
         """Make one attempt at what is due; return how many they were."""
@@ -78,15 +80,15 @@ class Service:
         return len(claimed.items)
 
     async def deliveries(self) -> Sequence[Delivery]:
-        async with self.parts.database.reads() as session:
+        async with self.services.database.reads() as session:
             return (await session.scalars(select(Delivery).order_by(Delivery.id))).all()
 
     async def attempts(self) -> Sequence[DeliveryAttempt]:
-        async with self.parts.database.reads() as session:
+        async with self.services.database.reads() as session:
             return (await session.scalars(select(DeliveryAttempt).order_by(DeliveryAttempt.id))).all()
 
     async def endpoint(self, endpoint_id: str) -> WebhookEndpoint:
-        async with self.parts.database.reads() as session:
+        async with self.services.database.reads() as session:
             endpoint = await session.get(WebhookEndpoint, endpoint_id)
             assert endpoint is not None
             return endpoint
@@ -117,14 +119,14 @@ async def joined(database_url: str, clock: HandClock | None = None, **settings: 
             **settings,
         }
     )
-    parts = join(chosen)
+    services = join(chosen)
     database = Database(database_url, clock or database_clock)
-    parts = replace(parts, database=database, signals=Signals(database))
+    services = replace(services, database=database, wakeups=Wakeups(database))
     try:
-        yield Service(parts, deliver_loop(parts))
+        yield Service(services, deliver_loop(services))
     finally:
-        await parts.egress_http.aclose()
-        await parts.upstream_http.aclose()
+        await services.egress_http.aclose()
+        await services.upstream_http.aclose()
         await database.close()
 
 

@@ -31,7 +31,7 @@ async def test_taken_in_delivery_is_done(database_url: str) -> None:
         assert (attempt.status_code, attempt.response, attempt.error) == (200, "thanks", None)
         assert (got.body, got.webhook_id) == (delivery.body, delivery.event_id)
         assert got.headers["content-type"] == "application/json"
-        secret = secret_of(await service.endpoint(endpoint.id)).text(service.parts.secrets)
+        secret = secret_of(await service.endpoint(endpoint.id)).text(service.services.secrets)
         standardwebhooks.Webhook(secret).verify(got.body, got.headers)
 
 
@@ -43,10 +43,10 @@ async def test_webhook_url_is_signed_with_the_keys_default_secret(database_url: 
         await service.turn()
 
         [got] = receiver.received
-        async with service.parts.database.reads() as session:
+        async with service.services.database.reads() as session:
             owner = await session.get(ApiKey, key)
         assert owner is not None
-        standardwebhooks.Webhook(secret_of(owner).text(service.parts.secrets)).verify(got.body, got.headers)
+        standardwebhooks.Webhook(secret_of(owner).text(service.services.secrets)).verify(got.body, got.headers)
 
 
 async def test_receiver_down_for_a_day_hears_of_it_at_the_times_of_the_schedule(database_url: str) -> None:
@@ -119,7 +119,7 @@ async def test_address_that_the_guard_refuses_fails_its_attempts_with_that_reaso
     async with joined(database_url) as service:
         key = await service.add_key()
         endpoint = await service.add_endpoint(key, "http://127.0.0.1:9/")
-        async with service.parts.database.writes.begin() as session:
+        async with service.services.database.writes.begin() as session:
             found = await session.get(type(endpoint), endpoint.id)
             assert found is not None
             found.url = "http://10.0.0.1/"
@@ -224,7 +224,7 @@ async def test_worker_that_died_leaves_the_delivery_to_the_next_with_the_same_by
         await service.loop.claim(10)
 
         assert await service.turn() == 0
-        clock.time += service.parts.settings.webhook_lease
+        clock.time += service.services.settings.webhook_lease
         async with joined(database_url, clock) as survivor:
             assert await survivor.turn() == 1
 
@@ -239,7 +239,7 @@ async def test_late_result_of_an_overtaken_worker_is_dropped(database_url: str) 
         await service.add_endpoint(key, receiver.url)
         await service.order_and_cancel(key)
         stalled = await service.loop.claim(10)
-        clock.time += service.parts.settings.webhook_lease
+        clock.time += service.services.settings.webhook_lease
         await service.turn()
 
         await service.loop.work(stalled.items[0])

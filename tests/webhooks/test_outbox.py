@@ -21,12 +21,12 @@ CLIP = ReportedClip(upstream_clip_id="c1", audio_url="https://cdn.example/a.mp3"
 
 async def report(service: Service, task: Task, *reports: Report) -> None:
     """Let the upstream say these, in one commit."""
-    async with service.parts.database.writes.begin() as session:
+    async with service.services.database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked is not None
         for said in reports:
             now = await service.now_in(session)
-            await service.parts.lifecycle.apply_report(session, locked, said, now, ResolvedBy.callback)
+            await service.services.lifecycle.apply_report(session, locked, said, now, ResolvedBy.callback)
 
 
 async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url: str) -> None:
@@ -117,10 +117,10 @@ async def test_step_that_is_not_committed_is_not_told(database_url: str) -> None
         task = await service.order(key, URL)
 
         async def fail_in_the_middle() -> None:
-            async with service.parts.database.writes.begin() as session:
+            async with service.services.database.writes.begin() as session:
                 locked = await lock_task(session, task.id)
                 assert locked is not None
-                service.parts.lifecycle.cancel(session, locked, await service.now_in(session))
+                service.services.lifecycle.cancel(session, locked, await service.now_in(session))
                 raise LookupError
 
         with pytest.raises(LookupError):
@@ -139,7 +139,7 @@ async def test_endpoints_are_looked_up_once_for_a_commit_of_many_events(
             await service.add_endpoint(key, URL)
         task = await service.order(key)
         statements: list[str] = []
-        engine = service.parts.database.writes.kw["bind"].sync_engine
+        engine = service.services.database.writes.kw["bind"].sync_engine
         event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
 
         await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
@@ -156,7 +156,7 @@ async def test_deleting_a_task_erases_what_was_told_of_it(database_url: str) -> 
         await service.turn()
         assert await service.attempts()
 
-        async with service.parts.database.writes.begin() as session:
+        async with service.services.database.writes.begin() as session:
             await session.delete(await lock_task(session, task.id))
 
         assert not await service.deliveries()

@@ -72,20 +72,20 @@ async def test_answer_counts_after_the_row_was_judged(
     with Processes(tmp_path) as processes:
         sandbox = await processes.sandbox("--callback-retries", "60", fault="drop-callbacks")
         async with joined(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
-            parts = service.parts
-            async with parts.database.writes.begin() as session:
-                await parts.pacer.prepare(session, await parts.database.now(session))
+            services = service.services
+            async with services.database.writes.begin() as session:
+                await services.pacer.prepare(session, await services.database.now(session))
             task = await service.order(await service.add_key(), prompt=f"rain {fault}")
-            loop = submit_loop(parts)
+            loop = submit_loop(services)
             [submit] = (await loop.claim(1)).items
-            async with parts.database.writes.begin() as session:
+            async with services.database.writes.begin() as session:
                 locked = await lock_task(session, task.id)
                 assert locked is not None
-                meanwhile(parts.lifecycle, session, locked, await parts.database.now(session))
+                meanwhile(services.lifecycle, session, locked, await services.database.now(session))
 
             await loop.work(submit)
 
-            after = await reread(parts.database, task.id)
+            after = await reread(services.database, task.id)
             submits = await submits_at(sandbox)
 
     assert (after.status, after.charge, after.error_code, len(submits)) == (status, charge, error, 1)
@@ -96,22 +96,22 @@ async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: s
     with Processes(tmp_path) as processes:
         sandbox = await processes.sandbox(rate=1000)
         async with joined(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
-            parts = service.parts
-            async with parts.database.writes.begin() as session:
-                await parts.pacer.prepare(session, await parts.database.now(session))
+            services = service.services
+            async with services.database.writes.begin() as session:
+                await services.pacer.prepare(session, await services.database.now(session))
             task = await service.order(await service.add_key(), prompt="rain [fault: code-405]")
-            loop = submit_loop(parts)
+            loop = submit_loop(services)
             [submit] = (await loop.claim(1)).items
-            async with parts.database.writes.begin() as session:
+            async with services.database.writes.begin() as session:
                 locked = await lock_task(session, task.id)
                 assert locked is not None
                 # Sent once more, and the answer to that is lost.
-                locked.submitted_at = await parts.database.now(session)
-                parts.lifecycle.mark_unconfirmed(session, locked, locked.submitted_at)
+                locked.submitted_at = await services.database.now(session)
+                services.lifecycle.mark_unconfirmed(session, locked, locked.submitted_at)
 
             await loop.work(submit)
 
-            after = await reread(parts.database, task.id)
+            after = await reread(services.database, task.id)
 
     assert (after.status, after.charge) == (S.unconfirmed, Charge.possible)
 
@@ -135,20 +135,20 @@ async def test_what_was_given_up_is_asked_for_and_revived(database_url: str, tmp
 
 async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str) -> None:
     async with joined(database_url) as service:
-        parts = service.parts
+        services = service.services
         columns = {"error_code": ErrorCode.deadline_exceeded, "upstream_task_id": "u1", "due_at": MORNING}
         key = await service.add_key()
-        old = await add_task(parts.database, key, S.failed, MORNING, **columns, submitted_at=MORNING)
+        old = await add_task(services.database, key, S.failed, MORNING, **columns, submitted_at=MORNING)
         now = await service.now()
-        young = await add_task(parts.database, key, S.failed, MORNING, **columns, submitted_at=now - 13 * DAY)
-        async with parts.database.writes.begin() as session:
-            await parts.pacer.prepare(session, now)
-        loop = poll_loop(parts)
+        young = await add_task(services.database, key, S.failed, MORNING, **columns, submitted_at=now - 13 * DAY)
+        async with services.database.writes.begin() as session:
+            await services.pacer.prepare(session, now)
+        loop = poll_loop(services)
 
         for poll in (await loop.claim(10)).items:
             await loop.work(poll)
 
-        after = [await reread(parts.database, task.id) for task in (old, young)]
+        after = [await reread(services.database, task.id) for task in (old, young)]
     assert after[0].due_at is None
     assert after[1].due_at is not None
     assert after[1].due_at > now

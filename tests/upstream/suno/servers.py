@@ -22,8 +22,8 @@ class Wire:
         self.server.requests.append(head + await self.reader.readexactly(int(lengths[0]) if lengths else 0))
         self.server.was_asked.set()
 
-    async def send(self, *parts: bytes) -> None:
-        for part in parts:
+    async def send(self, *services: bytes) -> None:
+        for part in services:
             self.writer.write(part)
             await self.writer.drain()
 
