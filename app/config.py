@@ -181,14 +181,14 @@ class Settings(BaseSettings):
         return value
 
     @property
-    def upstream_patience(self) -> timedelta:
+    def upstream_call_timeout(self) -> timedelta:
         """How long an exchange with the upstream may take; no answer to a submit is waited for beyond its deadline."""
         return min(self.upstream_timeout, self.submit_deadline)
 
     @property
     def submit_lease(self) -> timedelta:
         """How long a claimed submit is ours; it outlives the request, so that nobody judges it before its answer."""
-        return self.upstream_patience + timedelta(seconds=15)
+        return self.upstream_call_timeout + timedelta(seconds=15)
 
     @property
     def webhook_lease(self) -> timedelta:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.database.engine import Database
 from app.enums import TaskStatus
 from app.errors import StorageUnavailable
-from app.models import Chore, Clip, Task
+from app.models import Clip, PeriodicJob, Task
 from app.storage.store import Storage
 from app.upstream.hold import EXPLANATIONS, current_hold
 from app.webhooks.repository import count_overdue, disabled_after_failures
@@ -24,7 +24,7 @@ from app.webhooks.repository import count_overdue, disabled_after_failures
 router = APIRouter(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)
 SHOWN_ENDPOINTS = 5
-STORAGE_PATIENCE = 5.0
+STORAGE_TIMEOUT = 5.0
 State = Literal["ok", "degraded", "down"]
 
 
@@ -93,7 +93,7 @@ async def _check_database(database: Database) -> Check:
 
 async def _check_storage(storage: Storage) -> Check:
     try:
-        async with asyncio.timeout(STORAGE_PATIENCE):
+        async with asyncio.timeout(STORAGE_TIMEOUT):
             await storage.probe()
     except (StorageUnavailable, TimeoutError):
         return Check(status="down", detail="the storage does not keep a file: check SOUNDPOST_STORAGE_URL and its room")
@@ -129,7 +129,7 @@ async def _check_overdue(database: Database) -> Check:
             "tasks": select(func.count()).where(Task.status.in_(statuses), Task.due_at < late),
             "clips": select(func.count()).where(Clip.due_at < late),
             "deliveries": count_overdue(late),
-            "chores": select(func.count()).where(Chore.due_at < late),
+            "periodic jobs": select(func.count()).where(PeriodicJob.due_at < late),
         }
         counts = {name: await session.scalar(count) for name, count in overdue.items()}
     found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)

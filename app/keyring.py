@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import os
-import secrets as random
+import secrets
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,20 +13,20 @@ from sqlalchemy.engine import make_url
 
 from app.config import Settings
 
-SHORTEST = 16
+MIN_KEY_LENGTH = 16
 
 
-class SecretsUnusable(Exception):
+class KeyringUnusable(Exception):
     """SOUNDPOST_SECRET_KEYS is missing or too short to be a secret."""
 
 
-class Secrets:
+class Keyring:
     """Derives one value per purpose: the first key makes it, every key of the list verifies it."""
 
     def __init__(self, *keys: str) -> None:
-        if not keys or any(len(key) < SHORTEST for key in keys):
-            raise SecretsUnusable(
-                f"SOUNDPOST_SECRET_KEYS needs at least one key, each of {SHORTEST} characters or more; "
+        if not keys or any(len(key) < MIN_KEY_LENGTH for key in keys):
+            raise KeyringUnusable(
+                f"SOUNDPOST_SECRET_KEYS needs at least one key, each of {MIN_KEY_LENGTH} characters or more; "
                 "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
             )
         self._keys = [key.encode() for key in keys]
@@ -55,7 +55,7 @@ class Secrets:
         return self.derive("reach", challenge).hex()
 
 
-def load_secrets(settings: Settings) -> Secrets:
+def load_or_create_keyring(settings: Settings) -> Keyring:
     """
     Return the service's secrets.
 
@@ -63,20 +63,20 @@ def load_secrets(settings: Settings) -> Secrets:
     owner; replicas on PostgreSQL must be told theirs, or each would invent one.
     """
     if settings.secret_keys:
-        return Secrets(*(key.strip() for key in settings.secret_keys.get_secret_value().split(",") if key.strip()))
+        return Keyring(*(key.strip() for key in settings.secret_keys.get_secret_value().split(",") if key.strip()))
     if not settings.is_sqlite:
-        raise SecretsUnusable("SOUNDPOST_SECRET_KEYS must be set when the database is not SQLite")
-    return Secrets(_key_beside(Path(str(make_url(settings.database_url).database))))
+        raise KeyringUnusable("SOUNDPOST_SECRET_KEYS must be set when the database is not SQLite")
+    return Keyring(_key_beside(Path(str(make_url(settings.database_url).database))))
 
 
 def _key_beside(database: Path) -> str:
     path = database.with_name(database.name + ".secret")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{random.token_hex(8)}")
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w") as file:
-            file.write(random.token_urlsafe(32))
+            file.write(secrets.token_urlsafe(32))
             file.flush()
             os.fsync(file.fileno())
         # A link fails where a rename would replace: of several processes that start at once, one key wins.

@@ -24,24 +24,24 @@ from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
 from app.dropin import routes as dropin
 from app.dropin.callbacks import publish_to_callback_url
-from app.dropin.middleware import Enveloped
+from app.dropin.middleware import VendorEnvelopeMiddleware
 from app.egress import guarded_client, upstream_client
-from app.keyring import load_secrets
+from app.keyring import load_or_create_keyring
 from app.observability.metrics import Metrics
 from app.services import Services
-from app.signed_urls import load_links
+from app.signed_urls import load_signed_urls
 from app.storage.store import Storage
 from app.tasks import event_stream, payloads, usage
 from app.tasks import routes as tasks
-from app.tasks.latency import Latency
+from app.tasks.latency import RetryAfterEstimate
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.waiting import Waits
+from app.tasks.waiting import Waiters
 from app.upstream import routes as upstream
-from app.upstream.credits import CreditDesk
+from app.upstream.credits import CreditsCache
 from app.upstream.pacing import Pacer
 from app.upstream.suno.client import Upstream
-from app.web import Edge, heads_of, install_error_handlers, problems
-from app.web.deferred import LastingAnswers
+from app.web import EdgeMiddleware, heads_of, install_error_handlers, problems
+from app.web.deferred import DeferredResponses
 from app.web.negotiation import check_accept
 from app.web.openapi import complete_document
 from app.webhooks import deliveries, openapi
@@ -49,7 +49,7 @@ from app.webhooks import routes as webhooks
 from app.webhooks.service import Webhooks
 from app.workers.archive import archive_loop
 from app.workers.deliver import deliver_loop
-from app.workers.periodic import chore_loop, prepare_chores
+from app.workers.periodic import periodic_loop, prepare_jobs
 from app.workers.poll import poll_loop
 from app.workers.remove_files import erase_loop
 from app.workers.runner import Loop, insist, run_loop
@@ -58,7 +58,7 @@ from app.workers.submit import submit_loop
 log = structlog.get_logger()
 
 # A start waits so long for a database before it goes on without; readiness tells until it is there.
-DATABASE_PATIENCE = 5.0
+DATABASE_TIMEOUT = 5.0
 # The share of the grace that requests and loops get; the rest is for closing what they used.
 USABLE_GRACE = 0.8
 
@@ -73,12 +73,16 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
         lifespan=_lifespan(services, runs_loops),
         redirect_slashes=False,
     )
-    app.state.settings, app.state.database, app.state.secrets = settings, services.database, services.secrets
+    app.state.settings, app.state.database, app.state.keyring = settings, services.database, services.keyring
     app.state.lifecycle, app.state.wakeups, app.state.metrics = services.lifecycle, services.wakeups, Metrics()
-    app.state.webhooks, app.state.storage, app.state.links = services.webhooks, services.storage, services.links
-    app.state.latency = Latency()
-    app.state.credit_desk = CreditDesk(services.database, services.pacer, services.upstream)
-    app.state.waits = Waits(services.database, services.wakeups, services.links)
+    app.state.webhooks, app.state.storage, app.state.signed_urls = (
+        services.webhooks,
+        services.storage,
+        services.signed_urls,
+    )
+    app.state.latency = RetryAfterEstimate()
+    app.state.credits_cache = CreditsCache(services.database, services.pacer, services.upstream)
+    app.state.waiters = Waiters(services.database, services.wakeups, services.signed_urls)
     for room in (tasks, event_stream, usage, webhooks, deliveries, upstream):
         for router in (room.router, heads_of(room.router)):
             app.include_router(router, dependencies=[Depends(check_accept)])
@@ -89,39 +93,39 @@ def create_app(settings: Settings, *, runs_loops: bool = True) -> FastAPI:
     app.webhooks.include_router(openapi.described(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, settings.models)
-    app.add_middleware(LastingAnswers)
-    app.add_middleware(Edge)
-    app.add_middleware(Enveloped)
+    app.add_middleware(DeferredResponses)
+    app.add_middleware(EdgeMiddleware)
+    app.add_middleware(VendorEnvelopeMiddleware)
     return app
 
 
 def join(settings: Settings) -> Services:
-    """Make every part once. Raises SecretsUnusable."""
-    secrets = load_secrets(settings)
+    """Make every part once. Raises KeyringUnusable."""
+    keyring = load_or_create_keyring(settings)
     database = Database(settings.database_url)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
-    http = upstream_client(settings.upstream_url, key, settings.upstream_patience)
-    links = load_links(settings)
+    http = upstream_client(settings.upstream_url, key, settings.upstream_call_timeout)
+    signed_urls = load_signed_urls(settings)
     return Services(
         settings=settings,
         database=database,
-        secrets=secrets,
+        keyring=keyring,
         wakeups=Wakeups(database),
         lifecycle=make_lifecycle(settings),
         pacer=Pacer(settings.upstream_rate, hold=settings.submit_lease),
         upstream_http=http,
-        upstream=Upstream(http, settings.upstream_patience),
+        upstream=Upstream(http, settings.upstream_call_timeout),
         webhooks=Webhooks(settings),
-        links=links,
+        signed_urls=signed_urls,
         storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )
 
 
 def make_lifecycle(settings: Settings) -> TaskLifecycle:
-    """The writer of tasks, which tells callers of either API what they asked to hear. Raises SecretsUnusable."""
+    """The writer of tasks, which tells callers of either API what they asked to hear. Raises KeyringUnusable."""
     return TaskLifecycle(
-        settings, load_links(settings), publishers=(payloads.publish_to_webhook_url, publish_to_callback_url)
+        settings, load_signed_urls(settings), publishers=(payloads.publish_to_webhook_url, publish_to_callback_url)
     )
 
 
@@ -167,7 +171,7 @@ def _lifespan(services: Services, runs_loops: bool) -> Any:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping = app.state.stopping = asyncio.Event()
         with stop_at_signal(stopping):
-            async with _running(services, stopping, runs_loops), app.state.waits.checked():
+            async with _running(services, stopping, runs_loops), app.state.waiters.checked():
                 yield
 
     return lifespan
@@ -177,7 +181,7 @@ def _lifespan(services: Services, runs_loops: bool) -> Any:
 async def _running(services: Services, stopping: asyncio.Event, runs_loops: bool) -> AsyncIterator[None]:
     preparing = asyncio.create_task(_prepare(services))
     background: list[asyncio.Task[None]] = [preparing]
-    await asyncio.wait(background, timeout=DATABASE_PATIENCE)
+    await asyncio.wait(background, timeout=DATABASE_TIMEOUT)
     if preparing.done():
         preparing.result()
     if runs_loops:
@@ -209,7 +213,7 @@ async def _prepare(services: Services) -> None:
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
             await services.pacer.prepare(session, now)
-            await prepare_chores(session, now)
+            await prepare_jobs(session, now)
         if services.settings.api_keys:
             await keep_configured_keys(services.database, services.settings.api_keys.get_secret_value())
 
@@ -217,7 +221,12 @@ async def _prepare(services: Services) -> None:
 
 
 def _loops(services: Services, stopping: asyncio.Event) -> list[Coroutine[Any, Any, None]]:
-    loops: list[Loop[Any]] = [submit_loop(services), poll_loop(services), deliver_loop(services), chore_loop(services)]
+    loops: list[Loop[Any]] = [
+        submit_loop(services),
+        poll_loop(services),
+        deliver_loop(services),
+        periodic_loop(services),
+    ]
     loops += [archive_loop(services), erase_loop(services)]
     return [run_loop(loop, stopping) for loop in loops]
 

@@ -236,10 +236,10 @@ class DeliveryAttempt(Base):
     response: Mapped[str | None]
 
 
-class Submit(Base):
+class RateLimitHit(Base):
     """An order that counts against its key's rate; forgotten when its window is over."""
 
-    __tablename__ = "submits"
+    __tablename__ = "rate_limit_hits"
     __table_args__ = (Index(None, "api_key_id", "made_at"),)
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
@@ -273,10 +273,10 @@ class SpentCharge(Base):
     created_at: Mapped[datetime]
 
 
-class Chore(Due, Base):
+class PeriodicJob(Due, Base):
     """Periodic work, or a look that is owed: a row too, so that one replica does it."""
 
-    __tablename__ = "chores"
+    __tablename__ = "periodic_jobs"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -9,8 +9,8 @@ import httpx
 from app.config import Settings
 from app.database.engine import Database
 from app.database.wakeups import Wakeups
-from app.keyring import Secrets
-from app.signed_urls import Links
+from app.keyring import Keyring
+from app.signed_urls import SignedUrls
 from app.storage.store import Storage
 from app.tasks.lifecycle import TaskLifecycle
 from app.upstream.pacing import Pacer
@@ -24,13 +24,13 @@ class Services:
 
     settings: Settings
     database: Database
-    secrets: Secrets
+    keyring: Keyring
     wakeups: Wakeups
     lifecycle: TaskLifecycle
     pacer: Pacer
     upstream_http: httpx.AsyncClient
     upstream: Upstream
     webhooks: Webhooks
-    links: Links
+    signed_urls: SignedUrls
     storage: Storage
     egress_http: httpx.AsyncClient

@@ -10,24 +10,24 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.config import Settings
-from app.keyring import Secrets, load_secrets
+from app.keyring import Keyring, load_or_create_keyring
 
 PURPOSE = "audio link"
 A_TIME = re.compile(r"[0-9]{1,12}")
 
 
-class Links:
+class SignedUrls:
     """Makes and checks the links to audio that callers are given. Times are the machine's own, in Unix seconds."""
 
     def __init__(
-        self, secrets: Secrets, base_url: str, life: timedelta, clock: Callable[[], float] = time.time
+        self, keyring: Keyring, base_url: str, life: timedelta, clock: Callable[[], float] = time.time
     ) -> None:
-        self._secrets, self._base_url, self._life, self._clock = secrets, base_url, life, clock
+        self._keyring, self._base_url, self._life, self._clock = keyring, base_url, life, clock
 
     def audio(self, task_id: str, index: int) -> str:
         """A link to one clip's audio; absolute where the service knows its own address."""
         expires = str(int(self._clock() + self._life.total_seconds()))
-        signature = _text(self._secrets.derive(PURPOSE, _subject(task_id, index, expires)))
+        signature = _text(self._keyring.derive(PURPOSE, _subject(task_id, index, expires)))
         path = f"/v1/tasks/{task_id}/clips/{index}/audio"
         return f"{self._base_url}{path}?expires={expires}&signature={signature}"
 
@@ -36,15 +36,15 @@ class Links:
         if not A_TIME.fullmatch(expires):
             return False
         given = signature.encode("utf-8", "replace")
-        made = [_text(key).encode() for key in self._secrets.derive_all(PURPOSE, _subject(task_id, index, expires))]
+        made = [_text(key).encode() for key in self._keyring.derive_all(PURPOSE, _subject(task_id, index, expires))]
         # Every key is compared, so that the time taken does not tell which one matched.
         is_ours = sum(hmac.compare_digest(given, signature) for signature in made) > 0
         return is_ours and self._clock() < int(expires)
 
 
-def load_links(settings: Settings) -> Links:
-    """The links that these settings make. Raises SecretsUnusable."""
-    return Links(load_secrets(settings), settings.link_base, settings.link_ttl)
+def load_signed_urls(settings: Settings) -> SignedUrls:
+    """The links that these settings make. Raises KeyringUnusable."""
+    return SignedUrls(load_or_create_keyring(settings), settings.link_base, settings.link_ttl)
 
 
 def _subject(task_id: str, index: int, expires: str) -> str:

@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from app.enums import TaskStatus
 from app.health import Check, State, worst
-from app.models import Chore, Clip, Delivery, WebhookEndpoint
+from app.models import Clip, Delivery, PeriodicJob, WebhookEndpoint
 from tests.support.processes import UPSTREAM_KEY, Processes
 from tests.support.service import Service, inside
 
@@ -54,7 +54,7 @@ async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
     task = await service.task(TaskStatus.succeeded)
     async with service.database.writes.begin() as session:
         session.add(Clip(task_id=task.id, index=0, created_at=LONG_AGO, due_at=LONG_AGO, attempts=0))
-        await session.execute(update(Chore).values(due_at=LONG_AGO))
+        await session.execute(update(PeriodicJob).values(due_at=LONG_AGO))
     endpoint = (await service.client.post("/v1/webhook-endpoints", json={"url": "https://example.com/"})).json()
     await service.client.post(f"/v1/webhook-endpoints/{endpoint['id']}/test")
 
@@ -64,10 +64,10 @@ async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
         detail: str | None = (await service.client.get("/readyz")).json()["checks"]["queue"]["detail"]
         return detail
 
-    assert await overdue() == "overdue: 1 clips, 1 deliveries, 1 chores; does a worker run?"
+    assert await overdue() == "overdue: 1 clips, 1 deliveries, 1 periodic jobs; does a worker run?"
     async with service.database.writes.begin() as session:
         await session.execute(update(WebhookEndpoint).values(paused_until=datetime.now(UTC) + timedelta(hours=1)))
-    assert await overdue() == "overdue: 1 clips, 1 chores; does a worker run?"
+    assert await overdue() == "overdue: 1 clips, 1 periodic jobs; does a worker run?"
 
 
 async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str, tmp_path: Path) -> None:

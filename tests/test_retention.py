@@ -16,7 +16,7 @@ from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
 from app.enums import CallbackOutcome, EventType, TaskStatus, WebhookType
-from app.models import ApiKey, Callback, Chore, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
+from app.models import ApiKey, Callback, Clip, Delivery, Event, IdempotencyKey, PeriodicJob, StoredObject, Task
 from app.retention import Retention, remove_due_files
 from app.storage import references
 from app.storage.store import Storage
@@ -171,7 +171,7 @@ def prune(database_url: str, folder: Path, *arguments: str) -> str:
 async def age(database: Database, by: timedelta) -> None:
     async with database.writes.begin() as session:
         await session.execute(update(Task).values(completed_at=datetime.now(UTC) - by))
-        await session.execute(update(Chore).values(due_at=datetime.now(UTC)))
+        await session.execute(update(PeriodicJob).values(due_at=datetime.now(UTC)))
 
 
 async def erase_batch(database: Database, retention: Retention) -> bool:

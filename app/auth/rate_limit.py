@@ -12,7 +12,7 @@ from sqlalchemy import delete, func, select
 from app.config import Rate
 from app.database.engine import Session
 from app.errors import TooManyRequests
-from app.models import ApiKey, Submit
+from app.models import ApiKey, RateLimitHit
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ async def spend(
 
 async def read_quota(session: Session, api_key_id: str, rate: Rate, now: datetime) -> Quota:
     """What is left of this key's rate."""
-    window = Submit.api_key_id == api_key_id, Submit.made_at > now - rate.period
-    counted = select(func.count(), func.min(Submit.made_at)).where(*window)
+    window = RateLimitHit.api_key_id == api_key_id, RateLimitHit.made_at > now - rate.period
+    counted = select(func.count(), func.min(RateLimitHit.made_at)).where(*window)
     count, oldest = (await session.execute(counted)).one()
     return Quota(rate, max(0, rate.requests - count), (oldest or now) + rate.period - now)
 
@@ -58,13 +58,13 @@ async def _count(session: Session, api_key_id: str, rate: Rate, now: datetime) -
     replicas that admit at once would not see each other's submits.
     """
     await session.get(ApiKey, api_key_id, with_for_update={"key_share": True})
-    ours = Submit.api_key_id == api_key_id
-    await session.execute(delete(Submit).where(ours, Submit.made_at <= now - rate.period))
+    ours = RateLimitHit.api_key_id == api_key_id
+    await session.execute(delete(RateLimitHit).where(ours, RateLimitHit.made_at <= now - rate.period))
     quota = await read_quota(session, api_key_id, rate, now)
     if quota.left == 0:
         wait = {"Retry-After": str(_seconds(quota.more_in))}
         raise TooManyRequests(headers={**quota.headers, **wait})
-    session.add(Submit(api_key_id=api_key_id, made_at=now))
+    session.add(RateLimitHit(api_key_id=api_key_id, made_at=now))
     return Quota(rate, quota.left - 1, quota.more_in)
 
 

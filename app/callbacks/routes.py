@@ -15,23 +15,23 @@ from app.database.engine import DatabaseDep
 from app.errors import NotAuthenticated, NotFound
 from app.upstream.suno.reports import read_callback
 from app.upstream.suno.signature import callback_signature_matches
-from app.web import Again
-from app.web.problems import says
+from app.web import RetryOnSerializationFailure
+from app.web.problems import problem_responses
 
-router = APIRouter(route_class=Again, tags=["callbacks"])
+router = APIRouter(route_class=RetryOnSerializationFailure, tags=["callbacks"])
 log = structlog.get_logger()
 
 
 @router.post(
     "/callbacks/{task_id}/{token}",
     operation_id="receiveCallback",
-    responses=says(NotAuthenticated),
+    responses=problem_responses(NotAuthenticated),
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": {}}}}},
 )
 async def receive_callback(request: Request, database: DatabaseDep, task_id: str, token: str) -> dict[str, str]:
     """Take in a message from the upstream. It and its effect are stored before this returns."""
     state = request.app.state
-    if len(task_id) != ID_LENGTH or not state.secrets.is_callback_token(task_id, token):
+    if len(task_id) != ID_LENGTH or not state.keyring.is_callback_token(task_id, token):
         state.metrics.callbacks.labels(outcome="forged").inc()
         raise NotFound
     body = await request.body()
@@ -50,7 +50,7 @@ async def receive_callback(request: Request, database: DatabaseDep, task_id: str
 @router.get("/callbacks/{challenge}", include_in_schema=False)
 async def prove_reach(request: Request, challenge: Annotated[str, Path(pattern="^[0-9a-f]{32}$")]) -> PlainTextResponse:
     """Prove that the public URL leads here, below the one path that the upstream needs."""
-    return PlainTextResponse(request.app.state.secrets.prove_reach(challenge))
+    return PlainTextResponse(request.app.state.keyring.prove_reach(challenge))
 
 
 def _is_signed(request: Request, body: bytes, key: str) -> bool:

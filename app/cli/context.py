@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.auth import api_keys
 from app.config import PREFIX, Settings
 from app.database.engine import Database, migrate
-from app.keyring import SecretsUnusable, load_secrets
+from app.keyring import KeyringUnusable, load_or_create_keyring
 
 Answer = TypeVar("Answer")
 
@@ -57,10 +57,10 @@ def require_upstream_key(settings: Settings) -> None:
 def prepare(settings: Settings) -> None:
     """Check what would fail later; an SQLite database is migrated, since nobody else will do it."""
     try:
-        load_secrets(settings)
+        load_or_create_keyring(settings)
         if settings.is_sqlite:
             migrate(settings.database_url)
-    except SecretsUnusable as error:
+    except KeyringUnusable as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
         fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")

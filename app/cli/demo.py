@@ -22,7 +22,7 @@ from rich.console import Console
 from app.clips.media_types import SUFFIXES, measure
 from app.config import PREFIX
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 FINAL = frozenset({"succeeded", "failed", "canceled"})
 
 
@@ -55,7 +55,7 @@ async def _run(prompt: str, console: Console) -> None:
         key = secrets.token_urlsafe(24)
         url = await stack.enter_async_context(_service(folder, upstream_url, key))
         headers = {"Authorization": f"Bearer {key}"}
-        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=PATIENCE)
+        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=TIMEOUT)
         http = _Http(await stack.enter_async_context(client), console)
         task = await _order(http, prompt, console)
         for clip in task["clips"]:
@@ -100,8 +100,8 @@ async def _order(http: _Http, prompt: str, console: Console) -> dict[str, Any]:
             seen = now_at
         if task["status"] in FINAL and all(clip["archived_at"] for clip in task["clips"]):
             break
-        if time.monotonic() - began > PATIENCE:
-            raise DemoFailed(f"the task is still {task['status']} after {PATIENCE:.0f} s, or its audio not kept")
+        if time.monotonic() - began > TIMEOUT:
+            raise DemoFailed(f"the task is still {task['status']} after {TIMEOUT:.0f} s, or its audio not kept")
         await asyncio.sleep(0.05)
         task = (await http.call("GET", f"/v1/tasks/{task['id']}")).json()
     if task["status"] != "succeeded":
@@ -174,7 +174,7 @@ async def _process(folder: Path, settings: Mapping[str, str], *command: str) -> 
 async def _address(process: Process, name: str) -> str:
     if process.stdout is None:
         raise DemoFailed(f"soundpost {name} has no output to read its address from")
-    line = await asyncio.wait_for(process.stdout.readline(), PATIENCE)
+    line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT)
     if b"listening on " not in line:
         raise DemoFailed(f"soundpost {name} did not start (exit code {await process.wait()}); see its message above")
     return line.decode().rpartition(" ")[2].strip()
@@ -192,7 +192,7 @@ async def _end(process: Process) -> None:
 
 
 async def _until_ready(url: str, process: Process) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         while time.monotonic() < deadline and process.returncode is None:
             try:

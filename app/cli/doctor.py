@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets as random
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,15 +13,15 @@ from app.config import Settings
 from app.database.engine import Database
 from app.egress import upstream_client
 from app.errors import StorageUnavailable
-from app.keyring import Secrets, SecretsUnusable, load_secrets
+from app.keyring import Keyring, KeyringUnusable, load_or_create_keyring
 from app.storage.store import Storage
-from app.upstream.credits import CreditDesk, NoAnswer
+from app.upstream.credits import CreditsCache, CreditsUnavailable
 from app.upstream.hold import EXPLANATIONS, current_hold
 from app.upstream.pacing import Pacer
 from app.upstream.suno.client import Upstream
 
 NO_KEY = "SOUNDPOST_UPSTREAM_API_KEY is not set, so nothing can be ordered: set it to the upstream's key"
-PATIENCE = timedelta(seconds=15)
+TIMEOUT = timedelta(seconds=15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ async def says(finding: Finding) -> AsyncIterator[Finding]:
 async def examine(settings: Settings) -> AsyncIterator[Finding]:
     """Look at one thing after the other; a later look is left out where an earlier one makes it pointless."""
     try:
-        secrets = load_secrets(settings)
-    except SecretsUnusable as error:
+        keyring = load_or_create_keyring(settings)
+    except KeyringUnusable as error:
         yield Finding("settings", ok=False, detail=str(error))
         return
     yield Finding("settings", ok=True, detail="every setting can be read")
@@ -56,7 +56,7 @@ async def examine(settings: Settings) -> AsyncIterator[Finding]:
     finally:
         await database.close()
     yield await _look_at_storage(settings)
-    yield await _look_at_public_url(settings, secrets)
+    yield await _look_at_public_url(settings, keyring)
 
 
 async def _look_at_database(database: Database) -> Finding:
@@ -93,19 +93,19 @@ async def _look_at_upstream(settings: Settings, database: Database) -> Finding:
         return Finding("upstream", ok=False, detail=NO_KEY)
     key = settings.upstream_api_key.get_secret_value()
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
-    async with upstream_client(settings.upstream_url, key, PATIENCE) as http:
+    async with upstream_client(settings.upstream_url, key, TIMEOUT) as http:
         async with database.writes.begin() as session:
             await pacer.prepare(session, await database.now(session))
         try:
-            found = await CreditDesk(database, pacer, Upstream(http, PATIENCE)).credits()
-        except NoAnswer as error:
+            found = await CreditsCache(database, pacer, Upstream(http, TIMEOUT)).credits()
+        except CreditsUnavailable as error:
             return _explain(error)
     if found.credits <= 0:
         return Finding("upstream", ok=False, detail="the key works, but the account has no credits: buy some")
     return Finding("upstream", ok=True, detail=f"the key works; {found.credits} credits are left")
 
 
-def _explain(error: NoAnswer) -> Finding:
+def _explain(error: CreditsUnavailable) -> Finding:
     answer = error.answer
     if answer is None:
         return Finding("upstream", ok=False, detail="no request was free within its pace; look again in some seconds")
@@ -115,19 +115,19 @@ def _explain(error: NoAnswer) -> Finding:
     return Finding("upstream", ok=False, detail=f"it does not answer as it should: check SOUNDPOST_UPSTREAM_URL{said}")
 
 
-async def _look_at_public_url(settings: Settings, secrets: Secrets) -> Finding:
+async def _look_at_public_url(settings: Settings, keyring: Keyring) -> Finding:
     if settings.public_url is None:
         return Finding("public_url", ok=True, detail="not set: no callback can come, and polls do the work")
-    challenge = random.token_hex(16)
+    challenge = secrets.token_hex(16)
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE.total_seconds()) as http:
+        async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT.total_seconds()) as http:
             answer = await http.get(f"{settings.public_url}/callbacks/{challenge}")
     except httpx.HTTPError as error:
         detail = (
             f"SOUNDPOST_PUBLIC_URL cannot be reached from here ({type(error).__name__}): does `soundpost serve` run?"
         )
         return Finding("public_url", ok=False, detail=detail)
-    if answer.is_success and answer.text == secrets.prove_reach(challenge):
+    if answer.is_success and answer.text == keyring.prove_reach(challenge):
         return Finding("public_url", ok=True, detail="it reaches this service")
     detail = (
         f"SOUNDPOST_PUBLIC_URL reaches something else (HTTP {answer.status_code}): it must pass /callbacks/ on to us"

@@ -14,7 +14,7 @@ from app.database.engine import Database
 from app.enums import TaskStatus
 from app.main import make_lifecycle
 from app.models import Task
-from app.signed_urls import load_links
+from app.signed_urls import load_signed_urls
 from app.tasks import repository
 from app.tasks.resolution import CannotResolve, resolve
 from app.tasks.schemas import EventRead, read_task
@@ -33,13 +33,13 @@ def list_tasks(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Show every caller's tasks, newest first."""
-    links = load_links(load_settings())
+    signed_urls = load_signed_urls(load_settings())
 
     async def read(database: Database) -> list[dict[str, Any]]:
         where = [] if status is None else [Task.status == status]
         async with database.reads() as session:
             found = await repository.list_tasks(session, where, None, limit)
-            return [read_task(task, {}, links).model_dump(mode="json") for task in found]
+            return [read_task(task, {}, signed_urls).model_dump(mode="json") for task in found]
 
     found = with_database(read)
     if as_json:
@@ -52,7 +52,7 @@ def list_tasks(
 @tasks.command("show")
 def show_task(task_id: TaskId) -> None:
     """Show one task and its events as JSON."""
-    links = load_links(load_settings())
+    signed_urls = load_signed_urls(load_settings())
 
     async def read(database: Database) -> dict[str, Any] | None:
         async with database.reads() as session:
@@ -61,7 +61,7 @@ def show_task(task_id: TaskId) -> None:
                 return None
             events = await repository.list_events(session, task_id, 0, 1_000)
             told = [EventRead.model_validate(event).model_dump(mode="json") for event in events]
-            return {**read_task(task, {}, links).model_dump(mode="json"), "posts": task.posts, "events": told}
+            return {**read_task(task, {}, signed_urls).model_dump(mode="json"), "posts": task.posts, "events": told}
 
     found = with_database(read)
     if found is None:

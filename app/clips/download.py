@@ -16,12 +16,12 @@ from app.clips.media_types import HEAD, SUFFIXES, measure_open, sniff, sniff_ima
 from app.egress import AnswerTooLarge, Download, EgressRefused, ExchangeTooSlow, stream_following
 
 
-class NotFetched(Exception):
+class DownloadFailed(Exception):
     """The link led to nothing that we keep; the message says why and names no address."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class MediaPolicy:
     """What a link should lead to. `limit` is in bytes, `within` for the whole download."""
 
     name: str
@@ -32,7 +32,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class DownloadedFile:
     """A checked file; its bytes are in a temporary one without a name, so that no crash leaves it behind."""
 
     file: IO[bytes]
@@ -47,16 +47,16 @@ class Fetched:
         return f"sha256/{self.sha256[:2]}/{self.sha256[2:]}{SUFFIXES[self.media_type]}"
 
 
-def audio_of(limit: int) -> Kind:
+def audio_of(limit: int) -> MediaPolicy:
     """A sound of at most so many bytes."""
-    return Kind("audio", sniff, limit, timedelta(seconds=60), is_measured=True)
+    return MediaPolicy("audio", sniff, limit, timedelta(seconds=60), is_measured=True)
 
 
-COVER = Kind("cover", sniff_image, 10_000_000, timedelta(seconds=20))
+COVER = MediaPolicy("cover", sniff_image, 10_000_000, timedelta(seconds=20))
 
 
-async def fetch(client: httpx.AsyncClient, url: str, kind: Kind) -> Fetched:
-    """Download and check one file, which the caller closes. Raises NotFetched."""
+async def fetch(client: httpx.AsyncClient, url: str, kind: MediaPolicy) -> DownloadedFile:
+    """Download and check one file, which the caller closes. Raises DownloadFailed."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - it outlives this call
     try:
         digest, size = await _download(client, url, kind, file)
@@ -64,10 +64,10 @@ async def fetch(client: httpx.AsyncClient, url: str, kind: Kind) -> Fetched:
     except BaseException:
         file.close()
         raise
-    return Fetched(file, size, digest, media_type, duration)
+    return DownloadedFile(file, size, digest, media_type, duration)
 
 
-async def _download(client: httpx.AsyncClient, url: str, kind: Kind, file: IO[bytes]) -> tuple[str, int]:
+async def _download(client: httpx.AsyncClient, url: str, kind: MediaPolicy, file: IO[bytes]) -> tuple[str, int]:
     digest, size = sha256(), 0
     try:
         async with stream_following(client, url, limit=kind.limit, within=kind.within) as download:
@@ -76,42 +76,42 @@ async def _download(client: httpx.AsyncClient, url: str, kind: Kind, file: IO[by
                 digest.update(chunk)
                 size += file.write(chunk)
     except httpx.TransportError as error:
-        raise NotFetched(_retold(error, kind)) from error
+        raise DownloadFailed(_retold(error, kind)) from error
     except OSError as error:
-        raise NotFetched(f"this machine cannot hold the file: {error.strerror}") from error
+        raise DownloadFailed(f"this machine cannot hold the file: {error.strerror}") from error
     if size == 0:
-        raise NotFetched("the file is empty")
+        raise DownloadFailed("the file is empty")
     if promised is not None and size != promised:
-        raise NotFetched(f"{size} of {promised} promised bytes came")
+        raise DownloadFailed(f"{size} of {promised} promised bytes came")
     return digest.hexdigest(), size
 
 
-def _promised(download: Download, kind: Kind) -> int | None:
-    """The announced size. Raises NotFetched where the answer's head tells that this is not the file."""
+def _promised(download: Download, kind: MediaPolicy) -> int | None:
+    """The announced size. Raises DownloadFailed where the answer's head tells that this is not the file."""
     if download.status != 200:
-        raise NotFetched(f"the host answered {download.status}")
+        raise DownloadFailed(f"the host answered {download.status}")
     if download.headers.get("content-encoding", "identity") != "identity":
-        raise NotFetched("the file came compressed, though we asked for it as it is")
+        raise DownloadFailed("the file came compressed, though we asked for it as it is")
     length = download.headers.get("content-length", "")
     if not length.isdecimal():
         return None
     if int(length) > kind.limit:
-        raise NotFetched(f"the file is larger than {kind.limit} bytes")
+        raise DownloadFailed(f"the file is larger than {kind.limit} bytes")
     return int(length)
 
 
-def _judge(file: IO[bytes], kind: Kind) -> tuple[str, float | None]:
+def _judge(file: IO[bytes], kind: MediaPolicy) -> tuple[str, float | None]:
     file.seek(0)
     media_type = kind.sniff(file.read(HEAD))
     if media_type is None:
-        raise NotFetched(f"the file is no {kind.name} that we know")
+        raise DownloadFailed(f"the file is no {kind.name} that we know")
     duration = measure_open(file) if kind.is_measured else None
     if kind.is_measured and duration is None:
-        raise NotFetched(f"the file cannot be played as {media_type}, or ends too early")
+        raise DownloadFailed(f"the file cannot be played as {media_type}, or ends too early")
     return media_type, duration
 
 
-def _retold(error: httpx.TransportError, kind: Kind) -> str:
+def _retold(error: httpx.TransportError, kind: MediaPolicy) -> str:
     if isinstance(error, AnswerTooLarge):
         return f"the file is larger than {kind.limit} bytes"
     if isinstance(error, EgressRefused | ExchangeTooSlow):

@@ -24,8 +24,8 @@ SUFFIXES: Mapping[str, str] = {
 }
 # What a WAV file written while it was made says of its size.
 UNKNOWN_SIZES = (0, 0xFFFFFFFF)
-MOST_BOXES = 1_000
-MOST_STEPS = 50_000
+MAX_BOXES = 1_000
+MAX_STEPS = 50_000
 
 
 def sniff(head: bytes) -> str | None:
@@ -82,7 +82,7 @@ def _end(file: IO[bytes], size: int, head: bytes) -> int:
 
 def _boxes_end(file: IO[bytes], size: int) -> int:
     position, boxes = 0, 0
-    while position < size and boxes < MOST_BOXES:
+    while position < size and boxes < MAX_BOXES:
         boxes += 1
         file.seek(position)
         head = file.read(16)
@@ -105,7 +105,7 @@ class _Measured(io.BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._steps += 1
-        if self._steps > MOST_STEPS:
+        if self._steps > MAX_STEPS:
             raise OSError("this file is made to keep its reader busy")
         left = max(self._end - self._position, 0)
         self._file.seek(self._position)

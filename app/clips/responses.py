@@ -17,13 +17,13 @@ from app.storage.store import CHUNK, Storage
 
 # What is behind one of these addresses never changes, but who may see it is the caller's alone.
 CACHING = "private, max-age=31536000, immutable"
-LONGEST_NAME = 80
+MAX_NAME_LENGTH = 80
 ONE_RANGE = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.IGNORECASE | re.ASCII)
 UNSAFE = re.compile(r'[\\/:*?"<>|]')
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredFile:
     """A file in the storage and what is known of it."""
 
     key: str
@@ -38,7 +38,7 @@ class Kept:
         return f'"{self.sha256}"'
 
 
-async def answer_with(request: Request, storage: Storage, kept: Kept) -> Response:
+async def answer_with(request: Request, storage: Storage, kept: StoredFile) -> Response:
     """Answer a GET or HEAD. Raises RangeNotSatisfiable, StorageUnavailable."""
     headers = {"ETag": kept.etag, "Cache-Control": CACHING, "Accept-Ranges": "bytes"}
     if _is_known(request.headers.get("if-none-match"), kept.etag):
@@ -58,7 +58,7 @@ async def answer_with(request: Request, storage: Storage, kept: Kept) -> Respons
     return StreamingResponse(_joined(first, rest), 200 if part is None else 206, headers)
 
 
-def wanted_part(headers: Mapping[str, str], kept: Kept) -> tuple[int, int] | None:
+def wanted_part(headers: Mapping[str, str], kept: StoredFile) -> tuple[int, int] | None:
     """
     The single range that is asked for, as start and exclusive end; None for the whole file. Raises RangeNotSatisfiable.
 
@@ -83,11 +83,11 @@ def wanted_part(headers: Mapping[str, str], kept: Kept) -> tuple[int, int] | Non
 def file_name(title: str | None, media_type: str) -> str:
     """A name from the title that no file system, shell or header stumbles over."""
     printable = "".join(c if unicodedata.category(c)[0] not in "CZ" else " " for c in title or "")
-    name = " ".join(UNSAFE.sub(" ", printable).split()).strip(". ")[:LONGEST_NAME].strip(". ")
+    name = " ".join(UNSAFE.sub(" ", printable).split()).strip(". ")[:MAX_NAME_LENGTH].strip(". ")
     return (name or "sound") + SUFFIXES.get(media_type, "")
 
 
-def _disposition(kept: Kept) -> str:
+def _disposition(kept: StoredFile) -> str:
     """RFC 6266, with the name in RFC 8187's coding beside one in plain ASCII."""
     name = file_name(kept.title, kept.media_type)
     # Decomposing may bring quotes and slashes back, so the result is made safe again.

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from app.auth.api_keys import authenticate, bearer
 from app.clips import subtitles
 from app.clips.media_types import SUFFIXES
-from app.clips.responses import Kept, answer_with
+from app.clips.responses import StoredFile, answer_with
 from app.database.engine import DatabaseDep
 from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound, RangeNotSatisfiable, StorageUnavailable
 from app.models import Clip, Task
@@ -19,13 +19,13 @@ from app.storage.store import Storage
 from app.tasks.clips import needs_cover
 from app.tasks.repository import find_task
 from app.tasks.routes import readable
-from app.web.problems import says
+from app.web.problems import problem_responses
 
 router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
 
 # Only as long as a client needs to follow a redirect; what it has begun to read it may finish.
 REDIRECT_LIFE = timedelta(minutes=5)
-LONGEST_INDEX = 4
+MAX_INDEX_LENGTH = 4
 Answers = dict[int | str, dict[str, Any]]
 
 
@@ -35,7 +35,7 @@ def _file(kind: str) -> Answers:
         200: {"description": "The file.", "content": content},
         206: {"description": "The part of the file that `Range` asked for.", "content": content},
         304: {"description": "The file is the one of `If-None-Match`."},
-        **says(NotArchivedYet, RangeNotSatisfiable, StorageUnavailable),
+        **problem_responses(NotArchivedYet, RangeNotSatisfiable, StorageUnavailable),
     }
 
 
@@ -45,7 +45,7 @@ def _text(media_type: str) -> Answers:
 
 COVER_ANSWERS = _file("image/")
 REDIRECT: Answers = {307: {"description": "The file is at `Location`, where the service is set to redirect."}}
-AUDIO_ANSWERS = {**_file("audio/"), **REDIRECT, **says(AudioLost)}
+AUDIO_ANSWERS = {**_file("audio/"), **REDIRECT, **problem_responses(AudioLost)}
 SRT, VTT = "application/x-subrip", "text/vtt"
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
@@ -74,7 +74,7 @@ async def find_linked_clip(
     """
     if credentials is not None or expires is None or signature is None:
         return await find_own_clip(database, credentials, task_id, index)
-    if not _is_index(index) or not request.app.state.links.is_valid(task_id, int(index), expires, signature):
+    if not _is_index(index) or not request.app.state.signed_urls.is_valid(task_id, int(index), expires, signature):
         raise NotAuthenticated(detail="This link has expired or was not made by this service; read the task again.")
     async with database.reads() as session:
         return _clip_of(await find_task(session, task_id), index)
@@ -92,7 +92,7 @@ async def get_audio(request: Request, clip: LinkedClip) -> Response:
     if clip.archived_at is None or clip.storage_key is None:
         raise NotArchivedYet
     state = request.app.state
-    kept = Kept(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
+    kept = StoredFile(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
     if request.method == "GET" and state.settings.s3_redirect:
         link = await state.storage.presigned(kept.key, REDIRECT_LIFE)
         if link is not None:
@@ -105,7 +105,9 @@ async def get_image(request: Request, clip: OwnClip) -> Response:
     """Our copy of a clip's cover; 404 where there is none."""
     storage: Storage = request.app.state.storage
     if clip.image_archived_at is not None and clip.image_key is not None:
-        kept = Kept(clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title)
+        kept = StoredFile(
+            clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title
+        )
         return await answer_with(request, storage, kept)
     if needs_cover(clip):
         raise NotArchivedYet
@@ -133,7 +135,7 @@ def _clip_of(task: Task | None, index: str) -> Clip:
 
 
 def _is_index(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= LONGEST_INDEX and text == str(int(text))
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_INDEX_LENGTH and text == str(int(text))
 
 
 def _words(clip: Clip) -> list[subtitles.Word]:

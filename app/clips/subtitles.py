@@ -6,8 +6,8 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LONGEST_LINE = 42
-LONGEST_PAUSE = 1.5
+MAX_LINE_LENGTH = 42
+MAX_PAUSE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def cues(words: Sequence[Word]) -> list[Cue]:
 
 
 def _fits(cue: Cue, text: str, start: float) -> bool:
-    return len(cue.text) + 1 + len(text) <= LONGEST_LINE and start - cue.end <= LONGEST_PAUSE
+    return len(cue.text) + 1 + len(text) <= MAX_LINE_LENGTH and start - cue.end <= MAX_PAUSE
 
 
 def _time(seconds: float, point: str) -> str:

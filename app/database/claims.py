@@ -57,7 +57,7 @@ async def claim_due(
     return (await session.scalars(claimed)).all()
 
 
-async def hold_claimed(session: Session, kind: type[Row], key: str, fence: str | None) -> Row | None:
+async def lock_claimed(session: Session, kind: type[Row], key: str, fence: str | None) -> Row | None:
     """Lock a claimed row again to settle it, or return None: someone took over, and the result must be dropped."""
     assert issubclass(kind, Due)  # noqa: S101 - as above
     mine = select(kind).where(inspect(kind).primary_key[0] == key, kind.fence == fence).with_for_update()

@@ -29,17 +29,17 @@ ROOT = Path(__file__).resolve().parents[2]
 SQLITE_BUSY_TIMEOUT_MS = 8_000
 # Seconds that a request waits for its turn: a burst of orders is taken in, and a callback answered before the upstream
 # stops listening.
-POOL_PATIENCE = 10
+POOL_TIMEOUT = 10
 # The same for a server that says nothing: to let us in, to answer anything at all, and to answer a statement.
-CONNECT_PATIENCE, PING_PATIENCE, STATEMENT_PATIENCE = 5, 3, 15
+CONNECT_TIMEOUT, PING_TIMEOUT, STATEMENT_TIMEOUT = 5, 3, 15
 _DRIVER_ARGUMENTS: Mapping[str, Mapping[str, int]] = {
-    "asyncpg": {"timeout": CONNECT_PATIENCE, "command_timeout": STATEMENT_PATIENCE},
+    "asyncpg": {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT},
     # It has no timeout for a statement that is under way: there a peer that is gone shows by what TCP finds out.
     "psycopg": {
-        "connect_timeout": CONNECT_PATIENCE,
-        "tcp_user_timeout": STATEMENT_PATIENCE * 1000,
-        "keepalives_idle": PING_PATIENCE,
-        "keepalives_interval": PING_PATIENCE,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "tcp_user_timeout": STATEMENT_TIMEOUT * 1000,
+        "keepalives_idle": PING_TIMEOUT,
+        "keepalives_interval": PING_TIMEOUT,
         "keepalives_count": 4,
     },
 }
@@ -146,7 +146,7 @@ def _is_at_head(connection: Connection) -> bool:
 def _postgresql_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     arguments = _DRIVER_ARGUMENTS.get(make_url(url).drivername.partition("+")[2], {})
     engine = create_async_engine(
-        url, pool_size=10, max_overflow=10, pool_timeout=POOL_PATIENCE, connect_args=dict(arguments)
+        url, pool_size=10, max_overflow=10, pool_timeout=POOL_TIMEOUT, connect_args=dict(arguments)
     )
     event.listen(engine.sync_engine, "checkout", _check_connection)
     return engine, engine
@@ -166,13 +166,13 @@ def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
 
 
 async def _ping(connection: Any) -> None:
-    async with asyncio.timeout(PING_PATIENCE):
+    async with asyncio.timeout(PING_TIMEOUT):
         await connection.execute("SELECT 1")
 
 
 def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=POOL_PATIENCE)
-    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=POOL_PATIENCE)
+    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=POOL_TIMEOUT)
+    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=POOL_TIMEOUT)
     for engine, begin, is_reader in ((writer, "BEGIN IMMEDIATE", False), (reader, "BEGIN", True)):
         event.listen(engine.sync_engine, "connect", _sqlite_pragmas(is_reader))
         event.listen(engine.sync_engine, "begin", _begin_with(begin))

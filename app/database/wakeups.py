@@ -13,7 +13,7 @@ from app.database.engine import Database, Session
 # The topics of the workers; every other topic is the id of a task.
 SUBMITS = "submits"
 POLLS = "polls"
-CHORES = "chores"
+PERIODIC_JOBS = "periodic_jobs"
 DELIVERIES = "deliveries"
 ARCHIVES = "archives"
 ERASURES = "erasures"

@@ -11,7 +11,7 @@ from app.database.engine import Session
 from app.dropin.schemas import callback
 from app.enums import EventType
 from app.models import Event, Task
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.tasks.payloads import WEBHOOK_TYPES
 from app.tasks.schemas import read_task
 from app.webhooks.outbox import OutboundEvent, enqueue_to_url_on_commit
@@ -25,12 +25,14 @@ STAGES: Mapping[EventType, str] = {
 }
 
 
-def publish_to_callback_url(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
+def publish_to_callback_url(
+    session: Session, task: Task, event: Event, signed_urls: SignedUrls, due_at: datetime
+) -> None:
     """Tell of an event, in this transaction, what the vendor would have called back about."""
     stage = STAGES.get(event.type)
     if stage is None or task.callback_url is None:
         return
-    body = json.dumps(callback(task, read_task(task, {}, links), stage)).encode()
+    body = json.dumps(callback(task, read_task(task, {}, signed_urls), stage)).encode()
     # Another body than that of our own webhooks, and so another message with an id of its own.
     outbound = OutboundEvent(
         new_id(), WEBHOOK_TYPES[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at

@@ -27,7 +27,7 @@ CODES: Mapping[int, int] = {
 }
 
 
-class Enveloped:
+class VendorEnvelopeMiddleware:
     """
     Pure ASGI middleware, to be outside of whatever may answer with a problem.
 

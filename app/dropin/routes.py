@@ -13,7 +13,7 @@ from app.auth.api_keys import CallerDep
 from app.auth.rate_limit import spend
 from app.database.engine import DatabaseDep, ReaderDep
 from app.dropin.schemas import (
-    LONGEST_PROMPT,
+    MAX_PROMPT_LENGTH,
     CreditAnswer,
     RecordAnswer,
     SoundsAnswer,
@@ -28,7 +28,7 @@ from app.tasks import repository
 from app.tasks.routes import LifecycleDep, readable
 from app.tasks.schemas import TaskCreate, read_task
 from app.upstream.routes import get_credits
-from app.web import Again
+from app.web import RetryOnSerializationFailure
 
 UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
     401: {
@@ -36,7 +36,9 @@ UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": {"code": 401, "msg": "A valid key is needed.", "data": None}}},
     }
 }
-router = APIRouter(prefix="/api/v1/generate", route_class=Again, tags=["drop-in"], responses=UNAUTHENTICATED)
+router = APIRouter(
+    prefix="/api/v1/generate", route_class=RetryOnSerializationFailure, tags=["drop-in"], responses=UNAUTHENTICATED
+)
 
 
 @router.post("/sounds", operation_id="dropinGenerateSounds")
@@ -75,7 +77,7 @@ async def get_record_info(
     if not task_id:
         raise _bad("taskId", "is missing")
     task = readable(await repository.find_task(session, task_id), caller)
-    return RecordAnswer(data=record_info(task, read_task(task, {}, request.app.state.links)))
+    return RecordAnswer(data=record_info(task, read_task(task, {}, request.app.state.signed_urls)))
 
 
 @router.get("/credit", operation_id="dropinGetCredit")
@@ -85,8 +87,8 @@ async def get_credit(request: Request, database: DatabaseDep, caller: CallerDep)
 
 
 def _read_order(order: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
-    if len(order.prompt) > LONGEST_PROMPT:
-        raise ContentTooLarge(detail=f"prompt must be at most {LONGEST_PROMPT} characters")
+    if len(order.prompt) > MAX_PROMPT_LENGTH:
+        raise ContentTooLarge(detail=f"prompt must be at most {MAX_PROMPT_LENGTH} characters")
     if order.model not in models:
         raise _bad("model", f"must be one of {', '.join(models)}")
     try:

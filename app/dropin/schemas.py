@@ -15,7 +15,7 @@ from app.tasks.schemas import TaskRead
 from app.web import WHOLE, Text
 
 OK = 200
-LONGEST_PROMPT = 500
+MAX_PROMPT_LENGTH = 500
 
 # Which of the vendor's words a task's state is; while generating, the clips tell.
 STATUS_WORDS: Mapping[TaskStatus, str] = {

@@ -14,7 +14,7 @@ import structlog
 from app.config import Settings
 
 # As it is written, so that a line of several stays below 8 kB.
-LONGEST_VALUE = 3_000
+MAX_VALUE_LENGTH = 3_000
 # A URL of ours may reach a log by way of a library's error; what makes it secret must not.
 SECRET_PARTS = re.compile(
     r"(/callbacks/[^/\s]+/)[^/?\s\"']+|((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.I
@@ -65,7 +65,7 @@ def _kept_part(match: re.Match[str]) -> str:
 
 def _shortened(text: str) -> str:
     """The end of a long text: of a traceback, it is what tells."""
-    text = text[-LONGEST_VALUE:]
-    while len(json.dumps(text)) > LONGEST_VALUE:
+    text = text[-MAX_VALUE_LENGTH:]
+    while len(json.dumps(text)) > MAX_VALUE_LENGTH:
         text = text[len(text) // 4 + 1 :]
     return text

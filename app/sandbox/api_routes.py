@@ -120,7 +120,7 @@ def _faults_of(order: Order, sandbox: Sandbox) -> Chosen:
         terms = terms_in_prompt(order.prompt)
     except FaultRefused as error:
         raise Refused(400, str(error)) from None
-    return draw(parse_terms(sandbox.options.fault or "") if terms is None else terms, sandbox.dice)
+    return draw(parse_terms(sandbox.options.fault or "") if terms is None else terms, sandbox.rng)
 
 
 def _strike_account(faults: Chosen, order: Order, sandbox: Sandbox) -> None:

@@ -43,9 +43,9 @@ def without_tags(prompt: str) -> str:
     return " ".join(_TAG.sub(" ", prompt).split())
 
 
-def draw(terms: tuple[Term, ...], dice: random.Random) -> Chosen:
+def draw(terms: tuple[Term, ...], rng: random.Random) -> Chosen:
     """Decide which of these faults one submit meets."""
-    return {term.name: term.value for term in terms if term.chance >= 1 or dice.random() < term.chance}
+    return {term.name: term.value for term in terms if term.chance >= 1 or rng.random() < term.chance}
 
 
 def _parse_term(text: str) -> Term:

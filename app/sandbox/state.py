@@ -70,7 +70,7 @@ class Sandbox:
         self.journal = Journal()
         self.tasks: dict[str, Task] = {}
         self.clips: dict[str, tuple[Task, Clip]] = {}
-        self.dice = random.Random(options.seed)  # noqa: S311 - faults by chance, not secrets
+        self.rng = random.Random(options.seed)  # noqa: S311 - faults by chance, not secrets
         self.struck: Counter[str] = Counter()
         """How often each limited fault has met the submits of one callback URL."""
         self.first_seen: dict[str, float] = {}

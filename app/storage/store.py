@@ -24,7 +24,7 @@ CHUNK = 256 * 1024
 # A conditional write to S3 is one request, so its whole file is in memory while it is on its way.
 WRITES_AT_ONCE = 2
 # Due rows retry what fails here, and callers wait: better to say soon that the storage is away.
-PATIENCE = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=30)
 RETRIES_WITHIN = timedelta(seconds=5)
 
 
@@ -126,7 +126,7 @@ def _open(url: str) -> LocalStore | S3Store:
         # The endpoint, its region and its keys are read from the usual AWS_* variables.
         return S3Store.from_url(
             url,
-            client_options={"allow_http": True, "connect_timeout": RETRIES_WITHIN, "timeout": PATIENCE},
+            client_options={"allow_http": True, "connect_timeout": RETRIES_WITHIN, "timeout": TIMEOUT},
             retry_config={"max_retries": 2, "retry_timeout": RETRIES_WITHIN},
         )
     path = url.removeprefix("file:")

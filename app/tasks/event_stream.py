@@ -17,8 +17,8 @@ from app.tasks import repository
 from app.tasks.routes import OwnTask
 from app.tasks.schemas import EventPage, EventRead
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
-from app.tasks.waiting import Waits, WaitsDep, wait_for_disconnect
-from app.web.deferred import LastingAnswer
+from app.tasks.waiting import Waiters, WaitersDep, wait_for_disconnect
+from app.web.deferred import DeferredResponse
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
@@ -49,7 +49,7 @@ async def list_events(
     response: Response,
     session: ReaderDep,
     task: OwnTask,
-    waits: WaitsDep,
+    waiters: WaitersDep,
     limit: Limit = 50,
     cursor: Cursor = None,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -58,7 +58,7 @@ async def list_events(
     response.headers["Vary"] = "Accept"
     if prefers_stream(request.headers.getlist("accept")):
         after = await _version_of(session, task.id, last_event_id)
-        return LastingAnswer(partial(_stream, waits, task.id, after))
+        return DeferredResponse(partial(_stream, waiters, task.id, after))
     position = decode_cursor(cursor, 1)
     events = await repository.list_events(session, task.id, _version(position[0]) if position else 0, limit + 1)
     page, following = events[:limit], None
@@ -68,7 +68,7 @@ async def list_events(
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
 
 
-async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
+async def _stream(waiters: Waiters, task_id: str, after: int, *asgi: Any) -> None:
     """
     Send a task's events behind a version as they happen, up to the final one or a stop of the process.
 
@@ -81,10 +81,10 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-    with waits.wakeups.subscribe(task_id) as subscription:
+    with waiters.wakeups.subscribe(task_id) as subscription:
         is_over = scope["method"] == "HEAD"
         while not is_over and not subscription.is_closed:
-            after, is_over = await _tell_news(waits, subscription, task_id, after, tell)
+            after, is_over = await _tell_news(waiters, subscription, task_id, after, tell)
             while not is_over and not await subscription.wait(KEEP_ALIVE, partial(wait_for_disconnect, receive)):
                 await tell(":\n\n")
         if not is_over:
@@ -93,11 +93,11 @@ async def _stream(waits: Waits, task_id: str, after: int, *asgi: Any) -> None:
 
 
 async def _tell_news(
-    waits: Waits, subscription: Subscription, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
+    waiters: Waiters, subscription: Subscription, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
 ) -> tuple[int, bool]:
     """Tell what there is; return up to which version, and whether nothing follows."""
     try:
-        history = await waits.look(partial(repository.read_history, task_id=task_id, after=after))
+        history = await waiters.look(partial(repository.read_history, task_id=task_id, after=after))
     except TRANSIENT:
         return after, False
     if history is None:

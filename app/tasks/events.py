@@ -11,7 +11,7 @@ from app.database.engine import Session
 from app.database.wakeups import notify_on_commit
 from app.enums import EventType, TaskStatus
 from app.models import Event, Task
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.tasks.payloads import EventPublisher
 from app.tasks.transitions import EVENT_BY_STATUS, can_move
 
@@ -19,8 +19,10 @@ from app.tasks.transitions import EVENT_BY_STATUS, can_move
 class EventRecorder:
     """Writes in the caller's transaction; `first_attempt_delay` is the pause before a webhook's first attempt."""
 
-    def __init__(self, links: Links, publishers: Sequence[EventPublisher], first_attempt_delay: timedelta) -> None:
-        self._links, self._publishers, self._first_attempt_delay = links, publishers, first_attempt_delay
+    def __init__(
+        self, signed_urls: SignedUrls, publishers: Sequence[EventPublisher], first_attempt_delay: timedelta
+    ) -> None:
+        self._signed_urls, self._publishers, self._first_attempt_delay = signed_urls, publishers, first_attempt_delay
 
     def transition(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
@@ -41,7 +43,7 @@ class EventRecorder:
         event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
         session.add(event)
         for publish in self._publishers:
-            publish(session, task, event, self._links, now + self._first_attempt_delay)
+            publish(session, task, event, self._signed_urls, now + self._first_attempt_delay)
 
     def bump_version(self, session: Session, task: Task, now: datetime) -> None:
         """Count a change that no event tells of, and wake those who wait for one."""

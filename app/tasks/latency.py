@@ -14,10 +14,10 @@ from app.tasks import repository
 FRESH_FOR = 10.0
 # What is told before any task has succeeded, and the bounds of what is told afterwards.
 UNKNOWN = 5
-LONGEST = 300
+MAX_SECONDS = 300
 
 
-class Latency:
+class RetryAfterEstimate:
     """The median of the latest tasks, read rarely."""
 
     def __init__(self) -> None:
@@ -36,4 +36,4 @@ def retry_after(latencies: Sequence[timedelta]) -> int:
     """Whole seconds that half of these tasks took at most."""
     if not latencies:
         return UNKNOWN
-    return min(max(1, ceil(median(span.total_seconds() for span in latencies))), LONGEST)
+    return min(max(1, ceil(median(span.total_seconds() for span in latencies))), MAX_SECONDS)

@@ -15,7 +15,7 @@ from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, notify_on_commit
 from app.enums import Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.errors import TaskAlreadyFinal
 from app.models import Clip, Task
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.clips import UPSTREAM_RETENTION, any_modified, find_clip, merge_clips, schedule_lyrics, update_clip
 from app.tasks.events import EventRecorder
@@ -37,13 +37,13 @@ class TaskLifecycle:
     def __init__(
         self,
         settings: Settings,
-        links: Links,
-        dice: random.Random | None = None,
+        signed_urls: SignedUrls,
+        rng: random.Random | None = None,
         publishers: Sequence[EventPublisher] = (publish_to_webhook_url,),
     ) -> None:
         self._settings = settings
-        self._recorder = EventRecorder(links, publishers, settings.webhook_schedule[0])
-        self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._recorder = EventRecorder(signed_urls, publishers, settings.webhook_schedule[0])
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
     def default_model(self) -> str:
@@ -81,8 +81,8 @@ class TaskLifecycle:
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Take due orders to send; committed before they leave, since the upstream may have them from then on."""
         sent = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": claim.now}
-        seen = {"version": Task.version + 1, "updated_at": claim.now}
-        tasks = await claim_due(session, Task, claim, Task.status == S.queued, **sent, **seen)
+        changed = {"version": Task.version + 1, "updated_at": claim.now}
+        tasks = await claim_due(session, Task, claim, Task.status == S.queued, **sent, **changed)
         for task in tasks:
             notify_on_commit(session, task.id)
         return tasks
@@ -142,7 +142,7 @@ class TaskLifecycle:
         """When a generating task is looked at next; its deadline is the last look."""
         away = await repository.callbacks_stay_away(session)
         delay = ladder(self._settings, callbacks_stay_away=away).delay(task.attempts)
-        return min(now + poll_delay(delay, self._dice), max(self._deadline_of(task), now + MIN_POLL_INTERVAL))
+        return min(now + poll_delay(delay, self._rng), max(self._deadline_of(task), now + MIN_POLL_INTERVAL))
 
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
         """The upstream provably has nothing of this task: it is sent again when due."""
@@ -180,7 +180,7 @@ class TaskLifecycle:
 
     def next_late_poll_at(self, task: Task, now: datetime) -> datetime | None:
         """When a task that we gave up on is asked about again, as long as the upstream may have its sound."""
-        delay = poll_delay(late_poll_delay(task.attempts, self._settings.poll_every), self._dice)
+        delay = poll_delay(late_poll_delay(task.attempts, self._settings.poll_every), self._rng)
         return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_RETENTION else None
 
     def note_archived(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from app.database.engine import Session
 from app.enums import WebhookType
 from app.models import Event, Task
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.webhooks.openapi import WebhookId, WebhookSignature, WebhookTimestamp
@@ -54,17 +54,19 @@ class TaskWebhook(BaseModel):
 
 
 # Puts an event into the outbox: what it tells, whom, and in which shape, is its own business.
-EventPublisher = Callable[[Session, Task, Event, Links, datetime], None]
+EventPublisher = Callable[[Session, Task, Event, SignedUrls, datetime], None]
 
 
-def publish_to_webhook_url(session: Session, task: Task, event: Event, links: Links, due_at: datetime) -> None:
+def publish_to_webhook_url(
+    session: Session, task: Task, event: Event, signed_urls: SignedUrls, due_at: datetime
+) -> None:
     """Tell of an event, in this transaction, what callers hear of; the body shows the task as it is now."""
     kind = WEBHOOK_TYPES.get(event.type.value)
     if kind is None:
         return
     # What is being told may still change before the commit, and a later event tells of that.
     body = TaskWebhook.model_validate(
-        {"type": kind, "timestamp": event.created_at, "data": {"task": read_task(task, {}, links)}}
+        {"type": kind, "timestamp": event.created_at, "data": {"task": read_task(task, {}, signed_urls)}}
     ).model_dump_json()
     outbound = OutboundEvent(event.id, kind, task.api_key_id, task.id, body.encode(), event.created_at, due_at)
     enqueue_on_commit(session, outbound)

@@ -36,21 +36,21 @@ from app.tasks.schemas import (
     read_task,
 )
 from app.tasks.transitions import FINAL
-from app.tasks.waiting import Seen, WaitDep, WaitsDep, as_seen
-from app.web import Again, Moment, Text
+from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
+from app.web import Moment, RetryOnSerializationFailure, Text
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
-from app.web.problems import says
+from app.web.problems import problem_responses
 from app.webhooks.openapi import described
 from app.webhooks.service import check_receiver
 
-router = APIRouter(prefix="/v1/tasks", route_class=Again, tags=["tasks"])
+router = APIRouter(prefix="/v1/tasks", route_class=RetryOnSerializationFailure, tags=["tasks"])
 told_of_the_end = described(
     receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
 )
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": TaskRead, "description": "The task has ended already."},
     202: {"description": "The task is stored."},
-    **says(IdempotencyKeyReused, TooManyRequests),
+    **problem_responses(IdempotencyKeyReused, TooManyRequests),
 }
 KNOWN: dict[int | str, dict[str, Any]] = {304: {"description": "The task is still the one of `If-None-Match`."}}
 
@@ -111,7 +111,7 @@ async def create_task(
     caller: CallerDep,
     order: TaskCreate,
     request: Request,
-    waits: WaitsDep,
+    waiters: WaitersDep,
     wait: WaitDep,
     key: KeyDep,
 ) -> Response:
@@ -127,12 +127,12 @@ async def create_task(
         task = kept.task or lifecycle.create(session, caller.api_key_id, order, now)
         kept.stands_for(task)
         positions = await repository.queue_positions(session, [task])
-        seen = as_seen(read_task(task, positions, request.app.state.links))
+        snapshot = snapshot_of(read_task(task, positions, request.app.state.signed_urls))
         patience = await request.app.state.latency.seconds(session)
-    headers = {"Location": f"/v1/tasks/{seen.task_id}", "Cache-Control": "no-store", **quota}
+    headers = {"Location": f"/v1/tasks/{snapshot.task_id}", "Cache-Control": "no-store", **quota}
     if kept.task is not None:
         headers["Idempotency-Replayed"] = "true"
-    return waits.answer(seen, wait, attrgetter("is_final"), partial(_order_answer, headers, patience))
+    return waiters.answer(snapshot, wait, attrgetter("is_final"), partial(_order_answer, headers, patience))
 
 
 @router.get("", operation_id="listTasks")
@@ -153,7 +153,9 @@ async def list_tasks(
         cursor = encode_cursor(page[-1].created_at.isoformat(), page[-1].id)
     link_next(request, response, cursor)
     positions = await repository.queue_positions(session, page)
-    return TaskPage(items=[read_task(task, positions, request.app.state.links) for task in page], next_cursor=cursor)
+    return TaskPage(
+        items=[read_task(task, positions, request.app.state.signed_urls) for task in page], next_cursor=cursor
+    )
 
 
 @router.get("/{task_id}", operation_id="getTask", response_model=TaskRead, responses=KNOWN)
@@ -161,17 +163,19 @@ async def get_task(
     request: Request,
     session: ReaderDep,
     task: OwnTask,
-    waits: WaitsDep,
+    waiters: WaitersDep,
     wait: WaitDep,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """One task as it stands. With `Prefer: wait`, once its version is not the known one, or else once it has ended."""
-    seen = as_seen(read_task(task, await repository.queue_positions(session, [task]), request.app.state.links))
+    snapshot = snapshot_of(
+        read_task(task, await repository.queue_positions(session, [task]), request.app.state.signed_urls)
+    )
     is_awaited = attrgetter("is_final") if if_none_match is None else partial(_is_other, if_none_match)
-    return waits.answer(seen, wait, is_awaited, partial(_read_answer, if_none_match))
+    return waiters.answer(snapshot, wait, is_awaited, partial(_read_answer, if_none_match))
 
 
-@router.post("/{task_id}/cancel", operation_id="cancelTask", responses=says(TaskAlreadyFinal))
+@router.post("/{task_id}/cancel", operation_id="cancelTask", responses=problem_responses(TaskAlreadyFinal))
 async def cancel_task(
     request: Request, database: DatabaseDep, lifecycle: LifecycleDep, caller: CallerDep, task_id: str
 ) -> CanceledTask:
@@ -179,11 +183,11 @@ async def cancel_task(
     async with database.writes.begin() as session:
         task = owned(await repository.lock_task(session, task_id), caller)
         lifecycle.cancel(session, task, await database.now(session))
-    seen = read_task(task, {}, request.app.state.links)
-    return CanceledTask(**seen.model_dump(), charge_may_apply=task.charge is not Charge.none)
+    read = read_task(task, {}, request.app.state.signed_urls)
+    return CanceledTask(**read.model_dump(), charge_may_apply=task.charge is not Charge.none)
 
 
-@router.delete("/{task_id}", operation_id="deleteTask", status_code=204, responses=says(TaskNotFinal))
+@router.delete("/{task_id}", operation_id="deleteTask", status_code=204, responses=problem_responses(TaskNotFinal))
 async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: str) -> None:
     """Erase a task that has ended: its prompt, its clips with their audio, and everything that was said about it."""
     async with database.writes.begin() as session:
@@ -247,26 +251,26 @@ def _position(cursor: str | None) -> tuple[datetime, str] | None:
     return created_at, position[1]
 
 
-def _order_answer(headers: Mapping[str, str], patience: int, seen: Seen) -> Response:
-    hint = {} if seen.is_final else {"Retry-After": str(patience)}
-    return Response(seen.body, 200 if seen.is_final else 202, {**headers, **hint}, "application/json")
+def _order_answer(headers: Mapping[str, str], patience: int, snapshot: TaskSnapshot) -> Response:
+    hint = {} if snapshot.is_final else {"Retry-After": str(patience)}
+    return Response(snapshot.body, 200 if snapshot.is_final else 202, {**headers, **hint}, "application/json")
 
 
-def _read_answer(if_none_match: str | None, seen: Seen) -> Response:
-    headers = {"ETag": _etag(seen), "Cache-Control": "private, no-cache", "Vary": "Prefer"}
-    if if_none_match is not None and not _is_other(if_none_match, seen):
+def _read_answer(if_none_match: str | None, snapshot: TaskSnapshot) -> Response:
+    headers = {"ETag": _etag(snapshot), "Cache-Control": "private, no-cache", "Vary": "Prefer"}
+    if if_none_match is not None and not _is_other(if_none_match, snapshot):
         return Response(None, 304, headers)
-    return Response(seen.body, 200, headers, "application/json")
+    return Response(snapshot.body, 200, headers, "application/json")
 
 
-def _etag(seen: Seen) -> str:
-    return f'W/"{seen.version}"'
+def _etag(snapshot: TaskSnapshot) -> str:
+    return f'W/"{snapshot.version}"'
 
 
-def _is_other(if_none_match: str, seen: Seen) -> bool:
+def _is_other(if_none_match: str, snapshot: TaskSnapshot) -> bool:
     """RFC 9110, 13.1.2: not among a list of tags or `*`, compared weakly."""
     tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return "*" not in tags and _etag(seen).removeprefix("W/") not in tags
+    return "*" not in tags and _etag(snapshot).removeprefix("W/") not in tags
 
 
 def _read_callback(callback: Callback) -> CallbackRead:

@@ -14,9 +14,9 @@ EAGER_START = timedelta(seconds=3)
 EAGER_GROWTH = 1.5
 # The upstream allows three polls a second for one task.
 MIN_POLL_INTERVAL = timedelta(seconds=0.34)
-LATE_LOOK_LONGEST = timedelta(hours=1)
-SUBMIT_RETRY_START = timedelta(seconds=1)
-SUBMIT_RETRY_LONGEST = timedelta(minutes=2)
+MAX_LATE_POLL_DELAY = timedelta(hours=1)
+MIN_SUBMIT_RETRY = timedelta(seconds=1)
+MAX_SUBMIT_RETRY = timedelta(minutes=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,20 @@ def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
 
 def late_poll_delay(polls: int, poll_every: timedelta) -> timedelta:
     """How long to wait before asking again, after so many polls, for a task that we have given up on."""
-    return min(poll_every * (1 << min(polls, 20)), LATE_LOOK_LONGEST)
+    return min(poll_every * (1 << min(polls, 20)), MAX_LATE_POLL_DELAY)
 
 
-def poll_delay(delay: timedelta, dice: random.Random) -> timedelta:
+def poll_delay(delay: timedelta, rng: random.Random) -> timedelta:
     """A delay between two polls of one task, jittered, and never shorter than the upstream allows."""
-    return max(MIN_POLL_INTERVAL, jittered(delay, dice))
+    return max(MIN_POLL_INTERVAL, jittered(delay, rng))
 
 
 def submit_retry_delay(attempts: int, retry_after: timedelta | None) -> timedelta:
     """How long a refused or unsent submit waits, after so many attempts; the upstream may ask for more."""
-    delay = min(SUBMIT_RETRY_START * (1 << min(max(attempts - 1, 0), 20)), SUBMIT_RETRY_LONGEST)
+    delay = min(MIN_SUBMIT_RETRY * (1 << min(max(attempts - 1, 0), 20)), MAX_SUBMIT_RETRY)
     return max(delay, retry_after or timedelta())
 
 
-def jittered(delay: timedelta, dice: random.Random) -> timedelta:
+def jittered(delay: timedelta, rng: random.Random) -> timedelta:
     """The delay, up to a fifth shorter or longer, so that what failed together does not come back together."""
-    return delay * dice.uniform(1 - JITTER, 1 + JITTER)
+    return delay * rng.uniform(1 - JITTER, 1 + JITTER)

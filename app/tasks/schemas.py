@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.models import Clip, Task
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.web import WHOLE, StrictModel, Text
 
 SoundKey = Literal[
@@ -160,13 +160,13 @@ class CallbackPage(BaseModel):
     next_cursor: str | None
 
 
-def read_clip(clip: Clip, links: Links) -> ClipRead:
+def read_clip(clip: Clip, signed_urls: SignedUrls) -> ClipRead:
     """A clip in its caller's shape; `audio_url` is null until our copy exists."""
     same = {name: getattr(clip, name) for name in ClipRead.model_fields if name != "audio_url"}
-    return ClipRead(**same, audio_url=links.audio(clip.task_id, clip.index) if clip.archived_at else None)
+    return ClipRead(**same, audio_url=signed_urls.audio(clip.task_id, clip.index) if clip.archived_at else None)
 
 
-def read_task(task: Task, queue_positions: Mapping[str, int], links: Links) -> TaskRead:
+def read_task(task: Task, queue_positions: Mapping[str, int], signed_urls: SignedUrls) -> TaskRead:
     """A task in its caller's shape; `queue_positions` counts from 1 for the tasks that still wait."""
     error = None
     if task.error_code is not None:
@@ -176,6 +176,6 @@ def read_task(task: Task, queue_positions: Mapping[str, int], links: Links) -> T
         **{name: getattr(task, name) for name in TaskRead.model_fields if name not in apart},
         metadata=task.labels,
         error=error,
-        clips=[read_clip(clip, links) for clip in task.clips],
+        clips=[read_clip(clip, signed_urls) for clip in task.clips],
         queue_position=queue_positions.get(task.id),
     )

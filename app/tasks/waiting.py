@@ -18,23 +18,23 @@ from starlette.types import Receive, Scope, Send
 from app.database.engine import TRANSIENT, Database, Session
 from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
-from app.web.deferred import LastingAnswer
+from app.web.deferred import DeferredResponse
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")
 
-LONGEST_WAIT = 60
+MAX_WAIT = 60
 # How long after its deadline a wait may still look at the task before it answers what it saw last.
 LAST_LOOK = 0.5
 # A wake-up that got lost costs a waiter so many seconds.
 CHECK_EVERY = 0.8
 # Many may be woken at once; they leave the other connections to those who have not been served yet.
 LOOKS_AT_ONCE = 4
-SLOWEST_LOOK = 5.0
+LOOK_TIMEOUT = 5.0
 
 _WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
@@ -48,7 +48,7 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TaskSnapshot:
     """A task as it was read, ready to be sent: a wait keeps nothing larger."""
 
     task_id: str
@@ -57,16 +57,20 @@ class Seen:
     body: bytes
 
 
-class Waits:
+class Waiters:
     """Everybody in this process who waits for news of a task."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, links: Links) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
         self.wakeups = wakeups
-        self._database, self._links = database, links
+        self._database, self._signed_urls = database, signed_urls
         self._turn = asyncio.Semaphore(LOOKS_AT_ONCE)
 
     def answer(
-        self, seen: Seen, wait: Wait | None, is_awaited: Callable[[Seen], bool], answer: Callable[[Seen], Response]
+        self,
+        snapshot: TaskSnapshot,
+        wait: Wait | None,
+        is_awaited: Callable[[TaskSnapshot], bool],
+        answer: Callable[[TaskSnapshot], Response],
     ) -> Response:
         """
         Answer once the task is as awaited, or as it stands when the wait ends.
@@ -75,30 +79,32 @@ class Waits:
         seen last; so does a database that is away at the end.
         """
         if wait is None:
-            return answer(seen)
+            return answer(snapshot)
 
         async def answer_awaited(scope: Scope, receive: Receive, send: Send) -> None:
-            response = answer(await self._wait(seen, wait, is_awaited, receive))
+            response = answer(await self._wait(snapshot, wait, is_awaited, receive))
             response.headers["Preference-Applied"] = f"wait={wait.seconds}"
             await response(scope, receive, send)
 
-        return LastingAnswer(answer_awaited)
+        return DeferredResponse(answer_awaited)
 
-    async def _wait(self, seen: Seen, wait: Wait, is_awaited: Callable[[Seen], bool], receive: Receive) -> Seen:
+    async def _wait(
+        self, snapshot: TaskSnapshot, wait: Wait, is_awaited: Callable[[TaskSnapshot], bool], receive: Receive
+    ) -> TaskSnapshot:
         clock = asyncio.get_running_loop().time
         # What happened between the look at the task and this subscription, the next check finds.
-        with self.wakeups.subscribe(seen.task_id) as subscription:
-            while not is_awaited(seen) and (left := wait.until - clock()) > 0:
-                subscription.version = seen.version
+        with self.wakeups.subscribe(snapshot.task_id) as subscription:
+            while not is_awaited(snapshot) and (left := wait.until - clock()) > 0:
+                subscription.version = snapshot.version
                 await subscription.wait(left, partial(wait_for_disconnect, receive))
                 if subscription.is_closed:
                     break
-                seen = await self._look_again(seen, wait.until)
-        return seen
+                snapshot = await self._look_again(snapshot, wait.until)
+        return snapshot
 
     async def look(self, query: Callable[[Session], Awaitable[Answer]]) -> Answer:
         """Ask the database, in one's turn and in a transaction that ends with the answer."""
-        async with self._turn, asyncio.timeout(SLOWEST_LOOK), self._database.reads() as session:
+        async with self._turn, asyncio.timeout(LOOK_TIMEOUT), self._database.reads() as session:
             return await query(session)
 
     @asynccontextmanager
@@ -112,14 +118,14 @@ class Waits:
             with suppress(asyncio.CancelledError):
                 await checking
 
-    async def _look_again(self, seen: Seen, until: float) -> Seen:
-        look = self.look(partial(_see, task_id=seen.task_id, links=self._links))
+    async def _look_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
+        look = self.look(partial(_see, task_id=snapshot.task_id, signed_urls=self._signed_urls))
         try:
             async with asyncio.timeout_at(until + LAST_LOOK):
                 # Who leaves does not take the query along: cancelling it would cost the connection.
                 return await asyncio.shield(look)
         except TRANSIENT:
-            return seen
+            return snapshot
 
     async def _keep_checking(self) -> None:
         while True:
@@ -142,9 +148,9 @@ class Waits:
                 subscription.notify()
 
 
-def as_seen(task: TaskRead) -> Seen:
+def snapshot_of(task: TaskRead) -> TaskSnapshot:
     """What is kept of a task that was read."""
-    return Seen(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
+    return TaskSnapshot(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
 
 
 def preferred_wait(preferences: Sequence[str]) -> int | None:
@@ -157,7 +163,7 @@ def preferred_wait(preferences: Sequence[str]) -> int | None:
         name = preference.partition("=")[0].partition(";")[0].strip()
         if name.lower() == "wait":
             found = _WAIT.fullmatch(preference.strip())
-            return min(int(found[1] or found[2]), LONGEST_WAIT) if found else None
+            return min(int(found[1] or found[2]), MAX_WAIT) if found else None
     return None
 
 
@@ -171,14 +177,14 @@ async def read_wait(prefer: PreferHeader = None) -> Wait | None:
     return None if seconds is None else Wait(seconds, asyncio.get_running_loop().time() + seconds)
 
 
-def get_waits(request: Request) -> Waits:
+def get_waiters(request: Request) -> Waiters:
     """Those who wait in this process."""
-    waits: Waits = request.app.state.waits
-    return waits
+    waiters: Waiters = request.app.state.waiters
+    return waiters
 
 
 WaitDep = Annotated[Wait | None, Depends(read_wait)]
-WaitsDep = Annotated[Waits, Depends(get_waits)]
+WaitersDep = Annotated[Waiters, Depends(get_waiters)]
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
@@ -189,8 +195,8 @@ async def wait_for_disconnect(receive: Receive) -> None:
             pass
 
 
-async def _see(session: Session, task_id: str, links: Links) -> Seen:
+async def _see(session: Session, task_id: str, signed_urls: SignedUrls) -> TaskSnapshot:
     task = await repository.find_task(session, task_id)
     if task is None:
         raise NotFound
-    return as_seen(read_task(task, await repository.queue_positions(session, [task]), links))
+    return snapshot_of(read_task(task, await repository.queue_positions(session, [task]), signed_urls))

@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from app.database.engine import Database
-from app.upstream.pacing import Pacer, whole_ring
+from app.upstream.pacing import Pacer, full_share
 from app.upstream.suno.client import Upstream
 from app.upstream.types import CreditsAnswer
 
 FRESH_FOR = timedelta(seconds=10)
-PATIENCE = timedelta(seconds=10)
+TIMEOUT = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Credits:
     checked_at: datetime
 
 
-class NoAnswer(Exception):
+class CreditsUnavailable(Exception):
     """The upstream did not say how many credits are left."""
 
     def __init__(self, answer: CreditsAnswer | None) -> None:
@@ -32,7 +32,7 @@ class NoAnswer(Exception):
         self.answer = answer
 
 
-class CreditDesk:
+class CreditsCache:
     """Answers from memory for some seconds, so that callers who watch their credits cost no pace."""
 
     def __init__(self, database: Database, pacer: Pacer, upstream: Upstream) -> None:
@@ -41,7 +41,7 @@ class CreditDesk:
         self._latest: Credits | None = None
 
     async def credits(self) -> Credits:
-        """What is left, at most 10 s old. Raises NoAnswer."""
+        """What is left, at most 10 s old. Raises CreditsUnavailable."""
         async with self._asking:
             async with self._database.reads() as session:
                 now = await self._database.now(session)
@@ -50,14 +50,14 @@ class CreditDesk:
             return self._latest
 
     async def _ask(self) -> Decimal:
-        slot = await self._pacer.wait_for_slot(self._database, PATIENCE, whole_ring)
+        slot = await self._pacer.wait_for_slot(self._database, TIMEOUT, full_share)
         if slot is None:
-            raise NoAnswer(None)
+            raise CreditsUnavailable(None)
         try:
             answer = await self._upstream.credits()
         finally:
             async with self._database.writes.begin() as session:
-                await self._pacer.give_back(session, *slot, await self._database.now(session))
+                await self._pacer.release(session, *slot, await self._database.now(session))
         if answer.credits is None:
-            raise NoAnswer(answer)
+            raise CreditsUnavailable(answer)
         return answer.credits

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from app.database.engine import Session, insert_new
 from app.database.wakeups import SUBMITS, notify_on_commit
-from app.models import Chore
+from app.models import PeriodicJob
 from app.upstream.types import HoldReason
 
 RECHECK = "recheck_hold"
@@ -36,26 +36,26 @@ class Hold:
 
 
 async def current_hold(session: Session) -> Hold | None:
-    """The hold in force, if any: it is the chore of looking again, as long as that is due."""
-    chore = await session.scalar(select(Chore).where(Chore.name == RECHECK, Chore.due_at.isnot(None)))
-    if chore is None:
+    """The hold in force, if any: a periodic job to check again, as long as that is due."""
+    job = await session.scalar(select(PeriodicJob).where(PeriodicJob.name == RECHECK, PeriodicJob.due_at.isnot(None)))
+    if job is None:
         return None
-    detail = chore.detail
+    detail = job.detail
     return Hold(HoldReason(detail["reason"]), datetime.fromisoformat(detail["since"]), detail["message"])
 
 
 async def hold_submits(session: Session, hold: Hold, look_again_in: timedelta) -> None:
     """Stop submits for all replicas until a look says otherwise; a hold in force only learns its newest reason."""
-    await insert_new(session, Chore, {"name": RECHECK, "attempts": 0, "detail": {}})
-    chore = await session.get_one(Chore, RECHECK, with_for_update=True, populate_existing=True)
-    since = chore.detail["since"] if chore.due_at else hold.since.isoformat()
-    chore.detail = {"reason": hold.reason.value, "since": since, "message": hold.message}
-    chore.due_at = chore.due_at or hold.since + look_again_in
+    await insert_new(session, PeriodicJob, {"name": RECHECK, "attempts": 0, "detail": {}})
+    job = await session.get_one(PeriodicJob, RECHECK, with_for_update=True, populate_existing=True)
+    since = job.detail["since"] if job.due_at else hold.since.isoformat()
+    job.detail = {"reason": hold.reason.value, "since": since, "message": hold.message}
+    job.due_at = job.due_at or hold.since + look_again_in
 
 
 async def release_submits(session: Session) -> None:
     """The upstream takes submits again."""
-    chore = await session.get(Chore, RECHECK, with_for_update=True)
-    if chore is not None:
-        chore.due_at, chore.fence, chore.attempts = None, None, 0
+    job = await session.get(PeriodicJob, RECHECK, with_for_update=True)
+    if job is not None:
+        job.due_at, job.fence, job.attempts = None, None, 0
         notify_on_commit(session, SUBMITS)

@@ -16,28 +16,28 @@ from app.enums import TaskStatus
 from app.models import PaceSlot, Task
 
 # Questions and submits share the rate; what is not ordered yet comes before what is only asked about.
-SHARE_BESIDE_SUBMITS = 0.25
-SHARE_ALONE = 0.75
-SHORTEST_PAUSE = timedelta(milliseconds=100)
-LONGEST_PAUSE = timedelta(seconds=1)
+SHARE_WHILE_QUEUED = 0.25
+SHARE_WHEN_IDLE = 0.75
+MIN_PAUSE = timedelta(milliseconds=100)
+MAX_PAUSE = timedelta(seconds=1)
 
 
-async def question_share(session: Session, now: datetime) -> float:
+async def poll_share(session: Session, now: datetime) -> float:
     """The part of the ring that questions may use: most of it, unless orders wait."""
     waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
-    return SHARE_ALONE if await session.scalar(waiting) is None else SHARE_BESIDE_SUBMITS
+    return SHARE_WHEN_IDLE if await session.scalar(waiting) is None else SHARE_WHILE_QUEUED
 
 
-async def whole_ring(_session: Session, _now: datetime) -> float:
+async def full_share(_session: Session, _now: datetime) -> float:
     """All of the ring, for what somebody waits for."""
     return 1.0
 
 
 # Not a place in the ring: the row that says until when none of its places may be taken.
-PAUSE = -1
-SHORTEST_WAIT = timedelta(milliseconds=50)
+PAUSE_SLOT = -1
+MIN_WAIT = timedelta(milliseconds=50)
 # Where the upstream does not say for how long: what it refused is sent again within 15 seconds.
-LONGEST_UNASKED_PAUSE = timedelta(seconds=12)
+MAX_DEFAULT_PAUSE = timedelta(seconds=12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class Pacer:
 
     async def prepare(self, session: Session, now: datetime) -> None:
         """Make the ring as long as the rate says; other replicas may do the same at once."""
-        numbers = (PAUSE, *range(self._rate.requests))
+        numbers = (PAUSE_SLOT, *range(self._rate.requests))
         await insert_new(session, PaceSlot, *({"slot": number, "free_at": now} for number in numbers))
         await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.requests))
 
-    async def free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:
+    async def lock_free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:
         """Lock up to `limit` free slots of the ring's first `share` until the transaction ends; none is taken yet."""
-        paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE, PaceSlot.free_at > now).exists()
+        paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at > now).exists()
         free = (
             select(PaceSlot.slot)
             .where(PaceSlot.free_at <= now, PaceSlot.slot.in_(self._shared(share)), ~paused)
@@ -81,7 +81,7 @@ class Pacer:
         )
         return (await session.scalars(free)).all()
 
-    async def take(self, session: Session, numbers: Sequence[int], now: datetime) -> Slots:
+    async def reserve(self, session: Session, numbers: Sequence[int], now: datetime) -> Slots:
         """Take slots that `free` locked in this transaction."""
         slots = Slots(numbers, uuid4().hex)
         until = now + self._rate.period + self._hold
@@ -99,33 +99,33 @@ class Pacer:
             async with database.writes.begin() as session:
                 now = await database.now(session)
                 part = await share(session, now)
-                free = await self.free(session, now, 1, part)
+                free = await self.lock_free(session, now, 1, part)
                 if free:
-                    return free[0], (await self.take(session, free, now)).fence
+                    return free[0], (await self.reserve(session, free, now)).fence
                 wait = await self.next_free_in(session, now, part)
-            pause = min(max(wait, SHORTEST_PAUSE), LONGEST_PAUSE)
+            pause = min(max(wait, MIN_PAUSE), MAX_PAUSE)
             await asyncio.sleep(pause.total_seconds())
             waited += pause
         return None
 
-    async def give_back(self, session: Session, slot: int, fence: str, now: datetime) -> None:
+    async def release(self, session: Session, slot: int, fence: str, now: datetime) -> None:
         """The answer is here: the slot is free a period from now."""
         free_at = now + self._rate.period
         mine = update(PaceSlot).where(PaceSlot.slot == slot, PaceSlot.fence == fence)
         await session.execute(mine.values(free_at=free_at, fence=None))
 
-    async def push_back(self, session: Session, now: datetime, retry_after: timedelta | None) -> None:
+    async def pause(self, session: Session, now: datetime, retry_after: timedelta | None) -> None:
         """The upstream wants us slower: no replica sends anything for so long, whatever is in flight now."""
-        until = now + (retry_after or min(self._rate.period, LONGEST_UNASKED_PAUSE))
-        pause = update(PaceSlot).where(PaceSlot.slot == PAUSE, PaceSlot.free_at < until)
+        until = now + (retry_after or min(self._rate.period, MAX_DEFAULT_PAUSE))
+        pause = update(PaceSlot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at < until)
         await session.execute(pause.values(free_at=until))
 
     async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
         """How long until a slot falls free; never nothing, since one that is free now may be in another's hands."""
         first = select(func.min(PaceSlot.free_at)).where(PaceSlot.slot.in_(self._shared(share)))
-        pause = select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE)
+        pause = select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE_SLOT)
         moments = [await session.scalar(first), await session.scalar(pause)]
-        return max([SHORTEST_WAIT, *(moment - now for moment in moments if moment is not None)])
+        return max([MIN_WAIT, *(moment - now for moment in moments if moment is not None)])
 
     def _shared(self, share: float) -> range:
         return range(max(1, int(self._rate.requests * share)))

@@ -6,7 +6,7 @@ from typing import AnyStr
 
 # A slash as it is, escaped in JSON (however deeply quoted), or percent-encoded (however often).
 _SLASH = r"(?:\\*/|\\+u002f|%(?:25)*2f)"
-SHORTEST_SECRET = 8
+MIN_SECRET_LENGTH = 8
 _CALLBACK_URL = re.compile(rf"(callbacks{_SLASH}[\w-]+{_SLASH})[\w.~=-]+", re.ASCII | re.IGNORECASE)
 
 
@@ -21,6 +21,6 @@ def redact(body: AnyStr, *secrets: str) -> AnyStr:
 def _mask(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         # What is as short as a word would take words away, and hides nothing.
-        if len(secret) >= SHORTEST_SECRET:
+        if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, "***")
     return _CALLBACK_URL.sub(r"\1***", text)

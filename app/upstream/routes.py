@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from app.auth.api_keys import CallerDep
 from app.database.engine import DatabaseDep
 from app.errors import UpstreamUnavailable
-from app.upstream.credits import CreditDesk, NoAnswer
+from app.upstream.credits import CreditsCache, CreditsUnavailable
 from app.upstream.hold import Hold, hold_submits
-from app.web.problems import says
+from app.web.problems import problem_responses
 
 router = APIRouter(tags=["account"])
 
@@ -24,13 +24,13 @@ class CreditsRead(BaseModel):
     checked_at: datetime
 
 
-@router.get("/v1/credits", operation_id="getCredits", responses=says(UpstreamUnavailable))
+@router.get("/v1/credits", operation_id="getCredits", responses=problem_responses(UpstreamUnavailable))
 async def get_credits(request: Request, database: DatabaseDep, caller: CallerDep) -> CreditsRead:
     """How many credits are left upstream; at most 10 seconds old."""
-    desk: CreditDesk = request.app.state.credit_desk
+    desk: CreditsCache = request.app.state.credits_cache
     try:
         found = await desk.credits()
-    except NoAnswer as error:
+    except CreditsUnavailable as error:
         said = error.answer
         if said is not None and said.hold_reason is not None:
             # No submit would fare better: the queue need not find out by one.

@@ -3,16 +3,16 @@
 from app.web.exception_handlers import install_error_handlers
 from app.web.fields import WHOLE, Moment, StrictModel, Text
 from app.web.heads import heads_of
-from app.web.middleware import Edge
+from app.web.middleware import EdgeMiddleware
 from app.web.protocol import HttpProtocol
-from app.web.routing import Again
+from app.web.routing import RetryOnSerializationFailure
 
 __all__ = [
     "WHOLE",
-    "Again",
-    "Edge",
+    "EdgeMiddleware",
     "HttpProtocol",
     "Moment",
+    "RetryOnSerializationFailure",
     "StrictModel",
     "Text",
     "heads_of",

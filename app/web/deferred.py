@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 _PLACE = "soundpost.lasting"
 
 
-class LastingAnswer(Response):
+class DeferredResponse(Response):
     """What an endpoint returns to have this application answer once the endpoint, and all around it, is done."""
 
     def __init__(self, answer: ASGIApp) -> None:
@@ -20,7 +20,7 @@ class LastingAnswer(Response):
         scope[_PLACE].append(self._answer)
 
 
-class LastingAnswers:
+class DeferredResponses:
     """
     Pure ASGI middleware, which sends those answers.
 

@@ -48,7 +48,7 @@ _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-class Edge:
+class EdgeMiddleware:
     """
     Pure ASGI middleware, to be the outermost: nothing gets past it, in or out, that a route would have to fear.
 

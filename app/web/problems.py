@@ -36,7 +36,7 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
 
 
-def says(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
     """What a route adds to its `responses` for problems that only it has."""
     found: dict[int | str, dict[str, Any]] = {}
     for error in errors:

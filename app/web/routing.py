@@ -13,7 +13,7 @@ AGAIN = 3
 UNDONE = frozenset({"40001", "40P01"})
 
 
-class Again(APIRoute):
+class RetryOnSerializationFailure(APIRoute):
     """
     A route that is handled again where its transaction was undone to let another one pass.
 

@@ -12,13 +12,13 @@ from app.database.engine import DatabaseDep, ReaderDep
 from app.enums import DeliveryStatus
 from app.errors import NotFound
 from app.models import Delivery
-from app.web import Again, Text
+from app.web import RetryOnSerializationFailure, Text
 from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
 from app.webhooks import repository
 from app.webhooks.routes import WebhooksDep
 from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
 
-router = APIRouter(prefix="/v1/deliveries", route_class=Again, tags=["webhooks"])
+router = APIRouter(prefix="/v1/deliveries", route_class=RetryOnSerializationFailure, tags=["webhooks"])
 
 
 class DeliveryFilters(BaseModel):

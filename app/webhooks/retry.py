@@ -14,7 +14,7 @@ from app.enums import DisabledBy
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 FAILS_AT_MOST = timedelta(days=5)
-LONGEST_PAUSE = timedelta(minutes=5)
+MAX_PAUSE = timedelta(minutes=5)
 JITTER = 0.2
 
 
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def next_delay(
-    schedule: Sequence[timedelta], attempts: int, retry_after: timedelta | None, dice: random.Random
+    schedule: Sequence[timedelta], attempts: int, retry_after: timedelta | None, rng: random.Random
 ) -> timedelta | None:
     """
     Return how long to wait after this many attempts, or None to give up.
@@ -47,7 +47,7 @@ def next_delay(
     if attempts >= len(schedule):
         return None
     base = schedule[attempts]
-    return max(base * dice.uniform(1 - JITTER, 1 + JITTER), min(retry_after or timedelta(), 2 * base))
+    return max(base * rng.uniform(1 - JITTER, 1 + JITTER), min(retry_after or timedelta(), 2 * base))
 
 
 def pause_after(outcome: Outcome, delay: timedelta | None) -> timedelta | None:
@@ -58,7 +58,7 @@ def pause_after(outcome: Outcome, delay: timedelta | None) -> timedelta | None:
     """
     if outcome.status_code not in THROTTLING:
         return None
-    return min(outcome.retry_after or LONGEST_PAUSE, delay or LONGEST_PAUSE)
+    return min(outcome.retry_after or MAX_PAUSE, delay or MAX_PAUSE)
 
 
 def disabled_by(outcome: Outcome, failing_since: datetime, now: datetime) -> DisabledBy | None:

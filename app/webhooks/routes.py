@@ -10,7 +10,7 @@ from app.auth.api_keys import Caller, CallerDep
 from app.database.engine import DatabaseDep, ReaderDep, Session
 from app.errors import NotFound
 from app.models import ApiKey, WebhookEndpoint
-from app.web import Again
+from app.web import RetryOnSerializationFailure
 from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
 from app.webhooks import repository
 from app.webhooks.schemas import (
@@ -28,7 +28,7 @@ from app.webhooks.schemas import (
 from app.webhooks.service import Webhooks
 from app.webhooks.signing import secret_of
 
-router = APIRouter(prefix="/v1", route_class=Again, tags=["webhooks"])
+router = APIRouter(prefix="/v1", route_class=RetryOnSerializationFailure, tags=["webhooks"])
 
 
 async def get_webhooks(request: Request) -> Webhooks:
@@ -175,4 +175,4 @@ def _owned(endpoint: WebhookEndpoint | None, caller: Caller) -> WebhookEndpoint:
 
 def _show_secret(request: Request, response: Response, owner: WebhookEndpoint | ApiKey) -> Secret:
     response.headers["Cache-Control"] = "no-store"
-    return Secret(secret=secret_of(owner).text(request.app.state.secrets))
+    return Secret(secret=secret_of(owner).text(request.app.state.keyring))

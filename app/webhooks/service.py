@@ -9,7 +9,7 @@ import structlog
 
 from app.config import Settings
 from app.database.base import new_id
-from app.database.claims import hold_claimed
+from app.database.claims import lock_claimed
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
@@ -43,10 +43,10 @@ def check_receiver(url: str, allow: Networks, pointer: str) -> None:
 class Webhooks:
     """The only writer of endpoints and of what became of deliveries. Its methods never commit."""
 
-    def __init__(self, settings: Settings, dice: random.Random | None = None) -> None:
+    def __init__(self, settings: Settings, rng: random.Random | None = None) -> None:
         self._schedule = settings.webhook_schedule
         self._allow = settings.egress_allow
-        self._dice = dice or random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     def register(self, session: Session, api_key_id: str, order: EndpointCreate, now: datetime) -> WebhookEndpoint:
         """Tell an address of events from now on. Raises InvalidRequest."""
@@ -106,13 +106,13 @@ class Webhooks:
         endpoint_id = claimed.endpoint_id
         # The endpoint first, always: two who lock in different orders would wait for each other.
         endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
-        delivery = await hold_claimed(session, Delivery, claimed.id, claimed.fence)
+        delivery = await lock_claimed(session, Delivery, claimed.id, claimed.fence)
         if delivery is None:
             return None
         session.add(_attempt(delivery, outcome))
         delivery.attempts_made += 1
         delivery.fence = None
-        delay = next_delay(self._schedule, delivery.attempts, outcome.retry_after, self._dice)
+        delay = next_delay(self._schedule, delivery.attempts, outcome.retry_after, self._rng)
         if endpoint is not None:
             await self._judge(session, endpoint, outcome, now)
             pause = pause_after(outcome, delay)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from standardwebhooks import Webhook
 
-from app.keyring import Secrets
+from app.keyring import Keyring
 from app.models import ApiKey, WebhookEndpoint
 
 # So long a receiver may go on verifying with the secret before.
@@ -25,11 +25,11 @@ class SigningSecret:
     generation: int
     rotated_at: datetime | None
 
-    def text(self, secrets: Secrets) -> str:
+    def text(self, keyring: Keyring) -> str:
         """The secret in the form that receivers' libraries take."""
-        return "whsec_" + base64.b64encode(secrets.derive(self.purpose, self._subject(self.generation))).decode()
+        return "whsec_" + base64.b64encode(keyring.derive(self.purpose, self._subject(self.generation))).decode()
 
-    def valid_at(self, now: datetime, secrets: Secrets) -> tuple[bytes, ...]:
+    def valid_at(self, now: datetime, keyring: Keyring) -> tuple[bytes, ...]:
         """
         Return every secret that a receiver may hold at this moment, the newest first.
 
@@ -41,7 +41,7 @@ class SigningSecret:
         return tuple(
             derived
             for generation in generations
-            for derived in secrets.derive_all(self.purpose, self._subject(generation))
+            for derived in keyring.derive_all(self.purpose, self._subject(generation))
         )
 
     def _subject(self, generation: int) -> str:

@@ -14,8 +14,8 @@ from typing import Literal
 import structlog
 
 from app.callbacks.service import is_about_another
-from app.clips.download import COVER, Fetched, NotFetched, audio_of, fetch
-from app.database.claims import Claim, claim_due, extend_lease, hold_claimed
+from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
+from app.database.claims import Claim, claim_due, extend_lease, lock_claimed
 from app.database.engine import TRANSIENT, Session
 from app.database.wakeups import ARCHIVES
 from app.errors import StorageUnavailable
@@ -35,8 +35,8 @@ CONCURRENCY = 16
 # Short and extended while the work goes on, so that what a crash leaves is taken up soon.
 LEASE = timedelta(seconds=30)
 EXTEND_EVERY = 10.0
-RETRY_START = timedelta(seconds=2)
-RETRY_LONGEST = timedelta(hours=1)
+MIN_RETRY_DELAY = timedelta(seconds=2)
+MAX_RETRY_DELAY = timedelta(hours=1)
 # A link that failed once may have expired: from then on the upstream is asked for a fresh one first.
 FRESH_LINK_FROM_ATTEMPT = 2
 
@@ -47,7 +47,7 @@ class ClaimLost(Exception):
 
 def retry_delay(attempts: int) -> timedelta:
     """How long to wait after so many attempts that did not get everything."""
-    return min(RETRY_START * (1 << min(max(attempts - 1, 0), 20)), RETRY_LONGEST)
+    return min(MIN_RETRY_DELAY * (1 << min(max(attempts - 1, 0), 20)), MAX_RETRY_DELAY)
 
 
 def links_to_try(clip: Clip) -> list[str]:
@@ -78,7 +78,7 @@ class _Archiver:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._audio = audio_of(services.settings.audio_limit)
-        self._dice = random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Clip]:
         """Take clips of which something is still to be kept."""
@@ -114,7 +114,7 @@ class _Archiver:
             with fetched.file:
                 await self._store(clip, fetched, "storage_key")
             await self._settle_audio(clip, fetched)
-        except (NotFetched, StorageUnavailable) as error:
+        except (DownloadFailed, StorageUnavailable) as error:
             problem = str(error)
         log.info(
             "archive",
@@ -141,27 +141,27 @@ class _Archiver:
             clip.upstream_audio_url = held.clip.upstream_audio_url
             clip.source_audio_url = held.clip.source_audio_url
 
-    async def _fetch_first(self, links: Sequence[str]) -> Fetched:
+    async def _fetch_first(self, links: Sequence[str]) -> DownloadedFile:
         problems = [] if links else ["the upstream gives no link"]
         for link in links:
             try:
                 return await fetch(self._services.egress_http, link, self._audio)
-            except NotFetched as error:
+            except DownloadFailed as error:
                 problems.append(str(error))
-        raise NotFetched("; ".join(dict.fromkeys(problems)))
+        raise DownloadFailed("; ".join(dict.fromkeys(problems)))
 
-    async def _store(self, clip: Clip, fetched: Fetched, column: Literal["storage_key", "image_key"]) -> None:
+    async def _store(self, clip: Clip, fetched: DownloadedFile, column: Literal["storage_key", "image_key"]) -> None:
         """Name the file first, so that nobody removes it as nobody's, and write it then."""
         async with self._held(clip) as held:
             if not await references.reserve(held.session, fetched.key):
-                raise NotFetched("the same file is just being removed")
+                raise DownloadFailed("the same file is just being removed")
             before = getattr(held.clip, column)
             if before not in (None, fetched.key):
                 await references.release(held.session, [before], held.now + references.IN_FLIGHT)
             setattr(held.clip, column, fetched.key)
         await self._services.storage.keep(fetched.key, fetched.file, fetched.size, fetched.media_type)
 
-    async def _settle_audio(self, clip: Clip, fetched: Fetched) -> None:
+    async def _settle_audio(self, clip: Clip, fetched: DownloadedFile) -> None:
         async with self._held(clip) as held:
             held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
             held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
@@ -172,7 +172,7 @@ class _Archiver:
             fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER)
             with fetched.file:
                 await self._store(clip, fetched, "image_key")
-        except (NotFetched, StorageUnavailable) as error:
+        except (DownloadFailed, StorageUnavailable) as error:
             log.info("cover_not_kept", task_id=clip.task_id, clip=clip.index, problem=str(error))
             return
         async with self._held(clip) as held:
@@ -197,7 +197,7 @@ class _Archiver:
                 row.given_up_at = held.now
                 log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
             is_wanting = needs_audio(row) or needs_cover(row) or needs_lyrics(row, held.task)
-            row.due_at = held.now + jittered(retry_delay(row.attempts), self._dice) if is_wanting else None
+            row.due_at = held.now + jittered(retry_delay(row.attempts), self._rng) if is_wanting else None
 
     @asynccontextmanager
     async def _held(self, clip: Clip) -> AsyncIterator[_Held]:
@@ -205,7 +205,7 @@ class _Archiver:
         services = self._services
         async with services.database.writes.begin() as session:
             task = await lock_task(session, clip.task_id)
-            row = await hold_claimed(session, Clip, clip.id, clip.fence)
+            row = await lock_claimed(session, Clip, clip.id, clip.fence)
             if task is None or row is None:
                 raise ClaimLost
             yield _Held(session, task, row, await services.database.now(session))

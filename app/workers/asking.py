@@ -9,31 +9,33 @@ from typing import TypeVar
 from app.database.engine import Session
 from app.services import Services
 from app.upstream.hold import Hold, hold_submits
-from app.upstream.pacing import question_share
+from app.upstream.pacing import poll_share
 from app.upstream.types import HoldReason, LyricsAnswer, PollAnswer, PollVerdict, ReadVerdict
 
 Answer = TypeVar("Answer", PollAnswer, LyricsAnswer)
 
-PATIENCE = timedelta(seconds=10)
+TIMEOUT = timedelta(seconds=10)
 
 
 async def ask(services: Services, question: Callable[[], Awaitable[Answer]]) -> Answer | None:
     """Ask something once a place in the upstream's pace is free; None where none came free in time."""
-    slot = await services.pacer.wait_for_slot(services.database, PATIENCE, question_share)
+    slot = await services.pacer.wait_for_slot(services.database, TIMEOUT, poll_share)
     if slot is None:
         return None
     answer = await question()
     async with services.database.writes.begin() as session:
         now = await services.database.now(session)
-        await services.pacer.give_back(session, *slot, now)
-        await slow_down(services, session, answer, now)
+        await services.pacer.release(session, *slot, now)
+        await apply_backpressure(services, session, answer, now)
     return answer
 
 
-async def slow_down(services: Services, session: Session, answer: PollAnswer | LyricsAnswer, now: datetime) -> None:
+async def apply_backpressure(
+    services: Services, session: Session, answer: PollAnswer | LyricsAnswer, now: datetime
+) -> None:
     """Do for all replicas what an answer asks for: wait, or hold submits."""
     if answer.kind in (PollVerdict.throttled, ReadVerdict.throttled):
-        await services.pacer.push_back(session, now, answer.retry_after)
+        await services.pacer.pause(session, now, answer.retry_after)
     elif answer.kind in (PollVerdict.held, ReadVerdict.held):
         hold = Hold(answer.hold_reason or HoldReason.blocked, now, answer.message)
         await hold_submits(session, hold, services.settings.hold_recheck)

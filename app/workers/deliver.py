@@ -50,7 +50,7 @@ class _Courier:
         self._services = services
         self._busy: Counter[str] = Counter()
         self._crowded: set[str] = set()
-        self._dice = random.Random()  # noqa: S311 - takes turns, guards nothing
+        self._rng = random.Random()  # noqa: S311 - takes turns, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Sending]:
         """Take what is due, from every lane its share: a backlog waits for its own receiver and for no other."""
@@ -59,7 +59,7 @@ class _Courier:
             now = await services.database.now(session)
             lanes = list(await repository.due_lanes(session, now))
             # Where there are more lanes than room, each has its turn.
-            self._dice.shuffle(lanes)
+            self._rng.shuffle(lanes)
             shares = share_room(lanes, self._busy, limit, AT_ONCE_FOR_ONE)
             claimed: list[Delivery] = []
             for lane, share in shares.items():
@@ -87,7 +87,7 @@ class _Courier:
         for delivery in deliveries:
             owner = owners[delivery.endpoint_id or delivery.api_key_id]
             is_disabled = isinstance(owner, WebhookEndpoint) and owner.disabled_at is not None
-            secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.secrets)
+            secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.keyring)
             sendings.append(Sending(delivery, secrets, now))
         return sendings
 

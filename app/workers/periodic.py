@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.database.claims import Claim, claim_due, hold_claimed
+from app.database.claims import Claim, claim_due, lock_claimed
 from app.database.engine import Session, insert_new
-from app.database.wakeups import CHORES
-from app.models import Chore
+from app.database.wakeups import PERIODIC_JOBS
+from app.models import PeriodicJob
 from app.retention import Retention
 from app.services import Services
 from app.upstream.hold import RECHECK, Hold, hold_submits, release_submits
@@ -24,29 +24,29 @@ PRUNE = "prune"
 PRUNE_EVERY = timedelta(hours=1)
 
 
-async def prepare_chores(session: Session, now: datetime) -> None:
-    """Make the rows of the periodic chores; other replicas may do the same at once."""
-    await insert_new(session, Chore, {"name": PRUNE, "due_at": now, "attempts": 0, "detail": {}})
+async def prepare_jobs(session: Session, now: datetime) -> None:
+    """Make the rows of the periodic jobs; other replicas may do the same at once."""
+    await insert_new(session, PeriodicJob, {"name": PRUNE, "due_at": now, "attempts": 0, "detail": {}})
 
 
-def chore_loop(services: Services) -> Loop[Chore]:
-    """The loop that does the chores."""
-    kinds: Mapping[str, Callable[[Chore], Awaitable[None]]] = {
+def periodic_loop(services: Services) -> Loop[PeriodicJob]:
+    """The loop that runs periodic jobs."""
+    kinds: Mapping[str, Callable[[PeriodicJob], Awaitable[None]]] = {
         RECHECK: _HoldRecheck(services).run,
         PRUNE: _Pruning(services).run,
     }
 
-    async def claim(limit: int) -> Claimed[Chore]:
+    async def claim(limit: int) -> Claimed[PeriodicJob]:
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
             # What a process looked at when it was killed holds up the queue until then.
             claim = Claim(now, services.settings.submit_lease, limit)
-            return Claimed(await claim_due(session, Chore, claim, Chore.name.in_(kinds)))
+            return Claimed(await claim_due(session, PeriodicJob, claim, PeriodicJob.name.in_(kinds)))
 
-    async def work(chore: Chore) -> None:
-        await kinds[chore.name](chore)
+    async def work(job: PeriodicJob) -> None:
+        await kinds[job.name](job)
 
-    return Loop("chores", services.wakeups.event(CHORES), len(kinds), claim, work)
+    return Loop("periodic", services.wakeups.event(PERIODIC_JOBS), len(kinds), claim, work)
 
 
 class _HoldRecheck:
@@ -55,16 +55,16 @@ class _HoldRecheck:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def run(self, chore: Chore) -> None:
-        slot = await self._take_slot(chore)
+    async def run(self, job: PeriodicJob) -> None:
+        slot = await self._take_slot(job)
         if slot is None:
             return
         answer = await self._services.upstream.credits()
         services = self._services
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
-            await services.pacer.give_back(session, *slot, now)
-            held = await hold_claimed(session, Chore, chore.name, chore.fence)
+            await services.pacer.release(session, *slot, now)
+            held = await lock_claimed(session, PeriodicJob, job.name, job.fence)
             if held is None:
                 return
             reason = still_held(answer, HoldReason(held.detail["reason"]))
@@ -75,17 +75,17 @@ class _HoldRecheck:
             held.fence, held.due_at = None, now + services.settings.hold_recheck
             await hold_submits(session, Hold(reason, now, held.detail["message"]), services.settings.hold_recheck)
 
-    async def _take_slot(self, chore: Chore) -> tuple[int, str] | None:
+    async def _take_slot(self, job: PeriodicJob) -> tuple[int, str] | None:
         services = self._services
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
-            free = await services.pacer.free(session, now, 1)
+            free = await services.pacer.lock_free(session, now, 1)
             if not free:
-                held = await hold_claimed(session, Chore, chore.name, chore.fence)
+                held = await lock_claimed(session, PeriodicJob, job.name, job.fence)
                 if held is not None:
                     held.due_at = now + NO_SLOT_RETRY
                 return None
-            slots = await services.pacer.take(session, free, now)
+            slots = await services.pacer.reserve(session, free, now)
             return slots.numbers[0], slots.fence
 
 
@@ -96,11 +96,11 @@ class _Pruning:
         self._services = services
         self._retention = Retention(services.settings.retention_days)
 
-    async def run(self, chore: Chore) -> None:
+    async def run(self, job: PeriodicJob) -> None:
         services = self._services
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
-            held = await hold_claimed(session, Chore, chore.name, chore.fence)
+            held = await lock_claimed(session, PeriodicJob, job.name, job.fence)
             if held is not None:
                 is_more = await self._retention.erase_batch(session, now)
                 held.fence, held.due_at = None, now if is_more else now + PRUNE_EVERY

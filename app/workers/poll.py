@@ -11,16 +11,16 @@ import structlog
 from sqlalchemy import select
 
 from app.callbacks.service import is_about_another
-from app.database.claims import Claim, claim_due, hold_claimed
+from app.database.claims import Claim, claim_due, lock_claimed
 from app.database.engine import TRANSIENT, Session
 from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
-from app.upstream.pacing import question_share
+from app.upstream.pacing import poll_share
 from app.upstream.types import PollAnswer
-from app.workers.asking import slow_down
-from app.workers.runner import FALLBACK, Claimed, Loop
+from app.workers.asking import apply_backpressure
+from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop
 
 log = structlog.get_logger()
 
@@ -60,14 +60,16 @@ class _Poller:
             await self._judge(task_id)
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
-            share = await question_share(session, now)
-            free = await services.pacer.free(session, now, limit, share)
+            share = await poll_share(session, now)
+            free = await services.pacer.lock_free(session, now, limit, share)
             claim = Claim(now, services.settings.submit_lease, len(free))
             tasks = await claim_due(session, Task, claim, ANSWERABLE)
-            slots = await services.pacer.take(session, free[: len(tasks)], now)
+            slots = await services.pacer.reserve(session, free[: len(tasks)], now)
             wait = await services.pacer.next_free_in(session, now, share)
         polls = [Poll(task, slot, slots.fence) for task, slot in zip(tasks, slots.numbers, strict=True)]
-        return Claimed(polls, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
+        return Claimed(
+            polls, FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait.total_seconds())
+        )
 
     async def work(self, poll: Poll) -> None:
         """Ask about one task and settle what was said."""
@@ -85,9 +87,9 @@ class _Poller:
         services = self._services
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
-            await services.pacer.give_back(session, poll.slot, poll.slot_fence, now)
-            await slow_down(services, session, answer, now)
-            task = await hold_claimed(session, Task, poll.task.id, poll.task.fence)
+            await services.pacer.release(session, poll.slot, poll.slot_fence, now)
+            await apply_backpressure(services, session, answer, now)
+            task = await lock_claimed(session, Task, poll.task.id, poll.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
 

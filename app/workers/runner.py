@@ -14,7 +14,7 @@ from app.database.engine import TRANSIENT
 log = structlog.get_logger()
 Item = TypeVar("Item")
 
-FALLBACK = 1.0
+FALLBACK_INTERVAL = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Claimed(Generic[Item]):
     """What a claim brought, and after how many seconds to look again if nothing rings before."""
 
     items: Sequence[Item]
-    idle: float = FALLBACK
+    idle: float = FALLBACK_INTERVAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +77,16 @@ async def insist(transaction: Callable[[], Awaitable[None]]) -> None:
 async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> float:
     room = loop.concurrency - len(running)
     if room <= 0:
-        return FALLBACK
+        return FALLBACK_INTERVAL
     loop.wakeup.clear()
     try:
         claimed = await loop.claim(room)
     except TRANSIENT as error:
         log.warning("claim_failed", loop=loop.name, error=type(error).__name__)
-        return FALLBACK
+        return FALLBACK_INTERVAL
     except Exception:
         log.exception("claim_broke", loop=loop.name)
-        return FALLBACK
+        return FALLBACK_INTERVAL
     for item in claimed.items:
         task = asyncio.create_task(_work(loop, item))
         running.add(task)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from app.database.claims import Claim, hold_claimed
+from app.database.claims import Claim, lock_claimed
 from app.database.engine import Session
 from app.database.wakeups import SUBMITS
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
@@ -20,7 +20,7 @@ from app.tasks.schedule import jittered, submit_retry_delay
 from app.tasks.transitions import Failure
 from app.upstream.hold import Hold, current_hold, hold_submits
 from app.upstream.types import HoldReason, Report, SoundOrder, Stage, SubmitAnswer, Verdict
-from app.workers.runner import FALLBACK, Claimed, Loop, insist
+from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
 
 log = structlog.get_logger()
 
@@ -50,7 +50,7 @@ def submit_loop(services: Services) -> Loop[Submit]:
 class _Submitter:
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._dice = random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Submit]:
         """Take slots first, then as many orders, in one commit: what is claimed leaves at once."""
@@ -59,15 +59,17 @@ class _Submitter:
             if await current_hold(session):
                 return Claimed(())
             now = await services.database.now(session)
-            free = await services.pacer.free(session, now, limit)
+            free = await services.pacer.lock_free(session, now, limit)
             tasks = await services.lifecycle.claim_submits(
                 session, Claim(now, services.settings.submit_lease, len(free))
             )
-            slots = await services.pacer.take(session, free[: len(tasks)], now)
+            slots = await services.pacer.reserve(session, free[: len(tasks)], now)
             wait = await services.pacer.next_free_in(session, now)
         started = time.monotonic()
         submits = [Submit(task, slot, slots.fence, started) for task, slot in zip(tasks, slots.numbers, strict=True)]
-        return Claimed(submits, FALLBACK if len(tasks) < len(free) else min(FALLBACK, wait.total_seconds()))
+        return Claimed(
+            submits, FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait.total_seconds())
+        )
 
     async def work(self, submit: Submit) -> None:
         """Send one order and settle what came of it."""
@@ -97,7 +99,7 @@ class _Submitter:
             sound_key=task.sound_key,
             grab_lyrics=task.grab_lyrics,
         )
-        token = self._services.secrets.callback_token(task.id)
+        token = self._services.keyring.callback_token(task.id)
         return await self._services.upstream.submit(
             order, f"{self._services.settings.callback_base}/callbacks/{task.id}/{token}"
         )
@@ -106,8 +108,8 @@ class _Submitter:
         services = self._services
         async with services.database.writes.begin() as session:
             now = await services.database.now(session)
-            await services.pacer.give_back(session, submit.slot, submit.slot_fence, now)
-            task = await hold_claimed(session, Task, submit.task.id, submit.task.fence)
+            await services.pacer.release(session, submit.slot, submit.slot_fence, now)
+            task = await lock_claimed(session, Task, submit.task.id, submit.task.fence)
             if task is not None:
                 await self._settle_task(session, task, answer, now)
             else:
@@ -130,10 +132,10 @@ class _Submitter:
 
     async def _retry_later(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
         if answer.verdict is Verdict.throttled:
-            await self._services.pacer.push_back(session, now, answer.retry_after)
+            await self._services.pacer.pause(session, now, answer.retry_after)
         else:
             task.posts -= 1
-        delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._dice)
+        delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._rng)
         self._services.lifecycle.requeue(session, task, now, now + delay)
 
     async def _hold(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:

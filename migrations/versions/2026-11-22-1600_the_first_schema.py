@@ -25,13 +25,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("key_hash", name=op.f("uq_api_keys_key_hash")),
     )
     op.create_table(
-        "chores",
+        "periodic_jobs",
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("detail", sa.JSON(), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("fence", sa.String(length=32), nullable=True),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_chores")),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_periodic_jobs")),
     )
     op.create_table(
         "pace_slots",
@@ -83,15 +83,17 @@ def upgrade() -> None:
         )
 
     op.create_table(
-        "submits",
+        "rate_limit_hits",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("api_key_id", sa.String(length=32), nullable=False),
         sa.Column("made_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_submits_api_key_id")),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_rate_limit_hits_api_key_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_submits")),
     )
-    with op.batch_alter_table("submits", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_submits_api_key_id_made_at"), ["api_key_id", "made_at"], unique=False)
+    with op.batch_alter_table("rate_limit_hits", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_rate_limit_hits_api_key_id_made_at"), ["api_key_id", "made_at"], unique=False
+        )
 
     op.create_table(
         "tasks",
@@ -334,10 +336,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_spent_charges_api_key_id_created_at"))
 
     op.drop_table("spent_charges")
-    with op.batch_alter_table("submits", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_submits_api_key_id_made_at"))
+    with op.batch_alter_table("rate_limit_hits", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_rate_limit_hits_api_key_id_made_at"))
 
-    op.drop_table("submits")
+    op.drop_table("rate_limit_hits")
     op.drop_table("idempotency_keys")
     with op.batch_alter_table("stored_objects", schema=None) as batch_op:
         batch_op.drop_index(
@@ -348,5 +350,5 @@ def downgrade() -> None:
 
     op.drop_table("stored_objects")
     op.drop_table("pace_slots")
-    op.drop_table("chores")
+    op.drop_table("periodic_jobs")
     op.drop_table("api_keys")

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import func, select
 
 from app.enums import Charge, TaskStatus
-from app.keyring import Secrets
+from app.keyring import Keyring
 from app.models import Callback, Task
 from tests.support.processes import SECRET_KEY
 from tests.support.service import Service, event_types, inside, reread
@@ -89,7 +89,7 @@ async def test_forged_callback_is_not_found_and_not_kept(service: Service) -> No
         f"/callbacks/{other.id}/{token}",
         f"/callbacks/{task.id.upper()}/{token}",
         f"/callbacks/{task.id}/%F0%9F%98%80",
-        f"/callbacks/{'0' * 32}/{Secrets(SECRET_KEY).callback_token('0' * 32)}",
+        f"/callbacks/{'0' * 32}/{Keyring(SECRET_KEY).callback_token('0' * 32)}",
         "/callbacks/x/y",
     ]
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.responses import FileResponse
 
-from app.clips.responses import LONGEST_NAME, file_name
+from app.clips.responses import MAX_NAME_LENGTH, file_name
 from app.storage.store import CHUNK
 from tests.clips.running import OTHER_KEY, Service, eventually, running_service, serving
 
@@ -182,7 +182,7 @@ async def test_cover_is_kept_and_served(database_url: str, tmp_path: Path) -> No
         ('a"b\r\nSet-Cookie: x=1', "a b Set-Cookie x=1.mp3"),
         ("雨の音", "雨の音.mp3"),
         ("exe.\u202egpj", "exe. gpj.mp3"),
-        ("x" * 200, "x" * LONGEST_NAME + ".mp3"),
+        ("x" * 200, "x" * MAX_NAME_LENGTH + ".mp3"),
     ],
 )
 def test_title_becomes_a_safe_file_name(title: str | None, name: str) -> None:

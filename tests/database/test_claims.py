@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
-from app.database.claims import Claim, claim_due, hold_claimed
+from app.database.claims import Claim, claim_due, lock_claimed
 from app.database.engine import Database
 from app.enums import TaskStatus
-from app.models import Chore, Task
+from app.models import PeriodicJob, Task
 from tests.support.service import MORNING, add_key, add_task
 
 LEASE = timedelta(seconds=30)
 
 
 async def test_row_falls_due_again_when_its_worker_dies(database: Database) -> None:
-    await _add_chores(database, 1)
+    await _add_jobs(database, 1)
 
     first = await _claim(database)
     meanwhile = await _claim(database, LEASE - timedelta(microseconds=1))
@@ -24,48 +24,48 @@ async def test_row_falls_due_again_when_its_worker_dies(database: Database) -> N
 
 
 async def test_two_claimers_never_share_a_row(database: Database, database_url: str) -> None:
-    await _add_chores(database, 60)
+    await _add_jobs(database, 60)
     other = Database(database_url)
 
     rounds = await asyncio.gather(*(_claim(claimer, limit=4) for _ in range(8) for claimer in (database, other)))
     await other.close()
 
-    taken = [chore.name for claimed in rounds for chore in claimed]
+    taken = [job.name for claimed in rounds for job in claimed]
     assert len(taken) == len(set(taken))
     assert max(len(claimed) for claimed in rounds) <= 4
     assert len(taken) + len(await _claim(database, limit=100)) == 60
 
 
 async def test_fence_refuses_the_overtaken(database: Database) -> None:
-    await _add_chores(database, 1)
+    await _add_jobs(database, 1)
     [overtaken] = await _claim(database)
     [holder] = await _claim(database, LEASE)
 
     async with database.writes.begin() as session:
-        refused = await hold_claimed(session, Chore, overtaken.name, overtaken.fence)
-        held = await hold_claimed(session, Chore, holder.name, holder.fence)
+        refused = await lock_claimed(session, PeriodicJob, overtaken.name, overtaken.fence)
+        held = await lock_claimed(session, PeriodicJob, holder.name, holder.fence)
 
     assert refused is None
     assert held is not None
 
 
 async def test_oldest_rows_are_claimed_first_and_no_more_than_asked_for(database: Database) -> None:
-    await _add_chores(database, 5)
+    await _add_jobs(database, 5)
 
     claimed = await _claim(database, limit=2)
     rest = await _claim(database)
 
-    assert {chore.name for chore in claimed} == {"chore 4", "chore 3"}
-    assert {chore.name for chore in rest} == {"chore 2", "chore 1", "chore 0"}
+    assert {job.name for job in claimed} == {"job 4", "job 3"}
+    assert {job.name for job in rest} == {"job 2", "job 1", "job 0"}
 
 
 async def test_rows_that_are_not_due_are_left_alone(database: Database) -> None:
     async with database.writes.begin() as session:
-        session.add(Chore(name="never", due_at=None, attempts=0, detail={}))
-        session.add(Chore(name="later", due_at=MORNING + timedelta(microseconds=1), attempts=0, detail={}))
-        session.add(Chore(name="now", due_at=MORNING, attempts=0, detail={}))
+        session.add(PeriodicJob(name="never", due_at=None, attempts=0, detail={}))
+        session.add(PeriodicJob(name="later", due_at=MORNING + timedelta(microseconds=1), attempts=0, detail={}))
+        session.add(PeriodicJob(name="now", due_at=MORNING, attempts=0, detail={}))
 
-    assert [chore.name for chore in await _claim(database)] == ["now"]
+    assert [job.name for job in await _claim(database)] == ["now"]
 
 
 async def test_claim_sets_what_it_is_told_in_the_same_statement(database: Database) -> None:
@@ -84,22 +84,22 @@ async def test_claim_sets_what_it_is_told_in_the_same_statement(database: Databa
 
 
 async def test_claim_that_is_not_committed_leaves_the_row_due(database: Database) -> None:
-    await _add_chores(database, 1)
+    await _add_jobs(database, 1)
 
     async with database.writes() as session:
-        await claim_due(session, Chore, Claim(MORNING, LEASE, 10))
+        await claim_due(session, PeriodicJob, Claim(MORNING, LEASE, 10))
         await session.rollback()
 
     assert len(await _claim(database)) == 1
 
 
-async def _add_chores(database: Database, count: int) -> None:
+async def _add_jobs(database: Database, count: int) -> None:
     async with database.writes.begin() as session:
         for number in range(count):
             due_at = MORNING - timedelta(seconds=number)
-            session.add(Chore(name=f"chore {number}", due_at=due_at, attempts=0, detail={}))
+            session.add(PeriodicJob(name=f"job {number}", due_at=due_at, attempts=0, detail={}))
 
 
-async def _claim(database: Database, later: timedelta = timedelta(), limit: int = 10) -> Sequence[Chore]:
+async def _claim(database: Database, later: timedelta = timedelta(), limit: int = 10) -> Sequence[PeriodicJob]:
     async with database.writes.begin() as session:
-        return await claim_due(session, Chore, Claim(MORNING + later, LEASE, limit))
+        return await claim_due(session, PeriodicJob, Claim(MORNING + later, LEASE, limit))

@@ -8,7 +8,7 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database.engine import Database, database_clock, insert_new
-from app.models import Chore
+from app.models import PeriodicJob
 from tests.support.service import MORNING, Clock
 
 EAST = timezone(timedelta(hours=5, minutes=30))
@@ -26,7 +26,7 @@ async def test_moments_come_back_aware_and_in_utc(database: Database) -> None:
         await _add(database, f"{number}", moment)
 
     async with database.reads() as session:
-        read = (await session.scalars(select(Chore.due_at).order_by(Chore.name))).all()
+        read = (await session.scalars(select(PeriodicJob.due_at).order_by(PeriodicJob.name))).all()
 
     assert read == MOMENTS
     assert {moment.tzinfo for moment in read if moment} == {UTC}
@@ -36,8 +36,12 @@ async def test_moments_are_compared_as_moments_whatever_their_zone(database: Dat
     await _add(database, "it", datetime(2026, 3, 1, 8, tzinfo=EAST))
 
     async with database.reads() as session:
-        before = await session.scalar(select(Chore.name).where(Chore.due_at < datetime(2026, 3, 1, 3, tzinfo=UTC)))
-        after = await session.scalar(select(Chore.name).where(Chore.due_at > datetime(2026, 3, 1, 3, tzinfo=UTC)))
+        before = await session.scalar(
+            select(PeriodicJob.name).where(PeriodicJob.due_at < datetime(2026, 3, 1, 3, tzinfo=UTC))
+        )
+        after = await session.scalar(
+            select(PeriodicJob.name).where(PeriodicJob.due_at > datetime(2026, 3, 1, 3, tzinfo=UTC))
+        )
 
     assert (before, after) == ("it", None)
 
@@ -52,7 +56,7 @@ async def test_moment_beyond_the_calendar_is_its_end(database: Database) -> None
     await _add(database, "last", datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-1))))
 
     async with database.reads() as session:
-        first, last = (await session.scalars(select(Chore.due_at).order_by(Chore.name))).all()
+        first, last = (await session.scalars(select(PeriodicJob.due_at).order_by(PeriodicJob.name))).all()
 
     assert (first, last) == (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
@@ -77,10 +81,10 @@ async def test_rows_that_are_there_are_left_as_they_are(database: Database) -> N
     await _add(database, "it", MORNING)
 
     async with database.writes.begin() as session:
-        await insert_new(session, Chore, *({"name": name, "attempts": 7, "detail": {}} for name in ("it", "new")))
+        await insert_new(session, PeriodicJob, *({"name": name, "attempts": 7, "detail": {}} for name in ("it", "new")))
 
     async with database.reads() as session:
-        kept = await session.execute(select(Chore.name, Chore.attempts).order_by(Chore.name))
+        kept = await session.execute(select(PeriodicJob.name, PeriodicJob.attempts).order_by(PeriodicJob.name))
         assert list(kept.all()) == [("it", 0), ("new", 7)]
 
 
@@ -89,24 +93,24 @@ async def test_writers_wait_for_each_other(database: Database) -> None:
 
     async def count() -> None:
         async with database.writes.begin() as session:
-            chore = await session.get_one(Chore, "counter", with_for_update=True)
+            job = await session.get_one(PeriodicJob, "counter", with_for_update=True)
             await asyncio.sleep(0.001)
-            chore.attempts += 1
+            job.attempts += 1
 
     await asyncio.gather(*(count() for _ in range(20)))
 
     async with database.reads() as session:
-        assert (await session.get_one(Chore, "counter")).attempts == 20
+        assert (await session.get_one(PeriodicJob, "counter")).attempts == 20
 
 
 async def test_readers_are_not_kept_waiting_by_a_writer(database: Database) -> None:
     await _add(database, "it", MORNING)
 
     async with database.writes.begin() as writing:
-        (await writing.get_one(Chore, "it", with_for_update=True)).attempts = 5
+        (await writing.get_one(PeriodicJob, "it", with_for_update=True)).attempts = 5
         await writing.flush()
         async with asyncio.timeout(2), database.reads() as reading:
-            seen = await reading.get_one(Chore, "it")
+            seen = await reading.get_one(PeriodicJob, "it")
 
     assert seen.attempts == 0
 
@@ -115,7 +119,7 @@ async def test_readers_are_not_kept_waiting_by_a_writer(database: Database) -> N
 async def test_reader_of_sqlite_cannot_write(database: Database) -> None:
     async with database.reads() as session:
         with pytest.raises(DBAPIError, match="readonly"):
-            await session.execute(text("DELETE FROM chores"))
+            await session.execute(text("DELETE FROM periodic_jobs"))
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -131,4 +135,4 @@ async def test_sqlite_loses_no_commit_and_keeps_its_references(database: Databas
 
 async def _add(database: Database, name: str, due_at: datetime | None) -> None:
     async with database.writes.begin() as session:
-        session.add(Chore(name=name, due_at=due_at, attempts=0, detail={}))
+        session.add(PeriodicJob(name=name, due_at=due_at, attempts=0, detail={}))

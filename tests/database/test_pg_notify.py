@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import make_url
 
 from app.database.engine import Database
-from app.database.pg_notify import NAMES_IN_A_PAYLOAD, PostgresNotifier
+from app.database.pg_notify import MAX_TOPICS_IN_A_PAYLOAD, PostgresNotifier
 from app.database.wakeups import Wakeups, notify_on_commit
 from tests.support.processes import eventually
 
-NAMES = [f"{number:032x}" for number in range(2 * NAMES_IN_A_PAYLOAD + 1)]
+NAMES = [f"{number:032x}" for number in range(2 * MAX_TOPICS_IN_A_PAYLOAD + 1)]
 
 
 async def never() -> None:
@@ -57,9 +57,9 @@ async def test_what_one_told_does_not_come_back_to_it(url: str) -> None:
         await _connected(here, there)
         with ours.subscribe("a task") as at_home, there.subscribe("a task") as abroad:
             await _ring(here, "a task")
-            rang_at_the_commit = await at_home.rest(0, never)
-            heard_abroad = await abroad.rest(10, never)
-            came_back = await at_home.rest(0.1, never)
+            rang_at_the_commit = await at_home.wait(0, never)
+            heard_abroad = await abroad.wait(10, never)
+            came_back = await at_home.wait(0.1, never)
 
     assert (rang_at_the_commit, heard_abroad, came_back) == (True, True, False)
 

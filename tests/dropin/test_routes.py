@@ -12,14 +12,14 @@ import pytest
 from app.dropin.schemas import callback
 from app.enums import Charge, ErrorCode, TaskStatus
 from app.errors import NotFound
-from app.keyring import Secrets
+from app.keyring import Keyring
 from app.models import Clip, Task
-from app.signed_urls import Links
+from app.signed_urls import SignedUrls
 from app.tasks.schemas import read_task
 from tests.support.processes import eventually, running_service
 from tests.support.service import MORNING, Service, add_key, add_task
 
-LINKS = Links(Secrets("0123456789abcdef"), "", timedelta(days=1))
+LINKS = SignedUrls(Keyring("0123456789abcdef"), "", timedelta(days=1))
 
 ORDER: dict[str, Any] = {
     "prompt": "A soft rain ambience with distant thunder and gentle wind",
@@ -34,7 +34,7 @@ KEYS = [
     *("Cm", "C#m", "Dm", "D#m", "Em", "Fm", "F#m", "Gm", "G#m", "Am", "A#m", "Bm"),
     *("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"),
 ]
-LINKS = Links(Secrets("a-secret-of-sixteen"), "https://sounds.example", timedelta(days=1), lambda: 0.0)
+LINKS = SignedUrls(Keyring("a-secret-of-sixteen"), "https://sounds.example", timedelta(days=1), lambda: 0.0)
 RUNNING = {"PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS"}
 
 

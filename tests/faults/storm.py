@@ -33,7 +33,7 @@ FAULTS = (
 ORDERERS = 12
 STRIKE_EVERY = 1.5
 # On a busy machine a process takes many seconds to start.
-PATIENCE = 180.0
+TIMEOUT = 180.0
 
 
 @dataclass
@@ -72,15 +72,15 @@ class Aftermath:
 
 async def storm(processes: Processes, database_url: str, *, seconds: float, workers: int, seed: int) -> Aftermath:
     """Order sounds for this long while one process after the other is killed, then let everything settle."""
-    dice = random.Random(seed)  # noqa: S311 - decides who is killed when
+    rng = random.Random(seed)  # noqa: S311 - decides who is killed when
     retries = ",".join(["0.5"] * 4 + ["1"] * 30)
     sandbox = await processes.sandbox(
         "--seed", str(seed), "--callback-retries", retries, delay=0.8, rate=1000, fault=FAULTS, credits=1e6
     )
     crew = await _crew(processes, database_url, sandbox, workers)
     until = time.monotonic() + seconds
-    orders = [asyncio.create_task(order_until(crew[0].running.url, until, dice)) for _ in range(ORDERERS)]
-    kills = await _strike_until(crew, until, dice)
+    orders = [asyncio.create_task(order_until(crew[0].running.url, until, rng)) for _ in range(ORDERERS)]
+    kills = await _strike_until(crew, until, rng)
     acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
     await _until_settled(database_url, sandbox)
@@ -103,7 +103,7 @@ async def _crew(processes: Processes, database_url: str, sandbox: Running, worke
     return [Member(start, await start()) for start in (serve, *[work] * workers)]
 
 
-async def _strike_until(crew: list[Member], until: float, dice: random.Random) -> int:
+async def _strike_until(crew: list[Member], until: float, rng: random.Random) -> int:
     """
     Kill one process every moment and start it again; returns the number of kills.
 
@@ -112,33 +112,33 @@ async def _strike_until(crew: list[Member], until: float, dice: random.Random) -
     """
     kills = 0
     while time.monotonic() < until:
-        await asyncio.sleep(STRIKE_EVERY * dice.uniform(0.5, 1.5))
-        member = dice.choice(crew)
+        await asyncio.sleep(STRIKE_EVERY * rng.uniform(0.5, 1.5))
+        member = rng.choice(crew)
         member.running.kill()
         member.running = await member.start()
         kills += 1
     return kills
 
 
-async def order_until(url: str, until: float, dice: random.Random) -> list[str]:
+async def order_until(url: str, until: float, rng: random.Random) -> list[str]:
     """Order one sound after the other, each until it is acknowledged; some are canceled at once."""
     acknowledged = []
     async with httpx.AsyncClient(
         base_url=url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=5
     ) as client:
         while time.monotonic() < until:
-            key = f"order-{dice.getrandbits(64):x}"
+            key = f"order-{rng.getrandbits(64):x}"
             task = await insist(client, "/v1/tasks", json={"prompt": "soft rain"}, headers={"Idempotency-Key": key})
             acknowledged.append(str(task["id"]))
-            if dice.random() < 0.05:
+            if rng.random() < 0.05:
                 await insist(client, f"/v1/tasks/{task['id']}/cancel")
-            await asyncio.sleep(dice.uniform(0, 0.4))
+            await asyncio.sleep(rng.uniform(0, 0.4))
     return acknowledged
 
 
 async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[str, Any]:
     """Ask until there is an answer: a dead server is asked again, as a careful caller would."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while True:
         try:
             answer = await client.post(path, **request)
@@ -154,7 +154,7 @@ async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[s
 
 async def _until_settled(database_url: str, sandbox: Running) -> None:
     """Wait until every row has ended and every callback that will be sent has arrived."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while open_still := await _unsettled(database_url, sandbox):
         assert time.monotonic() < deadline, open_still
         await asyncio.sleep(0.3)  # a look costs both sides more than waiting does

@@ -35,12 +35,12 @@ def breakable(request: pytest.FixtureRequest) -> Iterator[tuple[str, Outage]]:
 
 async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tmp_path: Path) -> None:
     database_url, outage = breakable
-    dice = random.Random(1)  # noqa: S311 - paces the orders
+    rng = random.Random(1)  # noqa: S311 - paces the orders
     with Processes(tmp_path, upstream_rate="60/1", poll_after="2", poll_every="1", upstream_timeout="5") as processes:
         sandbox = await processes.sandbox("--callback-retries", "0.5,1,1,2,2,2", delay=0.5, rate=1000)
         service = await processes.serve(database_url, sandbox)
         until = time.monotonic() + AWAY + 4
-        orders = [asyncio.create_task(order_until(service.url, until, dice)) for _ in range(10)]
+        orders = [asyncio.create_task(order_until(service.url, until, rng)) for _ in range(10)]
         await asyncio.sleep(2)
         with outage():
             lives = await _lives_for(AWAY, service.url)

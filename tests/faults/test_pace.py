@@ -15,14 +15,14 @@ async def test_throttled_from_many_sides_the_ring_is_pushed_back_without_a_deadl
     all_hold_one = asyncio.Barrier(RATE.requests)
     async with database.writes.begin() as session:
         await pacer.prepare(session, await database.now(session))
-        taken = await pacer.take(session, range(RATE.requests), await database.now(session))
+        taken = await pacer.reserve(session, range(RATE.requests), await database.now(session))
 
     async def settle(slot: int) -> None:
         await all_hold_one.wait()
         async with database.writes.begin() as session:
             now = await database.now(session)
-            await pacer.give_back(session, slot, taken.fence, now)
-            await pacer.push_back(session, now, timedelta(seconds=30))
+            await pacer.release(session, slot, taken.fence, now)
+            await pacer.pause(session, now, timedelta(seconds=30))
 
     await asyncio.gather(*(settle(slot) for slot in taken.numbers))
 

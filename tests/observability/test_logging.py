@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import structlog
 
-from app.observability.logging import LONGEST_VALUE, configure_logging
+from app.observability.logging import MAX_VALUE_LENGTH, configure_logging
 from tests.support.processes import KEY, SECRET_KEY, Processes, client_of, journal, order, until_final
 from tests.support.service import settings_of
 
@@ -57,7 +57,7 @@ def test_every_record_is_one_short_line(character: str) -> None:
 
 
 def test_end_of_a_long_text_is_what_is_kept() -> None:
-    by_us, *_ = _logged("x" * LONGEST_VALUE + "the cause")
+    by_us, *_ = _logged("x" * MAX_VALUE_LENGTH + "the cause")
 
     assert by_us["url"].endswith("the cause")
 

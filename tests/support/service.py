@@ -18,7 +18,7 @@ from app.database.engine import Database
 from app.enums import Charge, TaskStatus
 from app.main import create_app
 from app.models import ApiKey, Event, Task
-from app.signed_urls import load_links
+from app.signed_urls import load_signed_urls
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL
@@ -54,7 +54,7 @@ class Service:
 
     def callback_path(self, task_id: str) -> str:
         """Where the upstream was told to call for this task."""
-        return f"/callbacks/{task_id}/{self.app.state.secrets.callback_token(task_id)}"
+        return f"/callbacks/{task_id}/{self.app.state.keyring.callback_token(task_id)}"
 
     async def task(self, status: TaskStatus = TaskStatus.queued, **columns: Any) -> Task:
         """A task of the client's key that has come so far."""
@@ -129,7 +129,7 @@ async def add_task(
     }
     async with database.writes.begin() as session:
         wanted = TaskCreate.model_validate({"prompt": "soft rain"})
-        task = TaskLifecycle(settings_of(database.url), load_links(settings_of(database.url))).create(
+        task = TaskLifecycle(settings_of(database.url), load_signed_urls(settings_of(database.url))).create(
             session, api_key_id, wanted, now
         )
         for name, value in columns.items():

@@ -15,7 +15,7 @@ from app.models import Callback, Clip, Event, StoredObject, Task
 from tests.support.processes import eventually, order
 from tests.support.service import MORNING, Service, add_key, add_task, reread
 
-SHORTEST: dict[str, Any] = {"prompt": "soft rain"}
+MINIMAL: dict[str, Any] = {"prompt": "soft rain"}
 MANY_LABELS = {f"key{number}": "value" for number in range(17)}
 
 # What cannot be accepted, and where it is wrong.
@@ -26,27 +26,27 @@ REFUSED: list[tuple[Any, str]] = [
     ({"prompt": "a\0b"}, "#/prompt"),
     ({"prompt": 7}, "#/prompt"),
     ({"prompt": None}, "#/prompt"),
-    ({**SHORTEST, "model": "V9"}, "#/model"),
-    ({**SHORTEST, "model": ""}, "#/model"),
-    ({**SHORTEST, "sound_loop": 1}, "#/sound_loop"),
-    ({**SHORTEST, "sound_loop": None}, "#/sound_loop"),
-    ({**SHORTEST, "sound_tempo": 0}, "#/sound_tempo"),
-    ({**SHORTEST, "sound_tempo": 301}, "#/sound_tempo"),
-    ({**SHORTEST, "sound_tempo": 90.5}, "#/sound_tempo"),
-    ({**SHORTEST, "sound_tempo": "90"}, "#/sound_tempo"),
-    ({**SHORTEST, "sound_tempo": True}, "#/sound_tempo"),
-    ({**SHORTEST, "sound_tempo": 2**63}, "#/sound_tempo"),
-    ({**SHORTEST, "sound_key": "H"}, "#/sound_key"),
-    ({**SHORTEST, "sound_key": "am"}, "#/sound_key"),
-    ({**SHORTEST, "grab_lyrics": "true"}, "#/grab_lyrics"),
-    ({**SHORTEST, "metadata": MANY_LABELS}, "#/metadata"),
-    ({**SHORTEST, "metadata": {"k" * 65: "v"}}, f"#/metadata/{'k' * 65}"),
-    ({**SHORTEST, "metadata": {"": "v"}}, "#/metadata/"),
-    ({**SHORTEST, "metadata": {"k": "v" * 513}}, "#/metadata/k"),
-    ({**SHORTEST, "metadata": {"k": 1}}, "#/metadata/k"),
-    ({**SHORTEST, "metadata": {"k": "\0"}}, "#/metadata/k"),
-    ({**SHORTEST, "volume": 11}, "#/volume"),
-    ([SHORTEST], "#"),
+    ({**MINIMAL, "model": "V9"}, "#/model"),
+    ({**MINIMAL, "model": ""}, "#/model"),
+    ({**MINIMAL, "sound_loop": 1}, "#/sound_loop"),
+    ({**MINIMAL, "sound_loop": None}, "#/sound_loop"),
+    ({**MINIMAL, "sound_tempo": 0}, "#/sound_tempo"),
+    ({**MINIMAL, "sound_tempo": 301}, "#/sound_tempo"),
+    ({**MINIMAL, "sound_tempo": 90.5}, "#/sound_tempo"),
+    ({**MINIMAL, "sound_tempo": "90"}, "#/sound_tempo"),
+    ({**MINIMAL, "sound_tempo": True}, "#/sound_tempo"),
+    ({**MINIMAL, "sound_tempo": 2**63}, "#/sound_tempo"),
+    ({**MINIMAL, "sound_key": "H"}, "#/sound_key"),
+    ({**MINIMAL, "sound_key": "am"}, "#/sound_key"),
+    ({**MINIMAL, "grab_lyrics": "true"}, "#/grab_lyrics"),
+    ({**MINIMAL, "metadata": MANY_LABELS}, "#/metadata"),
+    ({**MINIMAL, "metadata": {"k" * 65: "v"}}, f"#/metadata/{'k' * 65}"),
+    ({**MINIMAL, "metadata": {"": "v"}}, "#/metadata/"),
+    ({**MINIMAL, "metadata": {"k": "v" * 513}}, "#/metadata/k"),
+    ({**MINIMAL, "metadata": {"k": 1}}, "#/metadata/k"),
+    ({**MINIMAL, "metadata": {"k": "\0"}}, "#/metadata/k"),
+    ({**MINIMAL, "volume": 11}, "#/volume"),
+    ([MINIMAL], "#"),
     ("soft rain", "#"),
 ]
 BAD_QUERIES = [
@@ -113,8 +113,8 @@ async def test_order_is_kept_as_it_was_given(service: Service) -> None:
 
     task = await order(service.client, **given)
 
-    seen = (await service.client.get(f"/v1/tasks/{task['id']}")).json()
-    assert {name: seen[name] for name in given} == given
+    snapshot = (await service.client.get(f"/v1/tasks/{task['id']}")).json()
+    assert {name: snapshot[name] for name in given} == given
 
 
 async def test_what_cannot_be_accepted_is_refused_where_it_is_wrong(service: Service) -> None:
@@ -153,7 +153,7 @@ async def test_request_that_a_deadlock_undid_is_made_again(service: Service) -> 
 
 
 async def test_no_request_holds_a_connection_while_it_waits_for_another(service: Service) -> None:
-    orders = [service.client.post("/v1/tasks", json=SHORTEST) for _ in range(60)]
+    orders = [service.client.post("/v1/tasks", json=MINIMAL) for _ in range(60)]
 
     answers = await asyncio.gather(*orders)
 

@@ -26,9 +26,9 @@ def test_eager_ladder_starts_at_three_seconds_and_grows_to_the_steady_pace(polls
 
 
 def test_no_pause_between_polls_is_shorter_than_the_upstream_allows() -> None:
-    dice = random.Random(1)  # noqa: S311 - draws delays
+    rng = random.Random(1)  # noqa: S311 - draws delays
 
-    assert min(poll_delay(delay * SECOND / 10, dice) for delay in range(10) for _ in range(100)) >= SECOND / 3
+    assert min(poll_delay(delay * SECOND / 10, rng) for delay in range(10) for _ in range(100)) >= SECOND / 3
 
 
 @pytest.mark.parametrize(("polls", "seconds"), [(0, 30), (1, 60), (6, 1920), (7, 3600), (10**9, 3600)])
@@ -65,9 +65,9 @@ def test_upstream_may_ask_for_more_time_but_not_for_less() -> None:
 
 
 def test_jitter_stays_within_a_fifth_and_spreads() -> None:
-    dice = random.Random(0)  # noqa: S311 - the jitter guards nothing
+    rng = random.Random(0)  # noqa: S311 - the jitter guards nothing
 
-    delays = [jittered(10 * SECOND, dice) / SECOND for _ in range(1000)]
+    delays = [jittered(10 * SECOND, rng) / SECOND for _ in range(1000)]
 
     assert 8 <= min(delays) < 8.1
     assert 11.9 < max(delays) <= 12

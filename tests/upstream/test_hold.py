@@ -6,10 +6,10 @@ from decimal import Decimal
 import pytest
 
 from app.database.engine import Database
-from app.models import Chore
+from app.models import PeriodicJob
 from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits, release_submits
 from app.upstream.types import CreditsAnswer, HoldReason, ReadVerdict
-from app.workers.periodic import chore_loop, still_held
+from app.workers.periodic import periodic_loop, still_held
 from tests.support.service import MORNING, Service
 from tests.webhooks.service import joined
 
@@ -60,7 +60,7 @@ async def test_hold_in_force_keeps_its_beginning_and_its_next_look(database: Dat
 
     assert await _current(database) == Hold(HoldReason.bad_key, MORNING, "No credits.")
     async with database.reads() as session:
-        assert (await session.get_one(Chore, RECHECK)).due_at == MORNING + RECHECK_IN
+        assert (await session.get_one(PeriodicJob, RECHECK)).due_at == MORNING + RECHECK_IN
 
 
 async def test_hold_after_a_release_begins_anew(database: Database) -> None:
@@ -78,9 +78,9 @@ async def test_hold_after_a_release_begins_anew(database: Database) -> None:
 async def test_look_that_a_killed_process_had_begun_is_due_again_within_a_minute(database: Database) -> None:
     await _hold(database, HoldReason.no_credits)
     async with joined(database.url) as killed:
-        claimed = await chore_loop(killed.services).claim(2)
+        claimed = await periodic_loop(killed.services).claim(2)
 
-    looking = next(chore for chore in claimed.items if chore.name == RECHECK)
+    looking = next(job for job in claimed.items if job.name == RECHECK)
     assert looking.due_at is not None
     assert looking.due_at < datetime.now(UTC) + timedelta(minutes=1)
 

@@ -27,8 +27,8 @@ async def _ring(database: Database, requests: int = 4) -> Pacer:
 
 async def _take(database: Database, pacer: Pacer, now: datetime, limit: int = 100, share: float = 1.0) -> list[int]:
     async with database.writes.begin() as session:
-        free = await pacer.free(session, now, limit, share)
-        await pacer.take(session, free, now)
+        free = await pacer.lock_free(session, now, limit, share)
+        await pacer.reserve(session, free, now)
     return list(free)
 
 
@@ -39,7 +39,7 @@ async def test_pause_that_the_upstream_did_not_measure_is_short(
     pacer = Pacer(Rate(4, 60 * SECOND), HOLD)
     async with database.writes.begin() as session:
         await pacer.prepare(session, NOW)
-        await pacer.push_back(session, NOW, retry_after)
+        await pacer.pause(session, NOW, retry_after)
 
     async with database.reads() as session:
         assert await pacer.next_free_in(session, NOW) == seconds * SECOND
@@ -57,10 +57,10 @@ async def test_ring_gives_as_many_slots_as_the_rate_and_then_none(database: Data
 async def test_slot_is_free_again_a_period_after_its_answer(database: Database) -> None:
     pacer = await _ring(database, 1)
     async with database.writes.begin() as session:
-        slots = await pacer.take(session, await pacer.free(session, NOW, 1), NOW)
+        slots = await pacer.reserve(session, await pacer.lock_free(session, NOW, 1), NOW)
     answered = NOW + timedelta(seconds=3)
     async with database.writes.begin() as session:
-        await pacer.give_back(session, slots.numbers[0], slots.fence, answered)
+        await pacer.release(session, slots.numbers[0], slots.fence, answered)
 
     too_soon = await _take(database, pacer, answered + PERIOD - timedelta(milliseconds=1))
     in_time = await _take(database, pacer, answered + PERIOD)
@@ -79,11 +79,11 @@ async def test_slot_of_a_dead_process_comes_back_by_itself(database: Database) -
 async def test_late_answer_of_an_overtaken_process_frees_nothing(database: Database) -> None:
     pacer = await _ring(database, 1)
     async with database.writes.begin() as session:
-        lost = await pacer.take(session, await pacer.free(session, NOW, 1), NOW)
+        lost = await pacer.reserve(session, await pacer.lock_free(session, NOW, 1), NOW)
     later = NOW + PERIOD + HOLD
     await _take(database, pacer, later)
     async with database.writes.begin() as session:
-        await pacer.give_back(session, 0, lost.fence, later)
+        await pacer.release(session, 0, lost.fence, later)
 
     assert await _take(database, pacer, later + PERIOD) == []
 
@@ -91,9 +91,9 @@ async def test_late_answer_of_an_overtaken_process_frees_nothing(database: Datab
 async def test_throttle_stops_every_slot_even_those_that_come_back_meanwhile(database: Database) -> None:
     pacer = await _ring(database, 2)
     async with database.writes.begin() as session:
-        slots = await pacer.take(session, [0], NOW)
-        await pacer.push_back(session, NOW, timedelta(seconds=60))
-        await pacer.give_back(session, 0, slots.fence, NOW)
+        slots = await pacer.reserve(session, [0], NOW)
+        await pacer.pause(session, NOW, timedelta(seconds=60))
+        await pacer.release(session, 0, slots.fence, NOW)
         wait = await pacer.next_free_in(session, NOW)
 
     assert wait == timedelta(seconds=60)
@@ -118,20 +118,20 @@ async def test_smaller_rate_takes_the_surplus_slots_away(database: Database) -> 
 
 
 async def test_no_window_holds_more_than_the_rate_whenever_requests_arrive(database: Database) -> None:
-    pacer, dice = await _ring(database), random.Random(7)  # noqa: S311 - it plays chance
+    pacer, rng = await _ring(database), random.Random(7)  # noqa: S311 - it plays chance
     arrivals: list[datetime] = []
     in_flight: list[tuple[datetime, int, str]] = []
     now = NOW
     for _ in range(300):
-        now += dice.choice([0.1, 1, 3]) * SECOND
+        now += rng.choice([0.1, 1, 3]) * SECOND
         for answered_at, slot, fence in [sent for sent in in_flight if sent[0] <= now]:
             in_flight.remove((answered_at, slot, fence))
             await _give_back(database, pacer, slot, fence, now)
-        slots = await _hold(database, pacer, dice.randint(1, 6), now)
+        slots = await _hold(database, pacer, rng.randint(1, 6), now)
         for slot in slots.numbers:
-            answered_at = now + dice.uniform(0, 12) * SECOND
-            arrivals.append(now + dice.random() * (answered_at - now))
-            if dice.random() < 0.9:  # else the process dies before the answer
+            answered_at = now + rng.uniform(0, 12) * SECOND
+            arrivals.append(now + rng.random() * (answered_at - now))
+            if rng.random() < 0.9:  # else the process dies before the answer
                 in_flight.append((answered_at, slot, slots.fence))
 
     assert len(arrivals) > 50
@@ -169,12 +169,12 @@ async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str,
 
 async def _hold(database: Database, pacer: Pacer, limit: int, now: datetime) -> Slots:
     async with database.writes.begin() as session:
-        return await pacer.take(session, await pacer.free(session, now, limit), now)
+        return await pacer.reserve(session, await pacer.lock_free(session, now, limit), now)
 
 
 async def _give_back(database: Database, pacer: Pacer, slot: int, fence: str, now: datetime) -> None:
     async with database.writes.begin() as session:
-        await pacer.give_back(session, slot, fence, now)
+        await pacer.release(session, slot, fence, now)
 
 
 def _most_in_any(period: timedelta, moments: Sequence[datetime]) -> int:

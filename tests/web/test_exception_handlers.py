@@ -29,7 +29,7 @@ from app.errors import (
     UpstreamUnavailable,
     problem,
 )
-from app.web import Edge, StrictModel, install_error_handlers
+from app.web import EdgeMiddleware, StrictModel, install_error_handlers
 
 SECRET = "hunter2-canary-hunter2"
 
@@ -58,7 +58,7 @@ class Order(StrictModel):
 def bare_app() -> FastAPI:
     app = FastAPI()
     install_error_handlers(app)
-    app.add_middleware(Edge)
+    app.add_middleware(EdgeMiddleware)
     return app
 
 
@@ -328,7 +328,7 @@ async def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_one_line
     }
     (record,) = caplog.records
     assert re.fullmatch(
-        r"request failed: KeyError at test_errors\.py:\d+ endpoint < middleware\.py:\d+ __call__", record.getMessage()
+        r"request failed: KeyError at test_exception_handlers\.py:\d+ endpoint < middleware\.py:\d+ __call__", record.getMessage()
     )
     assert record.exc_info is None
     assert SECRET not in caplog.text

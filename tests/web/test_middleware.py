@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 from starlette.types import Message, Receive, Scope, Send
 
-from app.web import Edge, StrictModel, Text, install_error_handlers
+from app.web import EdgeMiddleware, StrictModel, Text, install_error_handlers
 
 KIB = 1024
 JSON = {"content-type": "application/json"}
@@ -31,7 +31,7 @@ class Order(StrictModel):
 def shop() -> FastAPI:
     app = FastAPI(redirect_slashes=False)
     install_error_handlers(app)
-    app.add_middleware(Edge)
+    app.add_middleware(EdgeMiddleware)
 
     @app.post("/orders")
     async def create(order: Order, prefer: Annotated[str | None, Header()] = None) -> Order:
@@ -450,7 +450,7 @@ async def through(app: Any, incoming: list[Message], sent: list[Message] | None 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await Edge(app)(scope_of("POST", b"/orders", headers=[(b"transfer-encoding", b"chunked")]), receive, send)
+    await EdgeMiddleware(app)(scope_of("POST", b"/orders", headers=[(b"transfer-encoding", b"chunked")]), receive, send)
     return sent
 
 

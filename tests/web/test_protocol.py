@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.web import Edge, HttpProtocol
+from app.web import EdgeMiddleware, HttpProtocol
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -50,7 +50,7 @@ class Service:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.port: int = self.socket.getsockname()[1]
         config = uvicorn.Config(
-            Edge(self.app),
+            EdgeMiddleware(self.app),
             http=protocol,
             ws="none",
             lifespan="off",

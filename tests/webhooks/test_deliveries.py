@@ -31,7 +31,7 @@ async def test_taken_in_delivery_is_done(database_url: str) -> None:
         assert (attempt.status_code, attempt.response, attempt.error) == (200, "thanks", None)
         assert (got.body, got.webhook_id) == (delivery.body, delivery.event_id)
         assert got.headers["content-type"] == "application/json"
-        secret = secret_of(await service.endpoint(endpoint.id)).text(service.services.secrets)
+        secret = secret_of(await service.endpoint(endpoint.id)).text(service.services.keyring)
         standardwebhooks.Webhook(secret).verify(got.body, got.headers)
 
 
@@ -46,7 +46,7 @@ async def test_webhook_url_is_signed_with_the_keys_default_secret(database_url: 
         async with service.services.database.reads() as session:
             owner = await session.get(ApiKey, key)
         assert owner is not None
-        standardwebhooks.Webhook(secret_of(owner).text(service.services.secrets)).verify(got.body, got.headers)
+        standardwebhooks.Webhook(secret_of(owner).text(service.services.keyring)).verify(got.body, got.headers)
 
 
 async def test_receiver_down_for_a_day_hears_of_it_at_the_times_of_the_schedule(database_url: str) -> None:

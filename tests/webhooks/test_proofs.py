@@ -112,7 +112,7 @@ async def check_rotations(database_url: str, events: int) -> None:
     async with joined(database_url) as service, receiving() as receiver:
         key = await service.add_key()
         endpoints = [await service.add_endpoint(key, f"{receiver.url}/{number}") for number in range(5)]
-        known = {f"/hook/{n}": secret_of(e).text(service.services.secrets) for n, e in enumerate(endpoints)}
+        known = {f"/hook/{n}": secret_of(e).text(service.services.keyring) for n, e in enumerate(endpoints)}
         receiver.decide = lambda got: Reply(204 if verifies(known[got.path], got) else 400)
         await order_and_cancel_many(service, key, events)
 
@@ -148,7 +148,7 @@ async def rotate(service: Service, endpoint: WebhookEndpoint) -> str:
         locked = await lock_endpoint(session, endpoint.id)
         assert locked is not None
         service.services.webhooks.rotate(locked, await service.now_in(session))
-    return secret_of(locked).text(service.services.secrets)
+    return secret_of(locked).text(service.services.keyring)
 
 
 def verifies(secret: str, got: Received) -> bool:

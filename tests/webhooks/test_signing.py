@@ -7,11 +7,11 @@ import pytest
 import standardwebhooks
 import svix.webhooks
 
-from app.keyring import Secrets
+from app.keyring import Keyring
 from app.webhooks.signing import SigningSecret, sign
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
-SECRETS = Secrets("a-key-of-the-tests-long-enough")
+SECRETS = Keyring("a-key-of-the-tests-long-enough")
 
 
 def test_signature_is_that_of_the_standards_vector() -> None:
@@ -73,7 +73,7 @@ def test_secret_before_signs_too_for_a_day(age: float, count: int) -> None:
 
 def test_listing_a_new_service_key_leaves_receivers_verifying() -> None:
     secret = SigningSecret("webhook-endpoint", "e1", 0, None)
-    both = Secrets("a-newer-key-also-long-enough", "a-key-of-the-tests-long-enough")
+    both = Keyring("a-newer-key-also-long-enough", "a-key-of-the-tests-long-enough")
 
     assert secret.valid_at(NOW, SECRETS)[0] in secret.valid_at(NOW, both)
     assert secret.text(both) != secret.text(SECRETS)

@@ -8,8 +8,8 @@ from app.upstream.suno.envelope import read_reply
 from app.upstream.suno.parsing import fields, read_number, read_text
 from app.upstream.types import CreditsAnswer, LyricsAnswer, LyricWord, ReadVerdict, SubmitAnswer, Verdict
 
-MOST_CREDITS = 1e12
-MOST_WORDS = 10_000
+MAX_CREDITS = 1e12
+MAX_WORDS = 10_000
 WORD_LENGTH = 500
 
 READ_VERDICTS: Mapping[Verdict, ReadVerdict] = {
@@ -53,14 +53,14 @@ def read_lyrics(status: int, headers: Mapping[str, str], body: bytes, now: datet
 
 def _read_amount(value: object) -> Decimal | None:
     number = read_number(value)
-    if number is None or abs(number) > MOST_CREDITS:
+    if number is None or abs(number) > MAX_CREDITS:
         return None
     return Decimal(str(number))
 
 
 def _read_words(value: object) -> tuple[LyricWord, ...]:
     items = value if isinstance(value, list) else []
-    words = (_read_word(item) for item in items[:MOST_WORDS])
+    words = (_read_word(item) for item in items[:MAX_WORDS])
     return tuple(word for word in words if word is not None)
 
 

@@ -25,7 +25,7 @@ SUBMIT = "/api/v1/generate/sounds"
 RECORD_INFO = "/api/v1/generate/record-info"
 CREDIT = "/api/v1/generate/credit"
 LYRICS = "/api/v1/generate/get-timestamped-lyrics"
-LARGEST_BODY = 1024 * 1024
+MAX_BODY_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ async def _read_body(response: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
-        if len(body) > LARGEST_BODY:
+        if len(body) > MAX_BODY_BYTES:
             return b""
     return bytes(body)
 

@@ -11,7 +11,7 @@ from app.upstream.suno.parsing import fields, header, read_id, read_integer, rea
 from app.upstream.types import HoldReason, Verdict
 
 MESSAGE_LENGTH = 500
-LONGEST_WAIT = timedelta(hours=1)
+MAX_WAIT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +120,11 @@ def read_retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | N
     if value is None:
         return None
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value.strip()):
-        return min(timedelta(seconds=float(value.strip())), LONGEST_WAIT)
+        return min(timedelta(seconds=float(value.strip())), MAX_WAIT)
     try:
         until = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return None
     # A date without a zone is in UTC, as all dates in HTTP are.
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
-    return min(max(until - now, timedelta()), LONGEST_WAIT)
+    return min(max(until - now, timedelta()), MAX_WAIT)

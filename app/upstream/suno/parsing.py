@@ -11,9 +11,9 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _URL = re.compile("https?://[^\\s/?#\x00-\x1f\x7f\ud800-\udfff][^\\s\x00-\x1f\x7f\ud800-\udfff]*", re.IGNORECASE)
 _URL_LENGTH = 4096
-_LARGEST_INTEGER = 2**31 - 1
+_MAX_INTEGER = 2**31 - 1
 # Far beyond what they send; a body of nothing but keys would hold up everybody else.
-_MOST_FIELDS = 1000
+_MAX_FIELDS = 1000
 
 
 def read_json(body: bytes | str) -> object:
@@ -43,7 +43,7 @@ def fields(value: object) -> dict[str, object]:
     """
     named: dict[str, object] = {}
     if isinstance(value, dict):
-        for key, item in islice(value.items(), _MOST_FIELDS):
+        for key, item in islice(value.items(), _MAX_FIELDS):
             name = key.replace("_", "").lower()
             if named.get(name) in (None, ""):
                 named[name] = item
@@ -72,7 +72,7 @@ def read_integer(value: object) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value if abs(value) <= _LARGEST_INTEGER else None
+    return value if abs(value) <= _MAX_INTEGER else None
 
 
 def read_number(value: object) -> float | None:

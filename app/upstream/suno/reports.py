@@ -10,8 +10,8 @@ from app.upstream.types import PollAnswer, PollVerdict, Report, ReportedClip, St
 
 TEXT_LENGTH = 1000
 WORD_LENGTH = 100
-MOST_CLIPS = 50
-LONGEST_CLIP = 86_400
+MAX_CLIPS = 50
+MAX_CLIP_SECONDS = 86_400
 LIST_NAMES = ("sunodata", "response", "data")
 CLIP_NAMES = frozenset({"audiourl", "sourceaudiourl", "streamaudiourl"})
 
@@ -125,14 +125,14 @@ def _find_clips(value: object, depth: int = 4) -> Sequence[object]:
     """Return the list of clips, which lies deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
-        return [item for item in map(unpacked, value[:MOST_CLIPS]) if isinstance(item, dict)]
+        return [item for item in map(unpacked, value[:MAX_CLIPS]) if isinstance(item, dict)]
     named = fields(value)
     inner = next((named[name] for name in LIST_NAMES if named.get(name)), None)
     if inner is not None:
         return _find_clips(inner, depth - 1) if depth else []
     if named.keys() & CLIP_NAMES:
         return [named]
-    return [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MOST_CLIPS]
+    return [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MAX_CLIPS]
 
 
 def _read_clip(item: object) -> ReportedClip:
@@ -151,4 +151,4 @@ def _read_clip(item: object) -> ReportedClip:
 
 def _read_duration(value: object) -> float | None:
     seconds = read_number(value)
-    return seconds if seconds is not None and 0 < seconds <= LONGEST_CLIP else None
+    return seconds if seconds is not None and 0 < seconds <= MAX_CLIP_SECONDS else None
