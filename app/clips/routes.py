@@ -19,6 +19,7 @@ from app.storage.store import Storage
 from app.tasks.clips import needs_cover
 from app.tasks.repository import find_task
 from app.tasks.routes import readable
+from app.web import Text
 from app.web.problems import problem_responses
 
 router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
@@ -63,8 +64,8 @@ async def find_linked_clip(
     credentials: Credentials,
     task_id: str,
     index: str,
-    expires: Annotated[str | None, Query()] = None,
-    signature: Annotated[str | None, Query()] = None,
+    expires: Annotated[Text | None, Query()] = None,
+    signature: Annotated[Text | None, Query()] = None,
 ) -> Clip:
     """
     The same, for whoever has a link that we signed too. Raises NotAuthenticated, NotFound.

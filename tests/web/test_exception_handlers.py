@@ -328,7 +328,8 @@ async def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_one_line
     }
     (record,) = caplog.records
     assert re.fullmatch(
-        r"request failed: KeyError at test_exception_handlers\.py:\d+ endpoint < middleware\.py:\d+ __call__", record.getMessage()
+        r"request failed: KeyError at test_exception_handlers\.py:\d+ endpoint < middleware\.py:\d+ __call__",
+        record.getMessage(),
     )
     assert record.exc_info is None
     assert SECRET not in caplog.text
