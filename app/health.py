@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping
 from datetime import timedelta
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from sqlalchemy import func, select
@@ -17,8 +17,10 @@ from app.database.engine import Database
 from app.enums import TaskStatus
 from app.errors import StorageUnavailable
 from app.models import Clip, PeriodicJob, Task
+from app.observability.metrics import Metrics
 from app.storage.store import Storage
 from app.upstream.hold import EXPLANATIONS, current_hold
+from app.web.provided import DatabaseDep, provided
 from app.webhooks.repository import count_overdue, disabled_after_failures
 
 router = APIRouter(tags=["health"])
@@ -49,12 +51,13 @@ async def livez() -> dict[str, str]:
 
 
 @router.get("/readyz", operation_id="isReady", responses={503: {"model": Readiness}})
-async def readyz(request: Request, response: Response) -> Readiness:
+async def readyz(
+    response: Response, database: DatabaseDep, storage: Annotated[Storage, provided(Storage)]
+) -> Readiness:
     """503 only when nothing can be taken in; what merely waits is `degraded`, since callbacks must still come."""
-    database: Database = request.app.state.database
     checks = {
         "database": await _checked(_check_database(database)),
-        "storage": await _check_storage(request.app.state.storage),
+        "storage": await _check_storage(storage),
     }
     if checks["database"].status == "ok":
         checks["upstream"] = await _checked(_check_hold(database))
@@ -67,9 +70,9 @@ async def readyz(request: Request, response: Response) -> Readiness:
 
 
 @router.get("/metrics", operation_id="getMetrics", include_in_schema=False)
-async def metrics(request: Request) -> Response:
+async def get_metrics(metrics: Annotated[Metrics, provided(Metrics)]) -> Response:
     """What this process counted, in Prometheus' text form."""
-    return Response(generate_latest(request.app.state.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def worst(checks: Mapping[str, Check]) -> State:

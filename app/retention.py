@@ -14,7 +14,7 @@ from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, SpentCha
 from app.storage import references
 from app.storage.store import Storage
 from app.tasks import idempotency
-from app.tasks.erasing import erase
+from app.tasks.service import erase_task
 
 BATCH = 100
 REMOVAL_LEASE = timedelta(minutes=1)
@@ -47,7 +47,7 @@ class Retention:
         oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
         for task in tasks:
-            await erase(session, task, now)
+            await erase_task(session, task, now)
         others = [await _erase_news(session, self._is_old_news(now)), await _erase_keys(session, now)]
         await session.execute(delete(SpentCharge).where(SpentCharge.created_at < self._before(now)))
         return BATCH in (len(tasks), *others)

@@ -13,6 +13,7 @@ from uvicorn.supervisors import Multiprocess
 from app.config import Settings
 from app.main import create_app
 from app.observability.logging import configure_logging
+from app.services import build_services
 from app.web import HttpProtocol
 
 # The share of the grace that clients get to take their answers; closing what is behind them needs the rest.
@@ -23,10 +24,10 @@ class PortTaken(Exception):
     """The address cannot be listened on."""
 
 
-def serve(settings: Settings, host: str, port: int, workers: int, *, runs_loops: bool) -> None:
+def serve(settings: Settings, host: str, port: int, workers: int, *, runs_workers: bool) -> None:
     """Serve until a signal ends it. Prints the address once it accepts connections. Raises PortTaken."""
     config = uvicorn.Config(
-        partial(make_app, settings, runs_loops),
+        partial(make_app, settings, runs_workers),
         factory=True,
         host=host,
         port=port,
@@ -52,10 +53,10 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_loops:
     uvicorn.Server(config).run([bound])
 
 
-def make_app(settings: Settings, runs_loops: bool) -> FastAPI:
+def make_app(settings: Settings, runs_workers: bool) -> FastAPI:
     """What each server process begins with."""
     configure_logging(settings)
-    return create_app(settings, runs_loops=runs_loops)
+    return create_app(build_services(settings), runs_workers=runs_workers)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -83,7 +83,7 @@ async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str
 
 
 async def test_database_without_the_schema_makes_it_unready_but_alive(empty_database_url: str) -> None:
-    async with inside(empty_database_url, runs_loops=True) as service:
+    async with inside(empty_database_url, runs_workers=True) as service:
         ready, alive = await service.client.get("/readyz"), await service.client.get("/livez")
 
     assert (ready.status_code, ready.json()["status"]) == (503, "down")

@@ -7,34 +7,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select, update
 
 from app.database.base import new_id
-from app.database.engine import Database, DatabaseDep, Session, insert_new
-from app.errors import NotAuthenticated
-from app.models import ApiKey
+from app.database.engine import Database, Session, insert_new
+from app.errors import NotAuthenticated, NotFound
+from app.models import ApiKey, Delivery, Task, WebhookEndpoint
+from app.web.provided import DatabaseDep
+
+Row = TypeVar("Row", Task, WebhookEndpoint, Delivery)
 
 bearer = HTTPBearer(auto_error=False, description="A key made by `soundpost keys create`.")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks."""
+    """Whose key a request carries."""
 
     api_key_id: str
     is_admin: bool
 
-    def may_read(self, api_key_id: str) -> bool:
-        """Whether this caller may see what is of that key: an admin sees all, and changes only what is its own."""
-        return self.is_admin or self.owns(api_key_id)
+    def require_readable(self, row: Row | None) -> Row:
+        """The row, if this caller may read it: an admin reads everything. Raises NotFound, for an absent row too."""
+        if row is None or not (self.is_admin or row.api_key_id == self.api_key_id):
+            raise NotFound
+        return row
 
-    def owns(self, api_key_id: str) -> bool:
-        """Whether this caller may change what is of that key, or be told its secrets."""
-        return self.api_key_id == api_key_id
+    def require_owned(self, row: Row | None) -> Row:
+        """The row, if this caller may change it or read its secrets: an admin, too, only its own. Raises NotFound."""
+        if row is None or row.api_key_id != self.api_key_id:
+            raise NotFound
+        return row
+
+
+# The command line reads as an admin does, and owns nothing.
+OPERATOR = Caller(api_key_id="", is_admin=True)
 
 
 async def authenticate(

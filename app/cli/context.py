@@ -12,8 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.auth import api_keys
 from app.config import PREFIX, Settings
-from app.database.engine import Database, migrate
+from app.database.engine import migrate
 from app.keyring import KeyringUnusable, load_or_create_keyring
+from app.services import Services, build_services
 
 Answer = TypeVar("Answer")
 
@@ -66,17 +67,17 @@ def prepare(settings: Settings) -> None:
         fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")
 
 
-def with_database(work: Callable[[Database], Awaitable[Answer]]) -> Answer:
-    """Run one piece of work on the database, or end with a sentence that says why not."""
+def with_services(work: Callable[[Services], Awaitable[Answer]]) -> Answer:
+    """Run one piece of work with the services of a process, or end with a sentence that says why not."""
     settings = load_settings()
     prepare(settings)
 
     async def run() -> Answer:
-        database = Database(settings.database_url)
+        services = build_services(settings)
         try:
-            return await work(database)
+            return await work(services)
         finally:
-            await database.close()
+            await services.close()
 
     try:
         return asyncio.run(run())

@@ -10,13 +10,12 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.auth import api_keys
-from app.cli import demo, tasks
+from app.cli import callbacks, demo, keys, tasks
 from app.cli.context import (
     SettingsUnusable,
     fail,
@@ -25,26 +24,25 @@ from app.cli.context import (
     read_settings,
     require_upstream_key,
     why,
-    with_database,
+    with_services,
 )
 from app.cli.doctor import Finding, examine, says
 from app.config import parse_rate
 from app.database.engine import Database
 from app.database.engine import migrate as run_migrations
 from app.errors import StorageUnavailable
-from app.main import run_worker
+from app.lifecycle import run_worker
 from app.observability.logging import configure_logging
 from app.retention import Retention, remove_due_files
 from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
-from app.storage.store import Storage
+from app.services import Services
 
 main = typer.Typer(
     name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
 )
-keys = typer.Typer(no_args_is_help=True, help="Callers' keys.")
-for name, group in (("keys", keys), ("tasks", tasks.tasks), ("callbacks", tasks.callbacks)):
+for name, group in (("keys", keys.keys), ("tasks", tasks.tasks), ("callbacks", callbacks.callbacks)):
     main.add_typer(group, name=name)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
@@ -68,7 +66,7 @@ def serve(
     require_upstream_key(settings)
     prepare(settings)
     try:
-        run_server(settings, host, port, workers, runs_loops=not no_loops)
+        run_server(settings, host, port, workers, runs_workers=not no_loops)
     except PortTaken as error:
         fail(str(error))
 
@@ -92,58 +90,6 @@ def migrate() -> None:
     except (SQLAlchemyError, OSError) as error:
         fail(f"The database cannot be migrated ({why(error)}): check SOUNDPOST_DATABASE_URL and try again.")
     typer.echo("The schema is up to date.")
-
-
-@keys.command("create")
-def create_key(name: str, admin: Annotated[bool, typer.Option("--admin", help="May read all tasks.")] = False) -> None:
-    """Make a key and print it; it is shown this once."""
-    if not 1 <= len(name) <= 100:
-        fail("NAME must be 1 to 100 characters.")
-
-    async def create(database: Database) -> str:
-        async with database.writes.begin() as session:
-            return await api_keys.create_key(session, name, await database.now(session), is_admin=admin)
-
-    typer.echo(with_database(create))
-
-
-@keys.command("list")
-def list_keys(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show who has a key, but no key."""
-
-    async def read(database: Database) -> list[dict[str, Any]]:
-        async with database.reads() as session:
-            return [
-                {
-                    "id": key.id,
-                    "name": key.name,
-                    "admin": key.is_admin,
-                    "created_at": key.created_at.isoformat(),
-                    "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
-                }
-                for key in await api_keys.list_keys(session)
-            ]
-
-    found = with_database(read)
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    for key in found:
-        state = f"revoked {key['revoked_at']}" if key["revoked_at"] else "active"
-        typer.echo(f"{key['id']}  {key['name']}{' (admin)' if key['admin'] else ''}  {state}")
-
-
-@keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
-    """Refuse a key from now on, on every replica."""
-
-    async def revoke(database: Database) -> bool:
-        async with database.writes.begin() as session:
-            return await api_keys.revoke_key(session, key_id, await database.now(session))
-
-    if not with_database(revoke):
-        fail("No active key has this id; `soundpost keys list` shows them.")
-    typer.echo("Revoked.")
 
 
 @main.command()
@@ -181,16 +127,17 @@ def prune(
     configure_logging(settings)
     retention = Retention(settings.retention_days)
 
-    async def work(database: Database) -> Mapping[str, int]:
+    async def work(services: Services) -> Mapping[str, int]:
+        database = services.database
         async with database.reads() as session:
             counts = await retention.count(session, await database.now(session))
         if not dry_run:
             await _erase_expired(database, retention)
-            await remove_due_files(database, Storage(settings.storage_url))
+            await remove_due_files(database, services.storage)
         return counts
 
     try:
-        counts = with_database(work)
+        counts = with_services(work)
     except StorageUnavailable:
         fail("The rows are erased, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
     for name, count in counts.items():

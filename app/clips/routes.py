@@ -8,19 +8,20 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 
-from app.auth.api_keys import authenticate, bearer
+from app.auth.api_keys import OPERATOR, CallerDep, authenticate, bearer
 from app.clips import subtitles
 from app.clips.media_types import SUFFIXES
 from app.clips.responses import StoredFile, answer_with
-from app.database.engine import DatabaseDep
+from app.config import Settings
 from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound, RangeNotSatisfiable, StorageUnavailable
 from app.models import Clip, Task
+from app.signed_urls import SignedUrls
 from app.storage.store import Storage
 from app.tasks.clips import needs_cover
-from app.tasks.repository import find_task
-from app.tasks.routes import readable
+from app.tasks.routes import TasksDep
 from app.web import Text
 from app.web.problems import problem_responses
+from app.web.provided import DatabaseDep, provided
 
 router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
 
@@ -51,15 +52,14 @@ SRT, VTT = "application/x-subrip", "text/vtt"
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
-async def find_own_clip(database: DatabaseDep, credentials: Credentials, task_id: str, index: str) -> Clip:
-    """The clip of the caller's task. Raises NotAuthenticated, NotFound."""
-    caller = await authenticate(database, credentials)
-    async with database.reads() as session:
-        return _clip_of(readable(await find_task(session, task_id), caller), index)
+async def find_own_clip(tasks: TasksDep, caller: CallerDep, task_id: str, index: str) -> Clip:
+    """The clip of the caller's task. Raises NotFound."""
+    return _clip_of(await tasks.get_row(caller, task_id), index)
 
 
 async def find_linked_clip(
-    request: Request,
+    tasks: TasksDep,
+    signed_urls: Annotated[SignedUrls, provided(SignedUrls)],
     database: DatabaseDep,
     credentials: Credentials,
     task_id: str,
@@ -74,37 +74,36 @@ async def find_linked_clip(
     answer whether or not there is such a clip.
     """
     if credentials is not None or expires is None or signature is None:
-        return await find_own_clip(database, credentials, task_id, index)
-    if not _is_index(index) or not request.app.state.signed_urls.is_valid(task_id, int(index), expires, signature):
+        return await find_own_clip(tasks, await authenticate(database, credentials), task_id, index)
+    if not _is_index(index) or not signed_urls.is_valid(task_id, int(index), expires, signature):
         raise NotAuthenticated(detail="This link has expired or was not made by this service; read the task again.")
-    async with database.reads() as session:
-        return _clip_of(await find_task(session, task_id), index)
+    return _clip_of(await tasks.get_row(OPERATOR, task_id), index)
 
 
 OwnClip = Annotated[Clip, Depends(find_own_clip)]
 LinkedClip = Annotated[Clip, Depends(find_linked_clip)]
+StorageDep = Annotated[Storage, provided(Storage)]
+SettingsDep = Annotated[Settings, provided(Settings)]
 
 
 @router.get("/audio", operation_id="getClipAudio", response_class=Response, responses=AUDIO_ANSWERS)
-async def get_audio(request: Request, clip: LinkedClip) -> Response:
+async def get_audio(request: Request, clip: LinkedClip, storage: StorageDep, settings: SettingsDep) -> Response:
     """Our copy of a clip's audio, or a part of it; with your key, or by the link in `audio_url` without one."""
     if clip.given_up_at is not None:
         raise AudioLost(detail=f"It was tried for 14 days; the last problem was: {clip.archive_error}.")
     if clip.archived_at is None or clip.storage_key is None:
         raise NotArchivedYet
-    state = request.app.state
     kept = StoredFile(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
-    if request.method == "GET" and state.settings.s3_redirect:
-        link = await state.storage.presigned(kept.key, REDIRECT_LIFE)
+    if request.method == "GET" and settings.s3_redirect:
+        link = await storage.presigned(kept.key, REDIRECT_LIFE)
         if link is not None:
             return Response(status_code=307, headers={"Location": link, "Cache-Control": "private, no-store"})
-    return await answer_with(request, state.storage, kept)
+    return await answer_with(request, storage, kept)
 
 
 @router.get("/image", operation_id="getClipImage", response_class=Response, responses=COVER_ANSWERS)
-async def get_image(request: Request, clip: OwnClip) -> Response:
+async def get_image(request: Request, clip: OwnClip, storage: StorageDep) -> Response:
     """Our copy of a clip's cover; 404 where there is none."""
-    storage: Storage = request.app.state.storage
     if clip.image_archived_at is not None and clip.image_key is not None:
         kept = StoredFile(
             clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title
@@ -127,8 +126,8 @@ async def get_vtt(clip: OwnClip) -> Response:
     return Response(subtitles.vtt(_words(clip)), media_type=f"{VTT}; charset=utf-8")
 
 
-def _clip_of(task: Task | None, index: str) -> Clip:
-    clips = task.clips if task is not None and _is_index(index) else []
+def _clip_of(task: Task, index: str) -> Clip:
+    clips = task.clips if _is_index(index) else []
     clip = next((clip for clip in clips if clip.index == int(index)), None)
     if clip is None:
         raise NotFound

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from fastapi import Depends, Request
 from sqlalchemy import Connection, DateTime, Dialect, TypeDecorator, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -199,20 +198,3 @@ def _begin_with(statement: str) -> Callable[[Connection], None]:
         connection.exec_driver_sql(statement)
 
     return begin
-
-
-async def get_database(request: Request) -> Database:
-    """The application's database, for endpoints to take by annotation."""
-    database: Database = request.app.state.database
-    return database
-
-
-async def get_reader(database: Annotated[Database, Depends(get_database)]) -> AsyncIterator[Session]:
-    """One request, one transaction that only looks."""
-    async with database.reads.begin() as session:
-        yield session
-
-
-DatabaseDep = Annotated[Database, Depends(get_database)]
-# scope="function" gives the connection back before the answer leaves: no slow client holds one.
-ReaderDep = Annotated[Session, Depends(get_reader, scope="function")]

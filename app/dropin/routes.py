@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
-from app.auth.rate_limit import spend
-from app.database.engine import DatabaseDep, ReaderDep
 from app.dropin.schemas import (
     MAX_PROMPT_LENGTH,
     CreditAnswer,
@@ -24,11 +22,12 @@ from app.dropin.schemas import (
 )
 from app.egress import UrlRefused, check_url
 from app.errors import ContentTooLarge, InvalidRequest
-from app.tasks import repository
-from app.tasks.routes import LifecycleDep, readable
+from app.signed_urls import SignedUrls
+from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskCreate, read_task
-from app.upstream.routes import get_credits
+from app.upstream.routes import CreditsDep, SettingsDep, get_credits
 from app.web import RetryOnSerializationFailure
+from app.web.provided import DatabaseDep, provided
 
 UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
     401: {
@@ -43,56 +42,49 @@ router = APIRouter(
 
 @router.post("/sounds", operation_id="dropinGenerateSounds")
 async def generate_sounds(
-    request: Request,
-    response: Response,
-    database: DatabaseDep,
-    lifecycle: LifecycleDep,
-    caller: CallerDep,
-    order: SoundsRequest,
+    response: Response, tasks: TasksDep, settings: SettingsDep, caller: CallerDep, body: SoundsRequest
 ) -> SoundsAnswer:
     """Order a sound as from the vendor; `taskId` is ours."""
-    settings = request.app.state.settings
-    data = _read_order(order, settings.models)
-    if order.callback_url:
+    data = _read_order(body, settings.models)
+    if body.callback_url:
         try:
-            check_url(order.callback_url, settings.egress_allow)
+            check_url(body.callback_url, settings.egress_allow)
         except UrlRefused as refusal:
             raise _bad("callBackUrl", str(refusal)) from None
-    async with database.writes.begin() as session:
-        now = await database.now(session)
-        response.headers.update(await spend(session, caller.api_key_id, settings.key_rate, now))
-        task = lifecycle.create(session, caller.api_key_id, data, now, order.callback_url or None)
-    response.headers["Cache-Control"] = "no-store"
-    return SoundsAnswer(data=TaskId(taskId=task.id))
+    placed = await tasks.place(caller, data, callback_url=body.callback_url or None)
+    response.headers.update({**placed.quota, "Cache-Control": "no-store"})
+    return SoundsAnswer(data=TaskId(taskId=placed.task.id))
 
 
 @router.get("/record-info", operation_id="dropinGetRecordInfo")
 async def get_record_info(
-    request: Request,
-    session: ReaderDep,
+    tasks: TasksDep,
+    signed_urls: Annotated[SignedUrls, provided(SignedUrls)],
     caller: CallerDep,
     task_id: Annotated[str | SkipJsonSchema[None], Query(alias="taskId")] = None,
 ) -> RecordAnswer:
-    """A task as the vendor tells it."""
+    """A task in the vendor's shape."""
     if not task_id:
         raise _bad("taskId", "is missing")
-    task = readable(await repository.find_task(session, task_id), caller)
-    return RecordAnswer(data=record_info(task, read_task(task, {}, request.app.state.signed_urls)))
+    task = await tasks.get_row(caller, task_id)
+    return RecordAnswer(data=record_info(task, read_task(task, {}, signed_urls)))
 
 
 @router.get("/credit", operation_id="dropinGetCredit")
-async def get_credit(request: Request, database: DatabaseDep, caller: CallerDep) -> CreditAnswer:
-    """What is left on the account."""
-    return CreditAnswer(data=(await get_credits(request, database, caller)).credits)
+async def get_credit(
+    credits_cache: CreditsDep, database: DatabaseDep, settings: SettingsDep, caller: CallerDep
+) -> CreditAnswer:
+    """The credits that are left on the account."""
+    return CreditAnswer(data=(await get_credits(credits_cache, database, settings, caller)).credits)
 
 
-def _read_order(order: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
-    if len(order.prompt) > MAX_PROMPT_LENGTH:
+def _read_order(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
+    if len(body.prompt) > MAX_PROMPT_LENGTH:
         raise ContentTooLarge(detail=f"prompt must be at most {MAX_PROMPT_LENGTH} characters")
-    if order.model not in models:
+    if body.model not in models:
         raise _bad("model", f"must be one of {', '.join(models)}")
     try:
-        return TaskCreate.model_validate(order.model_dump(exclude={"callback_url"}, exclude_none=True))
+        return TaskCreate.model_validate(body.model_dump(exclude={"callback_url"}, exclude_none=True))
     except ValidationError as error:
         fields = [{**wrong, "loc": ("body", *map(camel, map(str, wrong["loc"])))} for wrong in error.errors()]
         raise RequestValidationError(fields) from None

@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response
 
-from app.database.engine import TRANSIENT, ReaderDep, Session
+from app.auth.api_keys import CallerDep
+from app.database.engine import TRANSIENT
 from app.database.wakeups import Subscription
 from app.enums import TaskStatus
 from app.models import Event
 from app.tasks import repository
-from app.tasks.routes import OwnTask
+from app.tasks.routes import TasksDep
 from app.tasks.schemas import EventPage, EventRead
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.tasks.waiting import Waiters, WaitersDep, wait_for_disconnect
@@ -47,9 +48,10 @@ AS_STREAM: dict[str, Any] = {
 async def list_events(
     request: Request,
     response: Response,
-    session: ReaderDep,
-    task: OwnTask,
+    tasks: TasksDep,
     waiters: WaitersDep,
+    caller: CallerDep,
+    task_id: str,
     limit: Limit = 50,
     cursor: Cursor = None,
     last_event_id: Annotated[str | None, Header()] = None,
@@ -57,10 +59,10 @@ async def list_events(
     """What happened to a task, oldest first."""
     response.headers["Vary"] = "Accept"
     if prefers_stream(request.headers.getlist("accept")):
-        after = await _version_of(session, task.id, last_event_id)
-        return DeferredResponse(partial(_stream, waiters, task.id, after))
+        after = await tasks.version_of_event(caller, task_id, last_event_id)
+        return DeferredResponse(partial(_stream, waiters, task_id, after))
     position = decode_cursor(cursor, 1)
-    events = await repository.list_events(session, task.id, _version(position[0]) if position else 0, limit + 1)
+    events = await tasks.list_events(caller, task_id, _version(position[0]) if position else 0, limit + 1)
     page, following = events[:limit], None
     if len(events) > limit:
         following = encode_cursor(str(page[-1].version))
@@ -142,12 +144,6 @@ def _welcome(accept: Sequence[str], media_type: str) -> tuple[float, int]:
 def _quality(parameters: str) -> float:
     found = re.search(r"(?:^|;)\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)", parameters, re.ASCII)
     return float(found[1]) if found else 1.0
-
-
-async def _version_of(session: Session, task_id: str, event_id: str | None) -> int:
-    """Behind which version to resume; an event that this task does not have resumes nothing."""
-    event = await repository.find_event(session, task_id, event_id) if event_id else None
-    return event.version if event else 0
 
 
 def _written(event: Event) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from operator import eq, gt, lt
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from app.database.engine import Session
-from app.enums import ResolvedBy, TaskStatus
-from app.models import Callback, Event, Task
+from app.enums import Charge, ResolvedBy, TaskStatus
+from app.models import Callback, Event, SpentCharge, Task
+from app.tasks.schemas import TaskFilters, Usage
 
 RECENT = 5
 RECENT_LATENCIES = 20
@@ -50,7 +53,19 @@ async def list_tasks(
     return (await session.scalars(query)).all()
 
 
-def carries_label(session: Session, name: str, value: str) -> ColumnElement[bool]:
+def conditions(session: Session, filters: TaskFilters, labels: Sequence[tuple[str, str]]) -> list[ColumnElement[bool]]:
+    """What a list's filters ask for; each of `labels` is a pair that the task's metadata must hold."""
+    asked: list[tuple[Callable[[Any, Any], Any], Any, object]] = [
+        (eq, Task.status, filters.status),
+        (eq, Task.model, filters.model),
+        (gt, Task.created_at, filters.created_after),
+        (lt, Task.created_at, filters.created_before),
+    ]
+    given = [compare(column, value) for compare, column, value in asked if value is not None]
+    return [*given, *(_carries_label(session, name, value) for name, value in labels)]
+
+
+def _carries_label(session: Session, name: str, value: str) -> ColumnElement[bool]:
     """Whether a task's metadata holds this pair; names may hold any text, which no JSON path of SQLite's can."""
     unfold = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
     pairs = unfold(Task.labels).table_valued("key", "value")
@@ -130,3 +145,25 @@ async def callbacks_stay_away(session: Session) -> bool:
     )
     found = (await session.scalars(latest)).all()
     return len(found) == RECENT and all(by is ResolvedBy.poll for by in found)
+
+
+async def sum_usage(session: Session, api_key_id: str, since: datetime | None, until: datetime | None) -> Usage:
+    """Add up one key's tasks, erased ones too; each counts once, under the charge that it has now, or had last."""
+    counts: Counter[Charge] = Counter()
+    posts = 0
+    for kind in (Task, SpentCharge):
+        by_charge = select(kind.charge, func.count(), func.sum(kind.posts)).where(kind.api_key_id == api_key_id)
+        if since is not None:
+            by_charge = by_charge.where(kind.created_at >= since)
+        if until is not None:
+            by_charge = by_charge.where(kind.created_at < until)
+        for charge, tasks, made in await session.execute(by_charge.group_by(kind.charge)):
+            counts[charge] += tasks
+            posts += made
+    return Usage(
+        tasks=counts.total(),
+        posts=posts,
+        charged=counts[Charge.charged],
+        refunded=counts[Charge.refunded],
+        possible=counts[Charge.possible],
+    )

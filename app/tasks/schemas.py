@@ -7,11 +7,13 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.models import Clip, Task
 from app.signed_urls import SignedUrls
-from app.web import WHOLE, StrictModel, Text
+from app.web import WHOLE, Moment, StrictModel, Text
+from app.web.pagination import Cursor, Limit
 
 SoundKey = Literal[
     "Any",
@@ -46,6 +48,17 @@ class TaskCreate(StrictModel):
     metadata: Annotated[
         dict[Label, LabelValue], Field(max_length=16, default_factory=dict, json_schema_extra=_bound_names)
     ]
+
+
+class TaskFilters(BaseModel):
+    """Which tasks to list, and from where."""
+
+    status: TaskStatus | SkipJsonSchema[None] = None
+    model: Text | SkipJsonSchema[None] = None
+    created_after: Moment | SkipJsonSchema[None] = None
+    created_before: Moment | SkipJsonSchema[None] = None
+    limit: Limit = 50
+    cursor: Cursor = None
 
 
 class TaskError(BaseModel):
@@ -158,6 +171,16 @@ class CallbackPage(BaseModel):
 
     items: list[CallbackRead]
     next_cursor: str | None
+
+
+class Usage(BaseModel):
+    """Tasks created, POSTs made for them, and how many of the tasks were charged, refunded, or possibly charged."""
+
+    tasks: int
+    posts: int
+    charged: int
+    refunded: int
+    possible: int
 
 
 def read_clip(clip: Clip, signed_urls: SignedUrls) -> ClipRead:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
+from math import ceil
+from statistics import median
 from typing import Annotated, TypeVar
 
 import structlog
-from fastapi import Depends, Header, Request, Response
+from fastapi import Depends, Header, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +27,7 @@ from app.tasks import repository
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse
+from app.web.provided import provided
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")
@@ -35,6 +40,10 @@ CHECK_EVERY = 0.8
 # Many may be woken at once; they leave the other connections to those who have not been served yet.
 LOOKS_AT_ONCE = 4
 LOOK_TIMEOUT = 5.0
+ESTIMATE_FRESH_FOR = timedelta(seconds=10)
+# Seconds: what is said before any task has succeeded, and the most that is said afterwards.
+DEFAULT_RETRY_AFTER = 5
+MAX_RETRY_AFTER = 300
 
 _WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
@@ -177,14 +186,8 @@ async def read_wait(prefer: PreferHeader = None) -> Wait | None:
     return None if seconds is None else Wait(seconds, asyncio.get_running_loop().time() + seconds)
 
 
-def get_waiters(request: Request) -> Waiters:
-    """Those who wait in this process."""
-    waiters: Waiters = request.app.state.waiters
-    return waiters
-
-
 WaitDep = Annotated[Wait | None, Depends(read_wait)]
-WaitersDep = Annotated[Waiters, Depends(get_waiters)]
+WaitersDep = Annotated[Waiters, provided(Waiters)]
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
@@ -200,3 +203,25 @@ async def _see(session: Session, task_id: str, signed_urls: SignedUrls) -> TaskS
     if task is None:
         raise NotFound
     return snapshot_of(read_task(task, await repository.queue_positions(session, [task]), signed_urls))
+
+
+class RetryAfterEstimate:
+    """The median of the latest tasks, read rarely."""
+
+    def __init__(self) -> None:
+        self._seconds = DEFAULT_RETRY_AFTER
+        self._stale_at = 0.0
+
+    async def seconds(self, session: Session) -> int:
+        """After how many seconds a task that is ordered now is probably done."""
+        if time.monotonic() >= self._stale_at:
+            self._seconds = retry_after(await repository.recent_latencies(session))
+            self._stale_at = time.monotonic() + ESTIMATE_FRESH_FOR.total_seconds()
+        return self._seconds
+
+
+def retry_after(latencies: Sequence[timedelta]) -> int:
+    """Whole seconds that half of these tasks took at most."""
+    if not latencies:
+        return DEFAULT_RETRY_AFTER
+    return min(max(1, ceil(median(span.total_seconds() for span in latencies))), MAX_RETRY_AFTER)

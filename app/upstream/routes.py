@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from app.auth.api_keys import CallerDep
-from app.database.engine import DatabaseDep
+from app.config import Settings
 from app.errors import UpstreamUnavailable
 from app.upstream.credits import CreditsCache, CreditsUnavailable
 from app.upstream.hold import Hold, hold_submits
 from app.web.problems import problem_responses
+from app.web.provided import DatabaseDep, provided
 
 router = APIRouter(tags=["account"])
+CreditsDep = Annotated[CreditsCache, provided(CreditsCache)]
+SettingsDep = Annotated[Settings, provided(Settings)]
 
 
 class CreditsRead(BaseModel):
@@ -25,18 +29,19 @@ class CreditsRead(BaseModel):
 
 
 @router.get("/v1/credits", operation_id="getCredits", responses=problem_responses(UpstreamUnavailable))
-async def get_credits(request: Request, database: DatabaseDep, caller: CallerDep) -> CreditsRead:
+async def get_credits(
+    credits_cache: CreditsDep, database: DatabaseDep, settings: SettingsDep, caller: CallerDep
+) -> CreditsRead:
     """How many credits are left upstream; at most 10 seconds old."""
-    desk: CreditsCache = request.app.state.credits_cache
     try:
-        found = await desk.credits()
+        found = await credits_cache.credits()
     except CreditsUnavailable as error:
         said = error.answer
         if said is not None and said.hold_reason is not None:
             # No submit would fare better: the queue need not find out by one.
             async with database.writes.begin() as session:
                 hold = Hold(said.hold_reason, await database.now(session), said.message)
-                await hold_submits(session, hold, request.app.state.settings.hold_recheck)
+                await hold_submits(session, hold, settings.hold_recheck)
         raise UpstreamUnavailable(
             detail="The upstream did not say how many credits are left; ask again in a few seconds.",
             upstream_code=said.code if said else None,

@@ -25,7 +25,7 @@ def encode_cursor(*position: str) -> str:
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str | None, services: int) -> tuple[str, ...] | None:
+def decode_cursor(cursor: str | None, parts: int) -> tuple[str, ...] | None:
     """Read a cursor that we made of so many parts. Raises InvalidRequest for any other text."""
     if cursor is None:
         return None
@@ -33,11 +33,7 @@ def decode_cursor(cursor: str | None, services: int) -> tuple[str, ...] | None:
         position = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
         raise bad_cursor() from None
-    if (
-        not isinstance(position, list)
-        or len(position) != services
-        or not all(isinstance(part, str) for part in position)
-    ):
+    if not isinstance(position, list) or len(position) != parts or not all(isinstance(part, str) for part in position):
         raise bad_cursor()
     if any("\0" in part or not part.isascii() for part in position):
         raise bad_cursor()

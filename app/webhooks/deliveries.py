@@ -8,12 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from app.auth.api_keys import CallerDep
-from app.database.engine import DatabaseDep, ReaderDep
 from app.enums import DeliveryStatus
-from app.errors import NotFound
 from app.models import Delivery
 from app.web import RetryOnSerializationFailure, Text
 from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.web.provided import DatabaseDep, ReaderDep
 from app.webhooks import repository
 from app.webhooks.routes import WebhooksDep
 from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
@@ -63,9 +62,7 @@ async def list_attempts(
     cursor: Cursor = None,
 ) -> AttemptPage:
     """Every try at a delivery, oldest first."""
-    delivery = await session.get(Delivery, delivery_id)
-    if delivery is None or not caller.may_read(delivery.api_key_id):
-        raise NotFound
+    delivery = caller.require_readable(await session.get(Delivery, delivery_id))
     position = decode_cursor(cursor, 1)
     found = await repository.list_attempts(session, delivery.id, position[0] if position else "", limit + 1)
     page = found[:limit]
@@ -78,8 +75,6 @@ async def list_attempts(
 async def resend(database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, delivery_id: str) -> DeliveryRead:
     """Make a delivery due now, whatever became of it: the same `webhook-id`, the same bytes."""
     async with database.writes.begin() as session:
-        delivery = await session.get(Delivery, delivery_id)
-        if delivery is None or not caller.owns(delivery.api_key_id):
-            raise NotFound
+        delivery = caller.require_owned(await session.get(Delivery, delivery_id))
         await webhooks.resend(session, delivery, await database.now(session))
     return read_delivery(delivery)

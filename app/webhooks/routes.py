@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 
 from app.auth.api_keys import Caller, CallerDep
-from app.database.engine import DatabaseDep, ReaderDep, Session
-from app.errors import NotFound
+from app.database.engine import Session
+from app.keyring import Keyring
 from app.models import ApiKey, WebhookEndpoint
 from app.web import RetryOnSerializationFailure
 from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.web.provided import DatabaseDep, ReaderDep, provided
 from app.webhooks import repository
 from app.webhooks.schemas import (
     DeliveryRead,
@@ -31,13 +32,8 @@ from app.webhooks.signing import secret_of
 router = APIRouter(prefix="/v1", route_class=RetryOnSerializationFailure, tags=["webhooks"])
 
 
-async def get_webhooks(request: Request) -> Webhooks:
-    """The writer of endpoints and deliveries."""
-    webhooks: Webhooks = request.app.state.webhooks
-    return webhooks
-
-
-WebhooksDep = Annotated[Webhooks, Depends(get_webhooks)]
+WebhooksDep = Annotated[Webhooks, provided(Webhooks)]
+KeyringDep = Annotated[Keyring, provided(Keyring)]
 
 
 @router.post("/webhook-endpoints", status_code=201, operation_id="createWebhookEndpoint")
@@ -73,10 +69,7 @@ async def list_endpoints(
 @router.get("/webhook-endpoints/{endpoint_id}", operation_id="getWebhookEndpoint")
 async def get_endpoint(session: ReaderDep, caller: CallerDep, endpoint_id: str) -> EndpointRead:
     """One endpoint as it stands."""
-    endpoint = await session.get(WebhookEndpoint, endpoint_id)
-    if endpoint is None or not caller.may_read(endpoint.api_key_id):
-        raise NotFound
-    return read_endpoint(endpoint)
+    return read_endpoint(caller.require_readable(await session.get(WebhookEndpoint, endpoint_id)))
 
 
 @router.patch("/webhook-endpoints/{endpoint_id}", operation_id="changeWebhookEndpoint")
@@ -104,15 +97,15 @@ async def delete_endpoint(database: DatabaseDep, caller: CallerDep, endpoint_id:
 
 @router.get("/webhook-endpoints/{endpoint_id}/secret", operation_id="getWebhookEndpointSecret")
 async def get_endpoint_secret(
-    request: Request, response: Response, session: ReaderDep, caller: CallerDep, endpoint_id: str
+    keyring: KeyringDep, response: Response, session: ReaderDep, caller: CallerDep, endpoint_id: str
 ) -> Secret:
     """What webhooks to this endpoint are signed with."""
-    return _show_secret(request, response, _owned(await session.get(WebhookEndpoint, endpoint_id), caller))
+    return _show_secret(keyring, response, caller.require_owned(await session.get(WebhookEndpoint, endpoint_id)))
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/rotate-secret", operation_id="rotateWebhookEndpointSecret")
 async def rotate_endpoint_secret(
-    request: Request,
+    keyring: KeyringDep,
     response: Response,
     database: DatabaseDep,
     webhooks: WebhooksDep,
@@ -123,7 +116,7 @@ async def rotate_endpoint_secret(
     async with database.writes.begin() as session:
         endpoint = await _lock_own(session, caller, endpoint_id)
         webhooks.rotate(endpoint, await database.now(session))
-    return _show_secret(request, response, endpoint)
+    return _show_secret(keyring, response, endpoint)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/test", status_code=202, operation_id="testWebhookEndpoint")
@@ -147,32 +140,26 @@ async def recover_endpoint(
 
 
 @router.get("/webhook-secret", operation_id="getWebhookSecret")
-async def get_default_secret(request: Request, response: Response, session: ReaderDep, caller: CallerDep) -> Secret:
+async def get_default_secret(keyring: KeyringDep, response: Response, session: ReaderDep, caller: CallerDep) -> Secret:
     """What webhooks to the `webhook_url` of your tasks are signed with."""
-    return _show_secret(request, response, await session.get_one(ApiKey, caller.api_key_id))
+    return _show_secret(keyring, response, await session.get_one(ApiKey, caller.api_key_id))
 
 
 @router.post("/webhook-secret/rotate", operation_id="rotateWebhookSecret")
 async def rotate_default_secret(
-    request: Request, response: Response, database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep
+    keyring: KeyringDep, response: Response, database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep
 ) -> Secret:
     """Sign them with a new secret; for 24 hours the one before signs too."""
     async with database.writes.begin() as session:
         key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
         webhooks.rotate(key, await database.now(session))
-    return _show_secret(request, response, key)
+    return _show_secret(keyring, response, key)
 
 
 async def _lock_own(session: Session, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
-    return _owned(await repository.lock_endpoint(session, endpoint_id), caller)
+    return caller.require_owned(await repository.lock_endpoint(session, endpoint_id))
 
 
-def _owned(endpoint: WebhookEndpoint | None, caller: Caller) -> WebhookEndpoint:
-    if endpoint is None or not caller.owns(endpoint.api_key_id):
-        raise NotFound
-    return endpoint
-
-
-def _show_secret(request: Request, response: Response, owner: WebhookEndpoint | ApiKey) -> Secret:
+def _show_secret(keyring: Keyring, response: Response, owner: WebhookEndpoint | ApiKey) -> Secret:
     response.headers["Cache-Control"] = "no-store"
-    return Secret(secret=secret_of(owner).text(request.app.state.keyring))
+    return Secret(secret=secret_of(owner).text(keyring))

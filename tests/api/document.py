@@ -8,6 +8,7 @@ from typing import Any
 
 from app.config import Settings
 from app.main import create_app
+from app.services import build_services
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
 
@@ -16,7 +17,7 @@ SNAPSHOT = Path(__file__).with_name("openapi.json")
 def document() -> dict[str, Any]:
     """What /openapi.json answers with the default settings."""
     given: dict[str, Any] = {"_env_file": None, "upstream_api_key": "none", "secret_keys": "a-secret-of-sixteen"}
-    return create_app(Settings(**given)).openapi()
+    return create_app(build_services(Settings(**given))).openapi()
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:

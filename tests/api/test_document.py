@@ -13,6 +13,7 @@ import pytest
 from app.config import Settings
 from app.errors import cases
 from app.main import create_app
+from app.services import build_services
 from tests.api.document import SNAPSHOT, document, operations
 from tests.support.processes import KEY, running_service, until_final
 from tests.support.service import Service
@@ -53,7 +54,7 @@ def test_every_status_is_described_with_its_body() -> None:
 def test_models_are_those_of_this_service() -> None:
     settings = Settings.model_validate({**_SETTINGS, "models": "V6,V5"})
 
-    order = create_app(settings).openapi()["components"]["schemas"]["TaskCreate"]
+    order = create_app(build_services(settings)).openapi()["components"]["schemas"]["TaskCreate"]
 
     assert order["properties"]["model"]["enum"] == ["V6", "V5", None]
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from app.tasks.latency import retry_after
+from app.tasks.waiting import retry_after
 from tests.support.processes import order
 from tests.support.service import Clock, Service, inside
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from app.cli.main import main
 from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
-from app.main import make_lifecycle
 from app.models import ApiKey, Callback, Clip, Task
+from app.services import build_services
 from app.tasks.repository import lock_task
 from app.tasks.resolution import CannotResolve, resolve
 from tests.support.processes import SECRET_KEY, UPSTREAM_KEY, Processes, client_of, eventually, free_port, order
@@ -222,7 +222,7 @@ async def _try(database: Database, task: Task, status: TaskStatus, upstream_task
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked is not None
-        lifecycle = make_lifecycle(settings_of(database.url))
+        lifecycle = build_services(settings_of(database.url)).lifecycle
         await resolve(lifecycle, session, locked, status, upstream_task_id, await database.now(session))
 
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import httpx
 import uvicorn
-from fastapi import FastAPI
 
 from app.config import Settings
 from app.database.engine import Database
 from app.main import create_app
 from app.sandbox import SandboxOptions, SandboxServer
+from app.services import Services, build_services
 from app.web import HttpProtocol
 
 KEY = "the-key-of-a-caller-in-tests"
@@ -28,15 +28,14 @@ FINAL = frozenset({"succeeded", "failed", "canceled"})
 class Service:
     """A running service: its application, a client with a caller's key, and one without."""
 
-    app: FastAPI
+    services: Services
     client: httpx.AsyncClient
     anonymous: httpx.AsyncClient
     upstream: httpx.AsyncClient
 
     @property
     def database(self) -> Database:
-        database: Database = self.app.state.database
-        return database
+        return self.services.database
 
     async def order(self, prompt: str = "soft rain", **fields: Any) -> str:
         """Order a sound; return its task's id."""
@@ -95,7 +94,8 @@ async def running_service(
             "grace": 1,
             **settings,
         }
-        app = create_app(Settings(_env_file=None, **given))  # type: ignore[call-arg]
+        services = build_services(Settings(_env_file=None, **given))  # type: ignore[call-arg]
+        app = create_app(services)
         config = uvicorn.Config(app, http=HttpProtocol, ws="none", lifespan="on", log_config=None)
         bearer = {"Authorization": f"Bearer {KEY}"}
         async with (
@@ -104,7 +104,7 @@ async def running_service(
             httpx.AsyncClient(base_url=url, trust_env=False, timeout=20) as anonymous,
             httpx.AsyncClient(base_url=upstream_url, trust_env=False, timeout=20) as upstream,
         ):
-            yield Service(app, client, anonymous, upstream)
+            yield Service(services, client, anonymous, upstream)
 
 
 @asynccontextmanager

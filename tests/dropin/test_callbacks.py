@@ -33,7 +33,7 @@ async def test_callback_url_hears_the_vendors_stages(tmp_path: Path, database_ur
 
 
 async def test_canceled_task_is_called_back_as_an_error(database_url: str) -> None:
-    async with receiving() as receiver, inside(database_url, runs_loops=True, egress_allow=LOOPBACK) as service:
+    async with receiving() as receiver, inside(database_url, runs_workers=True, egress_allow=LOOPBACK) as service:
         order = {"prompt": "rain", "model": "V5", "callBackUrl": receiver.url}
         answer = (await service.client.post("/api/v1/generate/sounds", json=order)).json()
         await service.client.post(f"/v1/tasks/{answer['data']['taskId']}/cancel")

@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.callbacks.service import receive
 from app.database.engine import Database
 from app.enums import Charge, TaskStatus
-from app.main import make_lifecycle
 from app.models import Task
+from app.services import build_services
 from app.tasks.repository import lock_task
 from app.tasks.transitions import FINAL
 from tests.faults.ledger import Ledger, final_tasks_are_final_events, no_step_goes_back, read_rows
@@ -87,7 +87,7 @@ class Reports(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lifecycle = make_lifecycle(settings_of(self.database.url))
+        self.lifecycle = build_services(settings_of(self.database.url)).lifecycle
 
     @initialize(status=st.sampled_from(SENT))
     def a_task_that_was_sent(self, status: TaskStatus) -> None:

@@ -124,7 +124,7 @@ async def test_audio_on_s3_is_served_by_us_or_by_a_redirect(migrated_sqlite: Pat
         clip = task["clips"][0]
         served = await service.anonymous.get(clip["audio_url"], headers={"Range": "bytes=10-19"})
         whole = await service.anonymous.get(clip["audio_url"])
-        service.app.state.settings.s3_redirect = True
+        service.services.settings.s3_redirect = True
         redirect = await service.anonymous.get(clip["audio_url"])
         followed = await service.upstream.get(redirect.headers["location"])
         head = await service.anonymous.head(clip["audio_url"])

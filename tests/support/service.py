@@ -18,6 +18,7 @@ from app.database.engine import Database
 from app.enums import Charge, TaskStatus
 from app.main import create_app
 from app.models import ApiKey, Event, Task
+from app.services import Services, build_services
 from app.signed_urls import load_signed_urls
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate
@@ -49,12 +50,16 @@ class Service:
     """A running application, a client of it that has a key, and the database under it."""
 
     app: FastAPI
+    services: Services
     client: httpx.AsyncClient
-    database: Database
+
+    @property
+    def database(self) -> Database:
+        return self.services.database
 
     def callback_path(self, task_id: str) -> str:
         """Where the upstream was told to call for this task."""
-        return f"/callbacks/{task_id}/{self.app.state.keyring.callback_token(task_id)}"
+        return f"/callbacks/{task_id}/{self.services.keyring.callback_token(task_id)}"
 
     async def task(self, status: TaskStatus = TaskStatus.queued, **columns: Any) -> Task:
         """A task of the client's key that has come so far."""
@@ -64,13 +69,14 @@ class Service:
 
 
 @asynccontextmanager
-async def inside(database_url: str, *, runs_loops: bool = False, **settings: Any) -> AsyncIterator[Service]:
+async def inside(database_url: str, *, runs_workers: bool = False, **settings: Any) -> AsyncIterator[Service]:
     """Serve on a free port, which is the public URL too unless another is given."""
     # asyncio sends small writes at once only where a socket names its protocol.
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        app = create_app(settings_of(database_url, **{"public_url": url, **settings}), runs_loops=runs_loops)
+        services = build_services(settings_of(database_url, **{"public_url": url, **settings}))
+        app = create_app(services, runs_workers=runs_workers)
         config = uvicorn.Config(app, http=HttpProtocol, ws="none", lifespan="on", log_config=None, access_log=False)
         async with (
             _serving(uvicorn.Server(config), listener),
@@ -78,7 +84,7 @@ async def inside(database_url: str, *, runs_loops: bool = False, **settings: Any
                 base_url=url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False, timeout=30
             ) as client,
         ):
-            yield Service(app, client, app.state.database)
+            yield Service(app, services, client)
 
 
 @asynccontextmanager

@@ -147,7 +147,7 @@ async def _told(service: Service, task: dict[str, Any], last_event_id: str | Non
 
 
 async def _give_up_and_revive(service: Service, task_id: str) -> None:
-    lifecycle = service.app.state.lifecycle
+    lifecycle = service.services.lifecycle
     async with service.database.writes.begin() as session:
         task = await session.get_one(Task, task_id)
         now = task.created_at + timedelta(minutes=1)

@@ -8,8 +8,8 @@ import pytest
 
 from app.database.engine import Database
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
-from app.main import make_lifecycle
 from app.models import Task
+from app.services import build_services
 from app.tasks.lifecycle import MAX_AUDIO_CHECKS
 from app.tasks.repository import lock_task
 from app.tasks.schedule import MIN_POLL_INTERVAL
@@ -324,7 +324,7 @@ async def _hear(
     database: Database, task: Task, report: Report, via: ResolvedBy = ResolvedBy.callback, **settings: Any
 ) -> bool:
     """Take in a report as callbacks and polls do; return whether it was news."""
-    lifecycle = make_lifecycle(settings_of(database.url, **settings))
+    lifecycle = build_services(settings_of(database.url, **settings)).lifecycle
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked

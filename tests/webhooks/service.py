@@ -13,9 +13,8 @@ from app.config import Settings
 from app.database.base import new_id
 from app.database.engine import Database, Session, database_clock
 from app.database.wakeups import Wakeups
-from app.main import join
 from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint
-from app.services import Services
+from app.services import Services, build_services
 from app.tasks.schemas import TaskCreate
 from app.webhooks.schemas import EndpointCreate
 from app.workers.deliver import deliver_loop
@@ -119,7 +118,7 @@ async def joined(database_url: str, clock: HandClock | None = None, **settings: 
             **settings,
         }
     )
-    services = join(chosen)
+    services = build_services(chosen)
     database = Database(database_url, clock or database_clock)
     services = replace(services, database=database, wakeups=Wakeups(database))
     try:

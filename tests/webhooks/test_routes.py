@@ -14,6 +14,7 @@ from jsonschema_rs import validate
 from app.auth.api_keys import keep_configured_keys
 from app.config import Settings
 from app.main import create_app
+from app.services import build_services
 from tests.webhooks.receivers import Receiver, Reply, receiving
 from tests.webhooks.service import SECRET_KEY, Service, joined
 
@@ -52,8 +53,9 @@ class Callers:
 @asynccontextmanager
 async def calling(database_url: str, **options: Any) -> AsyncIterator[Callers]:
     options = {"secret_keys": SECRET_KEY, "egress_allow": "127.0.0.0/8", **options}
-    app = create_app(Settings.model_validate({"database_url": database_url, **options}), runs_loops=False)
-    await keep_configured_keys(app.state.database, "mine:key-one,other:key-two")
+    services = build_services(Settings.model_validate({"database_url": database_url, **options}))
+    app = create_app(services, runs_workers=False)
+    await keep_configured_keys(services.database, "mine:key-one,other:key-two")
     transport = httpx.ASGITransport(app)
 
     def client(key: str) -> httpx.AsyncClient:
@@ -62,7 +64,7 @@ async def calling(database_url: str, **options: Any) -> AsyncIterator[Callers]:
 
     async with client("key-one") as http, client("key-two") as stranger, joined(database_url, **options) as service:
         yield Callers(http, stranger, service, app.openapi())
-    await app.state.database.close()
+    await services.database.close()
 
 
 async def test_endpoint_is_made_read_changed_listed_and_deleted(database_url: str) -> None:

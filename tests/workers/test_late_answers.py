@@ -155,7 +155,7 @@ async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str
 
 
 async def test_row_that_cannot_be_judged_costs_nobody_else_a_turn(database_url: str) -> None:
-    async with inside(database_url, runs_loops=True, submit_deadline=60) as service:
+    async with inside(database_url, runs_workers=True, submit_deadline=60) as service:
         lost = {"submitted_at": MORNING, "charge": Charge.possible}
         # Such a URL is refused where it comes in; the row stands for whatever else a step may stumble over.
         broken = await service.task(S.unconfirmed, **lost, due_at=MORNING, webhook_url="http://a:b/")

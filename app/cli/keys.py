@@ -1,0 +1,66 @@
+"""`soundpost keys`: callers' keys."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from app.auth import api_keys
+from app.cli.context import fail, with_services
+from app.services import Services
+
+keys = typer.Typer(no_args_is_help=True, help="Callers' keys.")
+
+
+@keys.command("create")
+def create_key(name: str, admin: Annotated[bool, typer.Option("--admin", help="May read all tasks.")] = False) -> None:
+    """Make a key and print it; it is shown this once."""
+    if not 1 <= len(name) <= 100:
+        fail("NAME must be 1 to 100 characters.")
+
+    async def create(services: Services) -> str:
+        async with services.database.writes.begin() as session:
+            return await api_keys.create_key(session, name, await services.database.now(session), is_admin=admin)
+
+    typer.echo(with_services(create))
+
+
+@keys.command("list")
+def list_keys(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Show who has a key, but no key."""
+
+    async def read(services: Services) -> list[dict[str, Any]]:
+        async with services.database.reads() as session:
+            return [
+                {
+                    "id": key.id,
+                    "name": key.name,
+                    "admin": key.is_admin,
+                    "created_at": key.created_at.isoformat(),
+                    "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
+                }
+                for key in await api_keys.list_keys(session)
+            ]
+
+    found = with_services(read)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for key in found:
+        state = f"revoked {key['revoked_at']}" if key["revoked_at"] else "active"
+        typer.echo(f"{key['id']}  {key['name']}{' (admin)' if key['admin'] else ''}  {state}")
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
+    """Refuse a key from now on, on every replica."""
+
+    async def revoke(services: Services) -> bool:
+        async with services.database.writes.begin() as session:
+            return await api_keys.revoke_key(session, key_id, await services.database.now(session))
+
+    if not with_services(revoke):
+        fail("No active key has this id; `soundpost keys list` shows them.")
+    typer.echo("Revoked.")

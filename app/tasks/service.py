@@ -1,0 +1,184 @@
+"""The use cases on tasks: REST, the drop-in API and the command line call the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from app.auth.api_keys import Caller
+from app.auth.rate_limit import spend
+from app.config import Settings
+from app.database.engine import Database, Session
+from app.database.wakeups import ERASURES, notify_on_commit
+from app.enums import TaskStatus
+from app.errors import InvalidRequest, NotFound, TaskNotFinal
+from app.models import Callback, Event, SpentCharge, Task
+from app.signed_urls import SignedUrls
+from app.storage import references
+from app.tasks import repository
+from app.tasks.clips import storage_keys_of
+from app.tasks.idempotency import claim_key, fingerprint
+from app.tasks.lifecycle import TaskLifecycle
+from app.tasks.resolution import resolve
+from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
+from app.tasks.transitions import FINAL
+from app.tasks.waiting import RetryAfterEstimate
+from app.webhooks.service import check_receiver
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedTask:
+    """
+    The answer to an order.
+
+    `is_replay`: an earlier request with the same Idempotency-Key made the task. `quota` are the
+    rate limit headers of the key, `retry_after` is in seconds.
+    """
+
+    task: TaskRead
+    is_replay: bool
+    quota: Mapping[str, str]
+    retry_after: int
+
+
+class TaskService:
+    """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's task."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        lifecycle: TaskLifecycle,
+        signed_urls: SignedUrls,
+        retry_after: RetryAfterEstimate,
+    ) -> None:
+        self._settings, self._database, self._lifecycle = settings, database, lifecycle
+        self._signed_urls, self._retry_after = signed_urls, retry_after
+
+    async def place(
+        self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None
+    ) -> PlacedTask:
+        """
+        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TooManyRequests.
+
+        `callback_url` is where a client of the vendor's API wants its callbacks.
+        """
+        self._check(body)
+        key_id, rate = caller.api_key_id, self._settings.key_rate
+        async with self._database.writes.begin() as session:
+            now = await self._database.now(session)
+            print_ = fingerprint(body, self._lifecycle.default_model)
+            claimed = await claim_key(session, key_id, idempotency_key, print_, now)
+            quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
+            task = claimed.task or self._lifecycle.create(session, key_id, body, now, callback_url)
+            claimed.stands_for(task)
+            read = await self._read(session, task)
+            retry_after = await self._retry_after.seconds(session)
+        return PlacedTask(read, claimed.task is not None, quota, retry_after)
+
+    async def get(self, caller: Caller, task_id: str) -> TaskRead:
+        """One task as it stands."""
+        async with self._database.reads() as session:
+            return await self._read(session, await self._find(session, caller, task_id))
+
+    async def get_row(self, caller: Caller, task_id: str) -> Task:
+        """The same as the stored row with its clips, for those who render other shapes of it."""
+        async with self._database.reads() as session:
+            return await self._find(session, caller, task_id)
+
+    async def list(
+        self,
+        caller: Caller,
+        filters: TaskFilters,
+        labels: Sequence[tuple[str, str]],
+        after: tuple[datetime, str] | None,
+        limit: int,
+    ) -> list[TaskRead]:
+        """Up to `limit` tasks that the caller may read, newest first, from behind the `after` position."""
+        async with self._database.reads() as session:
+            where = repository.conditions(session, filters, labels)
+            if not caller.is_admin:
+                where.append(Task.api_key_id == caller.api_key_id)
+            found = await repository.list_tasks(session, where, after, limit)
+            positions = await repository.queue_positions(session, found)
+            return [read_task(task, positions, self._signed_urls) for task in found]
+
+    async def cancel(self, caller: Caller, task_id: str) -> TaskRead:
+        """Stop a task. Raises TaskAlreadyFinal."""
+        async with self._database.writes.begin() as session:
+            task = await self._lock(session, caller, task_id)
+            self._lifecycle.cancel(session, task, await self._database.now(session))
+        return read_task(task, {}, self._signed_urls)
+
+    async def erase(self, caller: Caller, task_id: str) -> None:
+        """Delete a task with everything that belongs to it. Raises TaskNotFinal."""
+        async with self._database.writes.begin() as session:
+            task = await self._lock(session, caller, task_id)
+            if task.status not in FINAL:
+                raise TaskNotFinal
+            await erase_task(session, task, await self._database.now(session))
+
+    async def resolve(self, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
+        """Set a task to what an operator has found out. Raises NotFound, CannotResolve."""
+        async with self._database.writes.begin() as session:
+            task = await repository.lock_task(session, task_id)
+            if task is None:
+                raise NotFound
+            await resolve(self._lifecycle, session, task, status, upstream_task_id, await self._database.now(session))
+
+    async def list_callbacks(self, caller: Caller, task_id: str, after: str, limit: int) -> Sequence[Callback]:
+        """Up to `limit` callbacks of a task behind the one with this id, oldest first."""
+        async with self._database.reads() as session:
+            task = await self._find(session, caller, task_id)
+            return await repository.list_callbacks(session, task.id, after, limit)
+
+    async def list_events(self, caller: Caller, task_id: str, after: int, limit: int) -> Sequence[Event]:
+        """Up to `limit` events of a task behind this version, oldest first."""
+        async with self._database.reads() as session:
+            task = await self._find(session, caller, task_id)
+            return await repository.list_events(session, task.id, after, limit)
+
+    async def version_of_event(self, caller: Caller, task_id: str, event_id: str | None) -> int:
+        """The version that an event of a task made; 0 for an event that the task does not have."""
+        async with self._database.reads() as session:
+            task = await self._find(session, caller, task_id)
+            event = await repository.find_event(session, task.id, event_id) if event_id else None
+            return event.version if event else 0
+
+    async def usage(self, caller: Caller, since: datetime | None, until: datetime | None) -> Usage:
+        """Sums over the tasks that this key created from `since` on and before `until`."""
+        async with self._database.reads() as session:
+            return await repository.sum_usage(session, caller.api_key_id, since, until)
+
+    def _check(self, body: TaskCreate) -> None:
+        models = self._settings.models
+        if body.model is not None and body.model not in models:
+            raise InvalidRequest(errors=[{"pointer": "#/model", "detail": f"must be one of {', '.join(models)}"}])
+        if body.webhook_url is not None:
+            check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
+
+    async def _find(self, session: Session, caller: Caller, task_id: str) -> Task:
+        return caller.require_readable(await repository.find_task(session, task_id))
+
+    async def _lock(self, session: Session, caller: Caller, task_id: str) -> Task:
+        return caller.require_owned(await repository.lock_task(session, task_id))
+
+    async def _read(self, session: Session, task: Task) -> TaskRead:
+        return read_task(task, await repository.queue_positions(session, [task]), self._signed_urls)
+
+
+async def erase_task(session: Session, task: Task, now: datetime) -> None:
+    """
+    Delete a task with its events, callbacks and deliveries.
+
+    Its cost moves to `spent_charges`; its files are removed when no other clip refers to them.
+    """
+    cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
+    session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
+    settled, unsettled = storage_keys_of(task.clips)
+    await references.release(session, settled, now)
+    await references.release(session, unsettled, now + references.IN_FLIGHT)
+    await repository.delete_task(session, task.id)
+    notify_on_commit(session, ERASURES)
+    notify_on_commit(session, task.id)
