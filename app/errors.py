@@ -1,11 +1,11 @@
 """
-What can go wrong for a caller, and the words in which it is said (RFC 9457).
+Every error that a caller can receive, with its status, title and advice (RFC 9457).
 
 AppError
-├── UnreadableRequest      400  the HTTP itself is broken
+├── UnreadableRequest      400  invalid HTTP
 ├── UnreadableBody         400  not a JSON document
 ├── NotAuthenticated       401
-├── NotFound               404  absent, or another key's: one answer for both
+├── NotFound               404  absent, or another key's: the same answer
 ├── MethodNotAllowed       405
 ├── NotAcceptable          406
 ├── RequestTimeout         408
@@ -16,7 +16,7 @@ AppError
 ├── ContentTooLarge        413
 ├── UnsupportedMediaType   415
 ├── RangeNotSatisfiable    416
-├── InvalidRequest         422  read, and not accepted
+├── InvalidRequest         422  well-formed, but not acceptable
 ├── IdempotencyKeyReused   422
 ├── TooManyRequests        429
 ├── HeadersTooLarge        431
@@ -28,26 +28,26 @@ AppError
 └── TooManyConnections     503
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, TypedDict
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypedDict
 
-from starlette.responses import Response
-
-MAX_PROBLEM_BYTES, MAX_TEXT_BYTES, MAX_POINTER = 2000, 240, 120
 RETRY_SOON = {"Retry-After": "2"}
 
 
 class FieldError(TypedDict):
-    """One thing wrong with a request, and where: a JSON pointer in its URI fragment form."""
+    """One error in a request: what is wrong, and where, as a JSON pointer in its URI fragment form (RFC 6901 §6)."""
 
     pointer: str
     detail: str
 
 
 class AppError(Exception):
-    """A request could not be served: the title says what happened, the advice what to do where no detail says more."""
+    """
+    A request could not be served.
+
+    The docstring of each subclass is its public `title`: editing it changes the API.
+    `advice` says what to do, and is the `detail` of an error that is raised without one.
+    """
 
     status: ClassVar[int]
     slug: ClassVar[str]
@@ -56,7 +56,7 @@ class AppError(Exception):
     headers: Mapping[str, str] = {}
 
     def __init_subclass__(cls) -> None:
-        cls.title = (cls.__doc__ or cls.__name__).strip().splitlines()[0]
+        cls.title = (cls.__doc__ or cls.__name__).strip()
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class UnreadableRequest(AppError):
     """The request is not valid HTTP."""
 
     status, slug = 400, "unreadable-request"
-    advice = "Its request line, headers or framing break HTTP/1.1: mend the client or the proxy in between."
+    advice = "Its request line, headers or framing violate HTTP/1.1: correct the client or the proxy in between."
 
 
 class UnreadableBody(AppError):
@@ -91,7 +91,7 @@ class NotAuthenticated(AppError):
     """A valid key is needed."""
 
     status, slug = 401, "not-authenticated"
-    advice = "Send `Authorization: Bearer <key>` with a key of this service that was not revoked."
+    advice = "Send `Authorization: Bearer <key>` with a key of this service that is not revoked."
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 
@@ -99,24 +99,24 @@ class NotFound(AppError):
     """There is nothing here."""
 
     status, slug = 404, "not-found"
-    advice = "It does not exist, it was erased, or it belongs to another key."
+    advice = "It does not exist, it was deleted, or it belongs to another key."
 
     def __init__(self) -> None:
-        super().__init__()  # No detail can be given: what is absent and what is another key's must read alike.
+        super().__init__()  # No detail: an absent resource and another key's must be indistinguishable.
 
 
 class MethodNotAllowed(AppError):
-    """This method is not possible here."""
+    """This method is not allowed here."""
 
     status, slug = 405, "method-not-allowed"
-    advice = "The `Allow` header names those that are."
+    advice = "The `Allow` header lists the methods that are allowed."
 
 
 class NotAcceptable(AppError):
-    """None of the accepted media types can be answered."""
+    """No response is available in an accepted media type."""
 
     status, slug = 406, "not-acceptable"
-    advice = "Let the `Accept` header admit what this answers."
+    advice = "Include a media type in `Accept` that this route can return."
 
 
 class RequestTimeout(AppError):
@@ -130,21 +130,21 @@ class TaskAlreadyFinal(AppError):
     """The task has already ended."""
 
     status, slug = 409, "task-already-final"
-    advice = "Nothing is left to be stopped: read the task to see how it ended."
+    advice = "There is nothing to cancel: read the task to see its result."
 
 
 class TaskNotFinal(AppError):
     """The task has not ended yet."""
 
     status, slug = 409, "task-not-final"
-    advice = "Wait for its end, or cancel it first."
+    advice = "Wait until it ends, or cancel it first."
 
 
 class ContentTooLarge(AppError):
     """The body is larger than is allowed here."""
 
     status, slug = 413, "content-too-large"
-    advice = "Send less: 64 KiB is the most, and 1 MiB for the upstream's callbacks."
+    advice = "The limit is 64 KiB, and 1 MiB for callbacks from the upstream."
 
 
 class UnsupportedMediaType(AppError):
@@ -156,24 +156,24 @@ class UnsupportedMediaType(AppError):
 
 
 class InvalidRequest(AppError):
-    """The request was read, and cannot be accepted."""
+    """The request is well-formed but cannot be accepted."""
 
     status, slug = 422, "invalid-request"
-    advice = "`errors` names each field that has to change, and why."
+    advice = "`errors` lists each field that must change, and why."
 
 
 class IdempotencyKeyReused(AppError):
     """This idempotency key was used with another body."""
 
     status, slug = 422, "idempotency-key-reused"
-    advice = "Send the first body again to have its task, or a new key to order another sound."
+    advice = "Send the first body again to get its task, or use a new key to create another task."
 
 
 class TooManyRequests(AppError):
     """This key's rate limit is exceeded."""
 
     status, slug = 429, "too-many-requests"
-    advice = "Come again after `Retry-After`; `RateLimit-Policy` tells the rate."
+    advice = "Retry after `Retry-After`; `RateLimit-Policy` states the rate."
 
 
 class HeadersTooLarge(AppError):
@@ -187,21 +187,21 @@ class InternalError(AppError):
     """Something failed on our side."""
 
     status, slug = 500, "internal-error"
-    advice = "It is in the log of this service. Try again; an `Idempotency-Key` keeps an order from being made twice."
+    advice = "The log of this service has the cause. Retry; an `Idempotency-Key` prevents a second task."
 
 
 class UpstreamUnavailable(AppError):
     """The upstream gave no usable answer."""
 
     status, slug = 502, "upstream-unavailable"
-    advice = "Try again in a few seconds."
+    advice = "Retry in a few seconds."
 
 
 class DatabaseUnavailable(AppError):
-    """The database is away for the moment."""
+    """The database is temporarily unavailable."""
 
     status, slug = 503, "database-unavailable"
-    advice = "Nothing was stored. Send the request again after `Retry-After`."
+    advice = "Nothing was stored. Retry after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 
@@ -209,23 +209,23 @@ class ShuttingDown(AppError):
     """This instance is stopping."""
 
     status, slug = 503, "shutting-down"
-    advice = "Send the request again; another instance or the next one answers it."
+    advice = "Retry; another instance, or this one after its restart, will answer."
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class TooManyConnections(AppError):
-    """This instance has no connection to spare."""
+    """This instance has no free connection."""
 
     status, slug = 503, "too-many-connections"
-    advice = "Close idle connections, or come again after `Retry-After`."
+    advice = "Close idle connections, or retry after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 
 class NotArchivedYet(AppError):
-    """Our copy is still being made."""
+    """Our copy is not ready yet."""
 
     status, slug = 409, "not-archived-yet"
-    advice = "Come again after `Retry-After`, or listen for the `clip.archived` event."
+    advice = "Retry after `Retry-After`, or wait for the `clip.archived` event."
     headers: Mapping[str, str] = {"Retry-After": "5"}
 
 
@@ -233,68 +233,24 @@ class AudioLost(AppError):
     """No copy of this audio could be made, and the upstream no longer has it."""
 
     status, slug = 410, "audio-lost"
-    advice = "The reason is with the task's clip; order the sound again."
+    advice = "Create a new task to get the sound again."
 
 
 class RangeNotSatisfiable(AppError):
-    """The range begins behind the end of the file."""
+    """The range starts after the end of the file."""
 
     status, slug = 416, "range-not-satisfiable"
-    advice = "`Content-Range` tells how long the file is."
+    advice = "`Content-Range` gives the size of the file."
 
 
 class StorageUnavailable(AppError):
-    """The storage is away for the moment."""
+    """The storage is temporarily unavailable."""
 
     status, slug = 503, "storage-unavailable"
-    advice = "Come again after `Retry-After`."
+    advice = "Retry after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 
 def cases(root: type[AppError] = AppError) -> list[type[AppError]]:
-    """Return every case of the tree, for whoever lists or documents them."""
+    """Return every class of the tree below `root`, in the order of definition."""
     return [case for child in root.__subclasses__() for case in (child, *cases(child))]
-
-
-def pointer_to(tokens: Iterable[str | int]) -> str:
-    """
-    Return the JSON pointer to a place in a request, as a URI fragment (RFC 6901 §6).
-
-    Names come from the request and may be huge: a pointer that would be too
-    long ends at the last ancestor that still fits.
-    """
-    pointer = "#"
-    for token in tokens:
-        escaped = str(token).replace("~", "~0").replace("/", "~1")
-        longer = f"{pointer}/{quote(escaped, safe='~!$&()*+,;=:@', errors='replace')}"
-        if len(longer) > MAX_POINTER:
-            break
-        pointer = longer
-    return pointer
-
-
-def problem(error: AppError) -> Response:
-    """Return the answer for this error: problem+json, never over MAX_PROBLEM_BYTES."""
-    body: dict[str, Any] = {"type": f"/problems/{error.slug}", "title": error.title, "status": error.status}
-    body["detail"] = _clipped(error.detail)
-    body |= {name: _clipped(value) if isinstance(value, str) else value for name, value in error.members.items()}
-    content = _encoded(body)
-    listed: list[FieldError] = []
-    for field in error.errors:
-        listed.append({"pointer": field["pointer"], "detail": _clipped(field["detail"])})
-        longer = _encoded(body | {"errors": listed})
-        if len(longer) > MAX_PROBLEM_BYTES:
-            break
-        content = longer
-    # A 404 may be cached by default, and what is absent now may exist in a moment.
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **error.headers}
-    return Response(content, error.status, headers, "application/problem+json")
-
-
-def _clipped(text: str) -> str:
-    printable = "".join(character if character.isprintable() else " " for character in text[:MAX_TEXT_BYTES])
-    return printable.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore")
-
-
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

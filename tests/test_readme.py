@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from app.config import Settings
-from app.errors import cases
+from app.errors import AppError, cases
 from app.sandbox import FAULTS
 from tests.support.processes import ROOT, free_port
 
@@ -58,9 +58,9 @@ def test_every_setting_is_explained(setting: str) -> None:
     assert f"`SOUNDPOST_{setting.upper()}`" in README
 
 
-@pytest.mark.parametrize("slug", sorted(case.slug for case in cases()))
-def test_every_problem_is_listed(slug: str) -> None:
-    assert f"| `{slug}` |" in README
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.slug)
+def test_every_problem_is_listed(case: type[AppError]) -> None:
+    assert f"| `{case.slug}` | {case.status} | {case.title} |" in README
 
 
 @pytest.mark.parametrize("fault", sorted(FAULTS))

@@ -29,10 +29,9 @@ from app.errors import (
     TooManyRequests,
     UnreadableBody,
     UnsupportedMediaType,
-    pointer_to,
-    problem,
 )
 from app.web.fields import WITHOUT_NUL
+from app.web.problems import pointer_to, problem
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,9 @@ from app.errors import (
     ShuttingDown,
     UnreadableRequest,
     UnsupportedMediaType,
-    pointer_to,
-    problem,
 )
 from app.web.exception_handlers import as_app_error
+from app.web.problems import pointer_to, problem
 from app.web.strict_json import check_document
 
 

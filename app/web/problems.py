@@ -1,31 +1,36 @@
-"""The page behind each problem type, and its shape in the OpenAPI document."""
+"""RFC 9457 problem details: an error as a response, the page behind each `type`, and the shape in OpenAPI."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
 
-from app.errors import AppError, NotFound, cases
+from app.errors import AppError, FieldError, NotFound, cases
 
 router = APIRouter(tags=["problems"])
 MEDIA_TYPE = "application/problem+json"
-# Where a route's `responses` keep the slugs until the document is completed.
+MAX_PROBLEM_BYTES, MAX_TEXT_BYTES, MAX_POINTER_LENGTH = 2000, 240, 120
+# The key in a route's `responses` that holds the slugs until the OpenAPI document is completed.
 CASES = "x-cases"
 
 
 class FieldProblem(BaseModel):
-    """One thing wrong with a request: where, as a JSON pointer, and what."""
+    """One error in a request: where, as a JSON pointer, and what is wrong."""
 
     pointer: str
     detail: str
 
 
 class Problem(BaseModel):
-    """What went wrong, after RFC 9457."""
+    """Problem details (RFC 9457 §3)."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -36,8 +41,43 @@ class Problem(BaseModel):
     errors: list[FieldProblem] | None = None
 
 
+def problem(error: AppError) -> Response:
+    """Return an error as `application/problem+json` (RFC 9457), of at most MAX_PROBLEM_BYTES bytes."""
+    body: dict[str, Any] = {"type": f"/problems/{error.slug}", "title": error.title, "status": error.status}
+    body["detail"] = _clipped(error.detail)
+    body |= {name: _clipped(value) if isinstance(value, str) else value for name, value in error.members.items()}
+    content = _encoded(body)
+    listed: list[FieldError] = []
+    for field in error.errors:
+        listed.append({"pointer": field["pointer"], "detail": _clipped(field["detail"])})
+        longer = _encoded(body | {"errors": listed})
+        if len(longer) > MAX_PROBLEM_BYTES:
+            break
+        content = longer
+    # A 404 is cacheable by default (RFC 9110 §15.5.5), but an absent resource may exist a moment later.
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **error.headers}
+    return Response(content, error.status, headers, MEDIA_TYPE)
+
+
+def pointer_to(tokens: Iterable[str | int]) -> str:
+    """
+    Return a JSON pointer into a request, as a URI fragment (RFC 6901 §6).
+
+    Names come from the request and may be huge: a pointer longer than
+    MAX_POINTER_LENGTH is cut at the last ancestor that fits.
+    """
+    pointer = "#"
+    for token in tokens:
+        escaped = str(token).replace("~", "~0").replace("/", "~1")
+        longer = f"{pointer}/{quote(escaped, safe='~!$&()*+,;=:@', errors='replace')}"
+        if len(longer) > MAX_POINTER_LENGTH:
+            break
+        pointer = longer
+    return pointer
+
+
 def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]]:
-    """What a route adds to its `responses` for problems that only it has."""
+    """Return the `responses` of a route for errors that not every route has."""
     found: dict[int | str, dict[str, Any]] = {}
     for error in errors:
         found.setdefault(error.status, {"description": error.title, CASES: []})[CASES].append(error.slug)
@@ -46,7 +86,7 @@ def problem_responses(*errors: type[AppError]) -> dict[int | str, dict[str, Any]
 
 @router.get("/problems/{slug}", response_class=HTMLResponse, include_in_schema=False)
 async def show_problem(slug: str) -> HTMLResponse:
-    """What a problem's `type` means, for the person who follows it."""
+    """Explain a problem type to a person who follows its URI (RFC 9457 §3.1.1)."""
     for case in cases():
         if case.slug == slug:
             head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(case.title)}</title>"
@@ -54,3 +94,12 @@ async def show_problem(slug: str) -> HTMLResponse:
                 f"{head}<h1>{escape(case.title)}</h1><p>HTTP {case.status}. {escape(case.advice)}</p></html>"
             )
     raise NotFound
+
+
+def _clipped(text: str) -> str:
+    printable = "".join(character if character.isprintable() else " " for character in text[:MAX_TEXT_BYTES])
+    return printable.encode(errors="replace")[:MAX_TEXT_BYTES].decode(errors="ignore")
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

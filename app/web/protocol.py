@@ -15,8 +15,8 @@ from app.errors import (
     ShuttingDown,
     TooManyConnections,
     UnreadableRequest,
-    problem,
 )
+from app.web.problems import problem
 
 # Files that a process may need besides its clients' connections: the database, the upstream, receivers, the audio.
 RESERVED_FILES = 200

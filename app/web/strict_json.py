@@ -8,7 +8,8 @@ from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
 
-from app.errors import InvalidRequest, UnreadableBody, pointer_to
+from app.errors import InvalidRequest, UnreadableBody
+from app.web.problems import pointer_to
 
 MAX_NESTING = 64
 

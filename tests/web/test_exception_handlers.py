@@ -27,9 +27,9 @@ from app.errors import (
     NotFound,
     TaskNotFinal,
     UpstreamUnavailable,
-    problem,
 )
 from app.web import EdgeMiddleware, StrictModel, install_error_handlers
+from app.web.problems import pointer_to, problem
 
 SECRET = "hunter2-canary-hunter2"
 
@@ -137,7 +137,7 @@ def test_a_problem_carries_detail_fields_headers_and_members() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "\x00", "\ud800", "\u2028", "語", "😀", '"'])
 def test_a_problem_never_exceeds_two_kilobytes(letter: str) -> None:
-    field: FieldError = {"pointer": errors.pointer_to(["x" * 80, letter * 9000]), "detail": letter * 9000}
+    field: FieldError = {"pointer": pointer_to(["x" * 80, letter * 9000]), "detail": letter * 9000}
 
     answer = problem(UpstreamUnavailable(letter * 9000, errors=[field] * 500, upstream_message=letter * 9000))
 
@@ -158,7 +158,7 @@ def test_a_problem_never_exceeds_two_kilobytes(letter: str) -> None:
     ],
 )
 def test_a_pointer_is_a_uri_fragment_of_bounded_length(tokens: list[str | int], pointer: str) -> None:
-    assert errors.pointer_to(tokens) == pointer
+    assert pointer_to(tokens) == pointer
 
 
 async def test_our_own_errors_are_answered_as_problems() -> None:
