@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from sqlalchemy import func, select
@@ -21,9 +21,10 @@ from app.observability.metrics import Metrics
 from app.storage.store import Storage
 from app.upstream.hold import EXPLANATIONS, current_hold
 from app.web.provided import DatabaseDep, provided
+from app.web.routing import Router
 from app.webhooks.repository import count_overdue, disabled_after_failures
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)
 SHOWN_ENDPOINTS = 5
 STORAGE_TIMEOUT = 5.0

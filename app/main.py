@@ -20,7 +20,7 @@ from app.services import Services
 from app.tasks import event_stream, payloads
 from app.tasks import routes as tasks
 from app.upstream import routes as upstream
-from app.web import EdgeMiddleware, heads_of, install_error_handlers, problems
+from app.web import EdgeMiddleware, install_error_handlers, problems
 from app.web.deferred import DeferredResponses
 from app.web.negotiation import check_accept
 from app.web.openapi import complete_document
@@ -43,11 +43,9 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     provide(app, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
     rooms = [room.router for room in (tasks, event_stream, webhooks, deliveries, upstream)]
     for router in (*rooms, tasks.account_router):
-        for each in (router, heads_of(router)):
-            app.include_router(each, dependencies=[Depends(check_accept)])
+        app.include_router(router, dependencies=[Depends(check_accept)])
     for room in (clips, callbacks, dropin, health, problems):
         app.include_router(room.router)
-        app.include_router(heads_of(room.router))
     app.webhooks.include_router(openapi.described(payloads.receive_task_webhook, payloads.SUMMARIES))
     app.webhooks.include_router(openapi.described(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     install_error_handlers(app)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Path, Request
+from fastapi import Path, Request
 from fastapi.responses import PlainTextResponse
 
 from app.callbacks.service import receive
@@ -18,11 +18,11 @@ from app.observability.metrics import Metrics
 from app.tasks.lifecycle import TaskLifecycle
 from app.upstream.suno.reports import read_callback
 from app.upstream.suno.signature import callback_signature_matches
-from app.web import RetryOnSerializationFailure
 from app.web.problems import problem_responses
 from app.web.provided import DatabaseDep, provided
+from app.web.routing import Router
 
-router = APIRouter(route_class=RetryOnSerializationFailure, tags=["callbacks"])
+router = Router(tags=["callbacks"])
 log = structlog.get_logger()
 KeyringDep = Annotated[Keyring, provided(Keyring)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 
 from app.auth.api_keys import OPERATOR, CallerDep, authenticate, bearer
@@ -22,8 +22,9 @@ from app.tasks.routes import TasksDep
 from app.web import Text
 from app.web.problems import problem_responses
 from app.web.provided import DatabaseDep, provided
+from app.web.routing import Router
 
-router = APIRouter(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
+router = Router(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
 
 # Only as long as a client needs to follow a redirect; what it has begun to read it may finish.
 REDIRECT_LIFE = timedelta(minutes=5)

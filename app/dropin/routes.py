@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from pydantic.json_schema import SkipJsonSchema
@@ -26,8 +26,8 @@ from app.signed_urls import SignedUrls
 from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskCreate, read_task
 from app.upstream.routes import CreditsDep, SettingsDep, get_credits
-from app.web import RetryOnSerializationFailure
 from app.web.provided import DatabaseDep, provided
+from app.web.routing import Router
 
 UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
     401: {
@@ -35,9 +35,7 @@ UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": {"code": 401, "msg": "A valid key is needed.", "data": None}}},
     }
 }
-router = APIRouter(
-    prefix="/api/v1/generate", route_class=RetryOnSerializationFailure, tags=["drop-in"], responses=UNAUTHENTICATED
-)
+router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
 
 
 @router.post("/sounds", operation_id="dropinGenerateSounds")

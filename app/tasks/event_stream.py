@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
 from app.auth.api_keys import CallerDep
 from app.database.engine import TRANSIENT
@@ -21,8 +21,9 @@ from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.tasks.waiting import Waiters, WaitersDep, wait_for_disconnect
 from app.web.deferred import DeferredResponse
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
+from app.web.routing import Router
 
-router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+router = Router(prefix="/v1/tasks", tags=["tasks"])
 
 KEEP_ALIVE = 15.0
 # In milliseconds: when to come again after a stop of this process, and after the end of a task, where a client that

@@ -9,7 +9,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
@@ -30,14 +30,15 @@ from app.tasks.schemas import (
 )
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
-from app.web import Moment, RetryOnSerializationFailure
+from app.web import Moment
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.web.problems import problem_responses
 from app.web.provided import provided
+from app.web.routing import Router
 from app.webhooks.openapi import described
 
-router = APIRouter(prefix="/v1/tasks", route_class=RetryOnSerializationFailure, tags=["tasks"])
-account_router = APIRouter(tags=["account"])
+router = Router(prefix="/v1/tasks", tags=["tasks"])
+account_router = Router(tags=["account"])
 final_webhooks = described(
     receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter
 from pydantic import BaseModel
 
 from app.auth.api_keys import CallerDep
@@ -15,8 +14,9 @@ from app.upstream.credits import CreditsCache, CreditsUnavailable
 from app.upstream.hold import Hold, hold_submits
 from app.web.problems import problem_responses
 from app.web.provided import DatabaseDep, provided
+from app.web.routing import Router
 
-router = APIRouter(tags=["account"])
+router = Router(tags=["account"])
 CreditsDep = Annotated[CreditsCache, provided(CreditsCache)]
 SettingsDep = Annotated[Settings, provided(Settings)]
 

@@ -2,19 +2,17 @@
 
 from app.web.exception_handlers import install_error_handlers
 from app.web.fields import WHOLE, Moment, StrictModel, Text
-from app.web.heads import heads_of
 from app.web.middleware import EdgeMiddleware
 from app.web.protocol import HttpProtocol
-from app.web.routing import RetryOnSerializationFailure
+from app.web.routing import Router
 
 __all__ = [
     "WHOLE",
     "EdgeMiddleware",
     "HttpProtocol",
     "Moment",
-    "RetryOnSerializationFailure",
+    "Router",
     "StrictModel",
     "Text",
-    "heads_of",
     "install_error_handlers",
 ]

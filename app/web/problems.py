@@ -8,14 +8,14 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
 from app.errors import AppError, FieldError, NotFound, cases
+from app.web.routing import Router
 
-router = APIRouter(tags=["problems"])
+router = Router(tags=["problems"])
 MEDIA_TYPE = "application/problem+json"
 MAX_PROBLEM_BYTES, MAX_TEXT_BYTES, MAX_POINTER_LENGTH = 2000, 240, 120
 # The key in a route's `responses` that holds the slugs until the OpenAPI document is completed.

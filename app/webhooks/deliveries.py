@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
 from app.auth.api_keys import CallerDep
 from app.enums import DeliveryStatus
 from app.models import Delivery
-from app.web import RetryOnSerializationFailure, Text
+from app.web import Text
 from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
 from app.web.provided import DatabaseDep, ReaderDep
+from app.web.routing import Router
 from app.webhooks import repository
 from app.webhooks.routes import WebhooksDep
 from app.webhooks.schemas import AttemptPage, AttemptRead, DeliveryPage, DeliveryRead, read_delivery
 
-router = APIRouter(prefix="/v1/deliveries", route_class=RetryOnSerializationFailure, tags=["webhooks"])
+router = Router(prefix="/v1/deliveries", tags=["webhooks"])
 
 
 class DeliveryFilters(BaseModel):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.auth.api_keys import Caller, CallerDep
 from app.database.engine import Session
 from app.keyring import Keyring
 from app.models import ApiKey, WebhookEndpoint
-from app.web import RetryOnSerializationFailure
 from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
 from app.web.provided import DatabaseDep, ReaderDep, provided
+from app.web.routing import Router
 from app.webhooks import repository
 from app.webhooks.schemas import (
     DeliveryRead,
@@ -29,7 +29,7 @@ from app.webhooks.schemas import (
 from app.webhooks.service import Webhooks
 from app.webhooks.signing import secret_of
 
-router = APIRouter(prefix="/v1", route_class=RetryOnSerializationFailure, tags=["webhooks"])
+router = Router(prefix="/v1", tags=["webhooks"])
 
 
 WebhooksDep = Annotated[Webhooks, provided(Webhooks)]
