@@ -15,10 +15,8 @@ and `GET` and `POST /control`. They need no key and show callback URLs whole, so
 sandbox is a machine or a network of one's own.
 """
 
-from app.sandbox.app import create_sandbox
-from app.sandbox.fault_table import FAULTS, Fault
-from app.sandbox.faults import FaultRefused
-from app.sandbox.options import SandboxOptions
-from app.sandbox.server import SandboxServer, run_sandbox
+from app.sandbox.faults import FAULTS, Fault, FaultRefused
+from app.sandbox.server import SandboxServer, create_sandbox, run_sandbox
+from app.sandbox.state import SandboxOptions
 
 __all__ = ["FAULTS", "Fault", "FaultRefused", "SandboxOptions", "SandboxServer", "create_sandbox", "run_sandbox"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 
-from app.sandbox.callback_bodies import callback_body
 from app.sandbox.journal import CallbackAttempt, caller_task_id
+from app.sandbox.payloads import callback_body
 from app.sandbox.state import Sandbox, Task, now
 from app.sandbox.timeline import Stage, Step, failure_of, plan_callbacks
 

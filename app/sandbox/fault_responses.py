@@ -9,8 +9,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from starlette.types import Receive, Scope, Send
 
 from app.sandbox import payloads
-from app.sandbox.fault_table import FAULTS, BadAnswer, Group
-from app.sandbox.faults import Chosen
+from app.sandbox.faults import FAULTS, BadAnswer, Chosen, Group
 from app.sandbox.state import Sandbox
 
 SEVER = "soundpost.sever"

@@ -1,20 +1,44 @@
-"""The sandbox as a process: it tells its address, breaks connections when asked to, and stops at once."""
+"""The sandbox as an ASGI app and as a process: prints its address, aborts connections on demand, stops at once."""
 
 import signal
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.sandbox.app import create_sandbox
-from app.sandbox.fault_responses import SEVER
-from app.sandbox.options import SandboxOptions
-from app.sandbox.state import Sandbox
+from app.sandbox import api_routes, inspection, media_routes
+from app.sandbox.callbacks import Courier
+from app.sandbox.fault_responses import SEVER, NoAnswer, enveloped
+from app.sandbox.journal import JournalMiddleware
+from app.sandbox.state import Sandbox, SandboxOptions
+from app.sandbox.validation import Refused
 
 _AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
+
+
+def create_sandbox(options: SandboxOptions) -> FastAPI:
+    """
+    Make a stand-in upstream that remembers only what happens to this one app.
+
+    Its lifespan must run: it opens and closes what sends the callbacks.
+    """
+    app = FastAPI(title="Soundpost sandbox", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
+    app.state.sandbox = Sandbox(options)
+    app.add_middleware(JournalMiddleware, journal=app.state.sandbox.journal)
+    app.add_exception_handler(Refused, _refuse)
+    app.add_exception_handler(HTTPException, _not_here)
+    app.add_exception_handler(ClientDisconnect, _drop)
+    for room in (api_routes, media_routes, inspection):
+        app.include_router(room.router)
+    return app
 
 
 class SandboxServer(uvicorn.Server):
@@ -49,6 +73,41 @@ class SandboxServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def run_sandbox(options: SandboxOptions, host: str = "127.0.0.1", port: int = 0) -> None:
+    """
+    Serve until SIGTERM or SIGINT, and return. Runs in the main thread of a process.
+
+    Prints `sandbox listening on http://HOST:PORT` once it accepts connections; port 0 takes a free one.
+    """
+    # Until the server listens to signals these end the process; after it, the server raises the signal again.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    with suppress(_Stopped):
+        _TalkingServer(options, host, port).run()
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with Courier(app.state.sandbox) as app.state.courier:
+        yield
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101 - what it is registered for
+    return enveloped(request, error.code, message=error.message)
+
+
+async def _drop(request: Request, error: Exception) -> Response:
+    return NoAnswer()
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    if request.url.path.startswith("/api/"):
+        return enveloped(request, 404)
+    return PlainTextResponse(error.detail, error.status_code)
+
+
 class _TalkingServer(SandboxServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -67,19 +126,6 @@ class _BreakableProtocol(HttpToolsProtocol):
             return
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         self.transport.abort()
-
-
-def run_sandbox(options: SandboxOptions, host: str = "127.0.0.1", port: int = 0) -> None:
-    """
-    Serve until SIGTERM or SIGINT, and return. Runs in the main thread of a process.
-
-    Prints `sandbox listening on http://HOST:PORT` once it accepts connections; port 0 takes a free one.
-    """
-    # Until the server listens to signals these end the process; after it, the server raises the signal again.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
-    with suppress(_Stopped):
-        _TalkingServer(options, host, port).run()
 
 
 class _Stopped(SystemExit):

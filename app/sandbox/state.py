@@ -1,4 +1,4 @@
-"""What one sandbox remembers: its tasks, its account, its journal, and whether it is stopping."""
+"""What one sandbox is started with and what it remembers: options, account, tasks, journal."""
 
 import asyncio
 import random
@@ -10,9 +10,32 @@ from datetime import datetime
 
 from app.sandbox.account import Account
 from app.sandbox.audio import Sound
-from app.sandbox.faults import Chosen
+from app.sandbox.faults import Chosen, parse_terms
 from app.sandbox.journal import CallbackAttempt, Journal
-from app.sandbox.options import SandboxOptions
+
+
+@dataclass(frozen=True)
+class SandboxOptions:
+    """Every knob; all spans are seconds. Raises FaultRefused when `fault` names an unknown fault."""
+
+    api_key: str = field(default="sandbox", repr=False)
+    delay: float = 3.0
+    """From submit to complete; the stages between are spread inside."""
+    rate: int = 20
+    period: float = 10.0
+    """At most `rate` submits and polls in any `period`."""
+    credits: float = 1000.0
+    fault: str | None = None
+    """Applied to each task whose prompt has no tag of its own, e.g. `drop-callbacks:0.2,http-500:0.1`."""
+    seed: int = 0
+    """Decides which tasks a fault with a probability meets, in the order of their arrival."""
+    callback_retry_delays: tuple[float, ...] = (60.0, 300.0, 900.0)
+    callback_timeout: float = 15.0
+    callback_hmac_key: str | None = field(default=None, repr=False)
+    """Signs callbacks when set."""
+
+    def __post_init__(self) -> None:
+        parse_terms(self.fault or "")
 
 
 @dataclass(frozen=True)

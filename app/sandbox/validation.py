@@ -6,8 +6,9 @@ import httpx
 from pydantic_core import from_json
 
 from app.sandbox.audio import KEYS
-from app.sandbox.options import MODELS
 from app.sandbox.state import Order
+
+MODELS = frozenset({"V5", "V5_5", "V6", "V6_WILD", "V6_MINI"})
 
 _LONGEST_PROMPT = 500
 

@@ -6,8 +6,7 @@ from typing import get_args
 import pytest
 
 from app.sandbox import FAULTS, FaultRefused, SandboxOptions
-from app.sandbox.fault_table import Group
-from app.sandbox.faults import draw, parse_terms, terms_in_prompt, without_tags
+from app.sandbox.faults import Group, draw, parse_terms, terms_in_prompt, without_tags
 from app.sandbox.timeline import Stage, plan_callbacks, stage_after
 
 
