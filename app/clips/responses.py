@@ -14,6 +14,7 @@ from fastapi.responses import StreamingResponse
 from app.clips.media_types import SUFFIXES
 from app.errors import RangeNotSatisfiable
 from app.storage.store import CHUNK, Storage
+from app.web.negotiation import matches
 
 # What is behind one of these addresses never changes, but who may see it is the caller's alone.
 CACHING = "private, max-age=31536000, immutable"
@@ -41,7 +42,7 @@ class StoredFile:
 async def answer_with(request: Request, storage: Storage, kept: StoredFile) -> Response:
     """Answer a GET or HEAD. Raises RangeNotSatisfiable, StorageUnavailable."""
     headers = {"ETag": kept.etag, "Cache-Control": CACHING, "Accept-Ranges": "bytes"}
-    if _is_known(request.headers.get("if-none-match"), kept.etag):
+    if matches(request.headers.get("if-none-match"), kept.etag):
         return Response(status_code=304, headers=headers)
     headers |= {"Content-Type": kept.media_type, "Content-Disposition": _disposition(kept)}
     if request.method == "HEAD":
@@ -95,12 +96,6 @@ def _disposition(kept: StoredFile) -> str:
     return (
         f"inline; filename=\"{file_name(plain, kept.media_type)}\"; filename*=UTF-8''{quote(name, safe='!#$&+-.^_`|~')}"
     )
-
-
-def _is_known(if_none_match: str | None, etag: str) -> bool:
-    """RFC 9110, 13.1.2: a list of tags or `*`, compared weakly."""
-    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    return "*" in tags or etag in tags
 
 
 async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -20,6 +19,7 @@ from app.tasks.schemas import EventPage, EventRead
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.tasks.waiting import Waiters, WaitersDep, wait_for_disconnect
 from app.web.deferred import DeferredResponse
+from app.web.negotiation import prefers
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.web.routing import Router
 
@@ -59,7 +59,7 @@ async def list_events(
 ) -> EventPage | Response:
     """What happened to a task, oldest first."""
     response.headers["Vary"] = "Accept"
-    if prefers_stream(request.headers.getlist("accept")):
+    if prefers(request.headers.getlist("accept"), STREAM, "application/json"):
         after = await tasks.version_of_event(caller, task_id, last_event_id)
         return DeferredResponse(partial(_stream, waiters, task_id, after))
     position = decode_cursor(cursor, 1)
@@ -120,31 +120,6 @@ def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:
         return events
     ends = [number for number, event in enumerate(events, 1) if event.type in FINAL_EVENTS]
     return events[: ends[-1]] if ends else ()
-
-
-def prefers_stream(accept: Sequence[str]) -> bool:
-    """
-    Whether the Accept header (RFC 9110, 12.5.1) puts a stream before JSON.
-
-    Of two types that are as welcome the one that is named more exactly wins, and JSON
-    if that is no difference either.
-    """
-    return _welcome(accept, STREAM) > _welcome(accept, "application/json")
-
-
-def _welcome(accept: Sequence[str], media_type: str) -> tuple[float, int]:
-    """How welcome a type is, and how exactly it is named."""
-    ranges = [part.lower().partition(";") for part in ",".join(accept).split(",")]
-    named = {name.strip(): _quality(parameters) for name, _, parameters in ranges}
-    for exactness, name in ((2, media_type), (1, f"{media_type.partition('/')[0]}/*"), (0, "*/*")):
-        if name in named:
-            return (named[name], exactness) if named[name] else (0.0, 0)
-    return 0.0, 0
-
-
-def _quality(parameters: str) -> float:
-    found = re.search(r"(?:^|;)\s*q=([01](?:\.\d{0,3})?)\s*(?:;|$)", parameters, re.ASCII)
-    return float(found[1]) if found else 1.0
 
 
 def _written(event: Event) -> str:

@@ -31,6 +31,7 @@ from app.tasks.schemas import (
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
+from app.web.negotiation import matches
 from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
 from app.web.problems import problem_responses
 from app.web.provided import provided
@@ -97,7 +98,10 @@ async def get_task(
 ) -> Response:
     """One task as it stands. With `Prefer: wait`, once its version is not the known one, or else once it has ended."""
     snapshot = snapshot_of(await tasks.get(caller, task_id))
-    is_awaited = attrgetter("is_final") if if_none_match is None else partial(_is_other, if_none_match)
+
+    def is_awaited(task: TaskSnapshot) -> bool:
+        return task.is_final if if_none_match is None else not matches(if_none_match, _etag(task))
+
     return waiters.answer(snapshot, wait, is_awaited, partial(_known_or_whole, if_none_match))
 
 
@@ -165,19 +169,13 @@ def _created(headers: Mapping[str, str], retry_after: int, snapshot: TaskSnapsho
 
 def _known_or_whole(if_none_match: str | None, snapshot: TaskSnapshot) -> Response:
     headers = {"ETag": _etag(snapshot), "Cache-Control": "private, no-cache", "Vary": "Prefer"}
-    if if_none_match is not None and not _is_other(if_none_match, snapshot):
+    if matches(if_none_match, _etag(snapshot)):
         return Response(None, 304, headers)
     return Response(snapshot.body, 200, headers, "application/json")
 
 
 def _etag(snapshot: TaskSnapshot) -> str:
     return f'W/"{snapshot.version}"'
-
-
-def _is_other(if_none_match: str, snapshot: TaskSnapshot) -> bool:
-    """RFC 9110, 13.1.2: not among a list of tags or `*`, compared weakly."""
-    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-    return "*" not in tags and _etag(snapshot).removeprefix("W/") not in tags
 
 
 def _read_callback(callback: Callback) -> CallbackRead:

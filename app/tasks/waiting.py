@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -27,12 +26,12 @@ from app.tasks import repository
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse
+from app.web.negotiation import preferred_wait
 from app.web.provided import provided
 
 log = structlog.get_logger()
 Answer = TypeVar("Answer")
 
-MAX_WAIT = 60
 # How long after its deadline a wait may still look at the task before it answers what it saw last.
 LAST_LOOK = 0.5
 # A wake-up that got lost costs a waiter so many seconds.
@@ -44,8 +43,6 @@ ESTIMATE_FRESH_FOR = timedelta(seconds=10)
 # Seconds: what is said before any task has succeeded, and the most that is said afterwards.
 DEFAULT_RETRY_AFTER = 5
 MAX_RETRY_AFTER = 300
-
-_WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,20 +157,6 @@ class Waiters:
 def snapshot_of(task: TaskRead) -> TaskSnapshot:
     """What is kept of a task that was read."""
     return TaskSnapshot(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
-
-
-def preferred_wait(preferences: Sequence[str]) -> int | None:
-    """
-    The seconds of the first `wait` among the values of Prefer (RFC 7240), at most the longest; None without one.
-
-    What cannot be read is ignored: a preference is nothing that a request may fail for.
-    """
-    for preference in ",".join(preferences).split(","):
-        name = preference.partition("=")[0].partition(";")[0].strip()
-        if name.lower() == "wait":
-            found = _WAIT.fullmatch(preference.strip())
-            return min(int(found[1] or found[2]), MAX_WAIT) if found else None
-    return None
 
 
 # Makers of clients know no header that comes several times.

@@ -1,36 +1,97 @@
-"""What callers take for an answer (RFC 9110, 12.5.1)."""
+"""The request and response headers by which client and server negotiate, each read in one place."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 
 from app.errors import NotAcceptable
 
-_REFUSED = re.compile(r"(?:^|;)\s*q\s*=\s*0(?:\.0{0,3})?\s*(?:;|$)", re.ASCII)
+MAX_WAIT_SECONDS = 60
+
+_QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|$)", re.ASCII)
+_WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
+_SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
 
 
 async def check_accept(request: Request) -> None:
     """
-    Raise NotAcceptable where the caller takes nothing that this route answers.
+    Raise NotAcceptable where the client accepts no media type that this route answers.
 
-    That is told before anything is done, so that nothing is ordered whose answer
-    nobody reads.
+    A dependency, so that it runs before the route: nothing is ordered whose response
+    the client would refuse.
     """
-    accept = ",".join(request.headers.getlist("accept"))
+    accept = request.headers.getlist("accept")
     offered = _offered(request.scope.get("route"))
-    if accept.strip() and offered and not any(accepts(accept, media_type) for media_type in offered):
+    if "".join(accept).strip() and offered and not any(quality(accept, media_type)[0] for media_type in offered):
         raise NotAcceptable(detail=f"This answers {' or '.join(offered)}.")
 
 
-def accepts(accept: str, media_type: str) -> bool:
-    """Whether an Accept header admits a media type; the range that names it most exactly counts."""
-    ranges = [part.lower().partition(";") for part in accept.split(",")]
-    admitted = {name.strip(): not _REFUSED.search(parameters) for name, _, parameters in ranges}
-    exactness = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
-    return next((admitted[name] for name in exactness if name in admitted), False)
+def quality(accept: Sequence[str], media_type: str) -> tuple[float, int]:
+    """
+    The quality, 0 to 1, that Accept fields give a media type, and how exactly they name it (RFC 9110 §12.5.1).
+
+    2 is the type itself, 1 its `type/*`, 0 is `*/*`; the most exact range counts. (0.0, 0) is not acceptable.
+    """
+    ranges = [part.lower().partition(";") for part in ",".join(accept).split(",")]
+    named = {name.strip(): _weight(parameters) for name, _, parameters in ranges}
+    for exactness, name in ((2, media_type), (1, f"{media_type.partition('/')[0]}/*"), (0, "*/*")):
+        if name in named:
+            return (named[name], exactness) if named[name] else (0.0, 0)
+    return 0.0, 0
+
+
+def prefers(accept: Sequence[str], media_type: str, default: str) -> bool:
+    """Whether Accept fields put a media type before the default one; of equal ones the default wins."""
+    return quality(accept, media_type) > quality(accept, default)
+
+
+def preferred_wait(prefer: Sequence[str]) -> int | None:
+    """
+    The seconds of the first `wait` in Prefer fields (RFC 7240 §4.3), at most MAX_WAIT_SECONDS; None without one.
+
+    A preference that cannot be read is ignored, as §2 has it.
+    """
+    for preference in ",".join(prefer).split(","):
+        name = preference.partition("=")[0].partition(";")[0].strip()
+        if name.lower() == "wait":
+            found = _WAIT.fullmatch(preference.strip())
+            return min(int(found[1] or found[2]), MAX_WAIT_SECONDS) if found else None
+    return None
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether an If-None-Match field holds `*` or this entity tag, compared weakly (RFC 9110 §13.1.2)."""
+    tags = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return "*" in tags or etag.removeprefix("W/") in tags
+
+
+def retry_after(headers: Mapping[str, str], now: datetime, ceiling: timedelta) -> timedelta | None:
+    """
+    How long a Retry-After field asks to wait (RFC 9110 §10.2.3), from 0 to `ceiling`; None without a readable one.
+
+    Fractions of seconds, which the RFC does not know, are read too.
+    """
+    value = next((value.strip() for name, value in headers.items() if name.lower() == "retry-after"), "")
+    if _SECONDS.fullmatch(value):
+        return min(timedelta(seconds=float(value)), ceiling)
+    try:
+        until = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return None
+    # A date without a zone is in UTC, as all dates in HTTP are.
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return min(max(until - now, timedelta()), ceiling)
+
+
+def _weight(parameters: str) -> float:
+    found = _QUALITY.search(parameters)
+    return float(found[1]) if found else 1.0
 
 
 def _offered(route: object) -> list[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 
 from app.enums import DisabledBy
 
@@ -15,6 +13,8 @@ GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 FAILS_AT_MOST = timedelta(days=5)
 MAX_PAUSE = timedelta(minutes=5)
+# Twice the longest delay of the schedule is the most that is honoured.
+MAX_RETRY_AFTER = timedelta(days=2)
 JITTER = 0.2
 
 
@@ -66,19 +66,6 @@ def disabled_by(outcome: Outcome, failing_since: datetime, now: datetime) -> Dis
     if outcome.status_code == GONE:
         return DisabledBy.gone
     return DisabledBy.failing if now - failing_since >= FAILS_AT_MOST else None
-
-
-def read_retry_after(headers: Mapping[str, str], now: datetime) -> timedelta | None:
-    """How long the receiver asks us to wait, in seconds or as a date (RFC 9110, 10.2.3)."""
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", value):
-        return timedelta(seconds=int(value))
-    try:
-        until = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):
-        return None
-    # A date without a zone is in UTC, as all dates in HTTP are.
-    return max((until if until.tzinfo else until.replace(tzinfo=UTC)) - now, timedelta())
 
 
 def share_room(lanes: Sequence[str], busy: Mapping[str, int], room: int, most: int) -> dict[str, int]:

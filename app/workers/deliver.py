@@ -18,8 +18,9 @@ from app.database.wakeups import DELIVERIES
 from app.egress import Answer, EgressRefused, send_capped
 from app.models import Delivery, WebhookEndpoint
 from app.services import Services
+from app.web.negotiation import retry_after
 from app.webhooks import repository
-from app.webhooks.retry import Outcome, read_retry_after, share_room
+from app.webhooks.retry import MAX_RETRY_AFTER, Outcome, share_room
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
 
@@ -105,7 +106,7 @@ class _Courier:
             _since(began),
             status_code=answer.status,
             response=_text(answer.body.decode(errors="replace")),
-            retry_after=read_retry_after(answer.headers, sending.claimed_at),
+            retry_after=retry_after(answer.headers, sending.claimed_at, MAX_RETRY_AFTER),
         )
 
     async def _post(self, sending: Sending) -> Answer:

@@ -9,9 +9,10 @@ import pytest
 
 from app.enums import ErrorCode, TaskStatus
 from app.models import Task
-from app.tasks.event_stream import KEEP_ALIVE, prefers_stream
+from app.tasks.event_stream import KEEP_ALIVE, STREAM
 from app.tasks.resolution import resolve
 from app.tasks.transitions import Failure
+from app.web.negotiation import prefers
 from tests.support.processes import order
 from tests.support.service import Service
 from tests.tasks.callers import blocks_of, cancel, data_of
@@ -39,7 +40,7 @@ AS_STREAM = {"Accept": "text/event-stream"}
     ],
 )
 def test_stream_is_sent_to_whom_it_is_more_welcome_than_json(accept: list[str], is_stream: bool) -> None:
-    assert prefers_stream(accept) is is_stream
+    assert prefers(accept, STREAM, "application/json") is is_stream
 
 
 async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_one(service: Service) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from app.tasks.waiting import preferred_wait
+from app.web.negotiation import preferred_wait
 from tests.support.processes import eventually, order
 from tests.support.service import Service
 from tests.tasks.callers import cancel, timed

@@ -7,7 +7,8 @@ import pytest
 
 from app.config import Settings
 from app.enums import DisabledBy
-from app.webhooks.retry import Outcome, disabled_by, next_delay, pause_after, read_retry_after, share_room
+from app.web.negotiation import retry_after
+from app.webhooks.retry import MAX_RETRY_AFTER, Outcome, disabled_by, next_delay, pause_after, share_room
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default
@@ -106,7 +107,7 @@ def test_only_2xx_is_success(status: int, success: bool) -> None:
     ],
 )
 def test_retry_after_is_read_in_both_its_forms(value: str, span: float | None) -> None:
-    read = read_retry_after({"retry-after": value}, NOW)
+    read = retry_after({"retry-after": value}, NOW, MAX_RETRY_AFTER)
 
     assert read == (None if span is None else timedelta(seconds=span))
 
