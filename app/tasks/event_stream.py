@@ -20,7 +20,7 @@ from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.tasks.waiting import Waiters, WaitersDep, wait_for_disconnect
 from app.web.deferred import DeferredResponse
 from app.web.negotiation import prefers
-from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
+from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, next_page
 from app.web.routing import Router
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
@@ -64,10 +64,7 @@ async def list_events(
         return DeferredResponse(partial(_stream, waiters, task_id, after))
     position = decode_cursor(cursor, 1)
     events = await tasks.list_events(caller, task_id, _version(position[0]) if position else 0, limit + 1)
-    page, following = events[:limit], None
-    if len(events) > limit:
-        following = encode_cursor(str(page[-1].version))
-    link_next(request, response, following)
+    page, following = next_page(request, response, events, limit, lambda event: (str(event.version),))
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
 
 

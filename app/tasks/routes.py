@@ -32,7 +32,7 @@ from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
 from app.web.negotiation import matches
-from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, encode_cursor, link_next
+from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, next_page
 from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -80,11 +80,10 @@ async def list_tasks(
     named = request.query_params.multi_items()
     labels = [(name.removeprefix("metadata."), value) for name, value in named if name.startswith("metadata.")]
     found = await tasks.list(caller, filters, labels, _position(filters.cursor), filters.limit + 1)
-    page, following = found[: filters.limit], None
-    if len(found) > filters.limit:
-        following = encode_cursor(page[-1].created_at.isoformat(), page[-1].id)
-    link_next(request, response, following)
-    return TaskPage(items=page, next_cursor=following)
+    page, following = next_page(
+        request, response, found, filters.limit, lambda task: (task.created_at.isoformat(), task.id)
+    )
+    return TaskPage(items=list(page), next_cursor=following)
 
 
 @router.get("/{task_id}", operation_id="getTask", response_model=TaskRead, responses=KNOWN)
@@ -131,10 +130,7 @@ async def list_callbacks(
     """The upstream's callbacks for a task as they were received, oldest first; secrets are redacted."""
     position = decode_cursor(cursor, 1)
     callbacks = await tasks.list_callbacks(caller, task_id, position[0] if position else "", limit + 1)
-    page, following = callbacks[:limit], None
-    if len(callbacks) > limit:
-        following = encode_cursor(page[-1].id)
-    link_next(request, response, following)
+    page, following = next_page(request, response, callbacks, limit, lambda callback: (callback.id,))
     return CallbackPage(items=[_read_callback(callback) for callback in page], next_cursor=following)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, TypeVar
 
 from fastapi import Query, Request, Response
 from pydantic import StringConstraints
@@ -13,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.errors import InvalidRequest
 
+Item = TypeVar("Item")
 Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most.")]
 Cursor = Annotated[
     Annotated[str, StringConstraints(max_length=500)] | SkipJsonSchema[None],
@@ -21,12 +23,12 @@ Cursor = Annotated[
 
 
 def encode_cursor(*position: str) -> str:
-    """Name a position; what it is made of is nobody's business."""
+    """The opaque cursor of a position in a list."""
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str | None, parts: int) -> tuple[str, ...] | None:
-    """Read a cursor that we made of so many parts. Raises InvalidRequest for any other text."""
+    """The position that a cursor of this many parts names. Raises InvalidRequest for any other text."""
     if cursor is None:
         return None
     try:
@@ -41,12 +43,23 @@ def decode_cursor(cursor: str | None, parts: int) -> tuple[str, ...] | None:
 
 
 def bad_cursor() -> InvalidRequest:
-    """The error of a cursor that we did not make."""
+    """The error for a cursor that this service did not make."""
     return InvalidRequest(errors=[{"pointer": "#/query/cursor", "detail": "is not a cursor of this list"}])
 
 
-def link_next(request: Request, response: Response, cursor: str | None) -> None:
-    """Point to the next page, as RFC 8288 has it, when there is one."""
-    if cursor is not None:
-        url = request.url.include_query_params(cursor=cursor)
-        response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+def next_page(
+    request: Request, response: Response, found: Sequence[Item], limit: int, position: Callable[[Item], tuple[str, ...]]
+) -> tuple[Sequence[Item], str | None]:
+    """
+    Cut a page of `limit` items off the `limit + 1` that were read; return it with the cursor of the next one.
+
+    `position` names an item's place in the list. Where another page follows, the
+    response gets a Link header with `rel="next"` (RFC 8288).
+    """
+    page = found[:limit]
+    if len(found) <= limit:
+        return page, None
+    cursor = encode_cursor(*position(page[-1]))
+    url = request.url.include_query_params(cursor=cursor)
+    response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+    return page, cursor

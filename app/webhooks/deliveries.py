@@ -11,7 +11,7 @@ from app.auth.api_keys import CallerDep
 from app.enums import DeliveryStatus
 from app.models import Delivery
 from app.web import Text
-from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.web.pagination import Cursor, Limit, decode_cursor, next_page
 from app.web.provided import DatabaseDep, ReaderDep
 from app.web.routing import Router
 from app.webhooks import repository
@@ -46,9 +46,7 @@ async def list_deliveries(
     where = [getattr(Delivery, name) == value for name, value in asked.items()]
     position = decode_cursor(filters.cursor, 1)
     found = await repository.list_deliveries(session, where, position[0] if position else None, filters.limit + 1)
-    page = found[: filters.limit]
-    following = encode_cursor(page[-1].id) if len(found) > filters.limit else None
-    link_next(request, response, following)
+    page, following = next_page(request, response, found, filters.limit, lambda delivery: (delivery.id,))
     return DeliveryPage(items=[read_delivery(delivery) for delivery in page], next_cursor=following)
 
 
@@ -66,9 +64,7 @@ async def list_attempts(
     delivery = caller.require_readable(await session.get(Delivery, delivery_id))
     position = decode_cursor(cursor, 1)
     found = await repository.list_attempts(session, delivery.id, position[0] if position else "", limit + 1)
-    page = found[:limit]
-    following = encode_cursor(page[-1].id) if len(found) > limit else None
-    link_next(request, response, following)
+    page, following = next_page(request, response, found, limit, lambda attempt: (attempt.id,))
     return AttemptPage(items=[AttemptRead.model_validate(attempt) for attempt in page], next_cursor=following)
 
 

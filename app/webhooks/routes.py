@@ -10,7 +10,7 @@ from app.auth.api_keys import Caller, CallerDep
 from app.database.engine import Session
 from app.keyring import Keyring
 from app.models import ApiKey, WebhookEndpoint
-from app.web.pagination import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from app.web.pagination import Cursor, Limit, decode_cursor, next_page
 from app.web.provided import DatabaseDep, ReaderDep, provided
 from app.web.routing import Router
 from app.webhooks import repository
@@ -60,9 +60,7 @@ async def list_endpoints(
     position = decode_cursor(cursor, 1)
     where = [] if caller.is_admin else [WebhookEndpoint.api_key_id == caller.api_key_id]
     endpoints = await repository.list_endpoints(session, where, position[0] if position else "", limit + 1)
-    page = endpoints[:limit]
-    following = encode_cursor(page[-1].id) if len(endpoints) > limit else None
-    link_next(request, response, following)
+    page, following = next_page(request, response, endpoints, limit, lambda endpoint: (endpoint.id,))
     return EndpointPage(items=[read_endpoint(endpoint) for endpoint in page], next_cursor=following)
 
 
