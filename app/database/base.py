@@ -1,27 +1,14 @@
-"""What every table stands on: names, types, ids, and rows that fall due."""
+"""The declarative base: constraint names, column types, ids, and rows that fall due."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, Enum, Index, MetaData, String, Text
+from sqlalchemy import JSON, DateTime, Dialect, Enum, Index, MetaData, String, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils import compat
-
-from app.database.engine import UtcDateTime
-from app.enums import (
-    CallbackOutcome,
-    Charge,
-    DeliveryStatus,
-    DisabledBy,
-    ErrorCode,
-    EventType,
-    ResolvedBy,
-    TaskStatus,
-    WebhookType,
-)
 
 ID_LENGTH = 32
 
@@ -31,13 +18,42 @@ def new_id() -> str:
     return compat.uuid7().hex
 
 
-def _words(kind: type[StrEnum]) -> Enum:
-    # Strings, because PostgreSQL's own enums do not survive a migration down and up again.
-    return Enum(kind, native_enum=False, length=32, values_callable=lambda kind: [word.value for word in kind])
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, on databases that know time zones and on SQLite, which does not."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive times: which moment they mean is a guess."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime has no moment")
+        value = _to_utc(value)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """SQLite hands back what it was given: UTC without saying so."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _to_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        # In another zone the first and the last day of the calendar reach a few hours over its ends.
+        return datetime.min.replace(tzinfo=UTC) if value.year == 1 else datetime.max.replace(tzinfo=UTC)
+
+
+def _values(kind: type[StrEnum]) -> list[str]:
+    return [member.value for member in kind]
 
 
 class Base(DeclarativeBase):
-    """Every table's ground."""
+    """The declarative base of every table: constraint names and column types."""
 
     metadata = MetaData(
         naming_convention={
@@ -52,15 +68,8 @@ class Base(DeclarativeBase):
         str: Text,
         dict[str, Any]: JSON,
         dict[str, str]: JSON,
-        TaskStatus: _words(TaskStatus),
-        Charge: _words(Charge),
-        ResolvedBy: _words(ResolvedBy),
-        ErrorCode: _words(ErrorCode),
-        CallbackOutcome: _words(CallbackOutcome),
-        EventType: _words(EventType),
-        WebhookType: _words(WebhookType),
-        DeliveryStatus: _words(DeliveryStatus),
-        DisabledBy: _words(DisabledBy),
+        # Strings, because PostgreSQL's own enums do not survive a migration down and up again. Every subclass too.
+        StrEnum: Enum(StrEnum, native_enum=False, length=32, values_callable=_values),
     }
 
 

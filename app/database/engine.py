@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, DateTime, Dialect, TypeDecorator, event, func, orm, select
+from sqlalchemy import Connection, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
@@ -44,36 +45,6 @@ _DRIVER_ARGUMENTS: Mapping[str, Mapping[str, int]] = {
 }
 # How a database that is away for the moment shows, at whatever step.
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, aware and UTC on the way in and out, on databases that know time zones and on SQLite."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive times: which moment they mean is a guess."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError("a naive datetime has no moment")
-        value = _to_utc(value)
-        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """SQLite hands back what it was given: UTC without saying so."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _to_utc(value: datetime) -> datetime:
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        # In another zone the first and the last day of the calendar reach a few hours over its ends.
-        return datetime.min.replace(tzinfo=UTC) if value.year == 1 else datetime.max.replace(tzinfo=UTC)
 
 
 async def database_clock(session: Session) -> datetime:
@@ -110,6 +81,12 @@ class Database:
             writer, expire_on_commit=False, sync_session_class=self.session_class
         )
         self.reads: Sessions = async_sessionmaker(reader, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[tuple[Session, datetime]]:
+        """One write transaction and its time; committed at the end of the block, rolled back by an exception."""
+        async with self.writes.begin() as session:
+            yield session, await self.now(session)
 
     async def is_migrated(self) -> bool:
         """Whether the schema is the one this release was written for."""
