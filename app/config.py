@@ -19,10 +19,12 @@ from sqlalchemy.exc import ArgumentError
 PREFIX = "SOUNDPOST_"
 SECRETS = ("UPSTREAM_API_KEY", "SECRET_KEYS", "API_KEYS", "CALLBACK_HMAC_KEY", "DATABASE_URL")
 NO_PUBLIC_URL = "https://soundpost.invalid"
+# Where the upstream calls, below the public URL: the only path that must be reachable from outside.
+CALLBACKS_PATH = "/callbacks/"
 
 
 class Rate(NamedTuple):
-    """So many requests in any window of so long."""
+    """At most `requests` requests in any window of `period`."""
 
     requests: int
     period: timedelta

@@ -1,4 +1,4 @@
-"""What derives from the service's secret keys: callback tokens, so that none of them needs to be stored."""
+"""Tokens, signatures and webhook secrets, all derived from SOUNDPOST_SECRET_KEYS, so that none is stored."""
 
 from __future__ import annotations
 
@@ -39,28 +39,36 @@ class Keyring:
         """What each key of the list derives, the signing one first."""
         return [_derive(key, purpose, subject) for key in self._keys]
 
-    def callback_token(self, task_id: str) -> str:
-        """What the address that we give the upstream for this task ends with."""
-        return _text(self.derive("callback", task_id))
+    def token(self, purpose: str, subject: str) -> str:
+        """The first 24 bytes of what the signing key derives, in URL-safe base64: 32 characters."""
+        return _text(self.derive(purpose, subject))
 
-    def is_callback_token(self, task_id: str, token: str) -> bool:
-        """Whether we made this token for this task; any text is only compared, in constant time."""
+    def matches(self, purpose: str, subject: str, token: str) -> bool:
+        """Whether any key of the list makes this token; any text is only compared, in constant time."""
         given = token.encode("utf-8", "replace")
-        made = [_text(derived).encode() for derived in self.derive_all("callback", task_id)]
+        made = [_text(derived).encode() for derived in self.derive_all(purpose, subject)]
         # Every key is compared, so that the time taken does not tell which one matched.
         return sum(hmac.compare_digest(given, token) for token in made) > 0
 
+    def callback_token(self, task_id: str) -> str:
+        """The last segment of the callback URL of this task."""
+        return self.token("callback", task_id)
+
+    def is_callback_token(self, task_id: str, token: str) -> bool:
+        """Whether this token is that of the task's callback URL."""
+        return self.matches("callback", task_id, token)
+
     def prove_reach(self, challenge: str) -> str:
-        """The answer by which whoever asked knows that the question reached a service with these secrets."""
+        """The answer to a challenge that only a service with these keys can give."""
         return self.derive("reach", challenge).hex()
 
 
 def load_or_create_keyring(settings: Settings) -> Keyring:
     """
-    Return the service's secrets.
+    Return the keyring of SOUNDPOST_SECRET_KEYS, or of the key in a file beside the SQLite database.
 
-    Beside an SQLite database a key is made once, since a single file has a single
-    owner; replicas on PostgreSQL must be told theirs, or each would invent one.
+    The file is created where there is none yet. Replicas on PostgreSQL must be given
+    the setting, or each would create a key of its own. Raises KeyringUnusable.
     """
     if settings.secret_keys:
         return Keyring(*(key.strip() for key in settings.secret_keys.get_secret_value().split(",") if key.strip()))

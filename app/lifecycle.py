@@ -100,8 +100,7 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
 
 async def _prepare(services: Services) -> None:
     async def prepare() -> None:
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
+        async with services.database.transaction() as (session, now):
             await services.pacer.prepare(session, now)
             await prepare_jobs(session, now)
         if services.settings.api_keys:

@@ -75,8 +75,8 @@ async def remove_due_files(database: Database, storage: Storage) -> int:
     """Remove all files that no clip names any more; return how many. Raises StorageUnavailable."""
     removed = 0
     while True:
-        async with database.writes.begin() as session:
-            claim = Claim(await database.now(session), REMOVAL_LEASE, BATCH)
+        async with database.transaction() as (session, now):
+            claim = Claim(now, REMOVAL_LEASE, BATCH)
             rows = await references.claim_abandoned(session, claim)
         for row in rows:
             await remove_file(database, storage, row)

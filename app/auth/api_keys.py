@@ -96,8 +96,7 @@ async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:
 
 async def keep_configured_keys(database: Database, configured: str) -> None:
     """Make the keys of SOUNDPOST_API_KEYS known; those known already, revoked ones too, stay as they are."""
-    async with database.writes.begin() as session:
-        now = await database.now(session)
+    async with database.transaction() as (session, now):
         rows = [
             {"id": new_id(), "name": name, "key_hash": hash_key(key), "is_admin": False, "created_at": now}
             for name, key in parse_configured_keys(configured)

@@ -10,7 +10,7 @@ from fastapi import Path, Request
 from fastapi.responses import PlainTextResponse
 
 from app.callbacks.service import receive
-from app.config import Settings
+from app.config import CALLBACKS_PATH, Settings
 from app.database.base import ID_LENGTH
 from app.errors import NotAuthenticated, NotFound
 from app.keyring import Keyring
@@ -28,7 +28,7 @@ KeyringDep = Annotated[Keyring, provided(Keyring)]
 
 
 @router.post(
-    "/callbacks/{task_id}/{token}",
+    CALLBACKS_PATH + "{task_id}/{token}",
     operation_id="receiveCallback",
     responses=problem_responses(NotAuthenticated),
     openapi_extra={"requestBody": {"content": {"application/json": {"schema": {}}}}},
@@ -60,7 +60,7 @@ async def receive_callback(
     return {"status": "received"}
 
 
-@router.get("/callbacks/{challenge}", include_in_schema=False)
+@router.get(CALLBACKS_PATH + "{challenge}", include_in_schema=False)
 async def prove_reach(
     keyring: KeyringDep, challenge: Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 ) -> PlainTextResponse:

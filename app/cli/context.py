@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.auth import api_keys
 from app.config import PREFIX, Settings
-from app.database.engine import migrate
+from app.database.engine import UnknownSchema, migrate
 from app.keyring import KeyringUnusable, load_or_create_keyring
 from app.services import Services, build_services
 
@@ -61,7 +61,7 @@ def prepare(settings: Settings) -> None:
         load_or_create_keyring(settings)
         if settings.is_sqlite:
             migrate(settings.database_url)
-    except KeyringUnusable as error:
+    except (KeyringUnusable, UnknownSchema) as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
         fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import httpx
 
-from app.config import Settings
+from app.config import CALLBACKS_PATH, Settings
 from app.database.engine import Database
 from app.egress import upstream_client
 from app.errors import StorageUnavailable
@@ -94,8 +94,8 @@ async def _look_at_upstream(settings: Settings, database: Database) -> Finding:
     key = settings.upstream_api_key.get_secret_value()
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     async with upstream_client(settings.upstream_url, key, TIMEOUT) as http:
-        async with database.writes.begin() as session:
-            await pacer.prepare(session, await database.now(session))
+        async with database.transaction() as (session, now):
+            await pacer.prepare(session, now)
         try:
             found = await CreditsCache(database, pacer, Upstream(http, TIMEOUT)).credits()
         except CreditsUnavailable as error:
@@ -121,7 +121,7 @@ async def _look_at_public_url(settings: Settings, keyring: Keyring) -> Finding:
     challenge = secrets.token_hex(16)
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=TIMEOUT.total_seconds()) as http:
-            answer = await http.get(f"{settings.public_url}/callbacks/{challenge}")
+            answer = await http.get(f"{settings.public_url}{CALLBACKS_PATH}{challenge}")
     except httpx.HTTPError as error:
         detail = (
             f"SOUNDPOST_PUBLIC_URL cannot be reached from here ({type(error).__name__}): does `soundpost serve` run?"
@@ -130,6 +130,6 @@ async def _look_at_public_url(settings: Settings, keyring: Keyring) -> Finding:
     if answer.is_success and answer.text == keyring.prove_reach(challenge):
         return Finding("public_url", ok=True, detail="it reaches this service")
     detail = (
-        f"SOUNDPOST_PUBLIC_URL reaches something else (HTTP {answer.status_code}): it must pass /callbacks/ on to us"
+        f"SOUNDPOST_PUBLIC_URL reaches another server (HTTP {answer.status_code}): it must pass {CALLBACKS_PATH} on"
     )
     return Finding("public_url", ok=False, detail=detail)

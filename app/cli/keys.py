@@ -21,8 +21,8 @@ def create_key(name: str, admin: Annotated[bool, typer.Option("--admin", help="M
         fail("NAME must be 1 to 100 characters.")
 
     async def create(services: Services) -> str:
-        async with services.database.writes.begin() as session:
-            return await api_keys.create_key(session, name, await services.database.now(session), is_admin=admin)
+        async with services.database.transaction() as (session, now):
+            return await api_keys.create_key(session, name, now, is_admin=admin)
 
     typer.echo(with_services(create))
 
@@ -58,8 +58,8 @@ def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """Refuse a key from now on, on every replica."""
 
     async def revoke(services: Services) -> bool:
-        async with services.database.writes.begin() as session:
-            return await api_keys.revoke_key(session, key_id, await services.database.now(session))
+        async with services.database.transaction() as (session, now):
+            return await api_keys.revoke_key(session, key_id, now)
 
     if not with_services(revoke):
         fail("No active key has this id; `soundpost keys list` shows them.")

@@ -28,7 +28,7 @@ from app.cli.context import (
 )
 from app.cli.doctor import Finding, examine, says
 from app.config import parse_rate
-from app.database.engine import Database
+from app.database.engine import Database, UnknownSchema
 from app.database.engine import migrate as run_migrations
 from app.errors import StorageUnavailable
 from app.lifecycle import run_worker
@@ -87,6 +87,8 @@ def migrate() -> None:
     settings = load_settings()
     try:
         run_migrations(settings.database_url)
+    except UnknownSchema as error:
+        fail(str(error))
     except (SQLAlchemyError, OSError) as error:
         fail(f"The database cannot be migrated ({why(error)}): check SOUNDPOST_DATABASE_URL and try again.")
     typer.echo("The schema is up to date.")
@@ -147,8 +149,8 @@ def prune(
 async def _erase_expired(database: Database, retention: Retention) -> None:
     is_more = True
     while is_more:
-        async with database.writes.begin() as session:
-            is_more = await retention.erase_batch(session, await database.now(session))
+        async with database.transaction() as (session, now):
+            is_more = await retention.erase_batch(session, now)
 
 
 @main.command()

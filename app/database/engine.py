@@ -13,6 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -99,11 +100,25 @@ class Database:
             await engine.dispose()
 
 
+class UnknownSchema(Exception):
+    """The database is at a revision that this release does not know."""
+
+
 def migrate(url: str) -> None:
-    """Bring the schema of the database at this URL to this release's; creates an SQLite file and its folder."""
+    """
+    Upgrade the schema of the database at this URL to this release's; creates an SQLite file and its folder.
+
+    Raises UnknownSchema.
+    """
     if url.startswith("sqlite"):
         Path(str(make_url(url).database)).parent.mkdir(parents=True, exist_ok=True)
-    command.upgrade(alembic_config(url), "head")
+    try:
+        command.upgrade(alembic_config(url), "head")
+    except CommandError as error:
+        raise UnknownSchema(
+            f"The schema is not of a release that this one can upgrade ({error}): a newer release made it, or "
+            "one before 1.0, whose databases must be created anew."
+        ) from error
 
 
 def alembic_config(url: str) -> Config:

@@ -13,11 +13,12 @@ from ipaddress import ip_address
 import httpcore
 import httpx
 
+from app import __version__
 from app.egress.rules import Address, Networks, is_forbidden, refusal_of
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 
-USER_AGENT = "Soundpost/0.1.0"
+USER_AGENT = f"Soundpost/{__version__}"
 _CONNECT_WITHIN = timedelta(seconds=5)
 
 

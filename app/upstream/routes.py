@@ -39,8 +39,8 @@ async def get_credits(
         said = error.answer
         if said is not None and said.hold_reason is not None:
             # No submit would fare better: the queue need not find out by one.
-            async with database.writes.begin() as session:
-                hold = Hold(said.hold_reason, await database.now(session), said.message)
+            async with database.transaction() as (session, now):
+                hold = Hold(said.hold_reason, now, said.message)
                 await hold_submits(session, hold, settings.hold_recheck)
         raise UpstreamUnavailable(
             detail="The upstream did not say how many credits are left; ask again in a few seconds.",

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.config import CALLBACKS_PATH
 from app.errors import (
     AppError,
     ContentTooLarge,
@@ -37,7 +38,7 @@ class BodyRule:
 # The first prefix that fits counts. Callbacks are kept as they came, so they may be anything, and they are not read
 # before their token is checked.
 BODY_RULES = (
-    BodyRule("/callbacks/", max_bytes=1024 * 1024, json=False),
+    BodyRule(CALLBACKS_PATH, max_bytes=1024 * 1024, json=False),
     BodyRule("", max_bytes=64 * 1024, json=True),
 )
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from app.config import CALLBACKS_PATH
 from app.errors import (
     AppError,
     ContentTooLarge,
@@ -158,10 +159,10 @@ def _likely(path: str, operation: Mapping[str, Any]) -> Iterator[type[AppError]]
         yield NotAcceptable
     if "{" in path:
         yield NotFound
-    if "requestBody" in operation and not path.startswith("/callbacks/"):
+    if "requestBody" in operation and not path.startswith(CALLBACKS_PATH):
         yield UnreadableBody
     yield InvalidRequest
-    if path.startswith(("/v1/", "/callbacks/")):
+    if path.startswith(("/v1/", CALLBACKS_PATH)):
         yield DatabaseUnavailable
 
 

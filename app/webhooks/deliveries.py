@@ -71,7 +71,7 @@ async def list_attempts(
 @router.post("/{delivery_id}/resend", status_code=202, operation_id="resendDelivery")
 async def resend(database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, delivery_id: str) -> DeliveryRead:
     """Make a delivery due now, whatever became of it: the same `webhook-id`, the same bytes."""
-    async with database.writes.begin() as session:
+    async with database.transaction() as (session, now):
         delivery = caller.require_owned(await session.get(Delivery, delivery_id))
-        await webhooks.resend(session, delivery, await database.now(session))
+        await webhooks.resend(session, delivery, now)
     return read_delivery(delivery)

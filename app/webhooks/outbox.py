@@ -1,4 +1,4 @@
-"""What is to be told is a row of the same commit as the fact it tells of."""
+"""Transactional outbox: deliveries are inserted in the transaction that records the event."""
 
 from __future__ import annotations
 

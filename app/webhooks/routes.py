@@ -41,8 +41,8 @@ async def create_endpoint(
     response: Response, database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, order: EndpointCreate
 ) -> EndpointRead:
     """Be told of your tasks' events at this address from now on."""
-    async with database.writes.begin() as session:
-        endpoint = webhooks.register(session, caller.api_key_id, order, await database.now(session))
+    async with database.transaction() as (session, now):
+        endpoint = webhooks.register(session, caller.api_key_id, order, now)
     response.headers["Location"] = f"/v1/webhook-endpoints/{endpoint.id}"
     return read_endpoint(endpoint)
 
@@ -80,9 +80,9 @@ async def change_endpoint(
     Disabling gives up what still waits; enabling starts afresh, and `recover` brings
     back what was missed. Deliveries that still wait go to a new address too.
     """
-    async with database.writes.begin() as session:
+    async with database.transaction() as (session, now):
         endpoint = await _lock_own(session, caller, endpoint_id)
-        await webhooks.change(session, endpoint, wish, await database.now(session))
+        await webhooks.change(session, endpoint, wish, now)
     return read_endpoint(endpoint)
 
 
@@ -111,18 +111,18 @@ async def rotate_endpoint_secret(
     endpoint_id: str,
 ) -> Secret:
     """Sign with a new secret; for 24 hours the one before signs too."""
-    async with database.writes.begin() as session:
+    async with database.transaction() as (session, now):
         endpoint = await _lock_own(session, caller, endpoint_id)
-        webhooks.rotate(endpoint, await database.now(session))
+        webhooks.rotate(endpoint, now)
     return _show_secret(keyring, response, endpoint)
 
 
 @router.post("/webhook-endpoints/{endpoint_id}/test", status_code=202, operation_id="testWebhookEndpoint")
 async def send_test(database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str) -> DeliveryRead:
     """Send a `webhook.test`, whatever the endpoint chose to hear of."""
-    async with database.writes.begin() as session:
+    async with database.transaction() as (session, now):
         endpoint = await _lock_own(session, caller, endpoint_id)
-        delivery = webhooks.test(session, endpoint, await database.now(session))
+        delivery = webhooks.test(session, endpoint, now)
     return read_delivery(delivery)
 
 
@@ -131,9 +131,9 @@ async def recover_endpoint(
     database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str, wish: Recovery
 ) -> Recovered:
     """Make every delivery of a time that did not arrive due now."""
-    async with database.writes.begin() as session:
+    async with database.transaction() as (session, now):
         endpoint = await _lock_own(session, caller, endpoint_id)
-        count = await webhooks.recover(session, endpoint, wish, await database.now(session))
+        count = await webhooks.recover(session, endpoint, wish, now)
     return Recovered(deliveries=count)
 
 
@@ -148,9 +148,9 @@ async def rotate_default_secret(
     keyring: KeyringDep, response: Response, database: DatabaseDep, webhooks: WebhooksDep, caller: CallerDep
 ) -> Secret:
     """Sign them with a new secret; for 24 hours the one before signs too."""
-    async with database.writes.begin() as session:
+    async with database.transaction() as (session, now):
         key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
-        webhooks.rotate(key, await database.now(session))
+        webhooks.rotate(key, now)
     return _show_secret(keyring, response, key)
 
 

@@ -56,8 +56,7 @@ class _Courier:
     async def claim(self, limit: int) -> Claimed[Sending]:
         """Take what is due, from every lane its share: a backlog waits for its own receiver and for no other."""
         services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
+        async with services.database.transaction() as (session, now):
             lanes = list(await repository.due_lanes(session, now))
             # Where there are more lanes than room, each has its turn.
             self._rng.shuffle(lanes)
@@ -121,8 +120,7 @@ class _Courier:
 
     async def _settle(self, sending: Sending, outcome: Outcome) -> None:
         services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
+        async with services.database.transaction() as (session, now):
             settled = await services.webhooks.settle(session, sending.delivery, outcome, now)
         log.info(
             "delivery",

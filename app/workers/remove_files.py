@@ -22,8 +22,7 @@ def erase_loop(services: Services) -> Loop[StoredObject]:
     """The loop that removes. A row stays until its file is gone, so nothing is left behind by a crash in between."""
 
     async def claim(limit: int) -> Claimed[StoredObject]:
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
+        async with services.database.transaction() as (session, now):
             return Claimed(await references.claim_abandoned(session, Claim(now, REMOVAL_LEASE, limit)))
 
     async def work(row: StoredObject) -> None:

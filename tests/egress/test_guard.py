@@ -4,10 +4,10 @@ import asyncio
 import sys
 import threading
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from importlib.metadata import version
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -244,7 +244,7 @@ async def test_upstream_gets_key_name_and_no_compression_on_a_connection_of_its_
         for head in receiver.heads:
             assert "\r\nAuthorization: Bearer s3cret\r\n" in head
             assert "\r\nAccept-Encoding: identity\r\n" in head
-            assert f"\r\nUser-Agent: Soundpost/{_version()}\r\n" in head
+            assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in head
         assert "s3cret" not in repr(client.headers)
 
 
@@ -253,7 +253,7 @@ async def test_guarded_requests_carry_no_key_and_say_who_asks() -> None:
         await client.get(receiver.url())
 
     assert "authorization" not in receiver.heads[0].lower()
-    assert f"\r\nUser-Agent: Soundpost/{_version()}\r\n" in receiver.heads[0]
+    assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in receiver.heads[0]
 
 
 async def test_upstream_that_accepts_and_says_nothing_is_a_read_timeout() -> None:
@@ -270,8 +270,3 @@ async def test_upstream_that_accepts_and_says_nothing_is_a_read_timeout() -> Non
 
 async def _silence(_writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(5)
-
-
-def _version() -> str:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
-    return str(project["project"]["version"])

@@ -19,8 +19,6 @@ from app.enums import Charge, TaskStatus
 from app.main import create_app
 from app.models import ApiKey, Event, Task
 from app.services import Services, build_services
-from app.signed_urls import load_signed_urls
-from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL
 from app.web import HttpProtocol
@@ -135,9 +133,7 @@ async def add_task(
     }
     async with database.writes.begin() as session:
         wanted = TaskCreate.model_validate({"prompt": "soft rain"})
-        task = TaskLifecycle(settings_of(database.url), load_signed_urls(settings_of(database.url))).create(
-            session, api_key_id, wanted, now
-        )
+        task = build_services(settings_of(database.url)).lifecycle.create(session, api_key_id, wanted, now)
         for name, value in columns.items():
             setattr(task, name, value)
     return task

@@ -1,16 +1,16 @@
-"""The first schema."""
+"""The first schema, rewritten until 1.0."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "20261125_first_schema"
 down_revision = None
 branch_labels = None
 depends_on = None
 
 
 def upgrade() -> None:
-    """The first schema."""
+    """The first schema, rewritten until 1.0."""
     op.create_table(
         "api_keys",
         sa.Column("id", sa.String(length=32), nullable=False),
