@@ -25,7 +25,7 @@ from app.web.deferred import DeferredResponses
 from app.web.negotiation import check_accept
 from app.web.openapi import complete_document
 from app.web.provided import provide
-from app.webhooks import deliveries, openapi
+from app.webhooks import openapi
 from app.webhooks import routes as webhooks
 
 
@@ -41,7 +41,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     every = (getattr(services, field.name) for field in fields(services))
     # Routes make no HTTP calls of their own.
     provide(app, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
-    rooms = [room.router for room in (tasks, event_stream, webhooks, deliveries, upstream)]
+    rooms = [room.router for room in (tasks, event_stream, webhooks, upstream)]
     for router in (*rooms, tasks.account_router):
         app.include_router(router, dependencies=[Depends(check_accept)])
     for room in (clips, callbacks, dropin, health, problems):

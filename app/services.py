@@ -22,7 +22,8 @@ from app.tasks.waiting import RetryAfterEstimate, Waiters
 from app.upstream.credits import CreditsCache
 from app.upstream.pacing import Pacer
 from app.upstream.suno.client import Upstream
-from app.webhooks.service import Webhooks
+from app.webhooks.lifecycle import WebhookLifecycle
+from app.webhooks.service import WebhookService
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Services:
     lifecycle: TaskLifecycle
     tasks: TaskService
     waiters: Waiters
-    webhooks: Webhooks
+    webhooks: WebhookService
+    webhook_lifecycle: WebhookLifecycle
     pacer: Pacer
     upstream_http: httpx.AsyncClient
     upstream: Upstream
@@ -60,6 +62,7 @@ def build_services(settings: Settings) -> Services:
     database = Database(settings.database_url)
     wakeups = Wakeups(database)
     lifecycle = TaskLifecycle(settings, signed_urls, publishers=(publish_to_webhook_url, publish_to_callback_url))
+    webhook_lifecycle = WebhookLifecycle(settings)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
     upstream_http = upstream_client(settings.upstream_url, key, settings.upstream_call_timeout)
@@ -74,7 +77,8 @@ def build_services(settings: Settings) -> Services:
         lifecycle=lifecycle,
         tasks=TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate()),
         waiters=Waiters(database, wakeups, signed_urls),
-        webhooks=Webhooks(settings),
+        webhooks=WebhookService(database, webhook_lifecycle, keyring),
+        webhook_lifecycle=webhook_lifecycle,
         pacer=pacer,
         upstream_http=upstream_http,
         upstream=upstream,

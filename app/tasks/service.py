@@ -24,7 +24,7 @@ from app.tasks.resolution import resolve
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
 from app.tasks.transitions import FINAL
 from app.tasks.waiting import RetryAfterEstimate
-from app.webhooks.service import check_receiver
+from app.webhooks.lifecycle import check_receiver
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from app.webhooks import repository
 
 @dataclass(frozen=True, slots=True)
 class OutboundEvent:
-    """One event in the bytes in which it is told, and when it is told first."""
+    """One event as the bytes that are sent. `due_at` is the time of the first attempt."""
 
     event_id: str
     type: WebhookType
@@ -29,23 +29,23 @@ class OutboundEvent:
 
 
 def enqueue_on_commit(session: Session, outbound: OutboundEvent) -> None:
-    """Tell each of the caller's endpoints that wants to hear of this, if and when this transaction is committed."""
+    """Insert a delivery for each of the caller's endpoints that accepts this type, when the transaction commits."""
     _defer(session, outbound, None)
 
 
 def enqueue_to_url_on_commit(session: Session, outbound: OutboundEvent, url: str) -> None:
-    """Tell, likewise, an address that was given for one task; the caller's default secret signs it."""
+    """Insert a delivery to the URL of one task likewise; the caller's default secret signs it."""
     _defer(session, outbound, url)
 
 
 def enqueue_to_endpoint(session: Session, outbound: OutboundEvent, endpoint: WebhookEndpoint) -> Delivery:
-    """Tell one endpoint, whatever it chose to hear of."""
+    """Insert a delivery to one endpoint now, whatever its `event_types`."""
     return _add_delivery(session.sync_session, outbound, endpoint.url, endpoint.id)
 
 
 def _defer(session: Session, outbound: OutboundEvent, url: str | None) -> None:
-    # The commit itself looks the endpoints up, once for all that it has to tell: no writer of events has a step to
-    # forget, and the writers need not be asynchronous for it.
+    # The commit looks the endpoints up, once for all events of the transaction: no writer of events can forget to,
+    # and the writers need not be asynchronous for it.
     if not event.contains(session.sync_session, "before_commit", _enqueue):
         event.listen(session.sync_session, "before_commit", _enqueue)
     session.info.setdefault("outbound_events", []).append((outbound, url))
@@ -55,7 +55,7 @@ def _enqueue(session: orm.Session) -> None:
     queued: list[tuple[OutboundEvent, str | None]] = session.info.pop("outbound_events", [])
     if not queued:
         return
-    # The tasks that this tells of may be as new as the news.
+    # The events' tasks may be new in this transaction too.
     session.flush()
     endpoints = repository.enabled_endpoints(session, {outbound.api_key_id for outbound, url in queued if url is None})
     for outbound, url in queued:

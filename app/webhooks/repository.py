@@ -1,4 +1,4 @@
-"""Finding endpoints and deliveries, and moving many of them at once."""
+"""Queries on webhook endpoints and deliveries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
 
 
 def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:
-    """The endpoints of these callers that are told of events; they stay until the transaction ends."""
+    """The enabled endpoints of these callers, locked against deletion until the transaction ends."""
     enabled = WebhookEndpoint.api_key_id.in_(api_key_ids), WebhookEndpoint.disabled_at.is_(None)
     # Without the lock, one that is deleted in between would make the insert of its delivery, and so the task's own
     # step, fail.
@@ -23,7 +23,7 @@ def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Seq
 
 
 async def lock_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
-    """The endpoint with this id, held against other writers; events can still be stored for it."""
+    """The endpoint with this id, locked against other writers; deliveries can still be inserted for it."""
     found = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id)
     locked = found.with_for_update(key_share=True).execution_options(populate_existing=True)
     endpoint: WebhookEndpoint | None = await session.scalar(locked)
@@ -53,7 +53,7 @@ async def list_attempts(session: Session, delivery_id: str, after: str, limit: i
 
 
 async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, WebhookEndpoint | ApiKey]:
-    """Whose secrets sign these deliveries: by endpoint id, or by caller where there is none."""
+    """The rows whose secrets sign these deliveries, by endpoint id, or by API key id where there is no endpoint."""
     endpoint_ids = {delivery.endpoint_id for delivery in deliveries if delivery.endpoint_id}
     key_ids = {delivery.api_key_id for delivery in deliveries if not delivery.endpoint_id}
     found: dict[str, WebhookEndpoint | ApiKey] = {}
@@ -67,10 +67,10 @@ async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, 
 
 async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
     """
-    The lanes in which something is due, without those that asked to be spared.
+    The lanes that have a due delivery, without those whose receiver asked for a pause.
 
-    It goes from lane to lane along the index, so that a lane costs the same whether
-    one delivery waits in it or a hundred thousand.
+    A recursive query that jumps from lane to lane along the index (a loose index scan):
+    a lane costs the same whether one delivery waits in it or a hundred thousand.
     """
     waiting = aliased(Delivery)
     lanes = (
@@ -84,19 +84,19 @@ async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
 
 
 def count_overdue(late: datetime) -> Select[int]:
-    """How many deliveries should have been attempted before that; those that were asked to wait should not."""
+    """The query that counts deliveries due before `late`, without those whose receiver asked for a pause."""
     paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > late)
     return select(func.count()).select_from(Delivery).where(Delivery.due_at < late, Delivery.lane.not_in(paused))
 
 
 async def redirect_waiting(session: Session, endpoint_id: str, url: str) -> None:
-    """What is not delivered yet goes where its endpoint is now."""
+    """Send what is not delivered yet to the endpoint's new URL."""
     waiting = Delivery.endpoint_id == endpoint_id, Delivery.status != DeliveryStatus.delivered
     await session.execute(update(Delivery).where(*waiting).values(url=url))
 
 
 async def give_up_waiting(session: Session, endpoint_id: str) -> None:
-    """End what waits for an endpoint; an attempt that is under way ends by itself."""
+    """Give up the pending deliveries of an endpoint, except those that an attempt is under way for."""
     waiting = Delivery.endpoint_id == endpoint_id, Delivery.due_at.isnot(None), Delivery.fence.is_(None)
     given_up = {"status": DeliveryStatus.given_up, "due_at": None}
     await session.execute(update(Delivery).where(*waiting).values(given_up))
@@ -104,9 +104,9 @@ async def give_up_waiting(session: Session, endpoint_id: str) -> None:
 
 async def make_due(session: Session, now: datetime, *where: ColumnElement[bool]) -> int:
     """
-    Begin the schedule of these deliveries again, now; return how many they are.
+    Restart the schedule of these deliveries now; return how many there are.
 
-    One that is under way keeps its claim, or it would be sent twice at once.
+    One with an attempt under way keeps its claim, or it would be sent twice at once.
     """
     is_under_way = Delivery.fence.isnot(None) & (Delivery.due_at > now)
     again: dict[str, Any] = {
@@ -120,7 +120,7 @@ async def make_due(session: Session, now: datetime, *where: ColumnElement[bool])
 
 
 async def disabled_after_failures(session: Session, limit: int) -> Sequence[str]:
-    """The endpoints that their receivers' failures disabled, the latest first."""
+    """The ids of endpoints that failures disabled, the latest first."""
     failed = or_(*(WebhookEndpoint.disabled_by == by for by in (DisabledBy.gone, DisabledBy.failing)))
     query = select(WebhookEndpoint.id).where(failed).order_by(WebhookEndpoint.disabled_at.desc()).limit(limit)
     return (await session.scalars(query)).all()

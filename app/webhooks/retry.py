@@ -1,4 +1,4 @@
-"""When a delivery is tried again, and what a receiver's answers say about the receiver: pure functions."""
+"""When a delivery is retried, and when its endpoint is paused or disabled: pure functions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one attempt brought: a status, or else an error; `response` is how the answer's body begins."""
+class AttemptResult:
+    """The result of one attempt: a status code or an error; `response` is the start of the response body."""
 
     attempted_at: datetime
     duration: timedelta
@@ -31,7 +31,7 @@ class Outcome:
 
     @property
     def is_success(self) -> bool:
-        """Only 2xx says that the event was taken in; a redirect is not followed, so it is not."""
+        """Whether the status is 2xx; redirects are not followed."""
         return self.status_code is not None and 200 <= self.status_code < 300
 
 
@@ -41,8 +41,8 @@ def next_delay(
     """
     Return how long to wait after this many attempts, or None to give up.
 
-    A receiver may ask for more time, up to twice what the schedule says; what was
-    sent together does not come back together.
+    A receiver may ask for more time, up to twice what the schedule says. Jitter spreads
+    deliveries that failed together.
     """
     if attempts >= len(schedule):
         return None
@@ -50,19 +50,19 @@ def next_delay(
     return max(base * rng.uniform(1 - JITTER, 1 + JITTER), min(retry_after or timedelta(), 2 * base))
 
 
-def pause_after(outcome: Outcome, delay: timedelta | None) -> timedelta | None:
+def pause_after(outcome: AttemptResult, delay: timedelta | None) -> timedelta | None:
     """
-    Return how long the receiver gets no deliveries at all, or None where it did not ask to be spared.
+    Return for how long the receiver gets no deliveries at all, or None where it did not ask for a pause.
 
-    `delay` is what the delivery itself waits; the others do not wait for its late retries.
+    `delay` is the delay of the delivery itself: others do not wait for its late retries.
     """
     if outcome.status_code not in THROTTLING:
         return None
     return min(outcome.retry_after or MAX_PAUSE, delay or MAX_PAUSE)
 
 
-def disabled_by(outcome: Outcome, failing_since: datetime, now: datetime) -> DisabledBy | None:
-    """Return what ends the deliveries to an endpoint whose attempts have failed since then, or None to go on."""
+def disabled_by(outcome: AttemptResult, failing_since: datetime, now: datetime) -> DisabledBy | None:
+    """Return why to disable an endpoint whose attempts have failed since `failing_since`, or None to go on."""
     if outcome.status_code == GONE:
         return DisabledBy.gone
     return DisabledBy.failing if now - failing_since >= FAILS_AT_MOST else None

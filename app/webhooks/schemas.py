@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.models import Delivery, WebhookEndpoint
 from app.web import Moment, StrictModel, Text
+from app.web.pagination import Cursor, Limit
 
 EndpointWebhookType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
 
@@ -20,6 +21,16 @@ EventTypes = Annotated[
     list[Annotated[WebhookType, Field(strict=False)]],
     Field(min_length=1, max_length=len(WebhookType), description="What to tell; null means everything."),
 ]
+
+
+class DeliveryFilters(BaseModel):
+    """Which deliveries to list, and from where."""
+
+    status: DeliveryStatus | None = None
+    endpoint_id: Text | None = None
+    task_id: Text | None = None
+    limit: Limit = 50
+    cursor: Cursor = None
 
 
 class EndpointCreate(StrictModel):
@@ -35,7 +46,7 @@ class EndpointCreate(StrictModel):
     disabled: bool = False
 
 
-class EndpointChange(StrictModel):
+class EndpointUpdate(StrictModel):
     """What to change of an endpoint; what is left out stays."""
 
     url: Url = Field(default_factory=str)

@@ -1,164 +1,113 @@
-"""The lives of endpoints and deliveries: everything about them is written here."""
+"""The use cases on webhook endpoints and deliveries, for REST and every later front end alike."""
 
 from __future__ import annotations
 
-import random
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
 
-import structlog
-
-from app.config import Settings
-from app.database.base import new_id
-from app.database.claims import lock_claimed
-from app.database.engine import Session
-from app.database.wakeups import DELIVERIES, notify_on_commit
-from app.egress import Networks, UrlRefused, check_url
-from app.enums import DeliveryStatus, DisabledBy, WebhookType
-from app.errors import InvalidRequest
+from app.auth.api_keys import Caller
+from app.database.engine import Database, Session
+from app.keyring import Keyring
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
 from app.webhooks import repository
-from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
-from app.webhooks.retry import GONE, Outcome, disabled_by, next_delay, pause_after
-from app.webhooks.schemas import (
-    EndpointChange,
-    EndpointCreate,
-    EndpointData,
-    EndpointWebhook,
-    EndpointWebhookType,
-    Recovery,
-    read_endpoint,
-)
-
-log = structlog.get_logger()
+from app.webhooks.lifecycle import WebhookLifecycle
+from app.webhooks.schemas import EndpointCreate, EndpointUpdate, Recovery
+from app.webhooks.signing import secret_of
 
 
-def check_receiver(url: str, allow: Networks, pointer: str) -> None:
-    """Refuse at once what could never be called. Raises InvalidRequest, which points there."""
-    try:
-        check_url(url, allow)
-    except UrlRefused as refused:
-        raise InvalidRequest(errors=[{"pointer": pointer, "detail": str(refused)}]) from None
+class WebhookService:
+    """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's row."""
 
+    def __init__(self, database: Database, lifecycle: WebhookLifecycle, keyring: Keyring) -> None:
+        self._database, self._lifecycle, self._keyring = database, lifecycle, keyring
 
-class Webhooks:
-    """The only writer of endpoints and of what became of deliveries. Its methods never commit."""
+    async def create_endpoint(self, caller: Caller, body: EndpointCreate) -> WebhookEndpoint:
+        """Create an endpoint. Raises InvalidRequest."""
+        async with self._database.transaction() as (session, now):
+            return self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
 
-    def __init__(self, settings: Settings, rng: random.Random | None = None) -> None:
-        self._schedule = settings.webhook_schedule
-        self._allow = settings.egress_allow
-        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+    async def list_endpoints(self, caller: Caller, after: str, limit: int) -> Sequence[WebhookEndpoint]:
+        """Up to `limit` endpoints that the caller may read, oldest first, from behind the one with this id."""
+        where = [] if caller.is_admin else [WebhookEndpoint.api_key_id == caller.api_key_id]
+        async with self._database.reads() as session:
+            return await repository.list_endpoints(session, where, after, limit)
 
-    def register(self, session: Session, api_key_id: str, order: EndpointCreate, now: datetime) -> WebhookEndpoint:
-        """Tell an address of events from now on. Raises InvalidRequest."""
-        check_receiver(order.url, self._allow, "#/url")
-        endpoint = WebhookEndpoint(
-            id=new_id(),
-            api_key_id=api_key_id,
-            secret_generation=0,
-            created_at=now,
-            **order.model_dump(exclude={"disabled"}),
-        )
-        if order.disabled:
-            endpoint.disabled_at, endpoint.disabled_by = now, DisabledBy.owner
-        session.add(endpoint)
+    async def get_endpoint(self, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
+        """One endpoint as it stands."""
+        async with self._database.reads() as session:
+            return caller.require_readable(await session.get(WebhookEndpoint, endpoint_id))
+
+    async def update_endpoint(self, caller: Caller, endpoint_id: str, body: EndpointUpdate) -> WebhookEndpoint:
+        """Change the given fields of an endpoint. Raises InvalidRequest."""
+        async with self._database.transaction() as (session, now):
+            endpoint = await self._lock(session, caller, endpoint_id)
+            await self._lifecycle.update_endpoint(session, endpoint, body, now)
         return endpoint
 
-    async def change(self, session: Session, endpoint: WebhookEndpoint, wish: EndpointChange, now: datetime) -> None:
-        """Change what was given, and nothing else, of a locked endpoint. Raises InvalidRequest."""
-        given = wish.model_dump(exclude_unset=True)
-        disabled = given.pop("disabled", None)
-        if "url" in given:
-            check_receiver(given["url"], self._allow, "#/url")
-            await repository.redirect_waiting(session, endpoint.id, given["url"])
-        for name, value in given.items():
-            setattr(endpoint, name, value)
-        if disabled is False:
-            endpoint.disabled_at, endpoint.disabled_by = None, None
-            endpoint.failing_since, endpoint.paused_until = None, None
-        elif disabled and endpoint.disabled_at is None:
-            await self._disable(session, endpoint, DisabledBy.owner, now)
+    async def delete_endpoint(self, caller: Caller, endpoint_id: str) -> None:
+        """Delete an endpoint with its deliveries."""
+        async with self._database.writes.begin() as session:
+            await session.delete(await self._lock(session, caller, endpoint_id))
 
-    def rotate(self, owner: WebhookEndpoint | ApiKey, now: datetime) -> None:
-        """Sign with a new secret; the one before signs too for a day."""
-        owner.secret_generation += 1
-        owner.secret_rotated_at = now
+    async def secret(self, caller: Caller, endpoint_id: str) -> str:
+        """The secret that signs webhooks to an endpoint, as `whsec_<base64>`."""
+        async with self._database.reads() as session:
+            endpoint = caller.require_owned(await session.get(WebhookEndpoint, endpoint_id))
+        return secret_of(endpoint).text(self._keyring)
 
-    def test(self, session: Session, endpoint: WebhookEndpoint, now: datetime) -> Delivery:
-        """Send an endpoint something harmless."""
-        return enqueue_to_endpoint(session, self._news_of(endpoint, WebhookType.webhook_test, now), endpoint)
+    async def rotate_secret(self, caller: Caller, endpoint_id: str) -> str:
+        """A new secret for an endpoint; the one before signs for 24 hours more."""
+        async with self._database.transaction() as (session, now):
+            endpoint = await self._lock(session, caller, endpoint_id)
+            self._lifecycle.rotate_secret(endpoint, now)
+        return secret_of(endpoint).text(self._keyring)
 
-    async def recover(self, session: Session, endpoint: WebhookEndpoint, wish: Recovery, now: datetime) -> int:
-        """Begin again with all that this endpoint missed of a time; return how much it is."""
-        missed = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
-        notify_on_commit(session, DELIVERIES)
-        return await repository.make_due(
-            session, now, *missed, Delivery.created_at.between(wish.since, wish.until or now)
-        )
+    async def default_secret(self, caller: Caller) -> str:
+        """The secret that signs webhooks to the `webhook_url` of the caller's tasks."""
+        async with self._database.reads() as session:
+            key = await session.get_one(ApiKey, caller.api_key_id)
+        return secret_of(key).text(self._keyring)
 
-    async def resend(self, session: Session, delivery: Delivery, now: datetime) -> None:
-        """Begin again with one delivery, whatever became of it: the same id, the same bytes."""
-        notify_on_commit(session, DELIVERIES)
-        await repository.make_due(session, now, Delivery.id == delivery.id)
-        await session.refresh(delivery)
+    async def rotate_default_secret(self, caller: Caller) -> str:
+        """A new secret for them; the one before signs for 24 hours more."""
+        async with self._database.transaction() as (session, now):
+            key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
+            self._lifecycle.rotate_secret(key, now)
+        return secret_of(key).text(self._keyring)
 
-    async def settle(self, session: Session, claimed: Delivery, outcome: Outcome, now: datetime) -> Delivery | None:
-        """Write down what an attempt brought; return None, having written nothing, where the claim was lost."""
-        endpoint_id = claimed.endpoint_id
-        # The endpoint first, always: two who lock in different orders would wait for each other.
-        endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
-        delivery = await lock_claimed(session, Delivery, claimed.id, claimed.fence)
-        if delivery is None:
-            return None
-        session.add(_attempt(delivery, outcome))
-        delivery.attempts_made += 1
-        delivery.fence = None
-        delay = next_delay(self._schedule, delivery.attempts, outcome.retry_after, self._rng)
-        if endpoint is not None:
-            await self._judge(session, endpoint, outcome, now)
-            pause = pause_after(outcome, delay)
-            endpoint.paused_until = now + pause if pause else endpoint.paused_until
-        is_refused_for_good = outcome.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
-        _move_on(delivery, outcome, None if is_refused_for_good else delay, now)
+    async def send_test(self, caller: Caller, endpoint_id: str) -> Delivery:
+        """Enqueue a `webhook.test` to an endpoint."""
+        async with self._database.transaction() as (session, now):
+            return self._lifecycle.send_test(session, await self._lock(session, caller, endpoint_id), now)
+
+    async def recover(self, caller: Caller, endpoint_id: str, body: Recovery) -> int:
+        """Make due every delivery to an endpoint that was created in a time and not delivered; return how many."""
+        async with self._database.transaction() as (session, now):
+            endpoint = await self._lock(session, caller, endpoint_id)
+            return await self._lifecycle.recover(session, endpoint, body, now)
+
+    async def list_deliveries(
+        self, caller: Caller, filters: Mapping[str, object], before: str | None, limit: int
+    ) -> Sequence[Delivery]:
+        """Up to `limit` deliveries whose columns have these values, newest first, from behind the one with this id."""
+        wanted = dict(filters) if caller.is_admin else {**filters, "api_key_id": caller.api_key_id}
+        where = [getattr(Delivery, name) == value for name, value in wanted.items()]
+        async with self._database.reads() as session:
+            return await repository.list_deliveries(session, where, before, limit)
+
+    async def list_attempts(
+        self, caller: Caller, delivery_id: str, after: str, limit: int
+    ) -> Sequence[DeliveryAttempt]:
+        """Up to `limit` attempts of a delivery, oldest first, from behind the one with this id."""
+        async with self._database.reads() as session:
+            delivery = caller.require_readable(await session.get(Delivery, delivery_id))
+            return await repository.list_attempts(session, delivery.id, after, limit)
+
+    async def resend(self, caller: Caller, delivery_id: str) -> Delivery:
+        """Make a delivery due now, whatever its status."""
+        async with self._database.transaction() as (session, now):
+            delivery = caller.require_owned(await session.get(Delivery, delivery_id))
+            await self._lifecycle.resend(session, delivery, now)
         return delivery
 
-    async def _judge(self, session: Session, endpoint: WebhookEndpoint, outcome: Outcome, now: datetime) -> None:
-        """What the attempt says about its receiver."""
-        if outcome.is_success:
-            endpoint.failing_since = None
-        elif endpoint.disabled_at is None:
-            endpoint.failing_since = endpoint.failing_since or outcome.attempted_at
-            by = disabled_by(outcome, endpoint.failing_since, now)
-            if by is not None:
-                await self._disable(session, endpoint, by, now)
-
-    async def _disable(self, session: Session, endpoint: WebhookEndpoint, by: DisabledBy, now: datetime) -> None:
-        endpoint.disabled_at, endpoint.disabled_by = now, by
-        await repository.give_up_waiting(session, endpoint.id)
-        if by is not DisabledBy.owner:
-            log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
-            enqueue_on_commit(session, self._news_of(endpoint, WebhookType.endpoint_disabled, now))
-
-    def _news_of(self, endpoint: WebhookEndpoint, kind: EndpointWebhookType, now: datetime) -> OutboundEvent:
-        body = EndpointWebhook(type=kind, timestamp=now, data=EndpointData(endpoint=read_endpoint(endpoint)))
-        due_at = now + self._schedule[0]
-        return OutboundEvent(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
-
-
-def _attempt(delivery: Delivery, outcome: Outcome) -> DeliveryAttempt:
-    return DeliveryAttempt(
-        delivery_id=delivery.id,
-        attempted_at=outcome.attempted_at,
-        duration_ms=round(outcome.duration.total_seconds() * 1000),
-        status_code=outcome.status_code,
-        error=outcome.error,
-        response=outcome.response,
-    )
-
-
-def _move_on(delivery: Delivery, outcome: Outcome, delay: timedelta | None, now: datetime) -> None:
-    if outcome.is_success:
-        delivery.status, delivery.delivered_at, delivery.due_at = DeliveryStatus.delivered, now, None
-    elif delay is None:
-        delivery.status, delivery.due_at = DeliveryStatus.given_up, None
-    else:
-        delivery.due_at = now + delay
+    async def _lock(self, session: Session, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
+        return caller.require_owned(await repository.lock_endpoint(session, endpoint_id))

@@ -1,4 +1,4 @@
-"""Standard Webhooks: the secrets that callers verify with, and the headers that they verify."""
+"""Standard Webhooks: the secrets and the signature headers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from standardwebhooks import Webhook
 from app.keyring import Keyring
 from app.models import ApiKey, WebhookEndpoint
 
-# So long a receiver may go on verifying with the secret before.
+# How long the secret before signs too after a rotation.
 OVERLAP = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
 class SigningSecret:
-    """A secret by what it derives from; rotating it is counting on, and nothing is stored."""
+    """A secret as the values that it derives from. A rotation counts the generation up; no secret is stored."""
 
     purpose: str
     owner_id: str
@@ -26,15 +26,15 @@ class SigningSecret:
     rotated_at: datetime | None
 
     def text(self, keyring: Keyring) -> str:
-        """The secret in the form that receivers' libraries take."""
+        """The secret as `whsec_<base64>`, which receivers' libraries read."""
         return "whsec_" + base64.b64encode(keyring.derive(self.purpose, self._subject(self.generation))).decode()
 
     def valid_at(self, now: datetime, keyring: Keyring) -> tuple[bytes, ...]:
         """
-        Return every secret that a receiver may hold at this moment, the newest first.
+        Return every secret that a receiver may hold at this time, the newest first.
 
-        These are the one before, for a day after a rotation, and what derives from the
-        service's older keys for as long as these are listed.
+        For 24 hours after a rotation that includes the one before, and always those that
+        derive from the older keys of SOUNDPOST_SECRET_KEYS.
         """
         overlaps = self.rotated_at is not None and now < self.rotated_at + OVERLAP
         generations = (self.generation, self.generation - 1) if overlaps else (self.generation,)
@@ -49,14 +49,14 @@ class SigningSecret:
 
 
 def secret_of(owner: WebhookEndpoint | ApiKey) -> SigningSecret:
-    """What signs for this endpoint, or for the `webhook_url` of this caller's tasks."""
+    """The secret of an endpoint, or of an API key for the `webhook_url` of its tasks."""
     purpose = "webhook-endpoint" if isinstance(owner, WebhookEndpoint) else "webhook-default"
     return SigningSecret(purpose, owner.id, owner.secret_generation, owner.secret_rotated_at)
 
 
 def sign(secrets: Sequence[bytes], message_id: str, sent_at: datetime, body: bytes) -> Mapping[str, str]:
-    """Return the headers under which a receiver that knows any of these secrets believes the body."""
-    # The library stamps UTC on the datetime instead of converting to it, and knows one secret only.
+    """Return the three Standard Webhooks headers, signed with each of these secrets."""
+    # The library stamps UTC on the datetime instead of converting to it, and takes one secret only.
     sent_at = sent_at.astimezone(UTC)
     signatures = [Webhook(secret).sign(message_id, sent_at, body.decode()) for secret in secrets]
     return {

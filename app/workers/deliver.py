@@ -20,7 +20,7 @@ from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import repository
-from app.webhooks.retry import MAX_RETRY_AFTER, Outcome, share_room
+from app.webhooks.retry import MAX_RETRY_AFTER, AttemptResult, share_room
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
 
@@ -91,16 +91,16 @@ class _Courier:
             sendings.append(Sending(delivery, secrets, now))
         return sendings
 
-    async def _attempt(self, sending: Sending) -> Outcome:
+    async def _attempt(self, sending: Sending) -> AttemptResult:
         """Send it, whatever happens, within the time; no transaction is open here."""
         if not sending.secrets:
-            return Outcome(sending.claimed_at, timedelta(), error="the endpoint is disabled")
+            return AttemptResult(sending.claimed_at, timedelta(), error="the endpoint is disabled")
         began = time.monotonic()
         try:
             answer = await self._post(sending)
         except httpx.HTTPError as error:
-            return Outcome(sending.claimed_at, _since(began), error=_reason(error))
-        return Outcome(
+            return AttemptResult(sending.claimed_at, _since(began), error=_reason(error))
+        return AttemptResult(
             sending.claimed_at,
             _since(began),
             status_code=answer.status,
@@ -118,10 +118,10 @@ class _Courier:
         request = client.build_request("POST", delivery.url, content=delivery.body, headers=headers)
         return await send_capped(client, request, limit=KEPT_OF_ANSWER, within=self._services.settings.webhook_timeout)
 
-    async def _settle(self, sending: Sending, outcome: Outcome) -> None:
+    async def _settle(self, sending: Sending, outcome: AttemptResult) -> None:
         services = self._services
         async with services.database.transaction() as (session, now):
-            settled = await services.webhooks.settle(session, sending.delivery, outcome, now)
+            settled = await services.webhook_lifecycle.settle(session, sending.delivery, outcome, now)
         log.info(
             "delivery",
             delivery_id=sending.delivery.id,

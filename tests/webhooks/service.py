@@ -53,7 +53,9 @@ class Service:
     async def add_endpoint(self, key_id: str, url: str, **order: Any) -> WebhookEndpoint:
         async with self.services.database.writes.begin() as session:
             now = await self.now_in(session)
-            return self.services.webhooks.register(session, key_id, EndpointCreate(url=url, **order), now)
+            return self.services.webhook_lifecycle.create_endpoint(
+                session, key_id, EndpointCreate(url=url, **order), now
+            )
 
     async def order(self, key_id: str, webhook_url: str | None = None, prompt: str = "rain") -> Task:
         async with self.services.database.writes.begin() as session:

@@ -147,7 +147,7 @@ async def rotate(service: Service, endpoint: WebhookEndpoint) -> str:
     async with service.services.database.writes.begin() as session:
         locked = await lock_endpoint(session, endpoint.id)
         assert locked is not None
-        service.services.webhooks.rotate(locked, await service.now_in(session))
+        service.services.webhook_lifecycle.rotate_secret(locked, await service.now_in(session))
     return secret_of(locked).text(service.services.keyring)
 
 

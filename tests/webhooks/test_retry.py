@@ -8,16 +8,16 @@ import pytest
 from app.config import Settings
 from app.enums import DisabledBy
 from app.web.negotiation import retry_after
-from app.webhooks.retry import MAX_RETRY_AFTER, Outcome, disabled_by, next_delay, pause_after, share_room
+from app.webhooks.retry import MAX_RETRY_AFTER, AttemptResult, disabled_by, next_delay, pause_after, share_room
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default
 DICE = random.Random(1)  # noqa: S311
 
 
-def outcome(status: int | None = None, retry_after: float | None = None) -> Outcome:
+def outcome(status: int | None = None, retry_after: float | None = None) -> AttemptResult:
     asked = None if retry_after is None else timedelta(seconds=retry_after)
-    return Outcome(NOW, timedelta(), status_code=status, retry_after=asked)
+    return AttemptResult(NOW, timedelta(), status_code=status, retry_after=asked)
 
 
 def test_default_schedule_is_the_promised_one() -> None:

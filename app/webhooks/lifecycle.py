@@ -1,0 +1,174 @@
+"""The state of webhook endpoints and deliveries: the only module that writes to their rows."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta
+
+import structlog
+
+from app.config import Settings
+from app.database.base import new_id
+from app.database.claims import lock_claimed
+from app.database.engine import Session
+from app.database.wakeups import DELIVERIES, notify_on_commit
+from app.egress import Networks, UrlRefused, check_url
+from app.enums import DeliveryStatus, DisabledBy, WebhookType
+from app.errors import InvalidRequest
+from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
+from app.webhooks import repository
+from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
+from app.webhooks.retry import GONE, AttemptResult, disabled_by, next_delay, pause_after
+from app.webhooks.schemas import (
+    EndpointCreate,
+    EndpointData,
+    EndpointUpdate,
+    EndpointWebhook,
+    EndpointWebhookType,
+    Recovery,
+    read_endpoint,
+)
+
+log = structlog.get_logger()
+
+
+def check_receiver(url: str, allow: Networks, pointer: str) -> None:
+    """Raise InvalidRequest, pointing at `pointer`, for a URL that could never be called."""
+    try:
+        check_url(url, allow)
+    except UrlRefused as refused:
+        raise InvalidRequest(errors=[{"pointer": pointer, "detail": str(refused)}]) from None
+
+
+class WebhookLifecycle:
+    """The only writer of endpoints and deliveries. Its methods take a session and never commit."""
+
+    def __init__(self, settings: Settings, rng: random.Random | None = None) -> None:
+        self._schedule = settings.webhook_schedule
+        self._allow = settings.egress_allow
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+
+    def create_endpoint(
+        self, session: Session, api_key_id: str, body: EndpointCreate, now: datetime
+    ) -> WebhookEndpoint:
+        """Insert an endpoint. Raises InvalidRequest."""
+        check_receiver(body.url, self._allow, "#/url")
+        endpoint = WebhookEndpoint(
+            id=new_id(),
+            api_key_id=api_key_id,
+            secret_generation=0,
+            created_at=now,
+            **body.model_dump(exclude={"disabled"}),
+        )
+        if body.disabled:
+            endpoint.disabled_at, endpoint.disabled_by = now, DisabledBy.owner
+        session.add(endpoint)
+        return endpoint
+
+    async def update_endpoint(
+        self, session: Session, endpoint: WebhookEndpoint, body: EndpointUpdate, now: datetime
+    ) -> None:
+        """Change the given fields of a locked endpoint. Raises InvalidRequest."""
+        given = body.model_dump(exclude_unset=True)
+        disabled = given.pop("disabled", None)
+        if "url" in given:
+            check_receiver(given["url"], self._allow, "#/url")
+            await repository.redirect_waiting(session, endpoint.id, given["url"])
+        for name, value in given.items():
+            setattr(endpoint, name, value)
+        if disabled is False:
+            endpoint.disabled_at, endpoint.disabled_by = None, None
+            endpoint.failing_since, endpoint.paused_until = None, None
+        elif disabled and endpoint.disabled_at is None:
+            await self._disable_endpoint(session, endpoint, DisabledBy.owner, now)
+
+    def rotate_secret(self, owner: WebhookEndpoint | ApiKey, now: datetime) -> None:
+        """Count the secret's generation up; the one before signs for 24 hours more."""
+        owner.secret_generation += 1
+        owner.secret_rotated_at = now
+
+    def send_test(self, session: Session, endpoint: WebhookEndpoint, now: datetime) -> Delivery:
+        """Insert a `webhook.test` delivery for an endpoint."""
+        return enqueue_to_endpoint(session, self._event_about(endpoint, WebhookType.webhook_test, now), endpoint)
+
+    async def recover(self, session: Session, endpoint: WebhookEndpoint, body: Recovery, now: datetime) -> int:
+        """Restart the schedule of every undelivered delivery of a time range; return how many there are."""
+        missed = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
+        notify_on_commit(session, DELIVERIES)
+        return await repository.make_due(
+            session, now, *missed, Delivery.created_at.between(body.since, body.until or now)
+        )
+
+    async def resend(self, session: Session, delivery: Delivery, now: datetime) -> None:
+        """Restart the schedule of one delivery, whatever its status: the same id, the same bytes."""
+        notify_on_commit(session, DELIVERIES)
+        await repository.make_due(session, now, Delivery.id == delivery.id)
+        await session.refresh(delivery)
+
+    async def settle(
+        self, session: Session, claimed: Delivery, outcome: AttemptResult, now: datetime
+    ) -> Delivery | None:
+        """Store the result of an attempt; return None, and write nothing, if the claim was lost."""
+        endpoint_id = claimed.endpoint_id
+        # Lock order: endpoint, then delivery. Two transactions with different orders would deadlock.
+        endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
+        delivery = await lock_claimed(session, Delivery, claimed.id, claimed.fence)
+        if delivery is None:
+            return None
+        session.add(_attempt(delivery, outcome))
+        delivery.attempts_made += 1
+        delivery.fence = None
+        delay = next_delay(self._schedule, delivery.attempts, outcome.retry_after, self._rng)
+        if endpoint is not None:
+            await self._update_endpoint_health(session, endpoint, outcome, now)
+            pause = pause_after(outcome, delay)
+            endpoint.paused_until = now + pause if pause else endpoint.paused_until
+        is_refused_for_good = outcome.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
+        _move_on(delivery, outcome, None if is_refused_for_good else delay, now)
+        return delivery
+
+    async def _update_endpoint_health(
+        self, session: Session, endpoint: WebhookEndpoint, outcome: AttemptResult, now: datetime
+    ) -> None:
+        """Track since when an endpoint fails, and disable it when it has failed for too long or answered 410."""
+        if outcome.is_success:
+            endpoint.failing_since = None
+        elif endpoint.disabled_at is None:
+            endpoint.failing_since = endpoint.failing_since or outcome.attempted_at
+            by = disabled_by(outcome, endpoint.failing_since, now)
+            if by is not None:
+                await self._disable_endpoint(session, endpoint, by, now)
+
+    async def _disable_endpoint(
+        self, session: Session, endpoint: WebhookEndpoint, by: DisabledBy, now: datetime
+    ) -> None:
+        endpoint.disabled_at, endpoint.disabled_by = now, by
+        await repository.give_up_waiting(session, endpoint.id)
+        if by is not DisabledBy.owner:
+            log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
+            enqueue_on_commit(session, self._event_about(endpoint, WebhookType.endpoint_disabled, now))
+
+    def _event_about(self, endpoint: WebhookEndpoint, kind: EndpointWebhookType, now: datetime) -> OutboundEvent:
+        body = EndpointWebhook(type=kind, timestamp=now, data=EndpointData(endpoint=read_endpoint(endpoint)))
+        due_at = now + self._schedule[0]
+        return OutboundEvent(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
+
+
+def _attempt(delivery: Delivery, outcome: AttemptResult) -> DeliveryAttempt:
+    return DeliveryAttempt(
+        delivery_id=delivery.id,
+        attempted_at=outcome.attempted_at,
+        duration_ms=round(outcome.duration.total_seconds() * 1000),
+        status_code=outcome.status_code,
+        error=outcome.error,
+        response=outcome.response,
+    )
+
+
+def _move_on(delivery: Delivery, outcome: AttemptResult, delay: timedelta | None, now: datetime) -> None:
+    if outcome.is_success:
+        delivery.status, delivery.delivered_at, delivery.due_at = DeliveryStatus.delivered, now, None
+    elif delay is None:
+        delivery.status, delivery.due_at = DeliveryStatus.given_up, None
+    else:
+        delivery.due_at = now + delay
