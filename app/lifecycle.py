@@ -101,7 +101,7 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
 async def _prepare(services: Services) -> None:
     async def prepare() -> None:
         async with services.database.transaction() as (session, now):
-            await services.pacer.prepare(session, now)
+            await services.gateway.pacer.prepare(session, now)
             await prepare_jobs(session, now)
         if services.settings.api_keys:
             await keep_configured_keys(services.database, services.settings.api_keys.get_secret_value())

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import httpx
 
+from app.callbacks.service import CallbackService
 from app.config import Settings
-from app.database.engine import Database
+from app.database.engine import Clock, Database, database_clock
 from app.database.wakeups import Wakeups
 from app.dropin.callbacks import publish_to_callback_url
 from app.egress import guarded_client, upstream_client
@@ -20,8 +21,9 @@ from app.tasks.payloads import publish_to_webhook_url
 from app.tasks.service import TaskService
 from app.tasks.waiting import RetryAfterEstimate, Waiters
 from app.upstream.credits import CreditsCache
+from app.upstream.gateway import UpstreamGateway
 from app.upstream.pacing import Pacer
-from app.upstream.suno.client import Upstream
+from app.upstream.suno.client import SunoApi
 from app.webhooks.lifecycle import WebhookLifecycle
 from app.webhooks.service import WebhookService
 
@@ -39,11 +41,11 @@ class Services:
     lifecycle: TaskLifecycle
     tasks: TaskService
     waiters: Waiters
+    callbacks: CallbackService
     webhooks: WebhookService
     webhook_lifecycle: WebhookLifecycle
-    pacer: Pacer
+    gateway: UpstreamGateway
     upstream_http: httpx.AsyncClient
-    upstream: Upstream
     credits: CreditsCache
     storage: Storage
     egress_http: httpx.AsyncClient
@@ -55,34 +57,37 @@ class Services:
         await self.database.close()
 
 
-def build_services(settings: Settings) -> Services:
-    """Build every service; nothing is connected yet. Raises KeyringUnusable."""
+def build_services(settings: Settings, clock: Clock = database_clock) -> Services:
+    """Build every service; nothing is connected yet. `clock` tells the database's time. Raises KeyringUnusable."""
     keyring = load_or_create_keyring(settings)
     signed_urls = SignedUrls(keyring, settings.link_base, settings.link_ttl)
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, clock)
     wakeups = Wakeups(database)
+    metrics = Metrics()
     lifecycle = TaskLifecycle(settings, signed_urls, publishers=(publish_to_webhook_url, publish_to_callback_url))
     webhook_lifecycle = WebhookLifecycle(settings)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
     upstream_http = upstream_client(settings.upstream_url, key, settings.upstream_call_timeout)
-    upstream = Upstream(upstream_http, settings.upstream_call_timeout)
+    hmac_key = settings.callback_hmac_key.get_secret_value() if settings.callback_hmac_key else None
+    upstream = SunoApi(upstream_http, key, settings.upstream_call_timeout, hmac_key)
+    gateway = UpstreamGateway(upstream, pacer, database, settings.hold_recheck)
     return Services(
         settings=settings,
         database=database,
         keyring=keyring,
         signed_urls=signed_urls,
         wakeups=wakeups,
-        metrics=Metrics(),
+        metrics=metrics,
         lifecycle=lifecycle,
         tasks=TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate()),
         waiters=Waiters(database, wakeups, signed_urls),
+        callbacks=CallbackService(settings, database, keyring, lifecycle, upstream, metrics),
         webhooks=WebhookService(database, webhook_lifecycle, keyring),
         webhook_lifecycle=webhook_lifecycle,
-        pacer=pacer,
+        gateway=gateway,
         upstream_http=upstream_http,
-        upstream=upstream,
-        credits=CreditsCache(database, pacer, upstream),
+        credits=CreditsCache(database, gateway),
         storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )

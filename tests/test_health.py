@@ -25,7 +25,7 @@ LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
     ],
 )
 def test_whole_is_as_well_as_its_worst_part(states: tuple[State, ...], whole: State) -> None:
-    assert worst({str(number): Check(status=state) for number, state in enumerate(states)}) == whole
+    assert worst({str(number): Check(status=state, detail="") for number, state in enumerate(states)}) == whole
 
 
 async def test_service_is_ready_and_asks_for_no_key(service: Service) -> None:
@@ -47,7 +47,7 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
     answer = await service.client.get("/readyz")
 
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert answer.json()["checks"]["queue"]["detail"] == "overdue: 2 tasks; does a worker run?"
+    assert answer.json()["checks"]["overdue"]["detail"] == "overdue: 2 tasks; does a worker run?"
 
 
 async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
@@ -61,7 +61,7 @@ async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
     async def overdue() -> str | None:
         async with service.database.writes.begin() as session:
             await session.execute(update(Delivery).values(due_at=LONG_AGO))
-        detail: str | None = (await service.client.get("/readyz")).json()["checks"]["queue"]["detail"]
+        detail: str | None = (await service.client.get("/readyz")).json()["checks"]["overdue"]["detail"]
         return detail
 
     assert await overdue() == "overdue: 1 clips, 1 deliveries, 1 periodic jobs; does a worker run?"
@@ -79,7 +79,7 @@ async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str
             after = (await service.client.get("/readyz")).json()
 
     assert (before, answer.status_code, after["status"]) == ("ok", 502, "degraded")
-    assert "the upstream refuses our key" in after["checks"]["upstream"]["detail"]
+    assert "the upstream refuses our key" in after["checks"]["queue"]["detail"]
 
 
 async def test_database_without_the_schema_makes_it_unready_but_alive(empty_database_url: str) -> None:

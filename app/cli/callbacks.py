@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.callbacks.replay import find_callbacks, replay
+from app.callbacks.repository import find_callbacks
 from app.cli.context import fail, with_services
 from app.services import Services
 
@@ -16,22 +16,23 @@ callbacks = typer.Typer(no_args_is_help=True, help="Callbacks that the upstream 
 
 @callbacks.command("replay")
 def replay_callbacks(
-    task: Annotated[str | None, typer.Option(metavar="ID", help="Those of one task.")] = None,
-    since: Annotated[str | None, typer.Option(metavar="T", help="Those since a time, as RFC 3339 writes it.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would change.")] = False,
+    task: Annotated[str | None, typer.Option(metavar="ID", help="Only those of one task.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="T", help="Only those since a time (RFC 3339).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would change.")] = False,
 ) -> None:
-    """Read kept callbacks again: all of them, unless told which."""
+    """Apply stored callbacks again: all of them, or those of one task, or since a time."""
     if task is not None and since is not None:
         fail("Give --task ID or --since T, not both.")
     from_ = None if since is None else _moment(since)
 
     async def run(services: Services) -> tuple[int, int]:
-        found = await find_callbacks(services.database, task, from_)
-        applied = [await replay(services.database, services.lifecycle, one, keeps=not dry_run) for one in found]
+        async with services.database.reads() as session:
+            found = await find_callbacks(session, task, from_)
+        applied = [await services.callbacks.replay(one, commits=not dry_run) for one in found]
         return len(found), sum(applied)
 
     found, applied = with_services(run)
-    typer.echo(f"{found} callbacks read, {applied} {'would be' if dry_run else 'were'} news.")
+    typer.echo(f"{found} callbacks read, {applied} {'would change' if dry_run else 'changed'} a task.")
 
 
 def _moment(text: str) -> datetime:

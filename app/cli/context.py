@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.auth import api_keys
 from app.config import PREFIX, Settings
-from app.database.engine import UnknownSchema, migrate
+from app.database.engine import UnknownSchema, migrate, reason
 from app.keyring import KeyringUnusable, load_or_create_keyring
 from app.services import Services, build_services
 
@@ -64,7 +64,7 @@ def prepare(settings: Settings) -> None:
     except (KeyringUnusable, UnknownSchema) as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be opened ({why(error)}): check SOUNDPOST_DATABASE_URL.")
+        fail(f"The database cannot be opened ({reason(error)}): check SOUNDPOST_DATABASE_URL.")
 
 
 def with_services(work: Callable[[Services], Awaitable[Answer]]) -> Answer:
@@ -82,12 +82,7 @@ def with_services(work: Callable[[Services], Awaitable[Answer]]) -> Answer:
     try:
         return asyncio.run(run())
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database does not answer ({why(error)}): check SOUNDPOST_DATABASE_URL; is it migrated?")
-
-
-def why(error: Exception) -> str:
-    """The first line of what the driver said, without the statement around it."""
-    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+        fail(f"The database does not answer ({reason(error)}): check SOUNDPOST_DATABASE_URL; is it migrated?")
 
 
 def fail(message: str) -> NoReturn:

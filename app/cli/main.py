@@ -9,26 +9,22 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.cli import callbacks, demo, keys, tasks
 from app.cli.context import (
-    SettingsUnusable,
     fail,
     load_settings,
     prepare,
-    read_settings,
     require_upstream_key,
-    why,
     with_services,
 )
-from app.cli.doctor import Finding, examine, says
+from app.cli.doctor import examine
 from app.config import parse_rate
-from app.database.engine import Database, UnknownSchema
+from app.database.engine import Database, UnknownSchema, reason
 from app.database.engine import migrate as run_migrations
 from app.errors import StorageUnavailable
 from app.lifecycle import run_worker
@@ -50,7 +46,7 @@ Host = Annotated[str, typer.Option(help="The address to listen on.")]
 
 @main.command("demo")
 def demo_command(prompt: Annotated[str, typer.Argument()] = "soft rain on a tin roof") -> None:
-    """The main job with nothing set up: a sandbox as upstream, one task, from submit to playable files."""
+    """Order one sound with nothing set up: a sandbox as upstream, one task, from submit to playable files."""
     raise typer.Exit(demo.run(prompt))
 
 
@@ -59,9 +55,9 @@ def serve(
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
-    no_loops: Annotated[bool, typer.Option("--no-loops", help="Leave the loops to `soundpost worker`.")] = False,
+    no_loops: Annotated[bool, typer.Option("--no-loops", help="Leave the workers to `soundpost worker`.")] = False,
 ) -> None:
-    """Take orders, callbacks and questions; run the loops too."""
+    """Serve the REST API and the callbacks, and run the workers."""
     settings = load_settings()
     require_upstream_key(settings)
     prepare(settings)
@@ -73,7 +69,7 @@ def serve(
 
 @main.command()
 def worker() -> None:
-    """Run the loops alone."""
+    """Run the workers without the REST API."""
     settings = load_settings()
     require_upstream_key(settings)
     prepare(settings)
@@ -83,48 +79,40 @@ def worker() -> None:
 
 @main.command()
 def migrate() -> None:
-    """Bring the database's schema to this release's."""
+    """Upgrade the database to this release's schema."""
     settings = load_settings()
     try:
         run_migrations(settings.database_url)
     except UnknownSchema as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be migrated ({why(error)}): check SOUNDPOST_DATABASE_URL and try again.")
+        fail(f"The database cannot be migrated ({reason(error)}): check SOUNDPOST_DATABASE_URL and try again.")
     typer.echo("The schema is up to date.")
 
 
 @main.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Look at everything that the service needs; ends with 1 on any problem."""
-    try:
-        settings = read_settings()
-    except SettingsUnusable as error:
-        looks = says(Finding("settings", ok=False, detail=str(error)))
-    else:
-        # The log goes to standard error from here on, and the answer alone to standard output.
-        configure_logging(settings)
-        looks = examine(settings)
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """Check everything that the service needs; exit code 1 on any problem."""
 
-    async def look() -> list[Finding]:
+    async def run() -> list[dict[str, Any]]:
         findings = []
-        async for finding in looks:
-            findings.append(finding)
+        async for name, check in examine():
+            findings.append({"check": name, "ok": check.status == "ok", "detail": check.detail})
             if not as_json:
-                typer.echo(f"{'ok     ' if finding.ok else 'PROBLEM'}  {finding.check}: {finding.detail}")
+                typer.echo(f"{'ok     ' if check.status == 'ok' else 'PROBLEM'}  {name}: {check.detail}")
         return findings
 
-    findings = asyncio.run(look())
+    findings = asyncio.run(run())
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
-    raise typer.Exit(0 if all(finding.ok for finding in findings) else 1)
+        typer.echo(json.dumps(findings, indent=2))
+    raise typer.Exit(0 if all(finding["ok"] for finding in findings) else 1)
 
 
 @main.command()
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
 ) -> None:
-    """Erase what was kept for SOUNDPOST_RETENTION_DAYS; a running service does the same by itself."""
+    """Delete what is older than SOUNDPOST_RETENTION_DAYS; a running service does so too."""
     settings = load_settings()
     configure_logging(settings)
     retention = Retention(settings.retention_days)
@@ -143,7 +131,7 @@ def prune(
     except StorageUnavailable:
         fail("The rows are erased, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
     for name, count in counts.items():
-        typer.echo(f"{count} {name} {'would go' if dry_run else 'erased'}")
+        typer.echo(f"{count} {name} {'would be deleted' if dry_run else 'deleted'}")
 
 
 async def _erase_expired(database: Database, retention: Retention) -> None:

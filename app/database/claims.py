@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, inspect, select, update
+from sqlalchemy import ColumnElement, func, inspect, select, update
 
 from app.database.base import Base, Due
 from app.database.engine import Session
@@ -70,3 +70,9 @@ async def extend_lease(session: Session, kind: type[Row], key: str, fence: str |
     assert issubclass(kind, Due)  # noqa: S101 - as above
     mine = update(kind).where(inspect(kind).primary_key[0] == key, kind.fence == fence)
     await session.execute(mine.values(due_at=until).execution_options(synchronize_session=False))
+
+
+async def count_overdue(session: Session, kind: type[Row], late: datetime, *where: ColumnElement[bool]) -> int:
+    """How many rows of this kind were due before `late` and are not claimed yet."""
+    assert issubclass(kind, Due)  # noqa: S101 - as above
+    return await session.scalar(select(func.count()).select_from(kind).where(kind.due_at < late, *where)) or 0

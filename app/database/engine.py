@@ -56,6 +56,11 @@ async def database_clock(session: Session) -> datetime:
     return now.astimezone(UTC)
 
 
+def reason(error: Exception) -> str:
+    """The first line of a driver's error, without the statement around it."""
+    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
 async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:
     """Insert the rows that are not there yet; a concurrent insert of the same row is waited for."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert

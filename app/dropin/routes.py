@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
+from app.config import Settings
 from app.dropin.schemas import (
     MAX_PROMPT_LENGTH,
     CreditAnswer,
@@ -25,8 +26,8 @@ from app.errors import ContentTooLarge, InvalidRequest
 from app.signed_urls import SignedUrls
 from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskCreate, read_task
-from app.upstream.routes import CreditsDep, SettingsDep, get_credits
-from app.web.provided import DatabaseDep, provided
+from app.upstream.routes import CreditsDep, read_credits
+from app.web.provided import provided
 from app.web.routing import Router
 
 UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
@@ -35,6 +36,7 @@ UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": {"code": 401, "msg": "A valid key is needed.", "data": None}}},
     }
 }
+SettingsDep = Annotated[Settings, provided(Settings)]
 router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
 
 
@@ -69,11 +71,9 @@ async def get_record_info(
 
 
 @router.get("/credit", operation_id="dropinGetCredit")
-async def get_credit(
-    credits_cache: CreditsDep, database: DatabaseDep, settings: SettingsDep, caller: CallerDep
-) -> CreditAnswer:
+async def get_credit(cache: CreditsDep, caller: CallerDep) -> CreditAnswer:
     """The credits that are left on the account."""
-    return CreditAnswer(data=(await get_credits(credits_cache, database, settings, caller)).credits)
+    return CreditAnswer(data=float((await read_credits(cache)).credits))
 
 
 def _read_order(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:

@@ -1,4 +1,4 @@
-"""A task's clips: what a report says of them, and what of them is still to be kept."""
+"""The clips of a task: what reports say about them, and what is still to be archived."""
 
 from __future__ import annotations
 
@@ -7,83 +7,85 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.database.engine import Session
-from app.enums import TaskStatus
+from app.enums import EventType, TaskStatus
 from app.models import Clip, Task
-from app.upstream.types import ReportedClip
+from app.tasks.events import EventRecorder
+from app.tasks.transitions import is_about_another
+from app.upstream.types import Report, ReportedClip
 
-# So long the upstream keeps its files; what could not be had by then is lost.
+# How long the upstream keeps its files; what is not archived by then is lost.
 UPSTREAM_RETENTION = timedelta(days=14)
-# Covers and words are tried for together with the audio, and then not for ever.
+# Covers and lyrics are tried this often.
 MAX_EXTRA_ATTEMPTS = 6
 
 
 def merge_clips(
-    task: Task, reported: Sequence[ReportedClip], now: datetime, *, freshens: bool = True
+    task: Task, reported: Sequence[ReportedClip], now: datetime, *, refreshes: bool = True
 ) -> list[dict[str, Any]]:
-    """Add clips that have audio, due at once, and freshen those there are unless told not to; return what is new."""
+    """Insert clips that have audio, due now, and update known ones if `refreshes`; return the new ones."""
     fresh = []
-    for position, news in enumerate(reported):
-        if not news.has_audio:
+    for position, item in enumerate(reported):
+        if not item.has_audio:
             continue
-        clip = find_clip(task, news, position)
+        clip = find_clip(task, item, position)
         if clip is None:
             clip = Clip(task_id=task.id, index=len(task.clips), created_at=now, due_at=now, attempts=0)
             task.clips.append(clip)
-            fresh.append({"index": clip.index, "upstream_clip_id": news.upstream_clip_id, "title": news.title})
-            update_clip(clip, news)
-        elif freshens:
-            update_clip(clip, news)
+            fresh.append({"index": clip.index, "upstream_clip_id": item.upstream_clip_id, "title": item.title})
+            update_clip(clip, item)
+        elif refreshes:
+            update_clip(clip, item)
     return fresh
 
 
-def find_clip(task: Task, news: ReportedClip, position: int) -> Clip | None:
-    """The clip that a report's item is about: by its id upstream, or by its place where it has none."""
-    if news.upstream_clip_id is not None:
-        return next((clip for clip in task.clips if clip.upstream_clip_id == news.upstream_clip_id), None)
+def find_clip(task: Task, reported: ReportedClip, position: int) -> Clip | None:
+    """The clip that an item of a report is about: by its upstream id, or by its position where it has none."""
+    if reported.upstream_clip_id is not None:
+        return next((clip for clip in task.clips if clip.upstream_clip_id == reported.upstream_clip_id), None)
     return task.clips[position] if position < len(task.clips) else None
 
 
-def update_clip(clip: Clip, news: ReportedClip) -> None:
-    """Later words win, and silence takes nothing back."""
-    words = {
-        "upstream_clip_id": news.upstream_clip_id,
-        "title": news.title,
-        "tags": news.tags,
-        "duration": news.duration,
-        "model_name": news.model_name,
-        "image_url": news.image_url,
-        "upstream_audio_url": news.audio_url,
-        "source_audio_url": news.source_audio_url,
+def update_clip(clip: Clip, reported: ReportedClip) -> None:
+    """Overwrite a clip with every reported field; a field that is missing in the report keeps its value."""
+    fields = {
+        "upstream_clip_id": reported.upstream_clip_id,
+        "title": reported.title,
+        "tags": reported.tags,
+        "duration": reported.duration,
+        "model_name": reported.model_name,
+        "image_url": reported.image_url,
+        "upstream_audio_url": reported.audio_url,
+        "source_audio_url": reported.source_audio_url,
     }
-    for name, value in words.items():
+    for name, value in fields.items():
         if value is not None:
             setattr(clip, name, value)
 
 
 def any_modified(session: Session, clips: Sequence[Clip]) -> bool:
-    """Whether anything about them is not written yet."""
+    """Whether any of them has changes that are not flushed yet."""
     return any(session.is_modified(clip) for clip in clips)
 
 
 def needs_audio(clip: Clip) -> bool:
-    """Whether our copy of the audio is still to be made."""
+    """Whether the audio is still to be archived."""
     return clip.archived_at is None and clip.given_up_at is None
 
 
 def needs_cover(clip: Clip) -> bool:
-    """The same of the cover."""
+    """Whether the cover image is still to be archived."""
     return clip.image_url is not None and clip.image_archived_at is None and clip.attempts <= MAX_EXTRA_ATTEMPTS
 
 
 def needs_lyrics(clip: Clip, task: Task) -> bool:
-    """Whether the words are to be asked for: they exist upstream once the task has succeeded."""
+    """Whether the lyrics are to be fetched: the upstream has them once the task has succeeded."""
     is_asked_for = task.grab_lyrics and task.status is TaskStatus.succeeded and clip.lyrics is None
     can_be_asked = task.upstream_task_id is not None and clip.upstream_clip_id is not None
     return is_asked_for and can_be_asked and clip.attempts <= MAX_EXTRA_ATTEMPTS
 
 
 def schedule_lyrics(task: Task, now: datetime) -> None:
-    """Make the clips due for their words; those that are due for something else come to it by themselves."""
+    """Make the clips due, so that their lyrics are fetched."""
     for clip in task.clips:
         clip.due_at, clip.attempts = clip.due_at or now, 0
 
@@ -94,8 +96,39 @@ def is_too_late(clip: Clip, now: datetime) -> bool:
 
 
 def storage_keys_of(clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
-    """The keys of the files that are kept, and of those that may be on their way."""
+    """The storage keys of archived files, and those of files that may still be written."""
     files = [(clip.storage_key, clip.archived_at) for clip in clips]
     files += [(clip.image_key, clip.image_archived_at) for clip in clips]
     settled = [key for key, at in files if key is not None and at is not None]
     return settled, [key for key, at in files if key is not None and at is None]
+
+
+class ClipLifecycle:
+    """Writes what becomes of clips behind their task's success, with its event. Its methods never commit."""
+
+    def __init__(self, recorder: EventRecorder) -> None:
+        self._recorder = recorder
+
+    def archived(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
+        """Our copy of a clip's audio is complete; its size, type and hash are on the clip already."""
+        clip.archived_at, clip.archive_error = now, None
+        facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
+        self._recorder.record(session, task, EventType.clip_archived, now, {"clips": [facts]})
+
+    def store_lyrics(
+        self, session: Session, task: Task, clip: Clip, words: list[dict[str, Any]], now: datetime
+    ) -> None:
+        """Store the words of a clip; none at all is normal for sounds."""
+        clip.lyrics = words
+        self._recorder.bump_version(session, task, now)
+
+    def refresh_links(self, session: Session, task: Task, report: Report, now: datetime) -> None:
+        """Store the links that a report gives for known clips; a report about another task changes nothing."""
+        if is_about_another(task, report):
+            return
+        for position, reported in enumerate(report.clips):
+            clip = find_clip(task, reported, position)
+            if clip is not None:
+                update_clip(clip, reported)
+        if any_modified(session, task.clips):
+            self._recorder.bump_version(session, task, now)

@@ -1,29 +1,28 @@
-"""The life of a task: every step, its event and its clips are written here, in one commit, once."""
+"""The state machine of tasks: every transition, with its event and its clips, is written here and nowhere else."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from app.config import Settings
-from app.database.base import new_id
 from app.database.claims import Claim, claim_due
 from app.database.engine import Session
 from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, notify_on_commit
-from app.enums import Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
+from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.errors import TaskAlreadyFinal
-from app.models import Clip, Task
+from app.models import Task
 from app.signed_urls import SignedUrls
 from app.tasks import repository
-from app.tasks.clips import UPSTREAM_RETENTION, any_modified, find_clip, merge_clips, schedule_lyrics, update_clip
+from app.tasks.clips import ClipLifecycle, any_modified, merge_clips, schedule_lyrics
 from app.tasks.events import EventRecorder
 from app.tasks.payloads import EventPublisher, publish_to_webhook_url
-from app.tasks.schedule import MIN_POLL_INTERVAL, ladder, late_poll_delay, poll_delay
+from app.tasks.schedule import MIN_POLL_INTERVAL, deadline_of, next_late_poll_at, next_poll_at
 from app.tasks.schemas import TaskCreate
-from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
-from app.upstream.types import Report, ReportedClip, Stage
+from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move, is_about_another
+from app.upstream.types import Report, Stage
 
 S = TaskStatus
 # How often audio that the upstream says is there is looked for again before we believe that it is not; an eager ladder
@@ -32,7 +31,7 @@ MAX_AUDIO_CHECKS = 5
 
 
 class TaskLifecycle:
-    """The only writer of tasks. Its methods are handed a session and never commit."""
+    """The only writer of tasks. Its methods take a session and never commit; a task that they take is locked."""
 
     def __init__(
         self,
@@ -43,6 +42,7 @@ class TaskLifecycle:
     ) -> None:
         self._settings = settings
         self._recorder = EventRecorder(signed_urls, publishers, settings.webhook_schedule[0])
+        self.clips = ClipLifecycle(self._recorder)
         self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
@@ -51,28 +51,10 @@ class TaskLifecycle:
         return self._settings.models[0]
 
     def create(
-        self, session: Session, api_key_id: str, order: TaskCreate, now: datetime, callback_url: str | None = None
+        self, session: Session, api_key_id: str, body: TaskCreate, now: datetime, callback_url: str | None = None
     ) -> Task:
         """Keep an order; it is sent as soon as a submit loop finds it."""
-        task = Task(
-            id=new_id(),
-            api_key_id=api_key_id,
-            status=S.queued,
-            version=0,
-            labels=order.metadata,
-            model=order.model or self.default_model,
-            **order.model_dump(exclude={"metadata", "model"}),
-            callback_url=callback_url,
-            charge=Charge.none,
-            posts=0,
-            audio_checks=0,
-            attempts=0,
-            was_unconfirmed=False,
-            clips=[],
-            created_at=now,
-            updated_at=now,
-            due_at=now,
-        )
+        task = repository.new_task(api_key_id, body, body.model or self.default_model, now, callback_url)
         session.add(task)
         self._recorder.record(session, task, EventType.task_created, now, {"status": S.queued})
         notify_on_commit(session, SUBMITS)
@@ -87,14 +69,26 @@ class TaskLifecycle:
             notify_on_commit(session, task.id)
         return tasks
 
-    async def apply_report(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
-        """
-        Take in what the upstream says about a locked task; return whether it was news.
+    async def claim_polls(self, session: Session, claim: Claim) -> Sequence[Task]:
+        """Claim due tasks that can be polled: generating ones, and failed ones that may have succeeded late."""
+        return await claim_due(session, Task, claim, repository.POLLABLE)
 
-        Callbacks and polls both come through here, so a step and its event are made
-        once, however often we hear the same thing. The caller has made sure that the
-        report is about this task.
+    async def apply_report(
+        self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
+    ) -> CallbackOutcome:
         """
+        Apply a report of the upstream; return `applied`, `stale` or `mismatch`.
+
+        Callbacks and polls both come through here, so that a transition and its event
+        are made once, however often the same is reported. `mismatch`: the report is
+        about another upstream task than the stored one, and changes nothing.
+        """
+        if is_about_another(task, report):
+            return CallbackOutcome.mismatch
+        is_applied = await self._apply(session, task, report, now, via)
+        return CallbackOutcome.applied if is_applied else CallbackOutcome.stale
+
+    async def _apply(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
         before = task.version
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
@@ -120,7 +114,7 @@ class TaskLifecycle:
         if report.stage is Stage.failed:
             self._fail_as_reported(session, task, report, now, via)
         elif report.stage is Stage.succeeded:
-            self.end(session, task, S.succeeded, now, via, clips=fresh)
+            self.finish(session, task, S.succeeded, now, via, clips=fresh)
         elif fresh:
             self._recorder.record(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
@@ -136,19 +130,44 @@ class TaskLifecycle:
         task.submitted_at = task.submitted_at or now
         task.attempts, task.fence = 0, None
         self._recorder.transition(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
-        task.due_at = await self.next_poll_at(session, task, now)
+        task.due_at = await self._next_poll_at(session, task, now)
 
-    async def next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
-        """When a generating task is looked at next; its deadline is the last look."""
-        away = await repository.callbacks_stay_away(session)
-        delay = ladder(self._settings, callbacks_stay_away=away).delay(task.attempts)
-        return min(now + poll_delay(delay, self._rng), max(self._deadline_of(task), now + MIN_POLL_INTERVAL))
+    async def schedule_next_poll(
+        self, session: Session, task: Task, now: datetime, retry_after: timedelta | None = None
+    ) -> None:
+        """
+        Release a claimed task after a poll: expire it at its deadline, else poll it again later.
 
-    def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime) -> None:
-        """The upstream provably has nothing of this task: it is sent again when due."""
+        `retry_after` is the least delay that the upstream asked for.
+        """
+        if task.status is S.generating:
+            if not self.expire_if_overdue(session, task, now):
+                due_at = max(await self._next_poll_at(session, task, now), now + (retry_after or timedelta()))
+                task.fence, task.due_at = None, due_at
+        elif task.due_at is not None:
+            task.fence, task.due_at = None, next_late_poll_at(task, self._settings, now, self._rng)
+
+    def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime, *, was_sent: bool = True) -> None:
+        """Submit again when due a task of which the upstream provably has nothing."""
         task.charge, task.submitted_at, task.fence = Charge.none, None, None
+        if not was_sent:
+            task.posts -= 1
         self._recorder.transition(session, task, S.queued, now)
         task.due_at = due_at
+
+    def return_to_queue(self, session: Session, task: Task, now: datetime) -> None:
+        """Requeue a task whose submit was held for a reason that is not its own: it keeps its place."""
+        task.attempts = 0
+        self.requeue(session, task, now, task.created_at)
+
+    def reject(self, session: Session, task: Task, failure: Failure, now: datetime) -> None:
+        """Fail a task whose submit was provably refused, so that it costs nothing."""
+        task.charge = Charge.none
+        self.fail(session, task, failure, now)
+
+    def attach(self, task: Task, upstream_task_id: str, now: datetime) -> None:
+        """Bind a task to an upstream task that an operator found; its deadlines count from now on."""
+        task.upstream_task_id, task.submitted_at = upstream_task_id, now
 
     def mark_unconfirmed(self, session: Session, task: Task, now: datetime) -> None:
         """The submit's answer is lost: never send it again, and wait for the upstream to call."""
@@ -163,11 +182,11 @@ class TaskLifecycle:
         task.error_code, task.error_message = failure.code, failure.message
         task.upstream_code = failure.upstream_code
         error = {"code": failure.code, "message": failure.message, "upstream_code": failure.upstream_code}
-        self.end(session, task, S.failed, now, via, error=error)
+        self.finish(session, task, S.failed, now, via, error=error)
 
     def expire_if_overdue(self, session: Session, task: Task, now: datetime) -> bool:
         """Fail a task whose deadline has passed; a late success will revive it."""
-        if now < self._deadline_of(task):
+        if now < deadline_of(task, self._settings):
             return False
         if task.status is S.unconfirmed:
             message = "The submit's answer was lost and no callback came: the upstream may or may not have taken it."
@@ -178,36 +197,23 @@ class TaskLifecycle:
         self._schedule_late_poll(task, now)
         return True
 
-    def next_late_poll_at(self, task: Task, now: datetime) -> datetime | None:
-        """When a task that we gave up on is asked about again, as long as the upstream may have its sound."""
-        delay = poll_delay(late_poll_delay(task.attempts, self._settings.poll_every), self._rng)
-        return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_RETENTION else None
+    async def expire_unpollable(self, session: Session, task: Task, now: datetime) -> None:
+        """
+        Handle one due task that cannot be polled.
 
-    def note_archived(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
-        """Our copy of a clip's audio, whose facts are on the clip already, can be had from now on."""
-        clip.archived_at, clip.archive_error = now, None
-        facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
-        self._recorder.record(session, task, EventType.clip_archived, now, {"clips": [facts]})
-
-    def note_lyrics(self, session: Session, task: Task, clip: Clip, words: list[dict[str, Any]], now: datetime) -> None:
-        """The words of a clip are known; none at all is normal for sounds."""
-        clip.lyrics = words
-        self._recorder.bump_version(session, task, now)
-
-    def freshen_links(self, session: Session, task: Task, reported: Sequence[ReportedClip], now: datetime) -> None:
-        """Take over the links that the upstream gives for clips that we know."""
-        for position, news in enumerate(reported):
-            clip = find_clip(task, news, position)
-            if clip is not None:
-                update_clip(clip, news)
-        if any_modified(session, task.clips):
-            self._recorder.bump_version(session, task, now)
+        `submitting` becomes `unconfirmed`, since its lease has ended; the others fail
+        at their deadline.
+        """
+        if task.status is S.submitting:
+            self.mark_unconfirmed(session, task, now)
+        elif not self.expire_if_overdue(session, task, now):
+            task.due_at = await self._next_poll_at(session, task, now)
 
     def cancel(self, session: Session, task: Task, now: datetime) -> None:
         """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
         if not can_move(task.status, S.canceled):
             raise TaskAlreadyFinal
-        self.end(session, task, S.canceled, now, None)
+        self.finish(session, task, S.canceled, now, None)
 
     def clear_charge(self, session: Session, task: Task, now: datetime) -> None:
         """The upstream made nothing of a task that ended meanwhile, so that it costs nothing."""
@@ -215,7 +221,7 @@ class TaskLifecycle:
             task.charge = Charge.none
             self._recorder.bump_version(session, task, now)
 
-    def end(
+    def finish(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
     ) -> None:
         """Take the last step of a task; `via` tells who said so, None that we did."""
@@ -251,11 +257,11 @@ class TaskLifecycle:
         """Whatever kept the answer from us before its deadline may end: what was paid for is asked for until then."""
         if task.status is S.failed and task.error_code in REVIVABLE and task.upstream_task_id is not None:
             task.attempts, task.fence = 0, None
-            task.due_at = self.next_late_poll_at(task, now)
+            task.due_at = next_late_poll_at(task, self._settings, now, self._rng)
 
     def _merge_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
-        if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, freshens=False):
+        if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, refreshes=False):
             self._recorder.bump_version(session, task, now)
             notify_on_commit(session, ARCHIVES)
 
@@ -263,12 +269,12 @@ class TaskLifecycle:
         is_told_by_callback = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
         return is_told_by_callback and report.stage is not Stage.running
 
-    def _deadline_of(self, task: Task) -> datetime:
-        spans = {S.generating: self._settings.task_deadline, S.unconfirmed: self._settings.submit_deadline}
-        return (task.submitted_at or task.created_at) + spans[task.status]
+    async def _next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
+        away = await repository.callbacks_stay_away(session)
+        return next_poll_at(task, self._settings, now, self._rng, callbacks_stay_away=away)
 
     def _fail_as_reported(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
-        code = ErrorCode(report.error_code or ErrorCode.upstream_failed)
+        code = report.error_code or ErrorCode.upstream_failed
         if report.refunded:
             task.charge = Charge.refunded
         self.fail(session, task, Failure(code, report.message, report.code), now, via)
@@ -283,7 +289,7 @@ class TaskLifecycle:
         if task.audio_checks <= MAX_AUDIO_CHECKS or looked_for < MAX_AUDIO_CHECKS * self._settings.poll_every:
             return
         if task.clips:
-            self.end(session, task, S.succeeded, now, via)
+            self.finish(session, task, S.succeeded, now, via)
             return
         message = "The upstream said that the sound is ready, but no audio appeared."
         self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)

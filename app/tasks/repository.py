@@ -11,11 +11,17 @@ from typing import Any, NamedTuple
 from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
+from app.database.base import new_id
 from app.database.engine import Session
 from app.enums import Charge, ResolvedBy, TaskStatus
 from app.models import Callback, Event, SpentCharge, Task
-from app.tasks.schemas import TaskFilters, Usage
+from app.tasks.schemas import TaskCreate, TaskFilters, Usage
 
+# A failed task is due only where we gave up on it: it may still turn out to have succeeded.
+POLLABLE = Task.status.in_([TaskStatus.generating, TaskStatus.failed]) & Task.upstream_task_id.isnot(None)
+UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed]) | (
+    (Task.status == TaskStatus.generating) & Task.upstream_task_id.is_(None)
+)
 RECENT = 5
 RECENT_LATENCIES = 20
 
@@ -28,6 +34,29 @@ class History(NamedTuple):
     events: Sequence[Event]
 
 
+def new_task(api_key_id: str, body: TaskCreate, model: str, now: datetime, callback_url: str | None) -> Task:
+    """A queued task, due now, with every default set: they are read before the row is flushed."""
+    return Task(
+        id=new_id(),
+        api_key_id=api_key_id,
+        status=TaskStatus.queued,
+        version=0,
+        labels=body.metadata,
+        model=model,
+        **body.model_dump(exclude={"metadata", "model"}),
+        callback_url=callback_url,
+        charge=Charge.none,
+        posts=0,
+        audio_checks=0,
+        attempts=0,
+        was_unconfirmed=False,
+        clips=[],
+        created_at=now,
+        updated_at=now,
+        due_at=now,
+    )
+
+
 async def find_task(session: Session, task_id: str) -> Task | None:
     """The task with this id, whoever owns it."""
     return await session.get(Task, task_id)
@@ -36,6 +65,19 @@ async def find_task(session: Session, task_id: str) -> Task | None:
 async def lock_task(session: Session, task_id: str) -> Task | None:
     """The same, held against other writers until the transaction ends."""
     return await session.get(Task, task_id, with_for_update=True, populate_existing=True)
+
+
+async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:
+    """The ids of due tasks that cannot be polled, the longest due first."""
+    due = select(Task.id).where(Task.due_at <= now, UNPOLLABLE).order_by(Task.due_at).limit(limit)
+    return (await session.scalars(due)).all()
+
+
+async def lock_unpollable(session: Session, task_id: str, now: datetime) -> Task | None:
+    """The task with this id, locked, if it is still due and no other transaction has locked it."""
+    due = select(Task).where(Task.id == task_id, Task.due_at <= now, UNPOLLABLE)
+    task: Task | None = await session.scalar(due.with_for_update(skip_locked=True))
+    return task
 
 
 async def delete_task(session: Session, task_id: str) -> None:

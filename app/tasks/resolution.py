@@ -1,4 +1,4 @@
-"""What an operator has found out by other means, done to a task by the same steps as ever."""
+"""Manual resolution of a task, through the normal state transitions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ S = TaskStatus
 
 
 class CannotResolve(Exception):
-    """An operator asked for a step that this task cannot take."""
+    """The task cannot take the requested transition."""
 
 
 async def resolve(
@@ -26,21 +26,21 @@ async def resolve(
     now: datetime,
 ) -> None:
     """
-    Bring a locked task where the operator says that it is. Raises CannotResolve.
+    Set a locked task to the state that an operator found out. Raises CannotResolve.
 
-    `generating` attaches the task to an upstream task, whose polls then tell the
-    rest; what an operator gives up, a late success still revives.
+    `generating` attaches it to an upstream task, which is then polled. A task that an
+    operator fails is still revived by a late success.
     """
     is_revivable = task.status is S.failed and task.error_code in REVIVABLE
     if status is S.generating and upstream_task_id and (is_revivable or can_move(task.status, S.generating)):
         await _attach(lifecycle, session, task, upstream_task_id, now)
     elif status is S.succeeded and task.clips and can_move(task.status, S.succeeded):
-        lifecycle.end(session, task, S.succeeded, now, ResolvedBy.operator)
+        lifecycle.finish(session, task, S.succeeded, now, ResolvedBy.operator)
     elif status is S.failed and can_move(task.status, S.failed):
         message = "An operator gave up on this task."
         lifecycle.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
     elif status is S.canceled and can_move(task.status, S.canceled):
-        lifecycle.end(session, task, S.canceled, now, ResolvedBy.operator)
+        lifecycle.finish(session, task, S.canceled, now, ResolvedBy.operator)
     else:
         raise CannotResolve(
             f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
@@ -48,18 +48,17 @@ async def resolve(
 
 
 async def _attach(lifecycle: TaskLifecycle, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
-    task.upstream_task_id = upstream_task_id
+    # The deadline that passed was that of a task which nobody could poll.
+    lifecycle.attach(task, upstream_task_id, now)
     if task.status is S.failed:
         lifecycle.revive(session, task, now)
     else:
         await lifecycle.begin_generating(session, task, upstream_task_id, now)
-    # The clock starts again: the deadline that passed was that of a task nobody could ask about.
-    task.submitted_at = now
     schedule_poll(session, task, now)
 
 
 def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:
-    """What would have to be there for this step, where that is what is missing."""
+    """What the transition needs and the task does not have, as the end of a sentence."""
     if status is S.generating and upstream_task_id is None:
         return " without --upstream-task-id"
     return " without clips" if status is S.succeeded and not task.clips else ""

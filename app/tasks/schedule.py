@@ -1,15 +1,18 @@
-"""When a task is looked at next: pure functions of how often that was done before."""
+"""When a task is polled or submitted again: pure functions of the task, the settings, the time and a random source."""
 
 from __future__ import annotations
 
 import math
 import random
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from app.config import Settings
+from app.database.backoff import exponential, jittered
+from app.enums import TaskStatus
+from app.models import Task
+from app.tasks.clips import UPSTREAM_RETENTION
 
-JITTER = 0.2
 EAGER_START = timedelta(seconds=3)
 EAGER_GROWTH = 1.5
 # The upstream allows three polls a second for one task.
@@ -46,22 +49,36 @@ def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
     return PollLadder(settings.poll_after, settings.poll_every, is_eager)
 
 
+def next_poll_at(
+    task: Task, settings: Settings, now: datetime, rng: random.Random, *, callbacks_stay_away: bool
+) -> datetime:
+    """When a generating task is polled next; the last poll is at its deadline."""
+    delay = poll_delay(ladder(settings, callbacks_stay_away=callbacks_stay_away).delay(task.attempts), rng)
+    return min(now + delay, max(deadline_of(task, settings), now + MIN_POLL_INTERVAL))
+
+
+def next_late_poll_at(task: Task, settings: Settings, now: datetime, rng: random.Random) -> datetime | None:
+    """When a task that we gave up on is polled next; None once the upstream no longer has its audio."""
+    delay = poll_delay(late_poll_delay(task.attempts, settings.poll_every), rng)
+    return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_RETENTION else None
+
+
+def deadline_of(task: Task, settings: Settings) -> datetime:
+    """When a `generating` or `unconfirmed` task fails."""
+    spans = {TaskStatus.generating: settings.task_deadline, TaskStatus.unconfirmed: settings.submit_deadline}
+    return (task.submitted_at or task.created_at) + spans[task.status]
+
+
 def late_poll_delay(polls: int, poll_every: timedelta) -> timedelta:
-    """How long to wait before asking again, after so many polls, for a task that we have given up on."""
-    return min(poll_every * (1 << min(polls, 20)), MAX_LATE_POLL_DELAY)
+    """The delay after this many polls of a task that we gave up on."""
+    return exponential(polls, poll_every, MAX_LATE_POLL_DELAY)
 
 
 def poll_delay(delay: timedelta, rng: random.Random) -> timedelta:
-    """A delay between two polls of one task, jittered, and never shorter than the upstream allows."""
+    """A delay between two polls of one task with jitter, never shorter than the upstream allows."""
     return max(MIN_POLL_INTERVAL, jittered(delay, rng))
 
 
 def submit_retry_delay(attempts: int, retry_after: timedelta | None) -> timedelta:
-    """How long a refused or unsent submit waits, after so many attempts; the upstream may ask for more."""
-    delay = min(MIN_SUBMIT_RETRY * (1 << min(max(attempts - 1, 0), 20)), MAX_SUBMIT_RETRY)
-    return max(delay, retry_after or timedelta())
-
-
-def jittered(delay: timedelta, rng: random.Random) -> timedelta:
-    """The delay, up to a fifth shorter or longer, so that what failed together does not come back together."""
-    return delay * rng.uniform(1 - JITTER, 1 + JITTER)
+    """The delay after this many attempts of a refused or unsent submit; the upstream may ask for more."""
+    return max(exponential(attempts - 1, MIN_SUBMIT_RETRY, MAX_SUBMIT_RETRY), retry_after or timedelta())

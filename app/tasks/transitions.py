@@ -1,4 +1,4 @@
-"""Which step a task may take next, what each step is called when it is told, and why a task fails."""
+"""Which transition may follow which, the event of each, and the pure decisions around them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.enums import ErrorCode, EventType, TaskStatus
+from app.models import Task
+from app.upstream.types import Report
 
 S = TaskStatus
 
@@ -21,12 +23,12 @@ NEXT: Mapping[S, frozenset[S]] = {
     S.canceled: frozenset(),
 }
 
-# What we gave up on without being told by the upstream, a late success brings back.
+# Failures without the upstream's word, which a late success revives.
 REVIVABLE = frozenset({ErrorCode.outcome_unknown, ErrorCode.deadline_exceeded})
 
 FINAL = frozenset(status for status, following in NEXT.items() if not following)
 
-# A submit on its way, and its way back into the queue, are seen in the task but not told.
+# A submit under way, and a return to the queue, show in the task but make no event.
 EVENT_BY_STATUS: Mapping[S, EventType] = {
     S.unconfirmed: EventType.task_unconfirmed,
     S.generating: EventType.task_submitted,
@@ -38,17 +40,23 @@ EVENT_BY_STATUS: Mapping[S, EventType] = {
 
 def can_move(current: TaskStatus, new: TaskStatus) -> bool:
     """
-    Whether a task may take this step.
+    Whether this transition is allowed.
 
-    Reports repeat, arrive late, and arrive out of order. A step that cannot be
-    taken is old news, not an error.
+    Reports repeat, arrive late, and arrive out of order. One whose transition is not
+    allowed is stale, not an error.
     """
     return new in NEXT[current]
 
 
+def is_about_another(task: Task, report: Report) -> bool:
+    """Whether a report names an upstream task that is not this task's."""
+    named, known = report.upstream_task_id, task.upstream_task_id
+    return named is not None and known is not None and named != known
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a task fails, in our word and the upstream's."""
+    """Why a task fails, in our code and the upstream's."""
 
     code: ErrorCode
     message: str | None

@@ -1,4 +1,4 @@
-"""What is left on the upstream's account: asked for rarely, at the same pace as everything else."""
+"""The credits that are left on the upstream's account, cached for some seconds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from app.database.engine import Database
-from app.upstream.pacing import Pacer, full_share
-from app.upstream.suno.client import Upstream
-from app.upstream.types import CreditsAnswer
+from app.upstream.gateway import UpstreamGateway
+from app.upstream.pacing import full_share
+from app.upstream.types import Result
 
 FRESH_FOR = timedelta(seconds=10)
-TIMEOUT = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,39 +24,32 @@ class Credits:
 
 
 class CreditsUnavailable(Exception):
-    """The upstream did not say how many credits are left."""
+    """The upstream did not say how many credits are left. `result` is None where no slot was free."""
 
-    def __init__(self, answer: CreditsAnswer | None) -> None:
-        super().__init__(answer and answer.message)
-        self.answer = answer
+    def __init__(self, result: Result[Decimal] | None) -> None:
+        super().__init__(result and result.message)
+        self.result = result
 
 
 class CreditsCache:
-    """Answers from memory for some seconds, so that callers who watch their credits cost no pace."""
+    """Remembers the credits for 10 seconds, so that callers who watch them do not use up the pace."""
 
-    def __init__(self, database: Database, pacer: Pacer, upstream: Upstream) -> None:
-        self._database, self._pacer, self._upstream = database, pacer, upstream
-        self._asking = asyncio.Lock()
+    def __init__(self, database: Database, gateway: UpstreamGateway) -> None:
+        self._database, self._gateway = database, gateway
+        self._refreshing = asyncio.Lock()
         self._latest: Credits | None = None
 
     async def credits(self) -> Credits:
-        """What is left, at most 10 s old. Raises CreditsUnavailable."""
-        async with self._asking:
+        """The credits that are left, at most 10 s old. Raises CreditsUnavailable."""
+        async with self._refreshing:
             async with self._database.reads() as session:
                 now = await self._database.now(session)
             if self._latest is None or now - self._latest.checked_at >= FRESH_FOR:
-                self._latest = Credits(await self._ask(), now)
+                self._latest = Credits(await self._fetch(), now)
             return self._latest
 
-    async def _ask(self) -> Decimal:
-        slot = await self._pacer.wait_for_slot(self._database, TIMEOUT, full_share)
-        if slot is None:
-            raise CreditsUnavailable(None)
-        try:
-            answer = await self._upstream.credits()
-        finally:
-            async with self._database.writes.begin() as session:
-                await self._pacer.release(session, *slot, await self._database.now(session))
-        if answer.credits is None:
-            raise CreditsUnavailable(answer)
-        return answer.credits
+    async def _fetch(self) -> Decimal:
+        result = await self._gateway.call(lambda upstream: upstream.credits(), full_share)
+        if result is None or result.value is None:
+            raise CreditsUnavailable(result)
+        return result.value

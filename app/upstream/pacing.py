@@ -1,4 +1,4 @@
-"""The upstream's pace: a ring of slots, shared by all replicas, that no window of time can exceed."""
+"""The upstream's rate limit as a ring of slots that all replicas share: no window of time can exceed it."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from app.database.engine import Database, Session, insert_new
 from app.enums import TaskStatus
 from app.models import PaceSlot, Task
 
-# Questions and submits share the rate; what is not ordered yet comes before what is only asked about.
+# Polls and submits share the rate: a task that is not submitted yet comes before one that is only polled.
 SHARE_WHILE_QUEUED = 0.25
 SHARE_WHEN_IDLE = 0.75
 MIN_PAUSE = timedelta(milliseconds=100)
 MAX_PAUSE = timedelta(seconds=1)
+Share = Callable[[Session, datetime], Awaitable[float]]
 
 
 async def poll_share(session: Session, now: datetime) -> float:
-    """The part of the ring that questions may use: most of it, unless orders wait."""
+    """Fraction of the slots that polls may use: 0.75, or 0.25 while tasks are queued."""
     waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
     return SHARE_WHEN_IDLE if await session.scalar(waiting) is None else SHARE_WHILE_QUEUED
 
 
 async def full_share(_session: Session, _now: datetime) -> float:
-    """All of the ring, for what somebody waits for."""
+    """All slots, for calls that somebody waits for."""
     return 1.0
 
 
-# Not a place in the ring: the row that says until when none of its places may be taken.
+# Not a place in the ring: the row whose `free_at` says until when no slot may be reserved.
 PAUSE_SLOT = -1
 MIN_WAIT = timedelta(milliseconds=50)
-# Where the upstream does not say for how long: what it refused is sent again within 15 seconds.
+# The pause where the upstream sends no Retry-After: a throttled submit is retried within 15 seconds.
 MAX_DEFAULT_PAUSE = timedelta(seconds=12)
 
 
 @dataclass(frozen=True, slots=True)
-class Slots:
-    """Places in the ring that are ours until they are given back."""
+class Slot:
+    """A reserved place in the ring; `fence` proves the reservation."""
 
-    numbers: Sequence[int]
+    number: int
     fence: str
 
 
@@ -63,65 +64,60 @@ class Pacer:
         self._hold = hold
 
     async def prepare(self, session: Session, now: datetime) -> None:
-        """Make the ring as long as the rate says; other replicas may do the same at once."""
+        """Create the rows of the ring; replicas may do so at the same time."""
         numbers = (PAUSE_SLOT, *range(self._rate.requests))
         await insert_new(session, PaceSlot, *({"slot": number, "free_at": now} for number in numbers))
         await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.requests))
 
     async def lock_free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:
-        """Lock up to `limit` free slots of the ring's first `share` until the transaction ends; none is taken yet."""
+        """Lock up to `limit` free slots of the ring's first `share` until the transaction ends."""
         paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at > now).exists()
         free = (
             select(PaceSlot.slot)
             .where(PaceSlot.free_at <= now, PaceSlot.slot.in_(self._shared(share)), ~paused)
-            # The slots that only some may use are left for them as long as others are free.
+            # The slots outside a smaller share first, so that the others stay free for it.
             .order_by(PaceSlot.slot.desc())
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
         return (await session.scalars(free)).all()
 
-    async def reserve(self, session: Session, numbers: Sequence[int], now: datetime) -> Slots:
-        """Take slots that `free` locked in this transaction."""
-        slots = Slots(numbers, uuid4().hex)
+    async def reserve(self, session: Session, numbers: Sequence[int], now: datetime) -> Sequence[Slot]:
+        """Reserve slots that `lock_free` locked in this transaction."""
+        fence = uuid4().hex
         until = now + self._rate.period + self._hold
-        await session.execute(
-            update(PaceSlot).where(PaceSlot.slot.in_(numbers)).values(free_at=until, fence=slots.fence)
-        )
-        return slots
+        await session.execute(update(PaceSlot).where(PaceSlot.slot.in_(numbers)).values(free_at=until, fence=fence))
+        return [Slot(number, fence) for number in numbers]
 
-    async def wait_for_slot(
-        self, database: Database, patience: timedelta, share: Callable[[Session, datetime], Awaitable[float]]
-    ) -> tuple[int, str] | None:
-        """Take one slot as soon as one is free, with its fence; None if that takes too long."""
+    async def wait_for_slot(self, database: Database, at_most: timedelta, share: Share) -> Slot | None:
+        """Reserve one slot as soon as one is free; None if none is in time."""
         waited = timedelta()
-        while waited < patience:
-            async with database.writes.begin() as session:
-                now = await database.now(session)
+        while waited < at_most:
+            async with database.transaction() as (session, now):
                 part = await share(session, now)
                 free = await self.lock_free(session, now, 1, part)
                 if free:
-                    return free[0], (await self.reserve(session, free, now)).fence
+                    return (await self.reserve(session, free, now))[0]
                 wait = await self.next_free_in(session, now, part)
             pause = min(max(wait, MIN_PAUSE), MAX_PAUSE)
             await asyncio.sleep(pause.total_seconds())
             waited += pause
         return None
 
-    async def release(self, session: Session, slot: int, fence: str, now: datetime) -> None:
-        """The answer is here: the slot is free a period from now."""
+    async def release(self, session: Session, slot: Slot, now: datetime) -> None:
+        """Free a slot a period from now: the response is here, or the call was given up."""
         free_at = now + self._rate.period
-        mine = update(PaceSlot).where(PaceSlot.slot == slot, PaceSlot.fence == fence)
+        mine = update(PaceSlot).where(PaceSlot.slot == slot.number, PaceSlot.fence == slot.fence)
         await session.execute(mine.values(free_at=free_at, fence=None))
 
     async def pause(self, session: Session, now: datetime, retry_after: timedelta | None) -> None:
-        """The upstream wants us slower: no replica sends anything for so long, whatever is in flight now."""
+        """Let no replica reserve a slot for `retry_after`, or for a period where the upstream did not say."""
         until = now + (retry_after or min(self._rate.period, MAX_DEFAULT_PAUSE))
         pause = update(PaceSlot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at < until)
         await session.execute(pause.values(free_at=until))
 
     async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
-        """How long until a slot falls free; never nothing, since one that is free now may be in another's hands."""
+        """The time until a slot is free, at least MIN_WAIT: one that looks free may be locked elsewhere."""
         first = select(func.min(PaceSlot.free_at)).where(PaceSlot.slot.in_(self._shared(share)))
         pause = select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE_SLOT)
         moments = [await session.scalar(first), await session.scalar(pause)]

@@ -1,20 +1,40 @@
-"""What we ask of the upstream and what it can say to us, in our own words."""
+"""What we ask of the upstream and what it can answer, in our own words, whichever upstream it is."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from app.enums import ErrorCode
+
+Value = TypeVar("Value", covariant=True)
 
 
-class Verdict(StrEnum):
-    """What became of a submit."""
+class Outcome(StrEnum):
+    """
+    What came of one call to the upstream.
 
-    created = "created"
+    A submit that is `invalid`, `rejected`, `throttled`, `held` or `not_sent` has provably
+    created nothing. All other calls create nothing anyway and may be repeated.
+    """
+
+    ok = "ok"
+    # A poll found no record yet, which is usual soon after a submit.
+    pending = "pending"
+    # The submit is refused because of what it asks for.
+    invalid = "invalid"
+    # The submit is refused for another reason.
     rejected = "rejected"
     throttled = "throttled"
+    # Nothing can be submitted until the operator has acted; `hold_reason` says why.
     held = "held"
+    # The submit may have created a task, and its response is lost or unreadable.
     ambiguous = "ambiguous"
     not_sent = "not_sent"
+    # The call did not give what was asked for.
+    failed = "failed"
 
 
 class HoldReason(StrEnum):
@@ -25,52 +45,17 @@ class HoldReason(StrEnum):
     blocked = "blocked"
 
 
-class Stage(StrEnum):
-    """How far the upstream says a task is. `unclear`: over, but the audio does not show."""
-
-    running = "running"
-    succeeded = "succeeded"
-    failed = "failed"
-    unclear = "unclear"
-
-
-class PollVerdict(StrEnum):
-    """What came of asking for a task. `pending` is not known yet; `failed` may be asked again."""
-
-    report = "report"
-    pending = "pending"
-    throttled = "throttled"
-    held = "held"
-    failed = "failed"
-
-
-class ReadVerdict(StrEnum):
-    """What came of reading credits or lyrics. `failed` may be asked again."""
-
-    read = "read"
-    throttled = "throttled"
-    held = "held"
-    failed = "failed"
-
-
 @dataclass(frozen=True, slots=True)
-class SoundOrder:
-    """One sound to be made. `sound_tempo` is in BPM, None lets the upstream choose."""
+class Result(Generic[Value]):
+    """
+    The outcome of one call.
 
-    prompt: str
-    model: str
-    sound_loop: bool
-    sound_tempo: int | None
-    sound_key: str
-    grab_lyrics: bool
+    `value` is set exactly when the outcome is `ok`, `hold_reason` exactly when it is
+    `held`. `code` is the one in the response's body, or the HTTP status where the body has none.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class SubmitAnswer:
-    """The outcome of one submit. `code` is the body's, or the HTTP status where the body has none."""
-
-    verdict: Verdict
-    upstream_task_id: str | None = None
+    outcome: Outcome
+    value: Value | None = None
     code: int | None = None
     message: str | None = None
     retry_after: timedelta | None = None
@@ -78,8 +63,30 @@ class SubmitAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class SoundRequest:
+    """The body of one submit. `sound_tempo` is in beats per minute; None lets the upstream choose."""
+
+    prompt: str
+    model: str
+    sound_loop: bool
+    sound_tempo: int | None
+    sound_key: str
+    grab_lyrics: bool
+    callback_url: str
+
+
+class Stage(StrEnum):
+    """How far the upstream says a task is. `unclear`: over, but without audio."""
+
+    running = "running"
+    succeeded = "succeeded"
+    failed = "failed"
+    unclear = "unclear"
+
+
+@dataclass(frozen=True, slots=True)
 class ReportedClip:
-    """One result as the upstream describes it. `duration` is in seconds; empty texts are None."""
+    """One clip as the upstream describes it. `duration` is in seconds; empty texts are None."""
 
     upstream_clip_id: str | None = None
     title: str | None = None
@@ -92,7 +99,7 @@ class ReportedClip:
 
     @property
     def has_audio(self) -> bool:
-        """Whether there is something to download."""
+        """Whether there is a link to download from."""
         return self.audio_url is not None or self.source_audio_url is not None
 
 
@@ -101,7 +108,7 @@ class Report:
     """
     What the upstream says about one task, by callback or poll.
 
-    `code` and `message` tell of a failure; `error_code` is our word for it and set only then.
+    `code` and `message` describe a failure; `error_code` is our word for it and set only then.
     """
 
     stage: Stage
@@ -109,32 +116,8 @@ class Report:
     clips: tuple[ReportedClip, ...] = ()
     code: int | None = None
     message: str | None = None
-    error_code: str | None = None
+    error_code: ErrorCode | None = None
     refunded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PollAnswer:
-    """The outcome of one poll. `report` is set exactly when `kind` is `report`."""
-
-    kind: PollVerdict
-    report: Report | None = None
-    code: int | None = None
-    message: str | None = None
-    retry_after: timedelta | None = None
-    hold_reason: HoldReason | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CreditsAnswer:
-    """The outcome of asking for credits. `credits` is set exactly when `kind` is `read`."""
-
-    kind: ReadVerdict
-    credits: Decimal | None = None
-    code: int | None = None
-    message: str | None = None
-    retry_after: timedelta | None = None
-    hold_reason: HoldReason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +129,28 @@ class LyricWord:
     end: float
 
 
-@dataclass(frozen=True, slots=True)
-class LyricsAnswer:
-    """The outcome of asking for lyrics. A sound without words is `read` with none."""
+class Upstream(Protocol):
+    """
+    What the service needs of an upstream, so that nothing but the composition root has to import one.
 
-    kind: ReadVerdict
-    words: tuple[LyricWord, ...] = ()
-    code: int | None = None
-    message: str | None = None
-    retry_after: timedelta | None = None
-    hold_reason: HoldReason | None = None
+    No method raises for what the network or the upstream does. Calls go through
+    `UpstreamGateway`, which keeps the pace.
+    """
+
+    async def submit(self, request: SoundRequest) -> Result[str]:
+        """Request a sound. Returns the upstream's id of the task."""
+
+    async def record_info(self, upstream_task_id: str) -> Result[Report]:
+        """Poll a task."""
+
+    async def credits(self) -> Result[Decimal]:
+        """How many credits are left, which may be a fraction."""
+
+    async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> Result[tuple[LyricWord, ...]]:
+        """The words of a finished clip. None at all is normal for sounds."""
+
+    def read_callback(self, body: bytes) -> Report | None:
+        """What a callback reports, or None when it reports nothing that we can read."""
+
+    def is_signed(self, headers: Mapping[str, str], report: Report | None, now: datetime) -> bool:
+        """Whether the upstream signed the callback that these headers and this report come from."""

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, exists, func, or_, orm, select, update
+from sqlalchemy import ColumnElement, case, exists, func, or_, orm, select, update
 from sqlalchemy.orm import aliased
 
+from app.database.claims import count_overdue
 from app.database.engine import Session
 from app.enums import DeliveryStatus, DisabledBy
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
@@ -83,10 +84,10 @@ async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
     return (await session.scalars(select(lanes.c.lane).where(is_due, lanes.c.lane.not_in(paused)))).all()
 
 
-def count_overdue(late: datetime) -> Select[int]:
-    """The query that counts deliveries due before `late`, without those whose receiver asked for a pause."""
+async def count_overdue_deliveries(session: Session, late: datetime) -> int:
+    """How many deliveries were due before `late`, without those whose receiver asked for a pause."""
     paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > late)
-    return select(func.count()).select_from(Delivery).where(Delivery.due_at < late, Delivery.lane.not_in(paused))
+    return await count_overdue(session, Delivery, late, Delivery.lane.not_in(paused))
 
 
 async def redirect_waiting(session: Session, endpoint_id: str, url: str) -> None:

@@ -1,4 +1,4 @@
-"""Keeping what the upstream's links lead to before they die: the audio, its cover and its words."""
+"""Archiving: downloading audio, covers and lyrics before the upstream's links expire."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Literal
 
 import structlog
 
-from app.callbacks.service import is_about_another
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
+from app.database.backoff import exponential, jittered
 from app.database.claims import Claim, claim_due, extend_lease, lock_claimed
 from app.database.engine import TRANSIENT, Session
 from app.database.wakeups import ARCHIVES
@@ -24,34 +24,31 @@ from app.services import Services
 from app.storage import references
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task, lock_task
-from app.tasks.schedule import jittered
-from app.upstream.types import ReadVerdict
-from app.workers.asking import ask
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
 CONCURRENCY = 16
-# Short and extended while the work goes on, so that what a crash leaves is taken up soon.
+# Short, and extended during the work, so that what a crash leaves is taken over soon.
 LEASE = timedelta(seconds=30)
 EXTEND_EVERY = 10.0
 MIN_RETRY_DELAY = timedelta(seconds=2)
 MAX_RETRY_DELAY = timedelta(hours=1)
-# A link that failed once may have expired: from then on the upstream is asked for a fresh one first.
+# A link that failed once may have expired: from then on the upstream is polled for a fresh one first.
 FRESH_LINK_FROM_ATTEMPT = 2
 
 
 class ClaimLost(Exception):
-    """The clip was erased, or somebody else took it over: what was made of it is dropped."""
+    """The clip was erased, or another replica took it over: the result is dropped."""
 
 
 def retry_delay(attempts: int) -> timedelta:
-    """How long to wait after so many attempts that did not get everything."""
-    return min(MIN_RETRY_DELAY * (1 << min(max(attempts - 1, 0), 20)), MAX_RETRY_DELAY)
+    """The delay after this many attempts that did not get everything."""
+    return exponential(attempts - 1, MIN_RETRY_DELAY, MAX_RETRY_DELAY)
 
 
 def links_to_try(clip: Clip) -> list[str]:
-    """Where to look for the audio; the deprecated link only once the proper one has failed. Never a stream's."""
+    """The links to the audio, best first: the deprecated one only after the other failed, never the stream's."""
     links = [clip.upstream_audio_url]
     if clip.attempts >= FRESH_LINK_FROM_ATTEMPT or clip.upstream_audio_url is None:
         links.append(clip.source_audio_url)
@@ -59,8 +56,8 @@ def links_to_try(clip: Clip) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """A claimed clip and its task, locked."""
+class _Locked:
+    """A claimed clip and its task, locked in a transaction."""
 
     session: Session
     task: Task
@@ -69,47 +66,46 @@ class _Held:
 
 
 def archive_loop(services: Services) -> Loop[Clip]:
-    """The loop that keeps."""
-    archiver = _Archiver(services)
-    return Loop("archive", services.wakeups.event(ARCHIVES), CONCURRENCY, archiver.claim, archiver.work)
+    """The loop that archives clips."""
+    worker = _ArchiveWorker(services)
+    return Loop("archive", services.wakeups.event(ARCHIVES), CONCURRENCY, worker.claim, worker.work)
 
 
-class _Archiver:
+class _ArchiveWorker:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._audio = audio_of(services.settings.audio_limit)
         self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Clip]:
-        """Take clips of which something is still to be kept."""
+        """Claim clips that still miss something."""
         services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
+        async with services.database.transaction() as (session, now):
             return Claimed(await claim_due(session, Clip, Claim(now, LEASE, limit)))
 
     async def work(self, clip: Clip) -> None:
-        """Get what is missing of one clip; what cannot be had now is tried again later."""
+        """Archive what one clip misses; what cannot be had now is retried later."""
         async with self._services.database.reads() as session:
             task = await find_task(session, clip.task_id)
         if task is None:
             return
         problem = None
         with suppress(ClaimLost):
-            async with self._lease_kept(clip):
+            async with self._extended_lease(clip):
                 if needs_audio(clip):
-                    problem = await self._keep_audio(task, clip)
+                    problem = await self._archive_audio(task, clip)
                 if needs_cover(clip):
-                    await self._keep_cover(clip)
+                    await self._archive_cover(clip)
                 if needs_lyrics(clip, task):
-                    await self._keep_lyrics(task, clip)
+                    await self._archive_lyrics(task, clip)
             await self._release(clip, problem)
 
-    async def _keep_audio(self, task: Task, clip: Clip) -> str | None:
-        """Return why it did not succeed, or None."""
+    async def _archive_audio(self, task: Task, clip: Clip) -> str | None:
+        """Return why it failed, or None."""
         began, fetched, problem = time.monotonic(), None, None
         try:
             if clip.attempts >= FRESH_LINK_FROM_ATTEMPT:
-                await self._freshen_links(task, clip)
+                await self._refresh_links(task, clip)
             fetched = await self._fetch_first(links_to_try(clip))
             with fetched.file:
                 await self._store(clip, fetched, "storage_key")
@@ -129,15 +125,15 @@ class _Archiver:
         )
         return problem
 
-    async def _freshen_links(self, task: Task, clip: Clip) -> None:
-        if task.upstream_task_id is None:
-            return
+    async def _refresh_links(self, task: Task, clip: Clip) -> None:
         upstream_task_id = task.upstream_task_id
-        answer = await ask(self._services, lambda: self._services.upstream.record_info(upstream_task_id))
-        if answer is None or answer.report is None or is_about_another(task, answer.report):
+        if upstream_task_id is None:
             return
-        async with self._held(clip) as held:
-            self._services.lifecycle.freshen_links(held.session, held.task, answer.report.clips, held.now)
+        result = await self._services.gateway.call(lambda upstream: upstream.record_info(upstream_task_id))
+        if result is None or result.value is None:
+            return
+        async with self._locked(clip) as held:
+            self._services.lifecycle.clips.refresh_links(held.session, held.task, result.value, held.now)
             clip.upstream_audio_url = held.clip.upstream_audio_url
             clip.source_audio_url = held.clip.source_audio_url
 
@@ -151,10 +147,10 @@ class _Archiver:
         raise DownloadFailed("; ".join(dict.fromkeys(problems)))
 
     async def _store(self, clip: Clip, fetched: DownloadedFile, column: Literal["storage_key", "image_key"]) -> None:
-        """Name the file first, so that nobody removes it as nobody's, and write it then."""
-        async with self._held(clip) as held:
+        """Store the key before writing the file, so that the cleanup worker does not delete it as unreferenced."""
+        async with self._locked(clip) as held:
             if not await references.reserve(held.session, fetched.key):
-                raise DownloadFailed("the same file is just being removed")
+                raise DownloadFailed("the same file is being removed at this moment")
             before = getattr(held.clip, column)
             if before not in (None, fetched.key):
                 await references.release(held.session, [before], held.now + references.IN_FLIGHT)
@@ -162,35 +158,35 @@ class _Archiver:
         await self._services.storage.keep(fetched.key, fetched.file, fetched.size, fetched.media_type)
 
     async def _settle_audio(self, clip: Clip, fetched: DownloadedFile) -> None:
-        async with self._held(clip) as held:
+        async with self._locked(clip) as held:
             held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
             held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
-            self._services.lifecycle.note_archived(held.session, held.task, held.clip, held.now)
+            self._services.lifecycle.clips.archived(held.session, held.task, held.clip, held.now)
 
-    async def _keep_cover(self, clip: Clip) -> None:
+    async def _archive_cover(self, clip: Clip) -> None:
         try:
             fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER)
             with fetched.file:
                 await self._store(clip, fetched, "image_key")
         except (DownloadFailed, StorageUnavailable) as error:
-            log.info("cover_not_kept", task_id=clip.task_id, clip=clip.index, problem=str(error))
+            log.info("cover_not_archived", task_id=clip.task_id, clip=clip.index, problem=str(error))
             return
-        async with self._held(clip) as held:
+        async with self._locked(clip) as held:
             held.clip.image_type, held.clip.image_size = fetched.media_type, fetched.size
             held.clip.image_sha256, held.clip.image_archived_at = fetched.sha256, held.now
 
-    async def _keep_lyrics(self, task: Task, clip: Clip) -> None:
+    async def _archive_lyrics(self, task: Task, clip: Clip) -> None:
         upstream_ids = task.upstream_task_id or "", clip.upstream_clip_id or ""
-        answer = await ask(self._services, lambda: self._services.upstream.lyrics(*upstream_ids))
-        log.info("lyrics", task_id=clip.task_id, clip=clip.index, verdict=answer and answer.kind.value)
-        if answer is not None and answer.kind is ReadVerdict.read:
-            words = [asdict(word) for word in answer.words]
-            async with self._held(clip) as held:
-                self._services.lifecycle.note_lyrics(held.session, held.task, held.clip, words, held.now)
+        result = await self._services.gateway.call(lambda upstream: upstream.lyrics(*upstream_ids))
+        log.info("lyrics", task_id=clip.task_id, clip=clip.index, outcome=result and result.outcome.value)
+        if result is not None and result.value is not None:
+            words = [asdict(word) for word in result.value]
+            async with self._locked(clip) as held:
+                self._services.lifecycle.clips.store_lyrics(held.session, held.task, held.clip, words, held.now)
 
     async def _release(self, clip: Clip, problem: str | None) -> None:
-        """Say when this clip needs us again: soon, later, or never."""
-        async with self._held(clip) as held:
+        """Release the claim, with the time of the next attempt if something is still missing."""
+        async with self._locked(clip) as held:
             row, held.clip.fence = held.clip, None
             row.archive_error = problem
             if needs_audio(row) and is_too_late(row, held.now):
@@ -200,7 +196,7 @@ class _Archiver:
             row.due_at = held.now + jittered(retry_delay(row.attempts), self._rng) if is_wanting else None
 
     @asynccontextmanager
-    async def _held(self, clip: Clip) -> AsyncIterator[_Held]:
+    async def _locked(self, clip: Clip) -> AsyncIterator[_Locked]:
         """One transaction on a claimed clip and its task. Raises ClaimLost."""
         services = self._services
         async with services.database.writes.begin() as session:
@@ -208,10 +204,10 @@ class _Archiver:
             row = await lock_claimed(session, Clip, clip.id, clip.fence)
             if task is None or row is None:
                 raise ClaimLost
-            yield _Held(session, task, row, await services.database.now(session))
+            yield _Locked(session, task, row, await services.database.now(session))
 
     @asynccontextmanager
-    async def _lease_kept(self, clip: Clip) -> AsyncIterator[None]:
+    async def _extended_lease(self, clip: Clip) -> AsyncIterator[None]:
         extending = asyncio.create_task(self._extend(clip))
         try:
             yield

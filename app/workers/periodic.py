@@ -1,9 +1,11 @@
-"""Work that is owed once in a while, by one replica at a time: each kind is a row with the moment it is due."""
+"""Periodic jobs: each kind is a row with its due time, so that one replica at a time runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
+from decimal import Decimal
+from functools import partial
 
 import structlog
 
@@ -14,7 +16,8 @@ from app.models import PeriodicJob
 from app.retention import Retention
 from app.services import Services
 from app.upstream.hold import RECHECK, Hold, hold_submits, release_submits
-from app.upstream.types import CreditsAnswer, HoldReason, ReadVerdict
+from app.upstream.pacing import full_share
+from app.upstream.types import HoldReason, Result
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
@@ -22,24 +25,21 @@ log = structlog.get_logger()
 NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
 PRUNE_EVERY = timedelta(hours=1)
+Job = Callable[[PeriodicJob], Awaitable[None]]
 
 
 async def prepare_jobs(session: Session, now: datetime) -> None:
-    """Make the rows of the periodic jobs; other replicas may do the same at once."""
+    """Insert the rows of the periodic jobs; replicas may do so at the same time."""
     await insert_new(session, PeriodicJob, {"name": PRUNE, "due_at": now, "attempts": 0, "detail": {}})
 
 
 def periodic_loop(services: Services) -> Loop[PeriodicJob]:
     """The loop that runs periodic jobs."""
-    kinds: Mapping[str, Callable[[PeriodicJob], Awaitable[None]]] = {
-        RECHECK: _HoldRecheck(services).run,
-        PRUNE: _Pruning(services).run,
-    }
+    kinds: Mapping[str, Job] = {RECHECK: partial(_recheck_hold, services), PRUNE: partial(_prune, services)}
 
     async def claim(limit: int) -> Claimed[PeriodicJob]:
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
-            # What a process looked at when it was killed holds up the queue until then.
+        async with services.database.transaction() as (session, now):
+            # A recheck of a process that was killed holds the queue until its lease ends.
             claim = Claim(now, services.settings.submit_lease, limit)
             return Claimed(await claim_due(session, PeriodicJob, claim, PeriodicJob.name.in_(kinds)))
 
@@ -49,65 +49,37 @@ def periodic_loop(services: Services) -> Loop[PeriodicJob]:
     return Loop("periodic", services.wakeups.event(PERIODIC_JOBS), len(kinds), claim, work)
 
 
-class _HoldRecheck:
-    """Looks whether the upstream takes submits again; credits that are back are seen, not guessed by a timer."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-
-    async def run(self, job: PeriodicJob) -> None:
-        slot = await self._take_slot(job)
-        if slot is None:
+async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
+    """Ask for the credits whether the upstream takes submits again: they are looked up, not guessed by a timer."""
+    result = await services.gateway.call(lambda upstream: upstream.credits(), full_share)
+    async with services.database.transaction() as (session, now):
+        claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
+        if claimed is None:
             return
-        answer = await self._services.upstream.credits()
-        services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
-            await services.pacer.release(session, *slot, now)
-            held = await lock_claimed(session, PeriodicJob, job.name, job.fence)
-            if held is None:
-                return
-            reason = still_held(answer, HoldReason(held.detail["reason"]))
-            log.info("hold_rechecked", reason=reason and reason.value, verdict=answer.kind.value)
-            if reason is None:
-                await release_submits(session)
-                return
-            held.fence, held.due_at = None, now + services.settings.hold_recheck
-            await hold_submits(session, Hold(reason, now, held.detail["message"]), services.settings.hold_recheck)
-
-    async def _take_slot(self, job: PeriodicJob) -> tuple[int, str] | None:
-        services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
-            free = await services.pacer.lock_free(session, now, 1)
-            if not free:
-                held = await lock_claimed(session, PeriodicJob, job.name, job.fence)
-                if held is not None:
-                    held.due_at = now + NO_SLOT_RETRY
-                return None
-            slots = await services.pacer.reserve(session, free, now)
-            return slots.numbers[0], slots.fence
+        if result is None:
+            claimed.fence, claimed.due_at = None, now + NO_SLOT_RETRY
+            return
+        reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
+        log.info("hold_rechecked", reason=reason and reason.value, outcome=result.outcome.value)
+        if reason is None:
+            await release_submits(session)
+            return
+        claimed.fence, claimed.due_at = None, now + services.settings.hold_recheck
+        await hold_submits(session, Hold(reason, now, claimed.detail["message"]), services.settings.hold_recheck)
 
 
-class _Pruning:
-    """Erases what was kept for long enough, a batch at a time, so that nobody waits long for its locks."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._retention = Retention(services.settings.retention_days)
-
-    async def run(self, job: PeriodicJob) -> None:
-        services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
-            held = await lock_claimed(session, PeriodicJob, job.name, job.fence)
-            if held is not None:
-                is_more = await self._retention.erase_batch(session, now)
-                held.fence, held.due_at = None, now if is_more else now + PRUNE_EVERY
+async def _prune(services: Services, job: PeriodicJob) -> None:
+    """Erase one batch of what is past its retention, so that its locks are short."""
+    retention = Retention(services.settings.retention_days)
+    async with services.database.transaction() as (session, now):
+        claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
+        if claimed is not None:
+            is_more = await retention.erase_batch(session, now)
+            claimed.fence, claimed.due_at = None, now if is_more else now + PRUNE_EVERY
 
 
-def still_held(answer: CreditsAnswer, reason: HoldReason) -> HoldReason | None:
-    """Why submits stay held after this look, or None when they need not; an unclear look changes nothing."""
-    if answer.kind is ReadVerdict.read:
-        return None if answer.credits is not None and answer.credits > 0 else HoldReason.no_credits
-    return answer.hold_reason or reason
+def reason_to_hold(result: Result[Decimal], reason: HoldReason) -> HoldReason | None:
+    """Why submits stay held after this look at the credits, or None to release them."""
+    if result.value is not None:
+        return None if result.value > 0 else HoldReason.no_credits
+    return result.hold_reason or reason

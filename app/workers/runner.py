@@ -1,37 +1,42 @@
-"""The one shape of a loop: claim what is due, work on it at once, sleep until there may be more."""
+"""The worker loop: claim due rows, work on them concurrently, sleep until more may be due."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
 from typing import Generic, TypeVar
 
 import structlog
 
+from app.database.backoff import exponential
 from app.database.engine import TRANSIENT
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
 
-FALLBACK_INTERVAL = 1.0
+# A lost wake-up delays due rows by this much.
+FALLBACK_INTERVAL = timedelta(seconds=1)
+MIN_COMMIT_RETRY, MAX_COMMIT_RETRY = timedelta(seconds=0.1), timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed(Generic[Item]):
-    """What a claim brought, and after how many seconds to look again if nothing rings before."""
+    """The claimed items, and when to claim again unless a wake-up comes first."""
 
     items: Sequence[Item]
-    idle: float = FALLBACK_INTERVAL
+    idle: timedelta = FALLBACK_INTERVAL
 
 
 @dataclass(frozen=True, slots=True)
 class Loop(Generic[Item]):
     """
-    Rows of one kind and what is done with them.
+    One kind of rows and the work on them.
 
-    `claim` takes at most as many as it is told and commits; `work` is run for each
-    of them, up to `concurrency` at once. What `work` leaves undone falls due again.
+    `claim` takes at most the given number of rows and commits; `work` runs for each of
+    them, up to `concurrency` at once. A row that `work` leaves undone falls due again.
     """
 
     name: str
@@ -42,16 +47,16 @@ class Loop(Generic[Item]):
 
 
 async def run_loop(loop: Loop[Item], stopping: asyncio.Event) -> None:
-    """Run until told to stop, through every error; then wait for what is in flight."""
+    """Run until `stopping` is set, through every error, then wait for the work in flight."""
     running: set[asyncio.Task[None]] = set()
     try:
         while not stopping.is_set():
             idle = await _turn(loop, running)
-            await _rest(loop.wakeup, stopping, idle)
+            await _sleep(loop.wakeup, stopping, idle)
         if running:
             await asyncio.wait(running)
     finally:
-        # Out of grace: what is still in flight is left to its lease.
+        # The grace is over: what is still in flight is left to its lease.
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -59,22 +64,23 @@ async def run_loop(loop: Loop[Item], stopping: asyncio.Event) -> None:
 
 async def insist(transaction: Callable[[], Awaitable[None]]) -> None:
     """
-    Commit what cannot be asked for again, however long the database is away.
+    Repeat a transaction until it commits, however long the database is away.
 
-    The answer to a submit exists nowhere but in this process; giving up after the
-    first refused connection would lose it.
+    The response to a submit exists in this process alone: giving up after the first
+    refused connection would lose it.
     """
-    delay = 0.1
-    while True:
+    for retry in count():
         try:
-            return await transaction()
+            await transaction()
         except TRANSIENT as error:
-            log.warning("commit_retried", error=type(error).__name__, delay=delay)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
+            delay = exponential(retry, MIN_COMMIT_RETRY, MAX_COMMIT_RETRY)
+            log.warning("commit_retried", error=type(error).__name__, delay=delay.total_seconds())
+            await asyncio.sleep(delay.total_seconds())
+        else:
+            return
 
 
-async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> float:
+async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta:
     room = loop.concurrency - len(running)
     if room <= 0:
         return FALLBACK_INTERVAL
@@ -85,7 +91,7 @@ async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> float:
         log.warning("claim_failed", loop=loop.name, error=type(error).__name__)
         return FALLBACK_INTERVAL
     except Exception:
-        log.exception("claim_broke", loop=loop.name)
+        log.exception("claim_error", loop=loop.name)
         return FALLBACK_INTERVAL
     for item in claimed.items:
         task = asyncio.create_task(_work(loop, item))
@@ -98,7 +104,7 @@ def _leave(loop: Loop[Item], running: set[asyncio.Task[None]]) -> Callable[[asyn
     def leave(task: asyncio.Task[None]) -> None:
         running.discard(task)
         if len(running) == loop.concurrency - 1:
-            # There was no room until now, so there may be due rows that nobody claimed.
+            # There was no room until now, so there may be due rows that were not claimed.
             loop.wakeup.set()
 
     return leave
@@ -110,14 +116,14 @@ async def _work(loop: Loop[Item], item: Item) -> None:
     except TRANSIENT as error:
         log.warning("work_failed", loop=loop.name, error=type(error).__name__)
     except Exception:
-        log.exception("work_broke", loop=loop.name)
+        log.exception("work_error", loop=loop.name)
 
 
-async def _rest(wakeup: asyncio.Event, stopping: asyncio.Event, idle: float) -> None:
-    """Sleep until the bell, the stop, or the time is up."""
+async def _sleep(wakeup: asyncio.Event, stopping: asyncio.Event, idle: timedelta) -> None:
+    """Sleep until a wake-up, the stop, or the end of the idle time."""
     waits = [asyncio.ensure_future(wakeup.wait()), asyncio.ensure_future(stopping.wait())]
     try:
-        await asyncio.wait(waits, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=idle.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()

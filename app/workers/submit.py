@@ -1,4 +1,4 @@
-"""Sending orders upstream: each one once, at the upstream's pace, while it takes any."""
+"""Submitting queued tasks: each one once, within the upstream's rate limit, unless submits are held."""
 
 from __future__ import annotations
 
@@ -9,165 +9,151 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from app.config import CALLBACKS_PATH
+from app.database.backoff import jittered
 from app.database.claims import Claim, lock_claimed
 from app.database.engine import Session
 from app.database.wakeups import SUBMITS
-from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
+from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
 from app.tasks.repository import lock_task
-from app.tasks.schedule import jittered, submit_retry_delay
+from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
-from app.upstream.hold import Hold, current_hold, hold_submits
-from app.upstream.types import HoldReason, Report, SoundOrder, Stage, SubmitAnswer, Verdict
+from app.upstream.hold import current_hold
+from app.upstream.pacing import Slot
+from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
 
 log = structlog.get_logger()
 
 # The lease outlives a request that begins this long after its claim; one that would begin later does not begin.
-LATEST_START = timedelta(seconds=10)
-# What the upstream answers when the order is at fault.
-INVALID = frozenset({400, 413, 422})
+MAX_START_DELAY = timedelta(seconds=10)
+# Outcomes that prove that the upstream created nothing, and that the task is not at fault.
+RETRYABLE = frozenset({Outcome.throttled, Outcome.not_sent})
 
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """An order of ours to send, with its place in the upstream's pace."""
+    """A claimed task with its slot. `claimed_at` is on the monotonic clock, in seconds."""
 
     task: Task
-    slot: int
-    slot_fence: str
+    slot: Slot
     claimed_at: float
 
 
 def submit_loop(services: Services) -> Loop[Submit]:
-    """The loop that sends what is queued."""
-    submitter = _Submitter(services)
+    """The loop that submits queued tasks."""
+    worker = _SubmitWorker(services)
     concurrency = services.settings.upstream_rate.requests
-    return Loop("submit", services.wakeups.event(SUBMITS), concurrency, submitter.claim, submitter.work)
+    return Loop("submit", services.wakeups.event(SUBMITS), concurrency, worker.claim, worker.work)
 
 
-class _Submitter:
+class _SubmitWorker:
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._services, self._gateway = services, services.gateway
         self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Submit]:
-        """Take slots first, then as many orders, in one commit: what is claimed leaves at once."""
-        services = self._services
+        """Lock free slots first, then claim as many tasks, in one commit: what is claimed is sent at once."""
+        services, pacer = self._services, self._gateway.pacer
         async with services.database.writes.begin() as session:
             if await current_hold(session):
                 return Claimed(())
             now = await services.database.now(session)
-            free = await services.pacer.lock_free(session, now, limit)
-            tasks = await services.lifecycle.claim_submits(
-                session, Claim(now, services.settings.submit_lease, len(free))
-            )
-            slots = await services.pacer.reserve(session, free[: len(tasks)], now)
-            wait = await services.pacer.next_free_in(session, now)
+            free = await pacer.lock_free(session, now, limit)
+            claim = Claim(now, services.settings.submit_lease, len(free))
+            tasks = await services.lifecycle.claim_submits(session, claim)
+            slots = await pacer.reserve(session, free[: len(tasks)], now)
+            wait = await pacer.next_free_in(session, now)
         started = time.monotonic()
-        submits = [Submit(task, slot, slots.fence, started) for task, slot in zip(tasks, slots.numbers, strict=True)]
-        return Claimed(
-            submits, FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait.total_seconds())
-        )
+        submits = [Submit(task, slot, started) for task, slot in zip(tasks, slots, strict=True)]
+        idle = FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait)
+        return Claimed(submits, idle)
 
     async def work(self, submit: Submit) -> None:
-        """Send one order and settle what came of it."""
+        """Submit one task and settle the result."""
         began = time.monotonic()
-        answer = await self._send(submit)
+        result = await self._send(submit)
         log.info(
             "submit",
             task_id=submit.task.id,
+            upstream_task_id=result.value,
             attempt=submit.task.attempts,
-            verdict=answer.verdict.value,
-            upstream_code=answer.code,
-            upstream_message=answer.message,
+            outcome=result.outcome.value,
+            upstream_code=result.code,
+            upstream_message=result.message,
             duration_ms=round((time.monotonic() - began) * 1000),
         )
-        await insist(lambda: self._settle(submit, answer))
+        await insist(lambda: self._settle(submit, result))
 
-    async def _send(self, submit: Submit) -> SubmitAnswer:
-        if time.monotonic() - submit.claimed_at > LATEST_START.total_seconds():
-            # The process was stopped in between; by now somebody else may have judged the row.
-            return SubmitAnswer(Verdict.not_sent, message="The process was stopped before the request left.")
+    async def _send(self, submit: Submit) -> Result[str]:
+        if time.monotonic() - submit.claimed_at > MAX_START_DELAY.total_seconds():
+            # The process was stopped in between; the lease may have ended, and another replica settled the row.
+            return Result(Outcome.not_sent, message="The process was stopped before the request was sent.")
         task = submit.task
-        order = SoundOrder(
-            prompt=task.prompt,
-            model=task.model,
-            sound_loop=task.sound_loop,
-            sound_tempo=task.sound_tempo,
-            sound_key=task.sound_key,
-            grab_lyrics=task.grab_lyrics,
-        )
         token = self._services.keyring.callback_token(task.id)
-        return await self._services.upstream.submit(
-            order, f"{self._services.settings.callback_base}/callbacks/{task.id}/{token}"
-        )
+        callback_url = f"{self._services.settings.callback_base}{CALLBACKS_PATH}{task.id}/{token}"
+        return await self._gateway.upstream.submit(_sound_request(task, callback_url))
 
-    async def _settle(self, submit: Submit, answer: SubmitAnswer) -> None:
-        services = self._services
-        async with services.database.writes.begin() as session:
-            now = await services.database.now(session)
-            await services.pacer.release(session, submit.slot, submit.slot_fence, now)
+    async def _settle(self, submit: Submit, result: Result[str]) -> None:
+        async with self._services.database.transaction() as (session, now):
+            await self._gateway.finish(session, submit.slot, result, now)
             task = await lock_claimed(session, Task, submit.task.id, submit.task.fence)
             if task is not None:
-                await self._settle_task(session, task, answer, now)
+                await self._settle_task(session, task, result, now)
             else:
-                await self._settle_late(session, submit, answer, now)
+                await self._settle_late(session, submit, result, now)
 
-    async def _settle_task(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
+    async def _settle_task(self, session: Session, task: Task, result: Result[str], now: datetime) -> None:
         lifecycle = self._services.lifecycle
-        if answer.verdict is Verdict.created:
-            await lifecycle.begin_generating(session, task, answer.upstream_task_id, now)
-        elif answer.verdict is Verdict.ambiguous:
+        if result.outcome is Outcome.ok:
+            await lifecycle.begin_generating(session, task, result.value, now)
+        elif result.outcome in RETRYABLE:
+            due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._rng)
+            lifecycle.requeue(session, task, now, due_at, was_sent=result.outcome is not Outcome.not_sent)
+        elif result.outcome is Outcome.held and result.hold_reason is HoldReason.blocked:
+            # A firewall may dislike the words of this prompt: the tasks behind it go first next time.
+            due_at = now + submit_retry_delay(task.attempts, result.retry_after)
+            lifecycle.requeue(session, task, now, due_at)
+        elif result.outcome is Outcome.held:
+            lifecycle.return_to_queue(session, task, now)
+        elif result.outcome is Outcome.invalid:
+            failure = Failure(ErrorCode.invalid_request, result.message, result.code)
+            lifecycle.reject(session, task, failure, now)
+        elif result.outcome is Outcome.rejected:
+            lifecycle.reject(session, task, Failure(ErrorCode.upstream_failed, result.message, result.code), now)
+        else:
             lifecycle.mark_unconfirmed(session, task, now)
-        elif answer.verdict is Verdict.rejected:
-            task.charge = Charge.none
-            code = ErrorCode.invalid_request if answer.code in INVALID else ErrorCode.upstream_failed
-            lifecycle.fail(session, task, Failure(code, answer.message, answer.code), now)
-        elif answer.verdict is Verdict.held:
-            await self._hold(session, task, answer, now)
-        else:
-            await self._retry_later(session, task, answer, now)
 
-    async def _retry_later(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
-        if answer.verdict is Verdict.throttled:
-            await self._services.pacer.pause(session, now, answer.retry_after)
-        else:
-            task.posts -= 1
-        delay = jittered(submit_retry_delay(task.attempts, answer.retry_after), self._rng)
-        self._services.lifecycle.requeue(session, task, now, now + delay)
-
-    async def _hold(self, session: Session, task: Task, answer: SubmitAnswer, now: datetime) -> None:
-        reason = answer.hold_reason or HoldReason.blocked
-        await hold_submits(session, Hold(reason, now, answer.message), self._services.settings.hold_recheck)
-        if reason is HoldReason.blocked:
-            # It may be this order's words that a firewall dislikes: those behind it go first next time.
-            self._services.lifecycle.requeue(
-                session, task, now, now + submit_retry_delay(task.attempts, answer.retry_after)
-            )
-            return
-        # Nothing about this order was wrong: it keeps its place in the queue.
-        task.attempts = 0
-        self._services.lifecycle.requeue(session, task, now, task.created_at)
-
-    async def _settle_late(self, session: Session, submit: Submit, answer: SubmitAnswer, now: datetime) -> None:
+    async def _settle_late(self, session: Session, submit: Submit, result: Result[str], now: datetime) -> None:
         """
-        The row was judged without us; what the upstream did is still true.
+        Settle a result that came after the lease, when the row was settled without it.
 
-        That it has the task goes the way of any report: it may adopt, it cannot step
-        back. That it has nothing settles a row that nobody has sent since.
+        An acceptance is applied like any report: it may adopt the task, it cannot step
+        back. A refusal settles a row that has not been submitted again since.
         """
         lifecycle, task = self._services.lifecycle, await lock_task(session, submit.task.id)
-        if task is None or answer.verdict is Verdict.ambiguous:
+        if task is None or result.outcome is Outcome.ambiguous:
             return
-        if answer.verdict is Verdict.created:
-            if task.upstream_task_id is None:
-                report = Report(Stage.running, upstream_task_id=answer.upstream_task_id)
-                await lifecycle.apply_report(session, task, report, now, ResolvedBy.adoption)
+        if result.outcome is Outcome.ok:
+            report = Report(Stage.running, upstream_task_id=result.value)
+            await lifecycle.apply_report(session, task, report, now, ResolvedBy.adoption)
         elif task.submitted_at != submit.task.submitted_at:
             return
         elif task.status is TaskStatus.unconfirmed:
-            await self._settle_task(session, task, answer, now)
+            await self._settle_task(session, task, result, now)
         else:
             lifecycle.clear_charge(session, task, now)
+
+
+def _sound_request(task: Task, callback_url: str) -> SoundRequest:
+    return SoundRequest(
+        prompt=task.prompt,
+        model=task.model,
+        sound_loop=task.sound_loop,
+        sound_tempo=task.sound_tempo,
+        sound_key=task.sound_key,
+        grab_lyrics=task.grab_lyrics,
+        callback_url=callback_url,
+    )

@@ -105,8 +105,8 @@ def test_kept_callbacks_are_read_again(command: Callable[..., Any], database_url
     done, again = [command("callbacks", "replay", *chosen).stdout for _ in range(2)]
     after = json.loads(command("tasks", "show", task_id).stdout)
 
-    assert (dry, before) == ("1 callbacks read, 1 would be news.\n", "generating")
-    assert (done, again) == ("1 callbacks read, 1 were news.\n", "1 callbacks read, 0 were news.\n")
+    assert (dry, before) == ("1 callbacks read, 1 would change a task.\n", "generating")
+    assert (done, again) == ("1 callbacks read, 1 changed a task.\n", "1 callbacks read, 0 changed a task.\n")
     assert (after["status"], after["resolved_by"], len(after["clips"])) == ("succeeded", "replay", 1)
 
 
@@ -115,7 +115,7 @@ def test_replay_of_what_cannot_be_chosen_says_why(command: Callable[..., Any]) -
     unread = command("callbacks", "replay", "--since", "yesterday")
     both = command("callbacks", "replay", "--since", "2026-01-01", "--task", "x")
 
-    assert later.stdout == "0 callbacks read, 0 were news.\n"
+    assert later.stdout == "0 callbacks read, 0 changed a task.\n"
     assert (unread.exit_code, both.exit_code) == (1, 1)
     assert "2026-01-31T08:00:00Z" in unread.stderr
     assert "not both" in both.stderr
@@ -167,7 +167,7 @@ async def test_doctor_sees_a_held_queue_and_the_way_in(database_url: str, tmp_pa
 
             async def is_held() -> bool:
                 checks = (await client.get("/readyz")).json()["checks"]
-                return bool(checks["upstream"]["status"] == "degraded")
+                return bool(checks["queue"]["status"] == "degraded")
 
             await eventually(is_held)
         reached = {"database_url": database_url, "upstream_url": sandbox.url, "public_url": service.url}

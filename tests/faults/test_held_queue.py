@@ -43,7 +43,7 @@ async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itse
             await _set(sandbox, recovery)
             for task_id in refused + waiting:
                 assert (await until_final(client, task_id, within=60))["status"] == "succeeded"
-            assert (await client.get("/readyz")).json()["checks"]["upstream"]["status"] == "ok"
+            assert (await client.get("/readyz")).json()["checks"]["queue"]["status"] == "ok"
         submits = await submits_at(sandbox)
 
     assert sum(submit["created"] for submit in submits) == 4 * len(OUTAGES)
@@ -51,7 +51,7 @@ async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itse
 
 async def _tells(client: httpx.AsyncClient, event_types: str) -> bool:
     answer = await client.get("/readyz")
-    check = answer.json()["checks"]["upstream"]
+    check = answer.json()["checks"]["queue"]
     return answer.status_code == 200 and check["status"] == "degraded" and event_types in check["detail"]
 
 

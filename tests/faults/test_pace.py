@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from app.config import Rate
 from app.database.engine import Database
-from app.upstream.pacing import Pacer
+from app.upstream.pacing import Pacer, Slot
 
 RATE = Rate(10, timedelta(seconds=1))
 
@@ -17,14 +17,14 @@ async def test_throttled_from_many_sides_the_ring_is_pushed_back_without_a_deadl
         await pacer.prepare(session, await database.now(session))
         taken = await pacer.reserve(session, range(RATE.requests), await database.now(session))
 
-    async def settle(slot: int) -> None:
+    async def settle(slot: Slot) -> None:
         await all_hold_one.wait()
         async with database.writes.begin() as session:
             now = await database.now(session)
-            await pacer.release(session, slot, taken.fence, now)
+            await pacer.release(session, slot, now)
             await pacer.pause(session, now, timedelta(seconds=30))
 
-    await asyncio.gather(*(settle(slot) for slot in taken.numbers))
+    await asyncio.gather(*(settle(slot) for slot in taken))
 
     async with database.reads() as session:
         now = await database.now(session)

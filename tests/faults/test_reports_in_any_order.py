@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from app.callbacks.service import receive
+from app.callbacks.service import CallbackService
 from app.database.engine import Database
 from app.enums import Charge, TaskStatus
 from app.models import Task
@@ -87,7 +87,16 @@ class Reports(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lifecycle = build_services(settings_of(self.database.url)).lifecycle
+        services = build_services(settings_of(self.database.url))
+        self.lifecycle, self.token = services.lifecycle, services.keyring.callback_token
+        self.callbacks = CallbackService(
+            services.settings,
+            self.database,
+            services.keyring,
+            services.lifecycle,
+            services.gateway.upstream,
+            services.metrics,
+        )
 
     @initialize(status=st.sampled_from(SENT))
     def a_task_that_was_sent(self, status: TaskStatus) -> None:
@@ -155,7 +164,7 @@ class Reports(RuleBasedStateMachine):
 
     def _receive(self, body: bytes) -> None:
         self.clock.advance(seconds=1)
-        self.runner.run(receive(self.database, self.lifecycle, self.task_id, {}, body))
+        self.runner.run(self.callbacks.receive(self.task_id, self.token(self.task_id), {}, body))
 
     def _change(self, step: str) -> None:
         self.runner.run(self._changed(step))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.database.engine import Database
-from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
+from app.enums import CallbackOutcome, Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import build_services
 from app.tasks.lifecycle import MAX_AUDIO_CHECKS
@@ -25,8 +25,10 @@ RUNNING = Report(Stage.running, "up-1")
 PROGRESS = Report(Stage.running, "up-1", (FIRST, SILENT))
 SUCCESS = Report(Stage.succeeded, "up-1", (FIRST, SECOND))
 UNCLEAR = Report(Stage.unclear, "up-1")
-FAILURE = Report(Stage.failed, "up-1", code=500, message="It broke.", error_code="upstream_failed")
-REFUND = Report(Stage.failed, "up-1", code=531, message="Refunded.", error_code="upstream_failed", refunded=True)
+FAILURE = Report(Stage.failed, "up-1", code=500, message="It broke.", error_code=ErrorCode.upstream_failed)
+REFUND = Report(
+    Stage.failed, "up-1", code=531, message="Refunded.", error_code=ErrorCode.upstream_failed, refunded=True
+)
 REPORTS = {Stage.running: RUNNING, Stage.succeeded: SUCCESS, Stage.failed: FAILURE, Stage.unclear: UNCLEAR}
 
 LIVE = (S.queued, S.submitting, S.unconfirmed, S.generating)
@@ -46,7 +48,7 @@ async def test_every_report_takes_every_state_where_the_table_says(database: Dat
     tasks = {(status, stage): await add_task(database, owner, status) for status, stage in AFTERWARDS}
 
     for (_, stage), task in tasks.items():
-        await _hear(database, task, REPORTS[stage])
+        await _report(database, task, REPORTS[stage])
 
     assert {case: (await reread(database, task.id)).status for case, task in tasks.items()} == AFTERWARDS
 
@@ -55,7 +57,7 @@ async def test_every_report_takes_every_state_where_the_table_says(database: Dat
 async def test_success_ends_a_task_with_its_clips(database: Database, via: ResolvedBy) -> None:
     task = await _generating(database)
 
-    assert await _hear(database, task, SUCCESS, via)
+    assert await _report(database, task, SUCCESS, via)
 
     done = await reread(database, task.id)
     assert (done.status, done.resolved_by, done.charge, done.completed_at) == (S.succeeded, via, Charge.charged, NOON)
@@ -69,10 +71,10 @@ async def test_success_ends_a_task_with_its_clips(database: Database, via: Resol
 async def test_repeated_reports_are_no_news(database: Database) -> None:
     task = await _generating(database)
     for report in (RUNNING, PROGRESS, SUCCESS):
-        await _hear(database, task, report)
+        await _report(database, task, report)
         before = await reread(database, task.id)
 
-        assert not await _hear(database, task, report)
+        assert not await _report(database, task, report)
         assert (await reread(database, task.id)).version == before.version
 
     assert await event_types(database, task.id) == ["task.created", "task.progressed", "task.succeeded"]
@@ -81,10 +83,10 @@ async def test_repeated_reports_are_no_news(database: Database) -> None:
 @pytest.mark.parametrize("late", [RUNNING, PROGRESS, UNCLEAR, FAILURE, REFUND])
 async def test_late_reports_change_nothing_about_a_finished_task(database: Database, late: Report) -> None:
     task = await _generating(database)
-    await _hear(database, task, SUCCESS)
+    await _report(database, task, SUCCESS)
     before = await reread(database, task.id)
 
-    assert not await _hear(database, task, late)
+    assert not await _report(database, task, late)
 
     after = await reread(database, task.id)
     assert (after.version, after.status, after.charge) == (before.version, S.succeeded, Charge.charged)
@@ -94,7 +96,7 @@ async def test_version_rises_by_one_with_every_event(database: Database) -> None
     task = await _generating(database)
     versions = [task.version]
     for report in (PROGRESS, SUCCESS):
-        await _hear(database, task, report)
+        await _report(database, task, report)
         versions.append((await reread(database, task.id)).version)
 
     assert versions == [1, 2, 3]
@@ -103,17 +105,17 @@ async def test_version_rises_by_one_with_every_event(database: Database) -> None
 async def test_clip_that_comes_without_audio_is_no_clip_yet(database: Database) -> None:
     task = await _generating(database)
 
-    await _hear(database, task, PROGRESS)
+    await _report(database, task, PROGRESS)
 
     assert [clip.upstream_clip_id for clip in (await reread(database, task.id)).clips] == ["clip-1"]
 
 
 async def test_known_clip_is_freshened_and_silence_takes_nothing_back(database: Database) -> None:
     task = await _generating(database)
-    await _hear(database, task, PROGRESS)
+    await _report(database, task, PROGRESS)
 
     moved = ReportedClip("clip-1", tags="rain", audio_url="https://cdn.example/moved.mp3")
-    await _hear(database, task, Report(Stage.running, "up-1", (SILENT, moved)))
+    await _report(database, task, Report(Stage.running, "up-1", (SILENT, moved)))
 
     [clip] = (await reread(database, task.id)).clips
     assert (clip.title, clip.tags, clip.upstream_audio_url) == ("Rain", "rain", "https://cdn.example/moved.mp3")
@@ -121,25 +123,25 @@ async def test_known_clip_is_freshened_and_silence_takes_nothing_back(database: 
 
 async def test_news_of_a_known_clip_is_a_new_version(database: Database) -> None:
     task = await _generating(database)
-    await _hear(database, task, PROGRESS)
+    await _report(database, task, PROGRESS)
     before = await reread(database, task.id)
 
-    is_news = await _hear(database, task, Report(Stage.running, "up-1", (replace(FIRST, title="Hail"), SILENT)))
+    is_applied = await _report(database, task, Report(Stage.running, "up-1", (replace(FIRST, title="Hail"), SILENT)))
 
-    assert is_news
+    assert is_applied
     assert (await reread(database, task.id)).version == before.version + 1
     assert await event_types(database, task.id) == ["task.created", "task.progressed"]
 
 
 async def test_clip_that_shows_after_the_success_is_kept_too(database: Database) -> None:
     task = await _generating(database)
-    await _hear(database, task, Report(Stage.succeeded, "up-1", (FIRST, SILENT)))
+    await _report(database, task, Report(Stage.succeeded, "up-1", (FIRST, SILENT)))
     before = await reread(database, task.id)
 
-    is_news = await _hear(database, task, Report(Stage.succeeded, "up-1", (replace(FIRST, title="Hail"), SECOND)))
+    is_applied = await _report(database, task, Report(Stage.succeeded, "up-1", (replace(FIRST, title="Hail"), SECOND)))
 
     after = await reread(database, task.id)
-    assert is_news
+    assert is_applied
     assert (after.status, after.version) == (S.succeeded, before.version + 1)
     assert [(clip.upstream_clip_id, clip.title) for clip in after.clips] == [("clip-1", "Rain"), ("clip-2", "Rain")]
     assert after.clips[1].due_at == NOON
@@ -149,8 +151,8 @@ async def test_clips_without_ids_are_known_by_their_places(database: Database) -
     task = await _generating(database)
     nameless = tuple(ReportedClip(audio_url=f"https://cdn.example/{number}.mp3") for number in range(2))
 
-    await _hear(database, task, Report(Stage.running, "up-1", nameless[:1]))
-    await _hear(database, task, Report(Stage.succeeded, "up-1", nameless))
+    await _report(database, task, Report(Stage.running, "up-1", nameless[:1]))
+    await _report(database, task, Report(Stage.succeeded, "up-1", nameless))
 
     clips = (await reread(database, task.id)).clips
     assert [clip.upstream_audio_url for clip in clips] == [clip.audio_url for clip in nameless]
@@ -159,9 +161,9 @@ async def test_clips_without_ids_are_known_by_their_places(database: Database) -
 async def test_unconfirmed_task_is_adopted_by_the_first_report(database: Database) -> None:
     task = await _task(database, S.unconfirmed, charge=Charge.possible, was_unconfirmed=True)
 
-    await _hear(database, task, RUNNING)
+    await _report(database, task, RUNNING)
     adopted = await reread(database, task.id)
-    await _hear(database, task, SUCCESS, ResolvedBy.poll)
+    await _report(database, task, SUCCESS, ResolvedBy.poll)
     done = await reread(database, task.id)
 
     assert (adopted.status, adopted.upstream_task_id, adopted.charge) == (S.generating, "up-1", Charge.charged)
@@ -171,7 +173,7 @@ async def test_unconfirmed_task_is_adopted_by_the_first_report(database: Databas
 async def test_report_may_come_before_the_answer_to_the_submit(database: Database) -> None:
     task = await _task(database, S.submitting, charge=Charge.possible, fence="of the submit")
 
-    await _hear(database, task, SUCCESS)
+    await _report(database, task, SUCCESS)
 
     done = await reread(database, task.id)
     assert (done.status, done.upstream_task_id, done.resolved_by) == (S.succeeded, "up-1", ResolvedBy.callback)
@@ -180,9 +182,9 @@ async def test_report_may_come_before_the_answer_to_the_submit(database: Databas
 
 async def test_name_that_comes_after_the_first_report_is_kept(database: Database) -> None:
     task = await _task(database, S.submitting, charge=Charge.possible)
-    await _hear(database, task, Report(Stage.running))
+    await _report(database, task, Report(Stage.running))
 
-    assert await _hear(database, task, RUNNING)
+    assert await _report(database, task, RUNNING)
 
     assert (await reread(database, task.id)).upstream_task_id == "up-1"
 
@@ -191,7 +193,7 @@ async def test_name_that_comes_after_the_first_report_is_kept(database: Database
 async def test_late_success_revives_what_we_gave_up(database: Database, code: ErrorCode) -> None:
     task = await _task(database, S.failed, error_code=code, error_message="Too late.", charge=Charge.possible)
 
-    await _hear(database, task, SUCCESS)
+    await _report(database, task, SUCCESS)
 
     done = await reread(database, task.id)
     assert (done.status, done.error_code, done.error_message, done.charge) == (S.succeeded, None, None, Charge.charged)
@@ -202,7 +204,7 @@ async def test_late_success_revives_what_we_gave_up(database: Database, code: Er
 async def test_nothing_but_a_success_revives(database: Database, late: Report) -> None:
     task = await _task(database, S.failed, error_code=ErrorCode.deadline_exceeded, upstream_task_id="up-1")
 
-    assert not await _hear(database, task, late)
+    assert not await _report(database, task, late)
 
     assert (await reread(database, task.id)).status is S.failed
 
@@ -211,7 +213,7 @@ async def test_nothing_but_a_success_revives(database: Database, late: Report) -
 async def test_what_the_upstream_failed_stays_failed(database: Database, code: ErrorCode) -> None:
     task = await _task(database, S.failed, error_code=code, upstream_task_id="up-1")
 
-    assert not await _hear(database, task, SUCCESS)
+    assert not await _report(database, task, SUCCESS)
 
     assert (await reread(database, task.id)).error_code is code
 
@@ -219,7 +221,7 @@ async def test_what_the_upstream_failed_stays_failed(database: Database, code: E
 async def test_reported_failure_is_told_in_our_words_and_theirs(database: Database) -> None:
     task = await _generating(database)
 
-    await _hear(database, task, FAILURE)
+    await _report(database, task, FAILURE)
 
     failed = await reread(database, task.id)
     assert (failed.error_code, failed.error_message, failed.upstream_code) == (
@@ -237,8 +239,8 @@ async def test_refund_is_noted_even_when_it_comes_late(database: Database) -> No
     given_up = await add_task(database, owner, S.failed, error_code=ErrorCode.deadline_exceeded)
 
     for task in (at_once, canceled, given_up):
-        assert await _hear(database, task, REFUND)
-        assert not await _hear(database, task, FAILURE)
+        assert await _report(database, task, REFUND)
+        assert not await _report(database, task, FAILURE)
 
     after = [await reread(database, task.id) for task in (at_once, canceled, given_up)]
     assert [(task.status, task.charge) for task in after] == [
@@ -252,7 +254,7 @@ async def test_refund_is_noted_even_when_it_comes_late(database: Database) -> No
 async def test_canceled_task_that_the_upstream_works_on_is_charged(database: Database, charge: Charge) -> None:
     task = await _task(database, S.canceled, charge=charge)
 
-    assert await _hear(database, task, RUNNING)
+    assert await _report(database, task, RUNNING)
 
     after = await reread(database, task.id)
     assert (after.status, after.charge, after.upstream_task_id) == (S.canceled, Charge.charged, "up-1")
@@ -261,10 +263,10 @@ async def test_canceled_task_that_the_upstream_works_on_is_charged(database: Dat
 async def test_audio_that_never_shows_fails_the_task_after_enough_looks(database: Database) -> None:
     task = await _generating(database)
     for _ in range(MAX_AUDIO_CHECKS):
-        await _hear(database, task, UNCLEAR, ResolvedBy.poll)
+        await _report(database, task, UNCLEAR, ResolvedBy.poll)
     waiting = (await reread(database, task.id)).status
 
-    await _hear(database, task, UNCLEAR, ResolvedBy.poll)
+    await _report(database, task, UNCLEAR, ResolvedBy.poll)
 
     failed = await reread(database, task.id)
     assert (waiting, failed.status, failed.error_code) == (S.generating, S.failed, ErrorCode.audio_missing)
@@ -274,17 +276,17 @@ async def test_eager_looks_give_audio_no_less_time_to_show(database: Database) -
     task = await _generating(database, submitted_at=NOON - timedelta(seconds=62))
 
     for _ in range(MAX_AUDIO_CHECKS + 1):
-        await _hear(database, task, UNCLEAR, ResolvedBy.poll, public_url=None)
+        await _report(database, task, UNCLEAR, ResolvedBy.poll, public_url=None)
 
     assert (await reread(database, task.id)).status is S.generating
 
 
 async def test_one_audible_clip_is_a_success_after_enough_looks(database: Database) -> None:
     task = await _generating(database)
-    await _hear(database, task, PROGRESS)
+    await _report(database, task, PROGRESS)
 
     for _ in range(MAX_AUDIO_CHECKS + 1):
-        await _hear(database, task, UNCLEAR, ResolvedBy.poll)
+        await _report(database, task, UNCLEAR, ResolvedBy.poll)
 
     assert (await reread(database, task.id)).status is S.succeeded
 
@@ -293,7 +295,7 @@ async def test_callbacks_without_audio_ask_for_a_poll_and_use_up_no_look(databas
     task = await _generating(database, due_at=NOON + timedelta(hours=1))
 
     for _ in range(MAX_AUDIO_CHECKS + 2):
-        await _hear(database, task, UNCLEAR, ResolvedBy.callback)
+        await _report(database, task, UNCLEAR, ResolvedBy.callback)
 
     after = await reread(database, task.id)
     assert (after.status, after.audio_checks, after.due_at) == (S.generating, 0, NOON + MIN_POLL_INTERVAL)
@@ -303,9 +305,9 @@ async def test_callbacks_without_audio_ask_for_a_poll_and_use_up_no_look(databas
 async def test_where_callbacks_are_not_trusted_a_poll_decides(database: Database, final: Report) -> None:
     task = await _generating(database, due_at=NOON + timedelta(hours=1))
 
-    await _hear(database, task, final, ResolvedBy.callback, callback_trust="pull")
+    await _report(database, task, final, ResolvedBy.callback, callback_trust="pull")
     believed = await reread(database, task.id)
-    await _hear(database, task, SUCCESS, ResolvedBy.poll, callback_trust="pull")
+    await _report(database, task, SUCCESS, ResolvedBy.poll, callback_trust="pull")
     done = await reread(database, task.id)
 
     assert (believed.status, believed.clips, believed.due_at) == (S.generating, [], NOON + MIN_POLL_INTERVAL)
@@ -320,12 +322,12 @@ async def _generating(database: Database, **columns: Any) -> Task:
     return await _task(database, S.generating, upstream_task_id="up-1", **columns)
 
 
-async def _hear(
+async def _report(
     database: Database, task: Task, report: Report, via: ResolvedBy = ResolvedBy.callback, **settings: Any
 ) -> bool:
-    """Take in a report as callbacks and polls do; return whether it was news."""
+    """Apply a report as callbacks and polls do; return whether it was applied."""
     lifecycle = build_services(settings_of(database.url, **settings)).lifecycle
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked
-        return await lifecycle.apply_report(session, locked, report, NOON, via)
+        return await lifecycle.apply_report(session, locked, report, NOON, via) is CallbackOutcome.applied

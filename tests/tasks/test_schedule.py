@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from app.tasks.schedule import PollLadder, jittered, ladder, late_poll_delay, poll_delay, submit_retry_delay
+from app.database.backoff import jittered
+from app.tasks.schedule import PollLadder, ladder, late_poll_delay, poll_delay, submit_retry_delay
 from tests.support.service import settings_of
 
 SECOND = timedelta(seconds=1)

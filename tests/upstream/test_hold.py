@@ -8,16 +8,16 @@ import pytest
 from app.database.engine import Database
 from app.models import PeriodicJob
 from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits, release_submits
-from app.upstream.types import CreditsAnswer, HoldReason, ReadVerdict
-from app.workers.periodic import periodic_loop, still_held
+from app.upstream.types import HoldReason, Outcome, Result
+from app.workers.periodic import periodic_loop, reason_to_hold
 from tests.support.service import MORNING, Service
 from tests.webhooks.service import joined
 
 RECHECK_IN = timedelta(seconds=30)
 
 
-def _credits(amount: str) -> CreditsAnswer:
-    return CreditsAnswer(ReadVerdict.read, credits=Decimal(amount))
+def _credits(amount: str) -> Result[Decimal]:
+    return Result(Outcome.ok, Decimal(amount))
 
 
 @pytest.mark.parametrize(
@@ -28,19 +28,19 @@ def _credits(amount: str) -> CreditsAnswer:
         (_credits("1000"), HoldReason.blocked, None),
         (_credits("0"), HoldReason.no_credits, HoldReason.no_credits),
         (_credits("-1"), HoldReason.bad_key, HoldReason.no_credits),
-        (CreditsAnswer(ReadVerdict.failed), HoldReason.no_credits, HoldReason.no_credits),
-        (CreditsAnswer(ReadVerdict.throttled), HoldReason.blocked, HoldReason.blocked),
+        (Result(Outcome.failed), HoldReason.no_credits, HoldReason.no_credits),
+        (Result(Outcome.throttled), HoldReason.blocked, HoldReason.blocked),
         (
-            CreditsAnswer(ReadVerdict.held, hold_reason=HoldReason.bad_key),
+            Result(Outcome.held, hold_reason=HoldReason.bad_key),
             HoldReason.no_credits,
             HoldReason.bad_key,
         ),
     ],
 )
 def test_hold_ends_only_when_a_look_shows_that_it_may(
-    answer: CreditsAnswer, before: HoldReason, after: HoldReason | None
+    answer: Result[Decimal], before: HoldReason, after: HoldReason | None
 ) -> None:
-    assert still_held(answer, before) is after
+    assert reason_to_hold(answer, before) is after
 
 
 async def test_hold_is_in_force_until_it_is_released(database: Database) -> None:
@@ -101,12 +101,12 @@ async def test_held_queue_degrades_readiness_and_says_what_to_do(service: Servic
 
     checks = answer.json()["checks"]
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert checks["upstream"]["detail"] == (
+    assert checks["queue"]["detail"] == (
         f"submits are held since {since.isoformat(timespec='seconds')}: the upstream account has no credits; buy some, "
         "submits go on by themselves"
     )
     # What waits because it is held is not overdue.
-    assert checks["queue"]["status"] == "ok"
+    assert checks["overdue"]["status"] == "ok"
 
 
 async def _hold(database: Database, reason: HoldReason, later: timedelta = timedelta()) -> None:

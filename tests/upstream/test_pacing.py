@@ -10,7 +10,7 @@ import pytest
 
 from app.config import Rate
 from app.database.engine import Database
-from app.upstream.pacing import Pacer, Slots
+from app.upstream.pacing import Pacer, Slot
 from tests.support.processes import Processes, Running, client_of, eventually, journal, order_many, submits_at
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -60,7 +60,7 @@ async def test_slot_is_free_again_a_period_after_its_answer(database: Database) 
         slots = await pacer.reserve(session, await pacer.lock_free(session, NOW, 1), NOW)
     answered = NOW + timedelta(seconds=3)
     async with database.writes.begin() as session:
-        await pacer.release(session, slots.numbers[0], slots.fence, answered)
+        await pacer.release(session, slots[0], answered)
 
     too_soon = await _take(database, pacer, answered + PERIOD - timedelta(milliseconds=1))
     in_time = await _take(database, pacer, answered + PERIOD)
@@ -79,11 +79,11 @@ async def test_slot_of_a_dead_process_comes_back_by_itself(database: Database) -
 async def test_late_answer_of_an_overtaken_process_frees_nothing(database: Database) -> None:
     pacer = await _ring(database, 1)
     async with database.writes.begin() as session:
-        lost = await pacer.reserve(session, await pacer.lock_free(session, NOW, 1), NOW)
+        [lost] = await pacer.reserve(session, await pacer.lock_free(session, NOW, 1), NOW)
     later = NOW + PERIOD + HOLD
     await _take(database, pacer, later)
     async with database.writes.begin() as session:
-        await pacer.release(session, 0, lost.fence, later)
+        await pacer.release(session, lost, later)
 
     assert await _take(database, pacer, later + PERIOD) == []
 
@@ -91,9 +91,9 @@ async def test_late_answer_of_an_overtaken_process_frees_nothing(database: Datab
 async def test_throttle_stops_every_slot_even_those_that_come_back_meanwhile(database: Database) -> None:
     pacer = await _ring(database, 2)
     async with database.writes.begin() as session:
-        slots = await pacer.reserve(session, [0], NOW)
+        [slot] = await pacer.reserve(session, [0], NOW)
         await pacer.pause(session, NOW, timedelta(seconds=60))
-        await pacer.release(session, 0, slots.fence, NOW)
+        await pacer.release(session, slot, NOW)
         wait = await pacer.next_free_in(session, NOW)
 
     assert wait == timedelta(seconds=60)
@@ -120,19 +120,19 @@ async def test_smaller_rate_takes_the_surplus_slots_away(database: Database) -> 
 async def test_no_window_holds_more_than_the_rate_whenever_requests_arrive(database: Database) -> None:
     pacer, rng = await _ring(database), random.Random(7)  # noqa: S311 - it plays chance
     arrivals: list[datetime] = []
-    in_flight: list[tuple[datetime, int, str]] = []
+    in_flight: list[tuple[datetime, Slot]] = []
     now = NOW
     for _ in range(300):
         now += rng.choice([0.1, 1, 3]) * SECOND
-        for answered_at, slot, fence in [sent for sent in in_flight if sent[0] <= now]:
-            in_flight.remove((answered_at, slot, fence))
-            await _give_back(database, pacer, slot, fence, now)
-        slots = await _hold(database, pacer, rng.randint(1, 6), now)
-        for slot in slots.numbers:
+        for answered_at, slot in [sent for sent in in_flight if sent[0] <= now]:
+            in_flight.remove((answered_at, slot))
+            await _release(database, pacer, slot, now)
+        slots = await _reserve(database, pacer, rng.randint(1, 6), now)
+        for slot in slots:
             answered_at = now + rng.uniform(0, 12) * SECOND
             arrivals.append(now + rng.random() * (answered_at - now))
             if rng.random() < 0.9:  # else the process dies before the answer
-                in_flight.append((answered_at, slot, slots.fence))
+                in_flight.append((answered_at, slot))
 
     assert len(arrivals) > 50
     assert _most_in_any(PERIOD, arrivals) <= 4
@@ -167,14 +167,14 @@ async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str,
     assert _most_in_any(SECOND, [NOW + arrival["monotonic"] * SECOND for arrival in arrivals]) <= 20
 
 
-async def _hold(database: Database, pacer: Pacer, limit: int, now: datetime) -> Slots:
+async def _reserve(database: Database, pacer: Pacer, limit: int, now: datetime) -> Sequence[Slot]:
     async with database.writes.begin() as session:
         return await pacer.reserve(session, await pacer.lock_free(session, now, limit), now)
 
 
-async def _give_back(database: Database, pacer: Pacer, slot: int, fence: str, now: datetime) -> None:
+async def _release(database: Database, pacer: Pacer, slot: Slot, now: datetime) -> None:
     async with database.writes.begin() as session:
-        await pacer.release(session, slot, fence, now)
+        await pacer.release(session, slot, now)
 
 
 def _most_in_any(period: timedelta, moments: Sequence[datetime]) -> int:

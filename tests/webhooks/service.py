@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,8 +11,7 @@ from sqlalchemy import select
 
 from app.config import Settings
 from app.database.base import new_id
-from app.database.engine import Database, Session, database_clock
-from app.database.wakeups import Wakeups
+from app.database.engine import Session, database_clock
 from app.models import ApiKey, Delivery, DeliveryAttempt, Task, WebhookEndpoint
 from app.services import Services, build_services
 from app.tasks.schemas import TaskCreate
@@ -120,15 +119,11 @@ async def joined(database_url: str, clock: HandClock | None = None, **settings: 
             **settings,
         }
     )
-    services = build_services(chosen)
-    database = Database(database_url, clock or database_clock)
-    services = replace(services, database=database, wakeups=Wakeups(database))
+    services = build_services(chosen, clock or database_clock)
     try:
         yield Service(services, deliver_loop(services))
     finally:
-        await services.egress_http.aclose()
-        await services.upstream_http.aclose()
-        await database.close()
+        await services.close()
 
 
 def _order(webhook_url: str | None, prompt: str = "rain") -> TaskCreate:

@@ -354,7 +354,7 @@ async def test_endpoints_that_failed_are_named_by_readiness(database_url: str) -
         endpoint = await callers.endpoint(receiver.url)
         await callers.endpoint(disabled=True)
         await callers.canceled_task()
-        assert (await callers.http.get("/readyz")).json()["checks"]["webhooks"] == {"status": "ok", "detail": None}
+        assert (await callers.http.get("/readyz")).json()["checks"]["webhooks"]["status"] == "ok"
 
         await callers.service.turn()
 

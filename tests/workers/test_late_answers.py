@@ -74,7 +74,7 @@ async def test_answer_counts_after_the_row_was_judged(
         async with joined(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
             services = service.services
             async with services.database.writes.begin() as session:
-                await services.pacer.prepare(session, await services.database.now(session))
+                await services.gateway.pacer.prepare(session, await services.database.now(session))
             task = await service.order(await service.add_key(), prompt=f"rain {fault}")
             loop = submit_loop(services)
             [submit] = (await loop.claim(1)).items
@@ -98,7 +98,7 @@ async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: s
         async with joined(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
             services = service.services
             async with services.database.writes.begin() as session:
-                await services.pacer.prepare(session, await services.database.now(session))
+                await services.gateway.pacer.prepare(session, await services.database.now(session))
             task = await service.order(await service.add_key(), prompt="rain [fault: code-405]")
             loop = submit_loop(services)
             [submit] = (await loop.claim(1)).items
@@ -142,7 +142,7 @@ async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str
         now = await service.now()
         young = await add_task(services.database, key, S.failed, MORNING, **columns, submitted_at=now - 13 * DAY)
         async with services.database.writes.begin() as session:
-            await services.pacer.prepare(session, now)
+            await services.gateway.pacer.prepare(session, now)
         loop = poll_loop(services)
 
         for poll in (await loop.claim(10)).items:

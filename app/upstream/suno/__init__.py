@@ -1,1 +1,1 @@
-"""The Suno API and nothing but: the only place that knows its URLs, codes and quirks."""
+"""The Suno API: its URLs, codes, spellings and signature. Only the composition root imports this package."""

@@ -1,36 +1,31 @@
-"""Asking the upstream: submits, polls, credits and lyrics, where every fault of the network is an answer too."""
+"""The Suno API: its paths and its wire format, where every fault of the network is a result too."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Never, TypeVar
 
 import httpx
 
-from app.upstream.redaction import redact
-from app.upstream.suno.answers import read_credits, read_lyrics, read_submit
-from app.upstream.suno.reports import read_record_info
-from app.upstream.types import (
-    CreditsAnswer,
-    LyricsAnswer,
-    PollAnswer,
-    PollVerdict,
-    ReadVerdict,
-    SoundOrder,
-    SubmitAnswer,
-    Verdict,
-)
+from app.observability.redaction import redact
+from app.upstream.suno import reports, signature
+from app.upstream.types import LyricWord, Outcome, Report, Result, SoundRequest
 
-SUBMIT = "/api/v1/generate/sounds"
-RECORD_INFO = "/api/v1/generate/record-info"
-CREDIT = "/api/v1/generate/credit"
-LYRICS = "/api/v1/generate/get-timestamped-lyrics"
+SUBMIT_PATH = "/api/v1/generate/sounds"
+RECORD_INFO_PATH = "/api/v1/generate/record-info"
+CREDIT_PATH = "/api/v1/generate/credit"
+LYRICS_PATH = "/api/v1/generate/get-timestamped-lyrics"
 MAX_BODY_BYTES = 1024 * 1024
+
+Value = TypeVar("Value")
+Reader = Callable[[int, Mapping[str, str], bytes, datetime], Result[Value]]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """What came back over the wire, its body never decompressed."""
+class Response:
+    """What came over the wire. The body is never decompressed."""
 
     status: int
     headers: Mapping[str, str]
@@ -38,63 +33,73 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """An exchange that broke. `sent`: bytes of the request may have reached the upstream."""
+class NoResponse:
+    """An exchange that broke. `was_sent`: bytes of the request may have reached the upstream."""
 
-    sent: bool
+    was_sent: bool
     message: str
 
 
-class Upstream:
+class SunoApi:
     """
-    The Suno API, over a client that knows its address and our key.
+    An `Upstream` over a client that sends the API key to the upstream's address.
 
-    No method raises for what the network or the upstream does. Each exchange ends
-    within the deadline, from look-up to last byte; only cancellation cuts it shorter.
+    Each exchange ends within `timeout`, from the name lookup to the last byte; only
+    cancellation ends it sooner. `callback_key` verifies the signatures of callbacks.
     """
 
-    def __init__(self, http: httpx.AsyncClient, deadline: timedelta) -> None:
-        self._http = http
-        self._deadline = deadline
-        self._key = http.headers.get("Authorization", "").removeprefix("Bearer ")
+    def __init__(
+        self, http: httpx.AsyncClient, api_key: str, timeout: timedelta, callback_key: str | None = None
+    ) -> None:
+        self._http, self._api_key, self._timeout, self._callback_key = http, api_key, timeout, callback_key
 
-    async def submit(self, order: SoundOrder, callback_url: str) -> SubmitAnswer:
-        """Order a sound. Only a verdict of `rejected`, `throttled`, `held` or `not_sent` proves that none was made."""
-        answer = await self._exchange("POST", SUBMIT, body=_wire_order(order, callback_url))
-        if isinstance(answer, Fault):
-            return SubmitAnswer(Verdict.ambiguous if answer.sent else Verdict.not_sent, message=answer.message)
-        told = read_submit(answer.status, answer.headers, answer.body, datetime.now(UTC))
-        return replace(told, message=self._presentable(told.message, callback_url.rpartition("/")[2]))
+    async def submit(self, request: SoundRequest) -> Result[str]:
+        """Request a sound. The outcome says whether one may have been created."""
+        response = await self._exchange("POST", SUBMIT_PATH, body=_wire_format(request))
+        if isinstance(response, NoResponse):
+            return Result(Outcome.ambiguous if response.was_sent else Outcome.not_sent, message=response.message)
+        result = _read(reports.read_submit, response)
+        return replace(result, message=self._redacted(result.message, request.callback_url.rpartition("/")[2]))
 
-    async def record_info(self, upstream_task_id: str) -> PollAnswer:
-        """Ask how far a task is."""
-        answer = await self._exchange("GET", RECORD_INFO, query={"taskId": upstream_task_id})
-        if isinstance(answer, Fault):
-            return PollAnswer(PollVerdict.failed, message=answer.message)
-        told = read_record_info(answer.status, answer.headers, answer.body, datetime.now(UTC))
-        report = told.report and replace(told.report, message=self._presentable(told.report.message))
-        return replace(told, message=self._presentable(told.message), report=report)
+    async def record_info(self, upstream_task_id: str) -> Result[Report]:
+        """Poll a task."""
+        response = await self._exchange("GET", RECORD_INFO_PATH, query={"taskId": upstream_task_id})
+        if isinstance(response, NoResponse):
+            return _failed(response)
+        result = _read(reports.read_record_info, response)
+        report = result.value and replace(result.value, message=self._redacted(result.value.message))
+        return replace(result, value=report, message=self._redacted(result.message))
 
-    async def credits(self) -> CreditsAnswer:
-        """Ask how many credits are left."""
-        answer = await self._exchange("GET", CREDIT)
-        if isinstance(answer, Fault):
-            return CreditsAnswer(ReadVerdict.failed, message=answer.message)
-        told = read_credits(answer.status, answer.headers, answer.body, datetime.now(UTC))
-        return replace(told, message=self._presentable(told.message))
+    async def credits(self) -> Result[Decimal]:
+        """How many credits are left."""
+        response = await self._exchange("GET", CREDIT_PATH)
+        if isinstance(response, NoResponse):
+            return _failed(response)
+        result = _read(reports.read_credits, response)
+        return replace(result, message=self._redacted(result.message))
 
-    async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> LyricsAnswer:
-        """Ask for the words of a finished clip. This makes nothing, so it may be asked again."""
+    async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> Result[tuple[LyricWord, ...]]:
+        """The words of a finished clip. Despite the POST this creates nothing, so it may be repeated."""
         body = {"taskId": upstream_task_id, "audioId": upstream_clip_id}
-        answer = await self._exchange("POST", LYRICS, body=body)
-        if isinstance(answer, Fault):
-            return LyricsAnswer(ReadVerdict.failed, message=answer.message)
-        told = read_lyrics(answer.status, answer.headers, answer.body, datetime.now(UTC))
-        return replace(told, message=self._presentable(told.message))
+        response = await self._exchange("POST", LYRICS_PATH, body=body)
+        if isinstance(response, NoResponse):
+            return _failed(response)
+        result = _read(reports.read_lyrics, response)
+        return replace(result, message=self._redacted(result.message))
 
-    def _presentable(self, message: str | None, *secrets: str) -> str | None:
-        """What the upstream said, without what it may have repeated of ours."""
-        return message and redact(message, self._key, *secrets)
+    def read_callback(self, body: bytes) -> Report | None:
+        """What a callback reports, or None when it reports nothing that we can read."""
+        return reports.read_callback(body)
+
+    def is_signed(self, headers: Mapping[str, str], report: Report | None, now: datetime) -> bool:
+        """Whether a callback has a signature of ours within its time; never without a key to verify it."""
+        if self._callback_key is None or report is None:
+            return False
+        return signature.callback_signature_matches(headers, report.upstream_task_id, self._callback_key, now)
+
+    def _redacted(self, message: str | None, *secrets: str) -> str | None:
+        """The upstream's message without the secrets of ours that it may repeat."""
+        return message and redact(message, self._api_key, *secrets)
 
     async def _exchange(
         self,
@@ -103,23 +108,23 @@ class Upstream:
         *,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, object] | None = None,
-    ) -> Answered | Fault:
+    ) -> Response | NoResponse:
         sending = _Sending()
         try:
             async with (
-                asyncio.timeout(self._deadline.total_seconds()),
+                asyncio.timeout(self._timeout.total_seconds()),
                 self._http.stream(
                     method, path, params=query, json=body, extensions={"trace": sending.watch}
                 ) as response,
             ):
-                return Answered(response.status_code, response.headers, await _read_body(response))
-        # Whatever broke, known or not: what counts is whether it broke before anything was sent.
+                return Response(response.status_code, response.headers, await _read_body(response))
+        # Any exception, known or not: all that matters is whether the first byte had been sent.
         except Exception as error:
-            return _fault(error, sending.has_begun)
+            return _no_response(error, sending.has_begun)
 
 
 class _Sending:
-    """Sees the moment at which the first byte of a request may leave."""
+    """Records the moment from which bytes of a request may have left."""
 
     def __init__(self) -> None:
         self.has_begun = False
@@ -128,8 +133,16 @@ class _Sending:
         self.has_begun = self.has_begun or event.endswith(".send_request_headers.started")
 
 
+def _read(reader: Reader[Value], response: Response) -> Result[Value]:
+    return reader(response.status, response.headers, response.body, datetime.now(UTC))
+
+
+def _failed(response: NoResponse) -> Result[Never]:
+    return Result(Outcome.failed, message=response.message)
+
+
 async def _read_body(response: httpx.Response) -> bytes:
-    """Return the body as it came, or nothing if it is too large to be an answer of theirs."""
+    """Return the body as it was sent, or nothing if it is larger than any response of theirs."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -138,22 +151,22 @@ async def _read_body(response: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _fault(error: Exception, begun: bool) -> Fault:
-    # A request that breaks the rules of HTTP, say by a line break in the key, is stopped before its first byte.
-    sent = begun and not isinstance(error, httpx.LocalProtocolError)
-    # The error's own text may hold the URL, and so a token.
-    case = "the answer was lost" if sent else "nothing was sent"
-    return Fault(sent, f"{case} ({type(error).__name__})")
+def _no_response(error: Exception, has_begun: bool) -> NoResponse:
+    # A request that breaks the rules of HTTP, for example by a line break in the key, is stopped before its first byte.
+    was_sent = has_begun and not isinstance(error, httpx.LocalProtocolError)
+    # The text of the error may hold the URL, and with it a token.
+    case = "the answer was lost" if was_sent else "nothing was sent"
+    return NoResponse(was_sent, f"{case} ({type(error).__name__})")
 
 
-def _wire_order(order: SoundOrder, callback_url: str) -> dict[str, object]:
-    wire: dict[str, object] = {
-        "prompt": order.prompt,
-        "model": order.model,
-        "soundLoop": order.sound_loop,
-        "soundKey": order.sound_key,
-        "grabLyrics": order.grab_lyrics,
-        "callBackUrl": callback_url,
+def _wire_format(request: SoundRequest) -> dict[str, object]:
+    body: dict[str, object] = {
+        "prompt": request.prompt,
+        "model": request.model,
+        "soundLoop": request.sound_loop,
+        "soundKey": request.sound_key,
+        "grabLyrics": request.grab_lyrics,
+        "callBackUrl": request.callback_url,
     }
-    # Leaving the tempo out is the documented way to let the upstream choose it.
-    return wire if order.sound_tempo is None else wire | {"soundTempo": order.sound_tempo}
+    # The documented way to let the upstream choose the tempo is to leave it out.
+    return body if request.sound_tempo is None else body | {"soundTempo": request.sound_tempo}

@@ -1,80 +1,110 @@
-"""Reading what the upstream says about a task, by callback or poll, into one report."""
+"""Reading what Suno sends, as responses and callbacks, into results and reports."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
+from typing import Never
 
-from app.upstream.redaction import redact
-from app.upstream.suno.envelope import MESSAGE_LENGTH, Envelope, Reply, read_envelope, read_reply
+from app.enums import ErrorCode
+from app.observability.redaction import redact
+from app.upstream.suno.envelope import MAX_MESSAGE_LENGTH, Envelope, read_envelope, read_response
 from app.upstream.suno.parsing import fields, read_id, read_integer, read_number, read_text, read_url, unpacked
-from app.upstream.types import PollAnswer, PollVerdict, Report, ReportedClip, Stage, Verdict
+from app.upstream.types import LyricWord, Outcome, Report, ReportedClip, Result, Stage
 
-TEXT_LENGTH = 1000
-WORD_LENGTH = 100
+MAX_TEXT_LENGTH = 1000
+MAX_NAME_LENGTH = 100
+MAX_WORD_LENGTH = 500
 MAX_CLIPS = 50
 MAX_CLIP_SECONDS = 86_400
-LIST_NAMES = ("sunodata", "response", "data")
-CLIP_NAMES = frozenset({"audiourl", "sourceaudiourl", "streamaudiourl"})
+MAX_CREDITS = 1e12
+MAX_LYRIC_WORDS = 10_000
+CLIP_LIST_FIELDS = ("sunodata", "response", "data")
+AUDIO_FIELDS = frozenset({"audiourl", "sourceaudiourl", "streamaudiourl"})
 
-# Callback types and poll statuses in one; a word that is not here means that work goes on.
-STAGES: Mapping[str, Stage] = {
+# By callback type and by poll status alike. Any other name means that the task is still running.
+STAGES_BY_NAME: Mapping[str, Stage] = {
     "complete": Stage.succeeded,
     "success": Stage.succeeded,
-    "callback_exception": Stage.unclear,  # They could not call us, which says nothing about the sound.
+    "callback_exception": Stage.unclear,  # Their callback failed, which says nothing about the sound.
     "error": Stage.failed,
     "failed": Stage.failed,
     "create_task_failed": Stage.failed,
     "generate_audio_failed": Stage.failed,
     "sensitive_word_error": Stage.failed,
 }
-# What they call a failure, by number or by word, in our words.
-ERROR_CODES: Mapping[str, str] = {
-    "400": "content_rejected",
-    "413": "content_rejected",
-    "sensitive_word_error": "content_rejected",
-    "402": "insufficient_credits",
-    "429": "insufficient_credits",
+# By their code or their name for the failure; any other is `upstream_failed`.
+ERROR_CODES_BY_SIGN: Mapping[str, ErrorCode] = {
+    "400": ErrorCode.content_rejected,
+    "413": ErrorCode.content_rejected,
+    "sensitive_word_error": ErrorCode.content_rejected,
+    "402": ErrorCode.insufficient_credits,
+    "429": ErrorCode.insufficient_credits,
 }
 REFUNDED_CODE = 531
-NO_RECORD = 422  # What a sibling of the upstream says where ours says null.
+NO_RECORD_CODE = 422  # A reseller of the same API sends this where Suno sends null data.
 
-POLL_VERDICTS: Mapping[Verdict, PollVerdict] = {
-    Verdict.throttled: PollVerdict.throttled,
-    Verdict.held: PollVerdict.held,
-}
+
+def read_submit(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Result[str]:
+    """Return the new task's upstream id. A success without a readable id is ambiguous: it may be charged."""
+    envelope, result = read_response(status, headers, body, now)
+    if result.outcome is not Outcome.ok:
+        return result
+    if envelope.task_id is None:
+        return replace(result, outcome=Outcome.ambiguous)
+    return Result(Outcome.ok, envelope.task_id, result.code, result.message, result.retry_after)
+
+
+def read_record_info(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Result[Report]:
+    """Return what a poll reports."""
+    envelope, result = read_response(status, headers, body, now)
+    code, data = envelope.code, envelope.data
+    if code == NO_RECORD_CODE or (code == 200 and not data):
+        return replace(result, outcome=Outcome.pending)
+    if code == 200 and isinstance(data, dict):
+        return Result(Outcome.ok, _read_report(envelope), result.code, result.message, result.retry_after)
+    return _without_value(result)
+
+
+def read_credits(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Result[Decimal]:
+    """Return the credits that are left, with their fraction."""
+    envelope, result = read_response(status, headers, body, now)
+    amount = _read_amount(envelope.fields.get("data")) if envelope.code == 200 else None
+    if amount is None:
+        return _without_value(result)
+    return Result(Outcome.ok, amount, result.code, result.message, result.retry_after)
+
+
+def read_lyrics(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Result[tuple[LyricWord, ...]]:
+    """Return the words of a clip with their times. None at all is normal for sounds."""
+    envelope, result = read_response(status, headers, body, now)
+    if envelope.code != 200:
+        return _without_value(result)
+    words = _read_words(fields(envelope.data).get("alignedwords"))
+    return Result(Outcome.ok, words, result.code, result.message, result.retry_after)
 
 
 def read_callback(body: bytes) -> Report | None:
-    """Return what a callback reports, or None when it says nothing that we can read."""
+    """Return what a callback reports, or None when it reports nothing that we can read."""
     envelope = read_envelope(body)
     report = _read_report(envelope)
-    says_something = envelope.code is not None or report.clips or _said(envelope).keys() & {"callbacktype", "status"}
-    return report if says_something else None
+    is_readable = envelope.code is not None or report.clips or _flattened(envelope).keys() & {"callbacktype", "status"}
+    return report if is_readable else None
 
 
-def read_record_info(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> PollAnswer:
-    """Return what a poll reports. Nothing on record is usual soon after a submit."""
-    reply = read_reply(status, headers, body, now)
-    kind = _poll_verdict(reply)
-    report = _read_report(reply.envelope) if kind is PollVerdict.report else None
-    return PollAnswer(kind, report, reply.code, reply.message, reply.retry_after, reply.ruling.hold_reason)
-
-
-def _poll_verdict(reply: Reply) -> PollVerdict:
-    code, data = reply.envelope.code, reply.envelope.data
-    if code == NO_RECORD or (code == 200 and not data):
-        return PollVerdict.pending
-    if code == 200 and isinstance(data, dict):
-        return PollVerdict.report
-    return POLL_VERDICTS.get(reply.ruling.verdict, PollVerdict.failed)
+def _without_value(result: Result[Never]) -> Result[Never]:
+    """A read that brought nothing. It creates nothing either, so refusals and lost responses are alike."""
+    has_effect = result.outcome in (Outcome.throttled, Outcome.held)
+    return result if has_effect else replace(result, outcome=Outcome.failed)
 
 
 def _read_report(envelope: Envelope) -> Report:
-    said = _said(envelope)
-    word = _read_word(said)
+    named = _flattened(envelope)
+    name = _read_stage_name(named)
     clips = tuple(_read_clip(item) for item in _find_clips(envelope.fields))
-    code = read_integer(said.get("errorcode")) or (None if envelope.code == 200 else envelope.code)
-    message = _read_message(said.get("errormessage"), envelope.message, word)
-    stage = Stage.failed if envelope.code not in (None, 200) else _stage(word, clips)
+    code = read_integer(named.get("errorcode")) or (None if envelope.code == 200 else envelope.code)
+    message = _read_message(named.get("errormessage"), envelope.message, name)
+    stage = Stage.failed if envelope.code not in (None, 200) else _stage(name, clips)
     failed = stage is Stage.failed
     return Report(
         stage=stage,
@@ -82,24 +112,24 @@ def _read_report(envelope: Envelope) -> Report:
         clips=clips,
         code=code,
         message=message,
-        error_code=_error_code(said, word, code) if failed else None,
+        error_code=_error_code(named, name, code) if failed else None,
         refunded=failed and code == REFUNDED_CODE,
     )
 
 
-def _said(envelope: Envelope) -> dict[str, object]:
-    """Lay the fields that the data holds over those around it."""
+def _flattened(envelope: Envelope) -> dict[str, object]:
+    """The fields of the envelope, overridden by those of its data."""
     data = fields(envelope.data)
     return {**envelope.fields, **{name: value for name, value in data.items() if value not in (None, "")}}
 
 
-def _read_word(said: Mapping[str, object]) -> str | None:
-    words = (read_text(said.get(name), WORD_LENGTH) for name in ("callbacktype", "status"))
-    return next(filter(None, words), None)
+def _read_stage_name(named: Mapping[str, object]) -> str | None:
+    names = (read_text(named.get(field), MAX_NAME_LENGTH) for field in ("callbacktype", "status"))
+    return next(filter(None, names), None)
 
 
-def _stage(word: str | None, clips: Sequence[ReportedClip]) -> Stage:
-    stage = STAGES.get((word or "").lower(), Stage.running)
+def _stage(name: str | None, clips: Sequence[ReportedClip]) -> Stage:
+    stage = STAGES_BY_NAME.get((name or "").lower(), Stage.running)
     ready = [clip.has_audio for clip in clips]
     if stage is Stage.succeeded and not any(ready):
         return Stage.unclear
@@ -108,29 +138,29 @@ def _stage(word: str | None, clips: Sequence[ReportedClip]) -> Stage:
     return stage
 
 
-def _read_message(error: object, message: str | None, word: str | None) -> str | None:
-    """Return what explains most. The envelope of a poll says "success" about failures too."""
-    text = read_text(error, MESSAGE_LENGTH)
-    told = (text and redact(text), message, word)
-    return next((line for line in told if line and line.lower() != "success"), None)
+def _read_message(error: object, message: str | None, name: str | None) -> str | None:
+    """Return the text that explains most. The envelope of a poll says "success" about failures too."""
+    text = read_text(error, MAX_MESSAGE_LENGTH)
+    texts = (text and redact(text), message, name)
+    return next((line for line in texts if line and line.lower() != "success"), None)
 
 
-def _error_code(said: Mapping[str, object], word: str | None, code: int | None) -> str:
-    signs = (word, read_text(said.get("errorcode"), WORD_LENGTH), str(code))
-    named = (ERROR_CODES.get(sign.lower()) for sign in signs if sign)
-    return next(filter(None, named), "upstream_failed")
+def _error_code(named: Mapping[str, object], name: str | None, code: int | None) -> ErrorCode:
+    signs = (name, read_text(named.get("errorcode"), MAX_NAME_LENGTH), str(code))
+    found = (ERROR_CODES_BY_SIGN.get(sign.lower()) for sign in signs if sign)
+    return next(filter(None, found), ErrorCode.upstream_failed)
 
 
 def _find_clips(value: object, depth: int = 4) -> Sequence[object]:
-    """Return the list of clips, which lies deeper in a poll than in a callback, and may be text or an object."""
+    """Return the list of clips, which is nested deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
         return [item for item in map(unpacked, value[:MAX_CLIPS]) if isinstance(item, dict)]
     named = fields(value)
-    inner = next((named[name] for name in LIST_NAMES if named.get(name)), None)
+    inner = next((named[field] for field in CLIP_LIST_FIELDS if named.get(field)), None)
     if inner is not None:
         return _find_clips(inner, depth - 1) if depth else []
-    if named.keys() & CLIP_NAMES:
+    if named.keys() & AUDIO_FIELDS:
         return [named]
     return [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MAX_CLIPS]
 
@@ -139,10 +169,10 @@ def _read_clip(item: object) -> ReportedClip:
     named = fields(item)
     return ReportedClip(
         upstream_clip_id=read_id(named.get("id")),
-        title=read_text(named.get("title"), TEXT_LENGTH),
-        tags=read_text(named.get("tags"), TEXT_LENGTH),
+        title=read_text(named.get("title"), MAX_TEXT_LENGTH),
+        tags=read_text(named.get("tags"), MAX_TEXT_LENGTH),
         duration=_read_duration(named.get("duration")),
-        model_name=read_text(named.get("modelname"), WORD_LENGTH),
+        model_name=read_text(named.get("modelname"), MAX_NAME_LENGTH),
         image_url=read_url(named.get("imageurl")),
         audio_url=read_url(named.get("audiourl")),
         source_audio_url=read_url(named.get("sourceaudiourl")),
@@ -152,3 +182,23 @@ def _read_clip(item: object) -> ReportedClip:
 def _read_duration(value: object) -> float | None:
     seconds = read_number(value)
     return seconds if seconds is not None and 0 < seconds <= MAX_CLIP_SECONDS else None
+
+
+def _read_amount(value: object) -> Decimal | None:
+    number = read_number(value)
+    return None if number is None or abs(number) > MAX_CREDITS else Decimal(str(number))
+
+
+def _read_words(value: object) -> tuple[LyricWord, ...]:
+    items = value if isinstance(value, list) else []
+    words = (_read_word(item) for item in items[:MAX_LYRIC_WORDS])
+    return tuple(word for word in words if word is not None)
+
+
+def _read_word(item: object) -> LyricWord | None:
+    named = fields(item)
+    word = read_text(named.get("word"), MAX_WORD_LENGTH)
+    start, end = read_number(named.get("starts")), read_number(named.get("ends"))
+    if word is None or start is None or end is None or not 0 <= start <= end:
+        return None
+    return LyricWord(word, start, end)

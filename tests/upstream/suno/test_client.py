@@ -12,8 +12,8 @@ from decimal import Decimal
 import httpx
 import pytest
 
-from app.upstream.suno.client import Upstream
-from app.upstream.types import HoldReason, LyricWord, PollVerdict, ReadVerdict, SoundOrder, Stage, SubmitAnswer, Verdict
+from app.upstream.suno.client import SunoApi
+from app.upstream.types import HoldReason, LyricWord, Outcome, Result, SoundRequest, Stage
 from tests.upstream.suno.servers import (
     Behaviour,
     Wire,
@@ -32,7 +32,9 @@ from tests.upstream.suno.servers import (
 KEY = "planted-key-canary"
 TOKEN = "planted-token-canary"
 CALLBACK_URL = f"https://sound.example/callbacks/0197c0de/{TOKEN}"
-ORDER = SoundOrder("soft rain", "V5", sound_loop=True, sound_tempo=120, sound_key="F#m", grab_lyrics=False)
+REQUEST = SoundRequest(
+    "soft rain", "V5", sound_loop=True, sound_tempo=120, sound_key="F#m", grab_lyrics=False, callback_url=CALLBACK_URL
+)
 CREATED = b'{"code":200,"msg":"success","data":{"taskId":"abc"}}'
 LONG = timedelta(seconds=10)
 SHORT = timedelta(seconds=0.5)
@@ -45,12 +47,12 @@ def client(url: str, timeout: float | httpx.Timeout = 5, **limits: int) -> httpx
     )
 
 
-async def submit_to(url: str, deadline: timedelta = LONG) -> SubmitAnswer:
+async def submit_to(url: str, deadline: timedelta = LONG) -> Result[str]:
     async with client(url) as http:
-        return await Upstream(http, deadline).submit(ORDER, CALLBACK_URL)
+        return await SunoApi(http, KEY, deadline).submit(REQUEST)
 
 
-async def submit(behave: Behaviour, deadline: timedelta = LONG) -> SubmitAnswer:
+async def submit(behave: Behaviour, deadline: timedelta = LONG) -> Result[str]:
     async with serving(behave) as server:
         return await submit_to(server.url, deadline)
 
@@ -59,7 +61,7 @@ async def test_order_goes_out_in_the_words_of_the_upstream() -> None:
     async with serving(answering(200, CREATED)) as server:
         answer = await submit_to(server.url)
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
-    assert answer == SubmitAnswer(Verdict.created, "abc", 200, "success")
+    assert answer == Result(Outcome.ok, "abc", 200, "success")
     assert head.startswith(b"POST /api/v1/generate/sounds HTTP/1.1\r\n")
     assert json.loads(body) == {
         "prompt": "soft rain",
@@ -73,9 +75,11 @@ async def test_order_goes_out_in_the_words_of_the_upstream() -> None:
 
 
 async def test_tempo_left_to_the_upstream_is_not_named() -> None:
-    order = SoundOrder("rain", "V5", sound_loop=False, sound_tempo=None, sound_key="Any", grab_lyrics=True)
+    request = SoundRequest(
+        "rain", "V5", sound_loop=False, sound_tempo=None, sound_key="Any", grab_lyrics=True, callback_url=CALLBACK_URL
+    )
     async with serving(answering(200, CREATED)) as server, client(f"{server.url}/mirror") as http:
-        await Upstream(http, LONG).submit(order, CALLBACK_URL)
+        await SunoApi(http, KEY, LONG).submit(request)
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /mirror/api/v1/generate/sounds HTTP/1.1\r\n")
     assert "soundTempo" not in json.loads(body)
@@ -85,50 +89,50 @@ async def test_refused_port_means_not_sent() -> None:
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         answer = await submit_to(f"http://127.0.0.1:{unheard.getsockname()[1]}")
-    assert answer == SubmitAnswer(Verdict.not_sent, message="nothing was sent (ConnectError)")
+    assert answer == Result(Outcome.not_sent, message="nothing was sent (ConnectError)")
 
 
 async def test_unresolvable_name_means_not_sent() -> None:
     # A label beyond 63 characters is refused by the resolver itself, so no name server is asked.
     answer = await submit_to(f"http://{'a' * 64}.invalid")
-    assert answer.verdict is Verdict.not_sent
+    assert answer.outcome is Outcome.not_sent
 
 
 @pytest.mark.parametrize("url", ["", "gopher://127.0.0.1"])
 async def test_url_that_leads_nowhere_means_not_sent(url: str) -> None:
     answer = await submit_to(url)
-    assert answer.verdict is Verdict.not_sent
+    assert answer.outcome is Outcome.not_sent
 
 
 async def test_failed_tls_means_not_sent() -> None:
     async with serving(refuse_plainly) as server:
         answer = await submit_to(server.url.replace("http:", "https:"))
-    assert answer == SubmitAnswer(Verdict.not_sent, message="nothing was sent (ConnectError)")
+    assert answer == Result(Outcome.not_sent, message="nothing was sent (ConnectError)")
 
 
 async def test_silent_tls_server_means_not_sent() -> None:
     async with serving(keep_silent) as server, client(server.url.replace("http:", "https:"), timeout=0.2) as http:
-        answer = await Upstream(http, LONG).submit(ORDER, CALLBACK_URL)
-    assert answer == SubmitAnswer(Verdict.not_sent, message="nothing was sent (ConnectTimeout)")
+        answer = await SunoApi(http, KEY, LONG).submit(REQUEST)
+    assert answer == Result(Outcome.not_sent, message="nothing was sent (ConnectTimeout)")
 
 
 @pytest.mark.parametrize(("patience", "deadline"), [(0.2, LONG), (5, SHORT)], ids=["timeout", "deadline"])
 async def test_full_pool_means_not_sent(patience: float, deadline: timedelta) -> None:
     async with serving(hang) as server, client(server.url, httpx.Timeout(5, pool=patience), max_connections=1) as http:
-        first = asyncio.create_task(Upstream(http, LONG).submit(ORDER, CALLBACK_URL))
+        first = asyncio.create_task(SunoApi(http, KEY, LONG).submit(REQUEST))
         await asyncio.wait_for(server.was_asked.wait(), 5)
-        second = await Upstream(http, deadline).submit(ORDER, CALLBACK_URL)
+        second = await SunoApi(http, KEY, deadline).submit(REQUEST)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
-    assert second.verdict is Verdict.not_sent
+    assert second.outcome is Outcome.not_sent
     assert len(server.requests) == 1
 
 
 async def test_key_that_cannot_stand_in_a_header_means_not_sent() -> None:
     async with serving(answering(200, CREATED)) as server, client(server.url) as http:
         http.headers["Authorization"] = "Bearer a\nb"
-        answer = await Upstream(http, LONG).submit(ORDER, CALLBACK_URL)
-    assert (answer.verdict, server.requests) == (Verdict.not_sent, [])
+        answer = await SunoApi(http, KEY, LONG).submit(REQUEST)
+    assert (answer.outcome, server.requests) == (Outcome.not_sent, [])
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ async def test_key_that_cannot_stand_in_a_header_means_not_sent() -> None:
 )
 async def test_answer_lost_after_sending_is_ambiguous(behave: Behaviour) -> None:
     answer = await submit(behave)
-    assert (answer.verdict, answer.upstream_task_id) == (Verdict.ambiguous, None)
+    assert (answer.outcome, answer.value) == (Outcome.ambiguous, None)
     assert answer.message is not None
     assert answer.message.startswith("the answer was lost (")
 
@@ -145,7 +149,7 @@ async def test_answer_lost_after_sending_is_ambiguous(behave: Behaviour) -> None
 async def test_answer_without_an_end_is_ambiguous_at_the_deadline(behave: Behaviour) -> None:
     started = time.monotonic()
     answer = await submit(behave, SHORT)
-    assert answer == SubmitAnswer(Verdict.ambiguous, message="the answer was lost (TimeoutError)")
+    assert answer == Result(Outcome.ambiguous, message="the answer was lost (TimeoutError)")
     assert 0.5 <= time.monotonic() - started < 5
 
 
@@ -161,35 +165,35 @@ async def test_answer_too_large_is_left_unread_and_ambiguous() -> None:
             written += 65536
 
     answer = await submit(flood)
-    assert answer.verdict is Verdict.ambiguous
+    assert answer.outcome is Outcome.ambiguous
     assert written < 10_000_000
 
 
 async def test_compressed_answer_is_never_unpacked() -> None:
     bomb = gzip.compress(CREATED + b" " * 50_000_000)
     answer = await submit(answering(200, bomb, b"Content-Encoding: gzip"))
-    assert answer == SubmitAnswer(Verdict.ambiguous, code=200, message="HTTP 200 without an envelope")
+    assert answer == Result(Outcome.ambiguous, code=200, message="HTTP 200 without an envelope")
 
 
 async def test_block_page_holds() -> None:
     answer = await submit(answering(403, b"<html>error code: 1010</html>"))
-    assert (answer.verdict, answer.hold_reason) == (Verdict.held, HoldReason.blocked)
+    assert (answer.outcome, answer.hold_reason) == (Outcome.held, HoldReason.blocked)
 
 
 async def test_redirect_is_not_followed() -> None:
     async with serving(answering(307, b"", b"Location: /elsewhere")) as server:
         answer = await submit_to(server.url)
-    assert (answer.verdict, len(server.requests)) == (Verdict.held, 1)
+    assert (answer.outcome, len(server.requests)) == (Outcome.held, 1)
 
 
 async def test_wait_in_the_headers_is_heard() -> None:
     answer = await submit(answering(429, b"", b"Retry-After: 7"))
-    assert (answer.verdict, answer.retry_after) == (Verdict.throttled, timedelta(seconds=7))
+    assert (answer.outcome, answer.retry_after) == (Outcome.throttled, timedelta(seconds=7))
 
 
 async def test_cancellation_passes_through() -> None:
     async with serving(hang) as server, client(server.url) as http:
-        submitting = asyncio.create_task(Upstream(http, LONG).submit(ORDER, CALLBACK_URL))
+        submitting = asyncio.create_task(SunoApi(http, KEY, LONG).submit(REQUEST))
         await asyncio.wait_for(server.was_asked.wait(), 5)
         submitting.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -211,8 +215,8 @@ async def test_what_the_upstream_repeats_of_ours_is_not_told(code: int) -> None:
     said = f"refused for {KEY}, called at {CALLBACK_URL} with {TOKEN}"
     body = json.dumps({"code": code, "msg": said, "data": {"taskId": "a", "errorMessage": said}}).encode()
     async with serving(answering(200, body)) as server, client(server.url) as http:
-        upstream = Upstream(http, LONG)
-        submitted, read = await upstream.submit(ORDER, CALLBACK_URL), await upstream.credits()
+        upstream = SunoApi(http, KEY, LONG)
+        submitted, read = await upstream.submit(REQUEST), await upstream.credits()
         polled, words = await upstream.record_info("a"), await upstream.lyrics("a", "b")
     event_types = repr((submitted, polled, read, words))
     assert "refused for ***" in event_types
@@ -223,27 +227,27 @@ async def test_what_the_upstream_repeats_of_ours_is_not_told(code: int) -> None:
 async def test_poll_asks_for_one_task_and_reads_its_report() -> None:
     found = b'{"code":200,"data":{"taskId":"a-b","status":"SUCCESS","response":{"sunoData":[{"audioUrl":"https://c.example/a"}]}}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
-        answer = await Upstream(http, LONG).record_info("a-b")
+        answer = await SunoApi(http, KEY, LONG).record_info("a-b")
     assert server.requests[0].startswith(b"GET /api/v1/generate/record-info?taskId=a-b HTTP/1.1\r\n")
-    assert answer.report is not None
-    assert (answer.kind, answer.report.stage) == (PollVerdict.report, Stage.succeeded)
+    assert answer.value is not None
+    assert (answer.outcome, answer.value.stage) == (Outcome.ok, Stage.succeeded)
 
 
 async def test_credits_are_asked_for_and_read() -> None:
     async with serving(answering(200, b'{"code":200,"data":1025.6}')) as server, client(server.url) as http:
-        answer = await Upstream(http, LONG).credits()
+        answer = await SunoApi(http, KEY, LONG).credits()
     assert server.requests[0].startswith(b"GET /api/v1/generate/credit HTTP/1.1\r\n")
-    assert answer.credits == Decimal("1025.6")
+    assert answer.value == Decimal("1025.6")
 
 
 async def test_lyrics_are_asked_for_by_task_and_clip() -> None:
     found = b'{"code":200,"data":{"alignedWords":[{"word":"rain","success":true,"startS":0.5,"endS":1}]}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
-        answer = await Upstream(http, LONG).lyrics("abc", "8551")
+        answer = await SunoApi(http, KEY, LONG).lyrics("abc", "8551")
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /api/v1/generate/get-timestamped-lyrics HTTP/1.1\r\n")
     assert json.loads(body) == {"taskId": "abc", "audioId": "8551"}
-    assert answer.words == (LyricWord("rain", 0.5, 1.0),)
+    assert answer.value == (LyricWord("rain", 0.5, 1.0),)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +255,10 @@ async def test_lyrics_are_asked_for_by_task_and_clip() -> None:
 )
 async def test_reads_that_fail_may_be_asked_again(behave: Behaviour) -> None:
     async with serving(behave) as server, client(server.url) as http:
-        upstream = Upstream(http, SHORT)
+        upstream = SunoApi(http, KEY, SHORT)
         poll, credit, lyrics = await asyncio.gather(
             upstream.record_info("abc"), upstream.credits(), upstream.lyrics("abc", "8551")
         )
-    assert (poll.kind, poll.report) == (PollVerdict.failed, None)
-    assert (credit.kind, credit.credits) == (ReadVerdict.failed, None)
-    assert (lyrics.kind, lyrics.words) == (ReadVerdict.failed, ())
+    assert (poll.outcome, poll.value) == (Outcome.failed, None)
+    assert (credit.outcome, credit.value) == (Outcome.failed, None)
+    assert (lyrics.outcome, lyrics.value) == (Outcome.failed, None)

@@ -6,35 +6,35 @@ from decimal import Decimal
 
 import pytest
 
-from app.upstream.suno.answers import read_credits, read_lyrics
-from app.upstream.types import CreditsAnswer, HoldReason, LyricsAnswer, LyricWord, ReadVerdict
+from app.upstream.suno.reports import read_credits, read_lyrics
+from app.upstream.types import HoldReason, LyricWord, Outcome, Result
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 
 FAILURES = [
-    (200, b'{"code":405,"msg":"why"}', ReadVerdict.throttled, None, 405, "why"),
-    (200, b'{"code":430}', ReadVerdict.throttled, None, 430, None),
-    (429, b"", ReadVerdict.throttled, None, 429, "HTTP 429 without an envelope"),
-    (200, b'{"code":401,"msg":"why"}', ReadVerdict.held, HoldReason.bad_key, 401, "why"),
-    (401, b"", ReadVerdict.held, HoldReason.bad_key, 401, "HTTP 401 without an envelope"),
-    (200, b'{"code":429,"msg":"why"}', ReadVerdict.held, HoldReason.no_credits, 429, "why"),
-    (403, b"<html>", ReadVerdict.held, HoldReason.blocked, 403, "HTTP 403 without an envelope"),
-    (200, b'{"code":500,"msg":"why"}', ReadVerdict.failed, None, 500, "why"),
-    (200, b'{"code":400,"msg":"why"}', ReadVerdict.failed, None, 400, "why"),
-    (200, b"<html>", ReadVerdict.failed, None, 200, "HTTP 200 without an envelope"),
-    (200, b'{"data":5}', ReadVerdict.failed, None, 200, "HTTP 200 without an envelope"),
-    (502, b"", ReadVerdict.failed, None, 502, "HTTP 502 without an envelope"),
+    (200, b'{"code":405,"msg":"why"}', Outcome.throttled, None, 405, "why"),
+    (200, b'{"code":430}', Outcome.throttled, None, 430, None),
+    (429, b"", Outcome.throttled, None, 429, "HTTP 429 without an envelope"),
+    (200, b'{"code":401,"msg":"why"}', Outcome.held, HoldReason.bad_key, 401, "why"),
+    (401, b"", Outcome.held, HoldReason.bad_key, 401, "HTTP 401 without an envelope"),
+    (200, b'{"code":429,"msg":"why"}', Outcome.held, HoldReason.no_credits, 429, "why"),
+    (403, b"<html>", Outcome.held, HoldReason.blocked, 403, "HTTP 403 without an envelope"),
+    (200, b'{"code":500,"msg":"why"}', Outcome.failed, None, 500, "why"),
+    (200, b'{"code":400,"msg":"why"}', Outcome.failed, None, 400, "why"),
+    (200, b"<html>", Outcome.failed, None, 200, "HTTP 200 without an envelope"),
+    (200, b'{"data":5}', Outcome.failed, None, 200, "HTTP 200 without an envelope"),
+    (502, b"", Outcome.failed, None, 502, "HTTP 502 without an envelope"),
 ]
 
 
-@pytest.mark.parametrize(("status", "body", "kind", "reason", "code", "message"), FAILURES)
+@pytest.mark.parametrize(("status", "body", "outcome", "reason", "code", "message"), FAILURES)
 def test_failure_to_read_is_told_apart(
-    status: int, body: bytes, kind: ReadVerdict, reason: HoldReason | None, code: int, message: str | None
+    status: int, body: bytes, outcome: Outcome, reason: HoldReason | None, code: int, message: str | None
 ) -> None:
     wait = timedelta(seconds=3)
     headers = {"retry-after": "3"}
-    assert read_credits(status, headers, body, NOW) == CreditsAnswer(kind, None, code, message, wait, reason)
-    assert read_lyrics(status, headers, body, NOW) == LyricsAnswer(kind, (), code, message, wait, reason)
+    assert read_credits(status, headers, body, NOW) == Result(outcome, None, code, message, wait, reason)
+    assert read_lyrics(status, headers, body, NOW) == Result(outcome, None, code, message, wait, reason)
 
 
 @pytest.mark.parametrize(
@@ -43,16 +43,16 @@ def test_failure_to_read_is_told_apart(
 )
 def test_credits_keep_their_fraction(written: str, amount: str) -> None:
     answer = read_credits(200, {}, f'{{"code":200,"msg":"success","data":{written}}}'.encode(), NOW)
-    assert answer == CreditsAnswer(ReadVerdict.read, Decimal(amount), 200, "success")
+    assert answer == Result(Outcome.ok, Decimal(amount), 200, "success")
 
 
 @pytest.mark.parametrize("written", ["null", "true", '""', '"many"', "[]", "{}", "NaN", "1e999", '"inf"', "9" * 400])
 def test_credits_that_are_no_number_are_a_failure(written: str) -> None:
     answer = read_credits(200, {}, f'{{"code":200,"data":{written}}}'.encode(), NOW)
-    assert (answer.kind, answer.credits) == (ReadVerdict.failed, None)
+    assert (answer.outcome, answer.value) == (Outcome.failed, None)
 
 
-def lyrics(data: object) -> LyricsAnswer:
+def lyrics(data: object) -> Result[tuple[LyricWord, ...]]:
     return read_lyrics(200, {}, json.dumps({"code": 200, "msg": "success", "data": data}).encode(), NOW)
 
 
@@ -61,8 +61,8 @@ def test_words_come_with_their_times() -> None:
         {"word": "Soft ", "success": True, "startS": 0, "endS": 0.5, "palign": 0},
         {"word": "rain", "success": True, "start_s": "0.5", "end_s": 1.25},
     ]
-    assert lyrics({"alignedWords": words, "waveformData": [], "hootCer": 0.38, "isStreamed": False}) == LyricsAnswer(
-        ReadVerdict.read, (LyricWord("Soft", 0.0, 0.5), LyricWord("rain", 0.5, 1.25)), 200, "success"
+    assert lyrics({"alignedWords": words, "waveformData": [], "hootCer": 0.38, "isStreamed": False}) == Result(
+        Outcome.ok, (LyricWord("Soft", 0.0, 0.5), LyricWord("rain", 0.5, 1.25)), 200, "success"
     )
 
 
@@ -71,7 +71,7 @@ def test_words_come_with_their_times() -> None:
     [None, [], {}, "", {"alignedWords": None}, {"alignedWords": []}, {"alignedWords": {}}, {"aligned_words": "x"}],
 )
 def test_no_words_is_an_answer_too(data: object) -> None:
-    assert lyrics(data) == LyricsAnswer(ReadVerdict.read, (), 200, "success")
+    assert lyrics(data) == Result(Outcome.ok, (), 200, "success")
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_no_words_is_an_answer_too(data: object) -> None:
 )
 def test_word_without_text_or_times_is_left_out(word: object) -> None:
     good = {"word": "rain", "startS": 1, "endS": 2}
-    assert lyrics({"alignedWords": [word, good]}).words == (LyricWord("rain", 1.0, 2.0),)
+    assert lyrics({"alignedWords": [word, good]}).value == (LyricWord("rain", 1.0, 2.0),)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.upstream.suno.answers import read_credits, read_lyrics, read_submit
-from app.upstream.suno.reports import read_callback, read_record_info
-from app.upstream.types import PollVerdict, Report, Stage, Verdict
+from app.upstream.suno.reports import read_callback, read_credits, read_lyrics, read_record_info, read_submit
+from app.upstream.types import Outcome, Report, Stage
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 ERROR_CODES = {"content_rejected", "insufficient_credits", "upstream_failed"}
@@ -97,9 +96,9 @@ def test_any_callback_is_read_or_unreadable(body: bytes) -> None:
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 def test_any_answer_to_a_submit_has_a_verdict(status: int, headers: dict[str, str], body: bytes) -> None:
     answer = read_submit(status, headers, body, NOW)
-    assert (answer.verdict is Verdict.created) == (answer.upstream_task_id is not None)
-    assert (answer.verdict is Verdict.held) == (answer.hold_reason is not None)
-    assert answer.verdict is not Verdict.not_sent
+    assert (answer.outcome is Outcome.ok) == (answer.value is not None)
+    assert (answer.outcome is Outcome.held) == (answer.hold_reason is not None)
+    assert answer.outcome is not Outcome.not_sent
     assert fits_any_database(answer.message)
 
 
@@ -107,17 +106,17 @@ def test_any_answer_to_a_submit_has_a_verdict(status: int, headers: dict[str, st
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 def test_any_answer_to_a_poll_has_a_verdict(status: int, headers: dict[str, str], body: bytes) -> None:
     answer = read_record_info(status, headers, body, NOW)
-    assert (answer.kind is PollVerdict.report) == (answer.report is not None)
-    assert answer.report is None or is_sound(answer.report)
+    assert (answer.outcome is Outcome.ok) == (answer.value is not None)
+    assert answer.value is None or is_sound(answer.value)
     assert fits_any_database(answer.message)
 
 
 @unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
 def test_any_answer_about_credits_or_lyrics_is_read(status: int, headers: dict[str, str], body: bytes) -> None:
-    credit = read_credits(status, headers, body, NOW).credits
+    credit = read_credits(status, headers, body, NOW).value
     assert credit is None or credit.is_finite()
-    assert all(fits_any_database(word.word) for word in read_lyrics(status, headers, body, NOW).words)
+    assert all(fits_any_database(word.word) for word in read_lyrics(status, headers, body, NOW).value or ())
 
 
 @pytest.mark.parametrize(
@@ -135,5 +134,5 @@ def test_any_answer_about_credits_or_lyrics_is_read(status: int, headers: dict[s
 def test_bodies_made_to_hurt_say_nothing(body: bytes) -> None:
     report = read_callback(body)
     assert report is None or report.stage is Stage.running
-    assert read_record_info(200, {}, body, NOW).kind in {PollVerdict.failed, PollVerdict.report}
-    assert read_submit(200, {}, body, NOW).verdict is Verdict.ambiguous
+    assert read_record_info(200, {}, body, NOW).outcome in {Outcome.failed, Outcome.ok}
+    assert read_submit(200, {}, body, NOW).outcome is Outcome.ambiguous

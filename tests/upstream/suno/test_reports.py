@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.enums import ErrorCode
 from app.upstream.suno.reports import read_callback, read_record_info
 from app.upstream.types import Report, ReportedClip, Stage
 
@@ -25,7 +26,7 @@ def event_types(kind: object, *items: object, code: object = 200) -> Report:
 
 
 def poll(body: object) -> Report:
-    report = read_record_info(200, {}, json.dumps(body).encode(), NOW).report
+    report = read_record_info(200, {}, json.dumps(body).encode(), NOW).value
     assert report is not None
     return report
 
@@ -188,24 +189,24 @@ def test_missing_clips_are_no_clips(items: object) -> None:
 
 
 FAILURES = [
-    (400, "content_rejected", False),
-    (413, "content_rejected", False),
-    (402, "insufficient_credits", False),
-    (429, "insufficient_credits", False),
-    (408, "upstream_failed", False),
-    (451, "upstream_failed", False),
-    (500, "upstream_failed", False),
-    (501, "upstream_failed", False),
-    (531, "upstream_failed", True),
-    (201, "upstream_failed", False),
-    (777, "upstream_failed", False),
+    (400, ErrorCode.content_rejected, False),
+    (413, ErrorCode.content_rejected, False),
+    (402, ErrorCode.insufficient_credits, False),
+    (429, ErrorCode.insufficient_credits, False),
+    (408, ErrorCode.upstream_failed, False),
+    (451, ErrorCode.upstream_failed, False),
+    (500, ErrorCode.upstream_failed, False),
+    (501, ErrorCode.upstream_failed, False),
+    (531, ErrorCode.upstream_failed, True),
+    (201, ErrorCode.upstream_failed, False),
+    (777, ErrorCode.upstream_failed, False),
 ]
 
 
 @pytest.mark.parametrize("kind", ["error", "complete", "text", None])
 @pytest.mark.parametrize(("code", "error_code", "refunded"), FAILURES)
 def test_callback_code_other_than_200_is_a_failure_whatever_its_type(
-    code: int, error_code: str, refunded: bool, kind: str | None
+    code: int, error_code: ErrorCode, refunded: bool, kind: str | None
 ) -> None:
     for written in (code, str(code), float(code)):
         body = {
@@ -217,7 +218,7 @@ def test_callback_code_other_than_200_is_a_failure_whatever_its_type(
 
 
 @pytest.mark.parametrize(("code", "error_code", "refunded"), FAILURES)
-def test_poll_failure_is_named_by_its_error_code(code: int, error_code: str, refunded: bool) -> None:
+def test_poll_failure_is_named_by_its_error_code(code: int, error_code: ErrorCode, refunded: bool) -> None:
     for written in (code, str(code)):
         report = polled("GENERATE_AUDIO_FAILED", errorCode=written, errorMessage="no")
         assert report == Report(Stage.failed, "7d9e", (), code, "no", error_code, refunded)
@@ -225,7 +226,7 @@ def test_poll_failure_is_named_by_its_error_code(code: int, error_code: str, ref
 
 def test_poll_failure_without_code_or_message_is_told_by_its_status() -> None:
     report = polled("GENERATE_AUDIO_FAILED", errorCode=None, errorMessage="")
-    assert report == Report(Stage.failed, "7d9e", message="GENERATE_AUDIO_FAILED", error_code="upstream_failed")
+    assert report == Report(Stage.failed, "7d9e", message="GENERATE_AUDIO_FAILED", error_code=ErrorCode.upstream_failed)
 
 
 def test_sensitive_words_are_rejected_content_wherever_they_are_named() -> None:
@@ -235,7 +236,7 @@ def test_sensitive_words_are_rejected_content_wherever_they_are_named() -> None:
 
 def test_failure_with_code_200_in_the_envelope_keeps_its_message() -> None:
     report = event_types("error")
-    assert report == Report(Stage.failed, "2fac9f72", message="m", error_code="upstream_failed")
+    assert report == Report(Stage.failed, "2fac9f72", message="m", error_code=ErrorCode.upstream_failed)
 
 
 @pytest.mark.parametrize(

@@ -5,102 +5,102 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.upstream.suno.answers import read_submit
-from app.upstream.types import HoldReason, SubmitAnswer, Verdict
+from app.upstream.suno.reports import read_submit
+from app.upstream.types import HoldReason, Outcome, Result
 
 NOW = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 TASK_ID = "5c79be8e0f3d4b6a9d2f1c7e8a5b4d3f"
 
 
-def submit(status: int, body: object, **headers: str) -> SubmitAnswer:
+def submit(status: int, body: object, **headers: str) -> Result[str]:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return read_submit(status, named, raw, NOW)
 
 
 BODY_CODES = [
-    (400, Verdict.rejected, None),
-    (404, Verdict.rejected, None),
-    (409, Verdict.rejected, None),
-    (413, Verdict.rejected, None),
-    (422, Verdict.rejected, None),
-    (505, Verdict.rejected, None),
-    (401, Verdict.held, HoldReason.bad_key),
-    (402, Verdict.held, HoldReason.no_credits),
-    (429, Verdict.held, HoldReason.no_credits),
-    (403, Verdict.held, HoldReason.blocked),
-    (405, Verdict.throttled, None),
-    (430, Verdict.throttled, None),
-    (433, Verdict.throttled, None),
-    (455, Verdict.throttled, None),
-    (503, Verdict.throttled, None),
-    (408, Verdict.ambiguous, None),
-    (451, Verdict.ambiguous, None),
-    (500, Verdict.ambiguous, None),
-    (501, Verdict.ambiguous, None),
-    (502, Verdict.ambiguous, None),
-    (504, Verdict.ambiguous, None),
-    (531, Verdict.ambiguous, None),
-    (0, Verdict.ambiguous, None),
-    (-1, Verdict.ambiguous, None),
-    (201, Verdict.ambiguous, None),
-    (299, Verdict.ambiguous, None),
-    (418, Verdict.ambiguous, None),
-    (999, Verdict.ambiguous, None),
+    (400, Outcome.invalid, None),
+    (404, Outcome.rejected, None),
+    (409, Outcome.rejected, None),
+    (413, Outcome.invalid, None),
+    (422, Outcome.invalid, None),
+    (505, Outcome.rejected, None),
+    (401, Outcome.held, HoldReason.bad_key),
+    (402, Outcome.held, HoldReason.no_credits),
+    (429, Outcome.held, HoldReason.no_credits),
+    (403, Outcome.held, HoldReason.blocked),
+    (405, Outcome.throttled, None),
+    (430, Outcome.throttled, None),
+    (433, Outcome.throttled, None),
+    (455, Outcome.throttled, None),
+    (503, Outcome.throttled, None),
+    (408, Outcome.ambiguous, None),
+    (451, Outcome.ambiguous, None),
+    (500, Outcome.ambiguous, None),
+    (501, Outcome.ambiguous, None),
+    (502, Outcome.ambiguous, None),
+    (504, Outcome.ambiguous, None),
+    (531, Outcome.ambiguous, None),
+    (0, Outcome.ambiguous, None),
+    (-1, Outcome.ambiguous, None),
+    (201, Outcome.ambiguous, None),
+    (299, Outcome.ambiguous, None),
+    (418, Outcome.ambiguous, None),
+    (999, Outcome.ambiguous, None),
 ]
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 405, 429, 500, 502])
-@pytest.mark.parametrize(("code", "verdict", "reason"), BODY_CODES)
+@pytest.mark.parametrize(("code", "outcome", "reason"), BODY_CODES)
 def test_code_in_the_body_decides_whatever_the_http_status(
-    status: int, code: int, verdict: Verdict, reason: HoldReason | None
+    status: int, code: int, outcome: Outcome, reason: HoldReason | None
 ) -> None:
     answer = submit(status, {"code": code, "msg": "why", "data": None})
-    assert answer == SubmitAnswer(verdict, code=code, message="why", hold_reason=reason)
+    assert answer == Result(outcome, code=code, message="why", hold_reason=reason)
 
 
 @pytest.mark.parametrize("code", [405, "405", " 405 ", 405.0])
 def test_code_counts_as_an_integer_however_it_is_written(code: object) -> None:
     answer = submit(200, {"code": code, "data": None})
-    assert (answer.verdict, answer.code) == (Verdict.throttled, 405)
+    assert (answer.outcome, answer.code) == (Outcome.throttled, 405)
 
 
 @pytest.mark.parametrize("code", [True, None, "", "OK", 405.5, [405], {"code": 405}, 10**30, "9" * 30, 2**31])
 def test_code_of_another_kind_leaves_it_to_the_http_status(code: object) -> None:
     answer = submit(401, {"code": code, "data": None})
-    assert (answer.verdict, answer.code) == (Verdict.held, 401)
+    assert (answer.outcome, answer.code) == (Outcome.held, 401)
 
 
 BARE_STATUSES = [
-    (301, Verdict.held, HoldReason.blocked),
-    (302, Verdict.held, HoldReason.blocked),
-    (307, Verdict.held, HoldReason.blocked),
-    (400, Verdict.held, HoldReason.blocked),
-    (401, Verdict.held, HoldReason.bad_key),
-    (402, Verdict.held, HoldReason.no_credits),
-    (403, Verdict.held, HoldReason.blocked),
-    (404, Verdict.held, HoldReason.blocked),
-    (405, Verdict.throttled, None),
-    (408, Verdict.held, HoldReason.blocked),
-    (413, Verdict.held, HoldReason.blocked),
-    (422, Verdict.held, HoldReason.blocked),
-    (429, Verdict.throttled, None),
-    (430, Verdict.throttled, None),
-    (433, Verdict.throttled, None),
-    (451, Verdict.held, HoldReason.blocked),
-    (455, Verdict.throttled, None),
-    (503, Verdict.throttled, None),
-    (200, Verdict.ambiguous, None),
-    (201, Verdict.ambiguous, None),
-    (204, Verdict.ambiguous, None),
-    (500, Verdict.ambiguous, None),
-    (501, Verdict.ambiguous, None),
-    (502, Verdict.ambiguous, None),
-    (504, Verdict.ambiguous, None),
-    (505, Verdict.ambiguous, None),
-    (520, Verdict.ambiguous, None),
-    (531, Verdict.ambiguous, None),
-    (599, Verdict.ambiguous, None),
+    (301, Outcome.held, HoldReason.blocked),
+    (302, Outcome.held, HoldReason.blocked),
+    (307, Outcome.held, HoldReason.blocked),
+    (400, Outcome.held, HoldReason.blocked),
+    (401, Outcome.held, HoldReason.bad_key),
+    (402, Outcome.held, HoldReason.no_credits),
+    (403, Outcome.held, HoldReason.blocked),
+    (404, Outcome.held, HoldReason.blocked),
+    (405, Outcome.throttled, None),
+    (408, Outcome.held, HoldReason.blocked),
+    (413, Outcome.held, HoldReason.blocked),
+    (422, Outcome.held, HoldReason.blocked),
+    (429, Outcome.throttled, None),
+    (430, Outcome.throttled, None),
+    (433, Outcome.throttled, None),
+    (451, Outcome.held, HoldReason.blocked),
+    (455, Outcome.throttled, None),
+    (503, Outcome.throttled, None),
+    (200, Outcome.ambiguous, None),
+    (201, Outcome.ambiguous, None),
+    (204, Outcome.ambiguous, None),
+    (500, Outcome.ambiguous, None),
+    (501, Outcome.ambiguous, None),
+    (502, Outcome.ambiguous, None),
+    (504, Outcome.ambiguous, None),
+    (505, Outcome.ambiguous, None),
+    (520, Outcome.ambiguous, None),
+    (531, Outcome.ambiguous, None),
+    (599, Outcome.ambiguous, None),
 ]
 
 
@@ -108,12 +108,12 @@ BARE_STATUSES = [
     "body",
     [b"", b"<html>error code: 1010</html>", b"null", b"[]", b'"no"', b"200", b'{"code":', b"\x1f\x8b\x08\xff", b"{}"],
 )
-@pytest.mark.parametrize(("status", "verdict", "reason"), BARE_STATUSES)
+@pytest.mark.parametrize(("status", "outcome", "reason"), BARE_STATUSES)
 def test_http_status_decides_without_an_envelope(
-    status: int, verdict: Verdict, reason: HoldReason | None, body: bytes
+    status: int, outcome: Outcome, reason: HoldReason | None, body: bytes
 ) -> None:
     answer = submit(status, body)
-    assert (answer.verdict, answer.code, answer.hold_reason) == (verdict, status, reason)
+    assert (answer.outcome, answer.code, answer.hold_reason) == (outcome, status, reason)
     assert answer.message == f"HTTP {status} without an envelope"
 
 
@@ -134,17 +134,17 @@ def test_http_status_decides_without_an_envelope(
     ],
 )
 def test_success_names_its_task_in_every_spelling(body: object) -> None:
-    assert submit(200, body) == SubmitAnswer(Verdict.created, upstream_task_id=TASK_ID, code=200, message="success")
+    assert submit(200, body) == Result(Outcome.ok, TASK_ID, code=200, message="success")
 
 
 @pytest.mark.parametrize("task_id", ["a", "A-b_9", "x" * 200])
 def test_id_of_an_unusual_form_is_taken(task_id: str) -> None:
-    assert submit(200, {"code": 200, "data": {"taskId": task_id}}).upstream_task_id == task_id
+    assert submit(200, {"code": 200, "data": {"taskId": task_id}}).value == task_id
 
 
 def test_number_as_id_is_taken_as_its_digits() -> None:
     answer = submit(200, {"code": 200, "data": {"taskId": 1234567890123456789}})
-    assert answer.upstream_task_id == "1234567890123456789"
+    assert answer.value == "1234567890123456789"
 
 
 UNREADABLE_IDS: list[object] = [None, "", "a b", "é", "x" * 201, "a\n", True, 1.5, -1, []]
@@ -155,12 +155,12 @@ UNREADABLE_IDS: list[object] = [None, "", "a b", "é", "x" * 201, "a\n", True, 1
 )
 def test_success_without_a_readable_id_is_ambiguous(data: object) -> None:
     answer = submit(200, {"code": 200, "msg": "success", "data": data})
-    assert (answer.verdict, answer.upstream_task_id) == (Verdict.ambiguous, None)
+    assert (answer.outcome, answer.value) == (Outcome.ambiguous, None)
 
 
 def test_error_never_carries_an_id() -> None:
     answer = submit(200, {"code": 500, "data": {"taskId": TASK_ID}})
-    assert (answer.verdict, answer.upstream_task_id) == (Verdict.ambiguous, None)
+    assert (answer.outcome, answer.value) == (Outcome.ambiguous, None)
 
 
 @pytest.mark.parametrize(

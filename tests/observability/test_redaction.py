@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from app.upstream.redaction import redact
+from app.observability.redaction import redact
 
 TOKEN = "Zx9_planted-canary.1"
 URL = f"https://sound.example/base/callbacks/0197c0de0197c0de0197c0de0197c0de/{TOKEN}"

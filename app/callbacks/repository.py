@@ -1,0 +1,20 @@
+"""Queries on stored callbacks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import select
+
+from app.database.engine import Session
+from app.models import Callback
+
+
+async def find_callbacks(session: Session, task_id: str | None, since: datetime | None) -> list[str]:
+    """The ids of the stored callbacks of one task, or since a time, in the order of their arrival."""
+    wanted = select(Callback.id).order_by(Callback.received_at, Callback.id)
+    if task_id is not None:
+        wanted = wanted.where(Callback.task_id == task_id)
+    if since is not None:
+        wanted = wanted.where(Callback.received_at >= since)
+    return list(await session.scalars(wanted))

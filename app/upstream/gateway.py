@@ -1,0 +1,62 @@
+"""The one way to call the upstream: take a slot of its pace, call, release the slot, and heed the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from app.database.engine import Database, Session
+from app.upstream.hold import Hold, hold_submits
+from app.upstream.pacing import Pacer, Share, Slot, poll_share
+from app.upstream.types import HoldReason, Outcome, Result, Upstream
+
+Value = TypeVar("Value")
+Call = Callable[[Upstream], Awaitable[Result[Value]]]
+
+SLOT_TIMEOUT = timedelta(seconds=10)
+
+
+class UpstreamGateway:
+    """
+    Calls the upstream for every use: submits, polls, lyrics, fresh links, credits and the recheck of a hold.
+
+    Submits and polls reserve their slots in the transaction that claims their rows, and
+    hand them to `finish` in the one that settles them. All other calls are one `call`.
+    """
+
+    def __init__(self, upstream: Upstream, pacer: Pacer, database: Database, hold_recheck: timedelta) -> None:
+        self.upstream, self.pacer = upstream, pacer
+        self._database, self._hold_recheck = database, hold_recheck
+
+    async def call(
+        self, call: Call[Value], share: Share = poll_share, *, may_hold: bool = True
+    ) -> Result[Value] | None:
+        """
+        Make one call as soon as a slot of this share is free; None if none is within SLOT_TIMEOUT.
+
+        `may_hold` is False for an operator's check, which should not stop the submits of
+        others. A cancelled call releases its slot too: its request may have arrived.
+        """
+        slot = await self.pacer.wait_for_slot(self._database, SLOT_TIMEOUT, share)
+        if slot is None:
+            return None
+        result: Result[Value] | None = None
+        try:
+            result = await call(self.upstream)
+        finally:
+            async with self._database.transaction() as (session, now):
+                if result is None or (result.outcome is Outcome.held and not may_hold):
+                    await self.pacer.release(session, slot, now)
+                else:
+                    await self.finish(session, slot, result, now)
+        return result
+
+    async def finish(self, session: Session, slot: Slot, result: Result[Any], now: datetime) -> None:
+        """Release the slot of a call, and do for all replicas what its result asks for: pause, or hold submits."""
+        await self.pacer.release(session, slot, now)
+        if result.outcome is Outcome.throttled:
+            await self.pacer.pause(session, now, result.retry_after)
+        elif result.outcome is Outcome.held:
+            hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message)
+            await hold_submits(session, hold, self._hold_recheck)

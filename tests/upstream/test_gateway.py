@@ -1,0 +1,123 @@
+"""Every call to the upstream keeps its rate and heeds its answer, whoever makes it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from app.database.engine import Database
+from app.models import PaceSlot
+from app.services import Services
+from app.upstream.credits import CreditsUnavailable
+from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits
+from app.upstream.pacing import PAUSE_SLOT, full_share
+from app.upstream.types import HoldReason, Outcome, Result, Upstream
+from app.workers.periodic import periodic_loop
+from tests.support.processes import UPSTREAM_KEY, Processes
+from tests.upstream.suno.servers import answering, serving
+from tests.webhooks.service import joined
+
+Use = Callable[[Services], Awaitable[object]]
+
+
+async def recheck_a_hold(services: Services) -> None:
+    database = services.database
+    async with database.transaction() as (session, now):
+        await hold_submits(session, Hold(HoldReason.blocked, now, None), timedelta())
+    loop = periodic_loop(services)
+    [job] = [job for job in (await loop.claim(2)).items if job.name == RECHECK]
+    await loop.work(job)
+
+
+async def read_the_credits(services: Services) -> None:
+    with pytest.raises(CreditsUnavailable):
+        await services.credits.credits()
+
+
+async def fetch_lyrics(services: Services) -> None:
+    await services.gateway.call(lambda upstream: upstream.lyrics("task", "clip"))
+
+
+async def poll(services: Services) -> None:
+    await services.gateway.call(lambda upstream: upstream.record_info("task"))
+
+
+@pytest.mark.parametrize("use", [recheck_a_hold, read_the_credits, fetch_lyrics, poll])
+async def test_throttled_call_pauses_all_replicas(database_url: str, use: Use) -> None:
+    async with (
+        serving(answering(200, b'{"code":405,"msg":"slow down"}')) as server,
+        joined(database_url, upstream_url=server.url, upstream_api_key=UPSTREAM_KEY) as service,
+    ):
+        await _prepare(service.services)
+
+        await use(service.services)
+
+        paused_for = await _paused_for(service.services.database)
+    assert paused_for > timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("use", [read_the_credits, fetch_lyrics, poll])
+async def test_refused_key_holds_submits(database_url: str, tmp_path: Path, use: Use) -> None:
+    with Processes(tmp_path) as processes:
+        sandbox = await processes.sandbox()
+        async with joined(database_url, upstream_url=sandbox.url, upstream_api_key="wrong") as service:
+            await _prepare(service.services)
+
+            await use(service.services)
+
+            async with service.services.database.reads() as session:
+                hold = await current_hold(session)
+    assert hold is not None
+    assert hold.reason is HoldReason.bad_key
+
+
+async def test_check_of_an_operator_holds_nobody(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path) as processes:
+        sandbox = await processes.sandbox()
+        async with joined(database_url, upstream_url=sandbox.url, upstream_api_key="wrong") as service:
+            await _prepare(service.services)
+
+            result = await service.services.gateway.call(lambda it: it.credits(), full_share, may_hold=False)
+
+            async with service.services.database.reads() as session:
+                hold = await current_hold(session)
+    assert result is not None
+    assert (result.outcome, hold) == (Outcome.held, None)
+
+
+async def test_cancelled_call_releases_its_slot(database_url: str) -> None:
+    async with joined(database_url) as service:
+        await _prepare(service.services)
+        has_begun = asyncio.Event()
+
+        async def hang(_: Upstream) -> Result[None]:
+            has_begun.set()
+            await asyncio.sleep(60)
+            raise AssertionError("it was not cancelled")
+
+        calling = asyncio.create_task(service.services.gateway.call(hang))
+        await has_begun.wait()
+        reserved = await _reserved(service.services.database)
+        calling.cancel()
+        await asyncio.gather(calling, return_exceptions=True)
+
+        assert (reserved, await _reserved(service.services.database)) == (1, 0)
+
+
+async def _prepare(services: Services) -> None:
+    async with services.database.transaction() as (session, now):
+        await services.gateway.pacer.prepare(session, now)
+
+
+async def _paused_for(database: Database) -> timedelta:
+    async with database.reads() as session:
+        until = (await session.scalars(select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE_SLOT))).one()
+        return until - await database.now(session)
+
+
+async def _reserved(database: Database) -> int:
+    async with database.reads() as session:
+        return len((await session.scalars(select(PaceSlot.slot).where(PaceSlot.fence.isnot(None)))).all())
