@@ -1,4 +1,4 @@
-"""Runs the migrations on the one database that the settings name; sync drivers, since nothing else runs then."""
+"""Runs the migrations on the database at the configured URL, with synchronous drivers."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ DRIVERS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psyco
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
-    # The driver would begin and commit by its own rules; we say when.
+    # The driver would begin and commit on its own; the listener below begins instead.
     connection.isolation_level = None
     connection.execute("PRAGMA busy_timeout = 30000")
     connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # Several processes may start on one file at once: the first migrates, the others wait and find nothing to do.
+    # Several processes may start on one file at once: the first one migrates, the others wait and find nothing to do.
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
@@ -33,13 +33,13 @@ if is_sqlite:
     event.listen(engine, "begin", _begin_sqlite)
 
 with engine.connect() as connection:
-    # Batch mode makes SQLite, which cannot alter most of a table, copy it instead.
+    # SQLite cannot alter most of a table: batch mode copies the table instead.
     context.configure(
         connection=connection, target_metadata=Task.metadata, render_as_batch=is_sqlite, transactional_ddl=True
     )
     with context.begin_transaction():
         if not is_sqlite:
-            # One migrator at a time, and none that waits for a busy table for long.
+            # One migration at a time, and none that waits long for a locked table.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7264001)")
             connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
         context.run_migrations()

@@ -14,7 +14,7 @@ ID_LENGTH = 32
 
 
 def new_id() -> str:
-    """A UUIDv7 in 32 hex digits: unguessable, and in order of making."""
+    """A new UUIDv7 (RFC 9562 §5.7) in 32 hex digits: unguessable, and sorted by creation time."""
     return compat.uuid7().hex
 
 
@@ -25,16 +25,16 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Refuse naive times: which moment they mean is a guess."""
+        """Convert to UTC. Raises ValueError for a naive datetime, whose zone would be a guess."""
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError("a naive datetime has no moment")
+            raise ValueError("a naive datetime has no time zone")
         value = _to_utc(value)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """SQLite hands back what it was given: UTC without saying so."""
+        """Make the result aware: SQLite returns UTC without a zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -44,7 +44,7 @@ def _to_utc(value: datetime) -> datetime:
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        # In another zone the first and the last day of the calendar reach a few hours over its ends.
+        # In other zones, times of the first and the last day of the calendar lie outside of it in UTC.
         return datetime.min.replace(tzinfo=UTC) if value.year == 1 else datetime.max.replace(tzinfo=UTC)
 
 
@@ -68,17 +68,17 @@ class Base(DeclarativeBase):
         str: Text,
         dict[str, Any]: JSON,
         dict[str, str]: JSON,
-        # Strings, because PostgreSQL's own enums do not survive a migration down and up again. Every subclass too.
+        # For every subclass too. Strings, because native PostgreSQL enums do not survive a downgrade and upgrade.
         StrEnum: Enum(StrEnum, native_enum=False, length=32, values_callable=_values),
     }
 
 
 class Due:
     """
-    A row that may need us again.
+    A row with work to do, which workers claim.
 
-    `due_at` says when, null means never; `fence` names the claim that holds it, so
-    that whoever was overtaken cannot write.
+    `due_at` is when, null is never. `attempts` counts claims. `fence` identifies the
+    latest claim, so that a worker whose lease has ended cannot write.
     """
 
     due_at: Mapped[datetime | None]
@@ -87,5 +87,6 @@ class Due:
 
 
 def due_index(table: str, kind: type[Due], *columns: str) -> Index:
+    """The partial index by which `claim_due` finds rows: it holds only those that are due at some time."""
     due = kind.due_at.isnot(None)
     return Index(f"ix_{table}_due", *columns, postgresql_where=due, sqlite_where=due)

@@ -1,4 +1,4 @@
-"""Due rows: claimed by lease, settled by fence, whatever kind of row they are."""
+"""Claims of due rows of any table: a lease limits each claim in time, a fence keeps late workers from writing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = TypeVar("Row", bound=Base)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """How many due rows to take, when it is, and how long they are ours."""
+    """A request for at most `limit` rows that are due at `now`, claimed until `now + lease`."""
 
     now: datetime
     lease: timedelta
@@ -29,13 +29,13 @@ async def claim_due(
     session: Session, kind: type[Row], claim: Claim, *where: ColumnElement[bool], **values: Any
 ) -> Sequence[Row]:
     """
-    Take rows that are due, oldest first, and set `values` on them; one statement.
+    Claim due rows, those due longest first, and set `values` on them, in one statement.
 
-    A worker that dies needs no clean-up: its rows fall due again when the lease
-    ends. On PostgreSQL the claimers pass by each other's rows; on SQLite the
-    writer's transaction already keeps them apart.
+    A worker that dies needs no clean-up: its rows are due again when the lease ends.
+    On PostgreSQL concurrent claimers skip each other's locked rows; on SQLite there is
+    one write transaction at a time.
     """
-    assert issubclass(kind, Due)  # noqa: S101 - tells the type checker what every caller passes
+    assert issubclass(kind, Due)  # noqa: S101 - narrows the type; there is no annotation for both bases
     key = inspect(kind).primary_key[0]
     due = (
         select(key.label("key"))
@@ -44,7 +44,7 @@ async def claim_due(
         .limit(claim.limit)
         .with_for_update(skip_locked=True)
         .cte("due")
-        # Without it the planner may run the sub-select again for each row, and lock more than the limit.
+        # Otherwise the planner may run the sub-select again for each row, and lock more rows than the limit.
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
     claimed = (
@@ -58,7 +58,7 @@ async def claim_due(
 
 
 async def lock_claimed(session: Session, kind: type[Row], key: str, fence: str | None) -> Row | None:
-    """Lock a claimed row again to settle it, or return None: someone took over, and the result must be dropped."""
+    """Lock a claimed row to settle it. None when another worker has claimed it since: the result must be dropped."""
     assert issubclass(kind, Due)  # noqa: S101 - as above
     mine = select(kind).where(inspect(kind).primary_key[0] == key, kind.fence == fence).with_for_update()
     row: Row | None = await session.scalar(mine)
@@ -66,7 +66,7 @@ async def lock_claimed(session: Session, kind: type[Row], key: str, fence: str |
 
 
 async def extend_lease(session: Session, kind: type[Row], key: str, fence: str | None, until: datetime) -> None:
-    """Keep a claimed row for longer, if it is still ours."""
+    """Extend the lease of a claimed row, unless another worker has claimed it since."""
     assert issubclass(kind, Due)  # noqa: S101 - as above
     mine = update(kind).where(inspect(kind).primary_key[0] == key, kind.fence == fence)
     await session.execute(mine.values(due_at=until).execution_options(synchronize_session=False))

@@ -1,11 +1,11 @@
-"""Engines, sessions, migrations and the clock: one writer on SQLite, a pool on PostgreSQL, one way to use both."""
+"""Engines, sessions, the clock and migrations, used alike on SQLite (one writer) and PostgreSQL (one pool)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +25,36 @@ Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
 Clock = Callable[[Session], Awaitable[datetime]]
 
-# Where alembic.ini and migrations/ lie: beside the package in a checkout and in the image.
+# The folder of alembic.ini and migrations/: beside the package, in a checkout and in the image.
 ROOT = Path(__file__).resolve().parents[2]
-SQLITE_BUSY_TIMEOUT_MS = 8_000
-# Seconds that a request waits for its turn: a burst of orders is taken in, and a callback answered before the upstream
-# stops listening.
-POOL_TIMEOUT = 10
-# The same for a server that says nothing: to let us in, to answer anything at all, and to answer a statement.
-CONNECT_TIMEOUT, PING_TIMEOUT, STATEMENT_TIMEOUT = 5, 3, 15
-_DRIVER_ARGUMENTS: Mapping[str, Mapping[str, int]] = {
-    "asyncpg": {"timeout": CONNECT_TIMEOUT, "command_timeout": STATEMENT_TIMEOUT},
-    # It has no timeout for a statement that is under way: there a peer that is gone shows by what TCP finds out.
+SQLITE_BUSY_TIMEOUT = timedelta(seconds=8)
+# How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
+# before the upstream gives up.
+POOL_TIMEOUT = timedelta(seconds=10)
+# For a server that does not answer: at connecting, at the check of a pooled connection, and at a statement.
+CONNECT_TIMEOUT = timedelta(seconds=5)
+PING_TIMEOUT = timedelta(seconds=3)
+STATEMENT_TIMEOUT = timedelta(seconds=15)
+_DRIVER_ARGUMENTS: Mapping[str, Mapping[str, float]] = {
+    "asyncpg": {
+        "timeout": CONNECT_TIMEOUT.total_seconds(),
+        "command_timeout": STATEMENT_TIMEOUT.total_seconds(),
+    },
+    # psycopg has no timeout for a running statement: only TCP finds a peer that is gone. libpq takes whole numbers.
     "psycopg": {
-        "connect_timeout": CONNECT_TIMEOUT,
-        "tcp_user_timeout": STATEMENT_TIMEOUT * 1000,
-        "keepalives_idle": PING_TIMEOUT,
-        "keepalives_interval": PING_TIMEOUT,
+        "connect_timeout": CONNECT_TIMEOUT // timedelta(seconds=1),
+        "tcp_user_timeout": STATEMENT_TIMEOUT // timedelta(milliseconds=1),
+        "keepalives_idle": PING_TIMEOUT // timedelta(seconds=1),
+        "keepalives_interval": PING_TIMEOUT // timedelta(seconds=1),
         "keepalives_count": 4,
     },
 }
-# How a database that is away for the moment shows, at whatever step.
+# Exceptions that mean "the database is unreachable for now".
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 
 
 async def database_clock(session: Session) -> datetime:
-    """The database's time on PostgreSQL, so that replicas with wrong clocks agree; SQLite has only this machine's."""
+    """The time of the PostgreSQL server, on which all replicas agree; on SQLite the time of this machine."""
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
     now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
@@ -62,18 +67,17 @@ def reason(error: Exception) -> str:
 
 
 async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:
-    """Insert the rows that are not there yet; a concurrent insert of the same row is waited for."""
+    """Insert rows and skip those whose key exists. Waits for a concurrent transaction that inserts the same key."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     await session.execute(insert(table).on_conflict_do_nothing(), list(rows))
 
 
 class Database:
     """
-    The two ways into one database.
+    One database, with a session factory for writes and one for reads.
 
-    `writes` is for everything that changes rows, `reads` for what only looks. On
-    PostgreSQL both are one pool. On SQLite a single writer connection queues the
-    writers in line, which is both faster and fairer than letting them contend.
+    On PostgreSQL both use one pool. On SQLite all writes queue for a single
+    connection, which is faster and fairer than contention for the file's lock.
     """
 
     def __init__(self, url: str, clock: Clock = database_clock) -> None:
@@ -81,7 +85,7 @@ class Database:
         self.now = clock
         self._engines = _sqlite_engines(url) if url.startswith("sqlite") else _postgresql_engines(url)
         writer, reader = self._engines
-        # A class of its own, so that what listens to commits hears those of this database only.
+        # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
         self.writes: Sessions = async_sessionmaker(
             writer, expire_on_commit=False, sync_session_class=self.session_class
@@ -90,17 +94,17 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple[Session, datetime]]:
-        """One write transaction and its time; committed at the end of the block, rolled back by an exception."""
+        """A write transaction and the time at its start. The end of the block commits, an exception rolls back."""
         async with self.writes.begin() as session:
             yield session, await self.now(session)
 
     async def is_migrated(self) -> bool:
-        """Whether the schema is the one this release was written for."""
+        """Whether the schema is that of this release."""
         async with self._engines[1].connect() as connection:
             return await connection.run_sync(_is_at_head)
 
     async def close(self) -> None:
-        """Give every connection back."""
+        """Close every connection."""
         for engine in set(self._engines):
             await engine.dispose()
 
@@ -127,7 +131,7 @@ def migrate(url: str) -> None:
 
 
 def alembic_config(url: str) -> Config:
-    """Alembic's configuration for one database, whatever the current folder."""
+    """Alembic's configuration for the database at this URL. Does not depend on the current folder."""
     config = Config(ROOT / "alembic.ini")
     config.set_main_option("script_location", str(ROOT / "migrations"))
     config.attributes["url"] = url
@@ -142,7 +146,7 @@ def _is_at_head(connection: Connection) -> bool:
 def _postgresql_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
     arguments = _DRIVER_ARGUMENTS.get(make_url(url).drivername.partition("+")[2], {})
     engine = create_async_engine(
-        url, pool_size=10, max_overflow=10, pool_timeout=POOL_TIMEOUT, connect_args=dict(arguments)
+        url, pool_size=10, max_overflow=10, pool_timeout=POOL_TIMEOUT.total_seconds(), connect_args=dict(arguments)
     )
     event.listen(engine.sync_engine, "checkout", _check_connection)
     return engine, engine
@@ -150,10 +154,10 @@ def _postgresql_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
 
 def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
     """
-    Replace all connections if one is dead when it is handed out.
+    Replace all connections of the pool if one is dead at checkout.
 
-    Not `pool_pre_ping`, which waits for ever for a server that fell silent without
-    closing the connection: behind a failover, a lost route, a frozen machine.
+    `pool_pre_ping` has no timeout: it waits forever for a server that fell silent without
+    closing the connection, as after a failover, a lost route or a frozen machine.
     """
     try:
         connection.run_async(_ping)
@@ -162,13 +166,14 @@ def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
 
 
 async def _ping(connection: Any) -> None:
-    async with asyncio.timeout(PING_TIMEOUT):
+    async with asyncio.timeout(PING_TIMEOUT.total_seconds()):
         await connection.execute("SELECT 1")
 
 
 def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=POOL_TIMEOUT)
-    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=POOL_TIMEOUT)
+    timeout = POOL_TIMEOUT.total_seconds()
+    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=timeout)
+    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=timeout)
     for engine, begin, is_reader in ((writer, "BEGIN IMMEDIATE", False), (reader, "BEGIN", True)):
         event.listen(engine.sync_engine, "connect", _sqlite_pragmas(is_reader))
         event.listen(engine.sync_engine, "begin", _begin_with(begin))
@@ -177,10 +182,10 @@ def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
 
 def _sqlite_pragmas(is_reader: bool) -> Callable[[Any, object], None]:
     def configure(connection: Any, _record: object) -> None:
-        # The driver's own BEGIN is deferred: a read that turns into a write then fails at once, whatever the timeout.
+        # The driver's own BEGIN is deferred: a read that becomes a write then fails at once, whatever the timeout.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT_MS}")
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT // timedelta(milliseconds=1)}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")

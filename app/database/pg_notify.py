@@ -1,4 +1,4 @@
-"""Wake-ups across replicas: what one commits, the others hear of through PostgreSQL's NOTIFY."""
+"""Wake-ups across replicas, by LISTEN and NOTIFY of PostgreSQL. Losing one only delays the waiter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -20,22 +21,21 @@ from app.database.wakeups import Wakeups
 log = structlog.get_logger()
 
 CHANNEL = "soundpost"
-# PostgreSQL refuses payloads of 8,000 bytes, and a name takes 33 of them at most.
+# PostgreSQL refuses payloads of 8,000 bytes; a topic and its comma take at most 33.
 MAX_TOPICS_IN_A_PAYLOAD = 200
-# NOTIFY takes a lock that all commits of the server share, so a burst of them is told at once.
-MIN_PAUSE = 0.005
-# What could not be told by then, the others have found by themselves.
-PUBLISH_TIMEOUT = 1.0
-HEARTBEAT = 10.0
-MIN_RETRY, MAX_RETRY = 0.1, 5.0
+# NOTIFY takes a lock that all commits of the server share: topics are gathered for this long between two of them.
+PUBLISH_INTERVAL = timedelta(milliseconds=5)
+# After this time the other replicas have found the change by their own polls.
+PUBLISH_TIMEOUT = timedelta(seconds=1)
+HEARTBEAT = timedelta(seconds=10)
+MIN_RETRY, MAX_RETRY = timedelta(milliseconds=100), timedelta(seconds=5)
 
 
 class PostgresNotifier:
     """
-    Tells the other replicas what rings here, and rings here what they tell.
+    Sends the topics of this process to the other replicas, and notifies theirs here.
 
-    What is lost on the way, whoever waits finds by itself a moment later. SQLite has
-    no such thing as a listener: its processes only find.
+    SQLite has no NOTIFY: there, each process relies on its own polls.
     """
 
     def __init__(self, wakeups: Wakeups, database: Database) -> None:
@@ -44,14 +44,14 @@ class PostgresNotifier:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin, unless there is nobody to tell."""
+        """Start publishing and listening; does nothing on SQLite."""
         if not self._database.url.startswith("sqlite"):
             self._wakeups.forward_to(self._publisher.add)
             listening = _listen(self._database.url, self._publisher.name, self._wakeups)
             self._tasks = [asyncio.create_task(self._publisher.run()), asyncio.create_task(listening)]
 
     async def close(self) -> None:
-        """Tell what is still untold, and end."""
+        """Stop, and publish the topics that are still pending."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -59,7 +59,7 @@ class PostgresNotifier:
 
 
 class _Publisher:
-    """Gathers names, and tells them in as few notifications as there can be."""
+    """Gathers topics and publishes them in as few notifications as possible."""
 
     def __init__(self, database: Database) -> None:
         self.name = uuid4().hex
@@ -75,7 +75,7 @@ class _Publisher:
         while True:
             await self._has_topics.wait()
             await self.publish()
-            await asyncio.sleep(MIN_PAUSE)
+            await asyncio.sleep(PUBLISH_INTERVAL.total_seconds())
 
     async def publish(self) -> None:
         topics, self._topics = sorted(self._topics), set()
@@ -85,8 +85,9 @@ class _Publisher:
         payloads = [
             topics[start : start + MAX_TOPICS_IN_A_PAYLOAD] for start in range(0, len(topics), MAX_TOPICS_IN_A_PAYLOAD)
         ]
+        timeout = asyncio.timeout(PUBLISH_TIMEOUT.total_seconds())
         try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT), self._database.writes.begin() as session:
+            async with timeout, self._database.writes.begin() as session:
                 for payload in payloads:
                     await session.execute(select(func.pg_notify(CHANNEL, f"{self.name}:{','.join(payload)}")))
         except TRANSIENT as error:
@@ -94,13 +95,13 @@ class _Publisher:
 
 
 async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
-    """Hear the others for ever, on a connection apart from the pool, made anew whenever it is lost."""
+    """Listen until cancelled, on a connection outside the pool; reconnect, backing off, when it is lost."""
 
     def on_payload(payload: str) -> None:
         publisher, _, topics = payload.partition(":")
         if publisher != own_id:
-            for name in topics.split(","):
-                wakeups.notify(name)
+            for topic in topics.split(","):
+                wakeups.notify(topic)
 
     delay = MIN_RETRY
     while True:
@@ -108,9 +109,10 @@ async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
         try:
             await _listen_once(url, on_payload)
         except Exception as error:
-            log.warning("listening_lost", error=type(error).__name__)
-        delay = MIN_RETRY if time.monotonic() - began > HEARTBEAT else min(delay * 2, MAX_RETRY)
-        await asyncio.sleep(delay)
+            log.warning("listen_lost", error=type(error).__name__)
+        lasted = timedelta(seconds=time.monotonic() - began)
+        delay = MIN_RETRY if lasted > HEARTBEAT else min(delay * 2, MAX_RETRY)
+        await asyncio.sleep(delay.total_seconds())
 
 
 async def _listen_once(url: str, on_payload: Callable[[str], None]) -> None:
@@ -129,17 +131,17 @@ async def _receive_asyncpg(connection: Any, on_payload: Callable[[str], None]) -
     await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: on_payload(payload))
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(is_lost.wait(), HEARTBEAT)
-        # A peer that vanished without a word is only found out by talking to it.
-        await connection.execute("SELECT 1", timeout=HEARTBEAT)
+            await asyncio.wait_for(is_lost.wait(), HEARTBEAT.total_seconds())
+        # Only a statement shows that the peer vanished without closing the connection.
+        await connection.execute("SELECT 1", timeout=HEARTBEAT.total_seconds())
 
 
 async def _receive_psycopg(connection: Any, on_payload: Callable[[str], None]) -> None:
     await connection.execute(f"LISTEN {CHANNEL}")
     while True:
-        async for notification in connection.notifies(timeout=HEARTBEAT):
+        async for notification in connection.notifies(timeout=HEARTBEAT.total_seconds()):
             on_payload(notification.payload)
-        async with asyncio.timeout(HEARTBEAT):
+        async with asyncio.timeout(HEARTBEAT.total_seconds()):
             await connection.execute("SELECT 1")
 
 

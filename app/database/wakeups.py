@@ -25,8 +25,8 @@ class Subscription:
     """
     A subscription to one topic, active inside its `with` block.
 
-    Uses `__slots__` because a process may hold thousands. `version` is the last
-    version of the topic's task that the waiter has seen.
+    Uses `__slots__` because a process may hold thousands. `version` is the latest
+    version of the topic's task that the waiter has read.
     """
 
     __slots__ = ("_is_notified", "_registry", "_timeout", "_topic", "is_closed", "version")
@@ -82,8 +82,8 @@ class Wakeups:
     The wake-ups of one process, by topic.
 
     A worker waits for the event of its topic; a request that waits for a task
-    subscribes to the task's id. Topics of committed transactions are notified here
-    and handed to `forward`, which tells the other replicas.
+    subscribes to the task's id. A commit notifies its topics here and passes them to
+    `forward`, which notifies the other replicas.
     """
 
     def __init__(self, database: Database) -> None:
@@ -94,7 +94,7 @@ class Wakeups:
         event.listen(database.session_class, "after_commit", self._notify_committed)
 
     def forward_to(self, forward: Forward) -> None:
-        """Hand the topics of every later commit to `forward` too."""
+        """Pass the topics of every later commit to `forward` too."""
         self._forward = forward
 
     def event(self, topic: str) -> asyncio.Event:
@@ -110,14 +110,14 @@ class Wakeups:
         return [(topic, one) for topic, found in self._subscriptions.items() for one in found]
 
     def notify(self, topic: str) -> None:
-        """Wake whoever waits for this topic in this process."""
+        """Wake the worker and the requests of this process that wait for this topic."""
         if topic in self._events:
             self._events[topic].set()
         for subscription in self._subscriptions.get(topic, ()):
             subscription.notify()
 
     def close(self) -> None:
-        """Close every subscription, and those that are still to come: the process is stopping."""
+        """Close every subscription, and each later one at once: the process is stopping."""
         self._is_closed = True
         for _, subscription in self.subscriptions():
             subscription.close()

@@ -36,13 +36,13 @@ async def test_two_claimers_never_share_a_row(database: Database, database_url: 
     assert len(taken) + len(await _claim(database, limit=100)) == 60
 
 
-async def test_fence_refuses_the_overtaken(database: Database) -> None:
+async def test_fence_refuses_a_worker_whose_claim_was_taken_over(database: Database) -> None:
     await _add_jobs(database, 1)
-    [overtaken] = await _claim(database)
+    [earlier] = await _claim(database)
     [holder] = await _claim(database, LEASE)
 
     async with database.writes.begin() as session:
-        refused = await lock_claimed(session, PeriodicJob, overtaken.name, overtaken.fence)
+        refused = await lock_claimed(session, PeriodicJob, earlier.name, earlier.fence)
         held = await lock_claimed(session, PeriodicJob, holder.name, holder.fence)
 
     assert refused is None
@@ -68,7 +68,7 @@ async def test_rows_that_are_not_due_are_left_alone(database: Database) -> None:
     assert [job.name for job in await _claim(database)] == ["now"]
 
 
-async def test_claim_sets_what_it_is_told_in_the_same_statement(database: Database) -> None:
+async def test_claim_sets_values_in_the_same_statement(database: Database) -> None:
     owner = await add_key(database)
     queued = await add_task(database, owner)
     generating = await add_task(database, owner, TaskStatus.generating)

@@ -1,4 +1,4 @@
-"""Two databases, one behaviour: moments, readers, writers."""
+"""Times, transactions, readers and writers behave alike on both databases."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta, timezone
@@ -21,7 +21,7 @@ MOMENTS = [
 ]
 
 
-async def test_moments_come_back_aware_and_in_utc(database: Database) -> None:
+async def test_times_come_back_aware_and_in_utc(database: Database) -> None:
     for number, moment in enumerate(MOMENTS):
         await _add(database, f"{number}", moment)
 
@@ -32,7 +32,7 @@ async def test_moments_come_back_aware_and_in_utc(database: Database) -> None:
     assert {moment.tzinfo for moment in read if moment} == {UTC}
 
 
-async def test_moments_are_compared_as_moments_whatever_their_zone(database: Database) -> None:
+async def test_times_of_different_zones_are_compared_as_instants(database: Database) -> None:
     await _add(database, "it", datetime(2026, 3, 1, 8, tzinfo=EAST))
 
     async with database.reads() as session:
@@ -46,12 +46,12 @@ async def test_moments_are_compared_as_moments_whatever_their_zone(database: Dat
     assert (before, after) == ("it", None)
 
 
-async def test_moment_without_a_zone_is_refused(database: Database) -> None:
-    with pytest.raises(StatementError, match="a naive datetime has no moment"):
+async def test_time_without_a_zone_is_refused(database: Database) -> None:
+    with pytest.raises(StatementError, match="a naive datetime has no time zone"):
         await _add(database, "it", datetime(2026, 3, 1))  # noqa: DTZ001 - what is refused
 
 
-async def test_moment_beyond_the_calendar_is_its_end(database: Database) -> None:
+async def test_time_outside_of_the_calendar_is_stored_as_its_end(database: Database) -> None:
     await _add(database, "first", datetime(1, 1, 1, tzinfo=EAST))
     await _add(database, "last", datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-1))))
 
@@ -61,7 +61,7 @@ async def test_moment_beyond_the_calendar_is_its_end(database: Database) -> None
     assert (first, last) == (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
-async def test_clock_tells_the_time_in_utc(database: Database) -> None:
+async def test_clock_is_in_utc(database: Database) -> None:
     async with database.reads() as session:
         now = await database_clock(session)
 
@@ -69,7 +69,7 @@ async def test_clock_tells_the_time_in_utc(database: Database) -> None:
     assert abs(now - datetime.now(UTC)) < timedelta(seconds=5)
 
 
-async def test_database_can_be_told_the_time(database_url: str) -> None:
+async def test_database_uses_the_clock_that_it_is_given(database_url: str) -> None:
     database = Database(database_url, clock=Clock())
 
     async with database.reads() as session:
@@ -77,7 +77,7 @@ async def test_database_can_be_told_the_time(database_url: str) -> None:
     await database.close()
 
 
-async def test_rows_that_are_there_are_left_as_they_are(database: Database) -> None:
+async def test_insert_new_leaves_existing_rows_as_they_are(database: Database) -> None:
     await _add(database, "it", MORNING)
 
     async with database.writes.begin() as session:
@@ -86,6 +86,31 @@ async def test_rows_that_are_there_are_left_as_they_are(database: Database) -> N
     async with database.reads() as session:
         kept = await session.execute(select(PeriodicJob.name, PeriodicJob.attempts).order_by(PeriodicJob.name))
         assert list(kept.all()) == [("it", 0), ("new", 7)]
+
+
+async def test_transaction_commits_at_the_end_of_its_block_and_has_the_time_of_the_database(database_url: str) -> None:
+    database = Database(database_url, clock=Clock())
+
+    async with database.transaction() as (session, now):
+        session.add(PeriodicJob(name="it", due_at=now, attempts=0, detail={}))
+
+    async with database.reads() as session:
+        assert (await session.get_one(PeriodicJob, "it")).due_at == MORNING
+    await database.close()
+
+
+async def test_exception_rolls_a_transaction_back(database: Database) -> None:
+    async def write_and_fail() -> None:
+        async with database.transaction() as (session, now):
+            session.add(PeriodicJob(name="it", due_at=now, attempts=0, detail={}))
+            await session.flush()
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        await write_and_fail()
+
+    async with database.reads() as session:
+        assert await session.get(PeriodicJob, "it") is None
 
 
 async def test_writers_wait_for_each_other(database: Database) -> None:
@@ -103,7 +128,7 @@ async def test_writers_wait_for_each_other(database: Database) -> None:
         assert (await session.get_one(PeriodicJob, "counter")).attempts == 20
 
 
-async def test_readers_are_not_kept_waiting_by_a_writer(database: Database) -> None:
+async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
     await _add(database, "it", MORNING)
 
     async with database.writes.begin() as writing:
@@ -123,7 +148,7 @@ async def test_reader_of_sqlite_cannot_write(database: Database) -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_sqlite_loses_no_commit_and_keeps_its_references(database: Database) -> None:
+async def test_sqlite_syncs_every_commit_and_enforces_foreign_keys(database: Database) -> None:
     async with database.writes() as session:
         pragmas = {
             name: await session.scalar(text(f"PRAGMA {name}"))

@@ -73,6 +73,20 @@ def test_sqlite_file_is_made_with_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "a/b/soundpost.db").exists()
 
 
+async def test_schema_of_an_unknown_revision_is_refused_with_what_to_do(database_url: str, tmp_path: Path) -> None:
+    engine = _engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    engine.dispose()
+
+    with Processes(tmp_path, database_url=database_url) as processes:
+        ended = await processes.run("migrate")
+
+    assert (ended.code, ended.stdout) == (1, "")
+    assert "'0001'" in ended.stderr
+    assert "must be created anew" in ended.stderr
+
+
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     return create_engine(parsed.set(drivername=SYNC[parsed.drivername]))
@@ -92,17 +106,3 @@ def _table(connection: Connection, name: str) -> Any:
     indexes = {index["name"]: (index["column_names"], index["unique"]) for index in found.get_indexes(name)}
     constraints = found.get_foreign_keys(name), found.get_unique_constraints(name), found.get_pk_constraint(name)
     return columns, indexes, constraints
-
-
-async def test_schema_of_an_unknown_revision_is_refused_with_what_to_do(database_url: str, tmp_path: Path) -> None:
-    engine = _engine(database_url)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
-    engine.dispose()
-
-    with Processes(tmp_path, database_url=database_url) as processes:
-        ended = await processes.run("migrate")
-
-    assert (ended.code, ended.stdout) == (1, "")
-    assert "'0001'" in ended.stderr
-    assert "must be created anew" in ended.stderr

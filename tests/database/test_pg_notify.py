@@ -1,4 +1,4 @@
-"""What rings in one process rings in all that share its PostgreSQL."""
+"""A topic notified in one process is notified in all that share its PostgreSQL."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,11 +12,11 @@ from app.database.pg_notify import MAX_TOPICS_IN_A_PAYLOAD, PostgresNotifier
 from app.database.wakeups import Wakeups, notify_on_commit
 from tests.support.processes import eventually
 
-NAMES = [f"{number:032x}" for number in range(2 * MAX_TOPICS_IN_A_PAYLOAD + 1)]
+TOPICS = [f"{number:032x}" for number in range(2 * MAX_TOPICS_IN_A_PAYLOAD + 1)]
 
 
-async def never() -> None:
-    """A caller who does not hang up."""
+async def stays_connected() -> None:
+    """A client that does not disconnect."""
     await asyncio.get_running_loop().create_future()
 
 
@@ -27,77 +27,77 @@ def url(request: pytest.FixtureRequest, database_url: str) -> str:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_every_name_of_a_large_commit_rings_at_the_other(url: str) -> None:
+async def test_every_topic_of_a_large_commit_is_notified_at_the_other_process(url: str) -> None:
     async with _process(url) as (here, _), _process(url) as (_, there):
         await _connected(here, there)
         with ExitStack() as stack:
-            watches = [stack.enter_context(there.subscribe(name)) for name in NAMES]
-            await _ring(here, *NAMES)
+            subscriptions = [stack.enter_context(there.subscribe(topic)) for topic in TOPICS]
+            await _notify(here, *TOPICS)
 
             async with asyncio.timeout(10):
-                rung = [await subscription.wait(10, never) for subscription in watches]
+                notified = [await subscription.wait(10, stays_connected) for subscription in subscriptions]
 
-    assert all(rung)
+    assert all(notified)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_loops_of_the_other_are_rung_too(url: str) -> None:
+async def test_workers_of_the_other_process_are_notified_too(url: str) -> None:
     async with _process(url) as (here, _), _process(url) as (_, there):
         await _connected(here, there)
-        bell = there.event("submits")
+        event = there.event("submits")
 
-        await _ring(here, "submits")
+        await _notify(here, "submits")
 
-        await asyncio.wait_for(bell.wait(), 10)
+        await asyncio.wait_for(event.wait(), 10)
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_what_one_told_does_not_come_back_to_it(url: str) -> None:
+async def test_notification_does_not_come_back_to_its_publisher(url: str) -> None:
     async with _process(url) as (here, ours), _process(url) as (_, there):
         await _connected(here, there)
-        with ours.subscribe("a task") as at_home, there.subscribe("a task") as abroad:
-            await _ring(here, "a task")
-            rang_at_the_commit = await at_home.wait(0, never)
-            heard_abroad = await abroad.wait(10, never)
-            came_back = await at_home.wait(0.1, never)
+        with ours.subscribe("a task") as here_too, there.subscribe("a task") as over_there:
+            await _notify(here, "a task")
+            at_the_commit = await here_too.wait(0, stays_connected)
+            at_the_other = await over_there.wait(10, stays_connected)
+            came_back = await here_too.wait(0.1, stays_connected)
 
-    assert (rang_at_the_commit, heard_abroad, came_back) == (True, True, False)
+    assert (at_the_commit, at_the_other, came_back) == (True, True, False)
 
 
-async def test_processes_on_sqlite_keep_their_names_to_themselves(database: Database) -> None:
+async def test_sqlite_notifies_within_the_process_alone(database: Database) -> None:
     wakeups = Wakeups(database)
-    relay = PostgresNotifier(wakeups, database)
-    relay.start()
+    notifier = PostgresNotifier(wakeups, database)
+    notifier.start()
 
     with wakeups.subscribe("a task") as subscription:
-        await _ring(database, "a task")
-        assert await subscription.wait(0, never)
-    await relay.close()
+        await _notify(database, "a task")
+        assert await subscription.wait(0, stays_connected)
+    await notifier.close()
 
 
 @asynccontextmanager
 async def _process(url: str) -> AsyncIterator[tuple[Database, Wakeups]]:
     database = Database(url)
     wakeups = Wakeups(database)
-    relay = PostgresNotifier(wakeups, database)
-    relay.start()
+    notifier = PostgresNotifier(wakeups, database)
+    notifier.start()
     yield database, wakeups
-    await relay.close()
+    await notifier.close()
     await database.close()
 
 
 async def _connected(here: Database, there: Wakeups) -> None:
-    """Ring until the other listens."""
-    bell = there.event("hello")
+    """Notify until the other process listens."""
+    event = there.event("hello")
 
-    async def is_heard() -> bool:
-        await _ring(here, "hello")
-        return bell.is_set()
+    async def is_received() -> bool:
+        await _notify(here, "hello")
+        return event.is_set()
 
-    await eventually(is_heard)
+    await eventually(is_received)
 
 
-async def _ring(database: Database, *names: str) -> None:
+async def _notify(database: Database, *topics: str) -> None:
     async with database.writes.begin() as session:
-        for name in names:
-            notify_on_commit(session, name)
+        for topic in topics:
+            notify_on_commit(session, topic)

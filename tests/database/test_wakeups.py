@@ -4,19 +4,19 @@ from app.database.engine import Database
 from app.database.wakeups import SUBMITS, Wakeups, notify_on_commit
 
 
-async def test_commit_wakes_who_waits(database: Database) -> None:
+async def test_commit_notifies_its_topics(database: Database) -> None:
     wakeups = Wakeups(database)
 
     async with database.writes.begin() as session:
         notify_on_commit(session, SUBMITS)
-        rang_before = wakeups.event(SUBMITS).is_set()
+        was_notified_before = wakeups.event(SUBMITS).is_set()
 
-    assert not rang_before
+    assert not was_notified_before
     assert wakeups.event(SUBMITS).is_set()
     assert not wakeups.event("something else").is_set()
 
 
-async def test_what_is_rolled_back_wakes_nobody(database: Database) -> None:
+async def test_rollback_notifies_no_topic(database: Database) -> None:
     wakeups = Wakeups(database)
 
     async with database.writes() as session, session.begin() as transaction:
@@ -26,7 +26,7 @@ async def test_what_is_rolled_back_wakes_nobody(database: Database) -> None:
     assert not wakeups.event(SUBMITS).is_set()
 
 
-async def test_one_database_does_not_hear_of_another(database: Database, database_url: str) -> None:
+async def test_commit_of_another_database_is_not_notified(database: Database, database_url: str) -> None:
     other = Database(database_url)
     wakeups = Wakeups(other)
 
