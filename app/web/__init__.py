@@ -1,4 +1,4 @@
-"""Where hostile input is met, once: connections, requests, bodies, fields and whatever still goes wrong."""
+"""HTTP: what every connection, request, body, field, route and error goes through."""
 
 from app.web.exception_handlers import install_error_handlers
 from app.web.fields import WHOLE, Moment, StrictModel, Text

@@ -1,38 +1,38 @@
-"""Answers that wait: they are sent from outside the framework, whose frames would cost more than the wait itself."""
+"""Responses sent from outside the framework: a request that waits does not keep the framework's frames in memory."""
 
 from __future__ import annotations
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-_PLACE = "soundpost.lasting"
+_SCOPE_KEY = "soundpost.deferred"
 
 
 class DeferredResponse(Response):
-    """What an endpoint returns to have this application answer once the endpoint, and all around it, is done."""
+    """What a route returns so that an ASGI application answers after the route and its middleware have ended."""
 
-    def __init__(self, answer: ASGIApp) -> None:
+    def __init__(self, application: ASGIApp) -> None:
         super().__init__()
-        self._answer = answer
+        self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Leave the answer where the middleware finds it."""
-        scope[_PLACE].append(self._answer)
+        """Hand the application to `DeferredResponses`; sends nothing."""
+        scope[_SCOPE_KEY].append(self._application)
 
 
 class DeferredResponses:
     """
-    Pure ASGI middleware, which sends those answers.
+    Pure ASGI middleware that sends the deferred responses.
 
-    Measured with 3,000 idle requests: 13 KiB each out here, 26 inside the framework.
+    Measured with 3,000 idle requests: 13 KiB for each here, 26 KiB inside the framework.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the endpoint decide, in a scope that is not kept."""
-        answers: list[ASGIApp] = []
-        await self._app({**scope, _PLACE: answers}, receive, send)
-        for answer in answers:
-            await answer(scope, receive, send)
+        """Run the route in a copy of the scope, which is freed before a deferred response waits."""
+        deferred: list[ASGIApp] = []
+        await self._app({**scope, _SCOPE_KEY: deferred}, receive, send)
+        for application in deferred:
+            await application(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Every error that the framework, the database or we can raise, made one of our cases."""
+"""Turns every exception of the framework, the database or our code into an AppError, and that into a problem."""
 
 import logging
 import traceback
@@ -39,30 +39,34 @@ _OUR_CODE = str(Path(__file__).parents[1])
 
 
 def as_app_error(exc: Exception) -> AppError:
-    """Return the case that any exception is to the caller; ours alone are logged, without what the caller sent."""
+    """
+    Return the error that an exception is to the caller.
+
+    Logs the exceptions that are not the caller's fault, without anything that the caller sent.
+    """
     match exc:
         case AppError():
             return exc
         case RequestValidationError():
-            return _refusal(exc)
+            return _invalid_request(exc)
         case HTTPException() if exc.status_code in _BY_STATUS:
             return _BY_STATUS[exc.status_code]()
         case ClientDisconnect():
             return UnreadableBody()
-    if _database_is_away(exc):
-        logger.warning("database unavailable: %s at %s", type(exc).__name__, _whereabouts(exc))
+    if _is_database_unavailable(exc):
+        logger.warning("database unavailable: %s at %s", type(exc).__name__, _location(exc))
         return DatabaseUnavailable()
-    logger.error("request failed: %s at %s", type(exc).__name__, _whereabouts(exc))
+    logger.error("request failed: %s at %s", type(exc).__name__, _location(exc))
     return InternalError()
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error that the framework or we can raise a problem."""
+    """Answer every exception with `application/problem+json` (RFC 9457)."""
     for kind in (AppError, RequestValidationError, HTTPException, SQLAlchemyError, OSError, Exception):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, _respond)
 
 
-async def _answer(request: Request, exc: Exception) -> Response:
+async def _respond(request: Request, exc: Exception) -> Response:
     error = as_app_error(exc)
     if isinstance(error, MethodNotAllowed):
         error.headers = {"Allow": ", ".join(_allowed_methods(request))}
@@ -81,45 +85,46 @@ _BY_STATUS: Mapping[int, type[AppError]] = {
     429: TooManyRequests,
 }
 
-# These SQLSTATE classes say nothing against the statement, only "not now": connection, rollback, resources, locks,
-# operator, system. The asyncpg dialect wraps most of them in a bare DBAPIError.
-_PASSING_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+# The SQLSTATE classes that mean "retry later", and not that the statement is wrong: connection exception, transaction
+# rollback, insufficient resources, object not in prerequisite state, operator intervention, system error. The asyncpg
+# dialect wraps most of them in a bare DBAPIError.
+_TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58")
 _DATABASE_MODULES = ("sqlalchemy.pool", "sqlalchemy.dialects")
 
 
-def _database_is_away(exc: Exception) -> bool:
+def _is_database_unavailable(exc: Exception) -> bool:
     if isinstance(exc, InterfaceError):
-        # asyncpg counts a value that does not fit its column as one, too.
+        # asyncpg also raises it for a value that does not fit its column.
         return not isinstance(exc.orig and exc.orig.__cause__, ValueError)
     if isinstance(exc, DBAPIError):
         sqlstate = getattr(exc.orig, "sqlstate", None) or ""
-        passing = exc.connection_invalidated or sqlstate.startswith(_PASSING_SQLSTATES)
-        return passing or isinstance(exc, OperationalError)
-    # asyncpg's OSErrors come through as they are, and look like those of any file or socket but for where they arose.
+        is_transient = exc.connection_invalidated or sqlstate.startswith(_TRANSIENT_SQLSTATES)
+        return is_transient or isinstance(exc, OperationalError)
+    # SQLAlchemy does not wrap asyncpg's OSErrors: only the modules in the traceback tell them from those of files.
     modules = (str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(exc.__traceback__))
     return isinstance(exc, OSError | PoolTimeout) and any(name.startswith(_DATABASE_MODULES) for name in modules)
 
 
-# These messages quote the value that they refuse.
+# pydantic's messages of these types quote the value.
 _QUOTING = frozenset({"union_tag_invalid", "uuid_parsing"})
 _UNQUOTED = "This value cannot be accepted"
 
 
-def _refusal(exc: RequestValidationError) -> AppError:
-    """Retell a validation error without the input, which may be huge, secret, or not even text."""
+def _invalid_request(exc: RequestValidationError) -> AppError:
+    """Return a validation error without the input, which may be huge, secret, or not text."""
     errors = exc.errors()
     if any(
         error["type"] == "json_invalid" or (error["type"], error["loc"]) == ("missing", ("body",)) for error in errors
     ):
         return UnreadableBody()
-    # What may be left out may be None, which nobody can write into a query and nobody is told of.
-    told = [error for error in errors if error["type"] != "none_required"]
-    return InvalidRequest(errors=[_field_error(error) for error in told[:20]])
+    # For optional query parameters pydantic also reports `none_required`, which a client cannot act on.
+    relevant = [error for error in errors if error["type"] != "none_required"]
+    return InvalidRequest(errors=[_field_error(error) for error in relevant[:20]])
 
 
 def _field_error(error: Mapping[str, Any]) -> FieldError:
-    # A body is pointed into from its own root; a parameter by where it stands. "[key]" is pydantic's mark, not a name,
-    # and so is what follows the name of a parameter: which of its types was tried.
+    # A pointer into the body starts at its root, one to a parameter with "query", "path" or "header". "[key]" is
+    # pydantic's, not a name, and so is what follows the name of a parameter: the type of the union that was tried.
     where, *names = (step for step in error["loc"] if step != "[key]")
     tokens = names if where == "body" else [where, *names[:1]]
     message, value = str(error["msg"]).removeprefix("Value error, "), error.get("input")
@@ -130,7 +135,7 @@ def _field_error(error: Mapping[str, Any]) -> FieldError:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    # The router names the methods of the first route that has this path, and one path may have several routes.
+    # Starlette names the methods of the first route with this path, but several routes may have it.
     methods = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
     return [method for method in methods if _is_routed(request, method)]
 
@@ -140,8 +145,8 @@ def _is_routed(request: Request, method: str) -> bool:
     return any(route.matches(known | {"method": method})[0] is Match.FULL for route in request.app.router.routes)
 
 
-def _whereabouts(exc: Exception) -> str:
-    """Return where it arose and our code on the way there. The message is left out: it may hold what a caller sent."""
+def _location(exc: Exception) -> str:
+    """Return where an exception was raised, and our frames above. Without its message, which may quote the caller."""
     *way, origin = traceback.extract_tb(exc.__traceback__)
     ours = [frame for frame in reversed(way) if frame.filename.startswith(_OUR_CODE)]
     return " < ".join(f"{PurePath(frame.filename).name}:{frame.lineno} {frame.name}" for frame in [origin, *ours[:8]])

@@ -1,4 +1,4 @@
-"""What a request must be before any route sees it, and what every answer carries."""
+"""Checks every request before a route sees it, and marks every response."""
 
 import asyncio
 import re
@@ -23,20 +23,20 @@ from app.errors import (
 )
 from app.web.exception_handlers import as_app_error
 from app.web.problems import pointer_to, problem
-from app.web.strict_json import check_document
+from app.web.strict_json import check_json
 
 
 @dataclass(frozen=True)
 class BodyRule:
-    """What bodies may be under one path prefix."""
+    """The limit on bodies under one path prefix, and whether they must be JSON."""
 
     prefix: str
     max_bytes: int
     json: bool
 
 
-# The first prefix that fits counts. Callbacks are kept as they came, so they may be anything, and they are not read
-# before their token is checked.
+# The first matching prefix counts. Callbacks are stored as received: they may be anything, and are not read before
+# their token is checked.
 BODY_RULES = (
     BodyRule(CALLBACKS_PATH, max_bytes=1024 * 1024, json=False),
     BodyRule("", max_bytes=64 * 1024, json=True),
@@ -50,10 +50,10 @@ _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 class EdgeMiddleware:
     """
-    Pure ASGI middleware, to be the outermost: nothing gets past it, in or out, that a route would have to fear.
+    Pure ASGI middleware, outside of everything that must not see a malformed request.
 
-    FastAPI's own `max_body_size` does not serve here: it knows the route's cap only after routing, when the body has
-    to be checked before, and its refusal is plain text.
+    FastAPI's own `max_body_size` does not serve here: it applies after routing, but bodies
+    are checked before, and its refusal is plain text.
     """
 
     def __init__(self, app: ASGIApp, rules: Sequence[BodyRule] = BODY_RULES) -> None:
@@ -64,24 +64,24 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(send)
+        response = _Response(send)
         try:
-            await self._app(scope, await self._admit(scope, receive), answer.send)
+            await self._app(scope, await self._admit(scope, receive), response.send)
         except asyncio.CancelledError:
-            # The server stopped waiting for us; its own words would be a plain 500.
-            await answer.fail(scope, receive, ShuttingDown())
+            # The server ended the grace; it would answer a plain 500.
+            await response.fail(scope, receive, ShuttingDown())
             raise
         except Exception as exc:
-            await answer.fail(scope, receive, as_app_error(exc))
+            await response.fail(scope, receive, as_app_error(exc))
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
-        """Refuse what no route could take; return how the app is to receive the rest."""
+        """Raise the AppError for a request that no route could accept; return the `receive` for the routes."""
         headers = Headers(scope=scope)
         _check_target(scope)
         if "content-encoding" in headers:
             raise UnsupportedMediaType
         rule = next(rule for rule in self._rules if scope["path"].startswith(rule.prefix))
-        if not _announces_body(headers, rule):
+        if not _has_body(headers, rule):
             return receive
         capped = _capped(receive, rule.max_bytes)
         if not rule.json or scope["method"] not in BODY_METHODS:
@@ -89,27 +89,27 @@ class EdgeMiddleware:
         _check_media_type(headers)
         body = await _read(capped)
         if body:
-            check_document(body)
+            check_json(body)
         return _replayed(body, capped)
 
 
-class _Answer:
-    """The answer on its way out: marked, and ours to give as long as nobody has begun it."""
+class _Response:
+    """The response to one request. An error is sent only while no other response has begun."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._begun = False
+        self._has_begun = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._begun = True
+            self._has_begun = True
             message.setdefault("headers", [])
             MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
         await self._send(message)
 
     async def fail(self, scope: Scope, receive: Receive, error: AppError) -> None:
-        # An answer that is cut off in the middle is all that is left to say; the server closes the connection for it.
-        if not self._begun:
+        # Otherwise the response stays truncated, and the server closes the connection.
+        if not self._has_begun:
             await problem(error)(scope, receive, self.send)
 
 
@@ -135,7 +135,7 @@ def _query_error(pair: bytes) -> FieldError:
     return {"pointer": pointer_to(["query", *names]), "detail": "This is not percent-encoded UTF-8 without NUL"}
 
 
-def _announces_body(headers: Headers, rule: BodyRule) -> bool:
+def _has_body(headers: Headers, rule: BodyRule) -> bool:
     length = headers.get("content-length", "0")
     if not _LENGTH.fullmatch(length):
         raise UnreadableRequest

@@ -1,9 +1,10 @@
-"""Connections: how long and how much a client may take to say what it wants, which uvicorn leaves open."""
+"""Connections: deadlines and limits on what a client sends and how it reads, which uvicorn does not have."""
 
 import asyncio
 import re
 import resource
 import sys
+from datetime import timedelta
 
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -18,7 +19,7 @@ from app.errors import (
 )
 from app.web.problems import problem
 
-# Files that a process may need besides its clients' connections: the database, the upstream, receivers, the audio.
+# File descriptors for everything but clients' connections: the database, the upstream, webhooks, files.
 RESERVED_FILES = 200
 
 _UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
@@ -33,24 +34,30 @@ def _connections_allowed() -> int:
 
 class HttpProtocol(HttpToolsProtocol):
     """
-    Uvicorn's HTTP/1.1 with deadlines and caps on what comes in: `Config(http=HttpProtocol, ws="none")`.
+    Uvicorn's HTTP/1.1 with deadlines and limits: `Config(http=HttpProtocol, ws="none")`.
 
-    Spans are in seconds, each for the whole of its part: a byte now and then
-    does not extend it. A subclass may set others.
+    Each timeout is for the whole of its part: single bytes do not extend it. A
+    subclass may set others.
     """
 
-    header_timeout = 10.0  # from the connection, or the first byte of a later request, to the end of its headers
-    body_timeout = 30.0  # from there to the end of the body
-    linger_timeout = 2.0  # for the rest of a body that was answered before its end
-    write_timeout = 30.0  # for the client to take so much of an answer that more can be written
-    max_header_bytes = 16 * 1024  # the request line and all headers; also all trailers, or one chunk extension
-    max_pipelined = 16  # requests that wait behind the one being answered
+    # From the connection, or the first byte of a later request, to the end of its headers.
+    header_timeout = timedelta(seconds=10)
+    # From there to the end of the body.
+    body_timeout = timedelta(seconds=30)
+    # For the rest of a body whose response was sent before its end.
+    linger_timeout = timedelta(seconds=2)
+    # For the client to read so much of a response that more can be written.
+    write_timeout = timedelta(seconds=30)
+    # For the request line and all headers; also for all trailers, and for one chunk extension.
+    max_header_bytes = 16 * 1024
+    # Requests that wait behind the one being answered.
+    max_pipelined = 16
     max_connections = _connections_allowed()
 
     _deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
     _receiving_body = False
-    _unheeded_bytes = 0
+    _unparsed_bytes = 0
     _refusal: type[AppError] = UnreadableRequest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -58,30 +65,30 @@ class HttpProtocol(HttpToolsProtocol):
         if len(self.connections) > self.max_connections:
             self._refuse(TooManyConnections())
         else:
-            self._expect_within(self.header_timeout)
+            self._set_deadline(self.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._expect_nothing()
-        self._await_reader(None)
+        self._clear_deadline()
+        self._set_write_deadline(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._unheeded_bytes += len(data)
+        self._unparsed_bytes += len(data)
         super().data_received(data if self._receiving_body else _without_upgrade(data))
-        if self._unheeded_bytes > self.max_header_bytes:
+        if self._unparsed_bytes > self.max_header_bytes:
             self._refuse(HeadersTooLarge())
-        elif self._deadline is None and self._is_forgotten():
-            self._expect_within(self.header_timeout)
+        elif self._deadline is None and self._has_no_timeout():
+            self._set_deadline(self.header_timeout)
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= self.max_pipelined:
             raise UnreadableRequest
         super().on_message_begin()
         if self._deadline is None:
-            self._expect_within(self.header_timeout)
+            self._set_deadline(self.header_timeout)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Uvicorn would add trailers to headers that were judged already.
+        # Uvicorn would add trailers to the headers, which are checked already.
         if not self._receiving_body:
             super().on_header(name, value)
 
@@ -91,100 +98,103 @@ class HttpProtocol(HttpToolsProtocol):
             raise HeadersTooLarge
         super().on_headers_complete()
         self._receiving_body = True
-        self._expect_within(self.body_timeout)
+        self._set_deadline(self.body_timeout)
 
     def on_body(self, body: bytes) -> None:
-        self._unheeded_bytes = 0
+        self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._receiving_body = False
-        self._unheeded_bytes = 0
-        self._expect_nothing()
+        self._unparsed_bytes = 0
+        self._clear_deadline()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.is_closing():
-            self._await_reader(self.write_timeout)
+            self._set_write_deadline(self.write_timeout)
         elif self._receiving_body and self.cycle.response_complete:
-            # What still comes is dropped, so that the client reads its answer instead of a reset.
-            self._expect_within(self.linger_timeout)
+            # The rest of the body is read and dropped: closing now would reset the connection before the client reads.
+            self._set_deadline(self.linger_timeout)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._await_reader(self.write_timeout)
+        self._set_write_deadline(self.write_timeout)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._await_reader(self.write_timeout if self.transport.is_closing() else None)
+        self._set_write_deadline(self.write_timeout if self.transport.is_closing() else None)
 
     def timeout_keep_alive_handler(self) -> None:
         super().timeout_keep_alive_handler()
-        self._await_reader(self.write_timeout)
+        self._set_write_deadline(self.write_timeout)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal())
 
     def shutdown(self) -> None:
         if self.config.timeout_graceful_shutdown is not None:
-            # uvloop ends only when all is written, so a client that does not read would hold the process for ever.
-            self.loop.call_later(self.config.timeout_graceful_shutdown, self._drop_unread_answer)
-        # The stop should not wait for a body that may never come; what is being answered is waited for.
+            # uvloop closes a transport only when all is written: a client that does not read would block the shutdown.
+            self.loop.call_later(self.config.timeout_graceful_shutdown, self._drop_unread_response)
+        # Do not wait for a body that may never come; wait for responses in progress.
         if self._receiving_body and not self.pipeline:
             self._refuse(ShuttingDown())
         else:
             super().shutdown()
 
-    def _expect_within(self, seconds: float) -> None:
-        self._expect_nothing()
-        self._deadline = self.loop.call_later(seconds, self._lose_patience, seconds)
+    def _set_deadline(self, timeout: timedelta) -> None:
+        self._clear_deadline()
+        self._deadline = self.loop.call_later(timeout.total_seconds(), self._time_out, timeout)
 
-    def _expect_nothing(self) -> None:
+    def _clear_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _lose_patience(self, seconds: float) -> None:
+    def _time_out(self, timeout: timedelta) -> None:
         if self.flow.read_paused:
-            # The client is waiting for us.
-            self._expect_within(seconds)
+            # Not the client's fault: we do not read.
+            self._set_deadline(timeout)
         else:
             self._refuse(RequestTimeout())
 
-    def _await_reader(self, seconds: float | None) -> None:
-        """Give a client that does not read so long; closing alone would wait for it for ever."""
+    def _set_write_deadline(self, timeout: timedelta | None) -> None:
+        """Abort the connection if the client has not read by then: closing alone waits for it forever."""
         if self._write_deadline is not None:
             self._write_deadline.cancel()
-        self._write_deadline = None if seconds is None else self.loop.call_later(seconds, self._drop_unread_answer)
+        self._write_deadline = None
+        if timeout is not None:
+            self._write_deadline = self.loop.call_later(timeout.total_seconds(), self._drop_unread_response)
 
-    def _drop_unread_answer(self) -> None:
+    def _drop_unread_response(self) -> None:
         if self.transport.get_write_buffer_size() > 0:
             self.transport.abort()
 
-    def _is_forgotten(self) -> bool:
-        # Empty lines begin no request, but uvicorn no longer waits for one after them.
-        answered = self.cycle is None or self.cycle.response_complete
-        return answered and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+    def _has_no_timeout(self) -> bool:
+        # Empty lines begin no request, but end uvicorn's keep-alive timeout.
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return is_idle and self.timeout_keep_alive_task is None and not self.transport.is_closing()
 
     def _refuse(self, error: AppError) -> None:
-        """Answer with this error if the client would take it for its answer, and close."""
+        """Close the connection, with this error as the response if the client would take it for its own."""
         if self.transport.is_closing():
             return
-        if self._may_answer():
+        if self._may_respond():
             self.transport.write(_message(problem(error), self.server_state.default_headers))
         self.transport.close()
-        self._expect_nothing()
-        self._await_reader(self.write_timeout)
+        self._clear_deadline()
+        self._set_write_deadline(self.write_timeout)
 
-    def _may_answer(self) -> bool:
+    def _may_respond(self) -> bool:
         if self._receiving_body:
             return not self.cycle.response_started and not self.pipeline
         return self.cycle is None or self.cycle.response_complete
 
 
 def _without_upgrade(data: bytes) -> bytes:
-    # Java's HttpClient offers h2c with a POST's body behind it. One may ignore the offer; the parser drops the body.
+    # Java's HttpClient sends an h2c upgrade with a POST and its body. A server may ignore the upgrade (RFC 9110 §7.8);
+    # the parser would take the body for the other protocol and drop it.
     head, end, rest = data.partition(b"\r\n\r\n")
     return _UPGRADE.sub(b"\r\nX-Declined-Upgrade:", head) + end + rest
 

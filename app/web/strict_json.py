@@ -1,4 +1,4 @@
-"""Strict JSON: what a body must be before the framework's lenient reader sees it."""
+"""Strict JSON (RFC 8259): bodies are checked before the framework's lenient parser reads them."""
 
 import json
 import math
@@ -17,12 +17,12 @@ _Container = dict[str, Any] | list[Any]
 _Place = tuple[str | int, ...]
 
 
-def check_document(body: bytes) -> None:
+def check_json(body: bytes) -> None:
     """
-    Refuse a body that is not strict JSON, or that says two things about one field.
+    Raise UnreadableBody for a body that is not strict JSON, and InvalidRequest for repeated names.
 
-    RFC 8259 leaves open which of two members of one name counts, and a paid
-    request should not depend on the reader: it is readable, and not accepted.
+    RFC 8259 §4 leaves open which of two members of one name counts, and a paid request
+    must not depend on the parser.
     """
     ambiguous: list[_Ambiguous] = []
     read_object = partial(_object, ambiguous)
@@ -38,11 +38,13 @@ def check_document(body: bytes) -> None:
         raise UnreadableBody
     if ambiguous:
         places = islice(_repeated_names(document), 20)
-        raise InvalidRequest(errors=[{"pointer": pointer_to(p), "detail": "This name is used twice"} for p in places])
+        raise InvalidRequest(
+            errors=[{"pointer": pointer_to(p), "detail": "This name is used more than once"} for p in places]
+        )
 
 
 class _Ambiguous(dict[str, Any]):
-    """An object in which some names are used more than once."""
+    """An object in which some names occur more than once."""
 
     repeated: list[str]
 
@@ -70,8 +72,8 @@ def _refuse_constant(name: str) -> NoReturn:
 def _nests_too_deep(document: Any) -> bool:
     level: list[_Container] = [[document]]
     for _ in range(MAX_NESTING + 1):
-        held = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [member for members in held for member in members if isinstance(member, dict | list)]
+        collections = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [member for members in collections for member in members if isinstance(member, dict | list)]
     return bool(level)
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
 
 import pytest
 import uvicorn
@@ -28,14 +29,14 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Hasty(HttpProtocol):
-    header_timeout = 0.5
-    body_timeout = 0.8
-    linger_timeout = 0.3
-    write_timeout = 0.4
+    header_timeout = timedelta(seconds=0.5)
+    body_timeout = timedelta(seconds=0.8)
+    linger_timeout = timedelta(seconds=0.3)
+    write_timeout = timedelta(seconds=0.4)
 
 
 class Lingering(Hasty):
-    body_timeout = 30.0
+    body_timeout = timedelta(seconds=30)
 
 
 class Crowded(Hasty):
