@@ -1,12 +1,20 @@
-"""The one way out: opens every HTTP client, and keeps what callers name from reaching our own network."""
+"""Outbound HTTP: opens every client, and keeps URLs of callers from reaching our own network (SSRF)."""
 
 from app.egress.clients import EgressRefused, Resolver, guarded_client, upstream_client
-from app.egress.exchange import Answer, AnswerTooLarge, Download, ExchangeTooSlow, send_capped, stream_following
+from app.egress.exchange import (
+    AnswerTooLarge,
+    CappedResponse,
+    Download,
+    ExchangeTooSlow,
+    read_capped,
+    send_capped,
+    stream_following,
+)
 from app.egress.rules import Networks, UrlRefused, check_url, is_forbidden
 
 __all__ = [
-    "Answer",
     "AnswerTooLarge",
+    "CappedResponse",
     "Download",
     "EgressRefused",
     "ExchangeTooSlow",
@@ -16,6 +24,7 @@ __all__ = [
     "check_url",
     "guarded_client",
     "is_forbidden",
+    "read_capped",
     "send_capped",
     "stream_following",
     "upstream_client",

@@ -1,4 +1,4 @@
-"""Opens the HTTP clients: a plain one for the upstream, a guarded one for what callers and answers name."""
+"""Opens the HTTP clients: a plain one for the upstream, a guarded one for URLs from callers and responses."""
 
 import asyncio
 import socket
@@ -19,22 +19,22 @@ from app.egress.rules import Address, Networks, is_forbidden, refusal_of
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 
 USER_AGENT = f"Soundpost/{__version__}"
-_CONNECT_WITHIN = timedelta(seconds=5)
+MAX_CONNECT_TIMEOUT = timedelta(seconds=5)
 
 
 class EgressRefused(httpx.TransportError):
-    """The guard refused a destination, and nothing was sent there. The message names the class of address."""
+    """The guard refused a destination; nothing was sent to it. The message names the class of address."""
 
 
 def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.AsyncClient:
     """
-    Open the client for the upstream, which the operator chose: it is not guarded.
+    Open the client for the upstream. It is not guarded, since the operator chose the URL.
 
-    `timeout` is for each single read or write. A connection is given at most five seconds,
-    so that one never made shows as a connect timeout, apart from an answer that was lost.
+    `timeout` is for each single read or write. Connecting has at most five seconds of it, so that
+    a connection that was never made is a connect timeout, unlike an answer that was lost.
     """
-    # A reused connection may be one that the server has just closed: a submit written to it is lost unread,
-    # yet looks like one whose answer was lost. Each request has a fresh connection, so that does not happen.
+    # The server may just have closed a reused connection: a submit written to it was never read, but looks like one
+    # whose answer was lost. Therefore each request has a new connection.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
     client = _client(transport, timeout)
@@ -51,10 +51,10 @@ def guarded_client(
     ssl_context: ssl.SSLContext | None = None,
 ) -> httpx.AsyncClient:
     """
-    Open a client for URLs that others chose: webhooks and audio.
+    Open a client for URLs that somebody else chose: webhooks and audio.
 
-    Each request dials an address that was checked for it, or raises `EgressRefused` before any
-    connection is made. The name stays in the Host header and is what the certificate must show.
+    Each request resolves its host once, checks every address and connects to a checked one, or raises
+    `EgressRefused` before any connection is made. The Host header and TLS use the name.
     """
     context = ssl_context or httpx.create_ssl_context(trust_env=False)
     return _client(_GuardedTransport(allow, resolve or look_up, context), timeout)
@@ -62,10 +62,10 @@ def guarded_client(
 
 async def look_up(host: str) -> Sequence[str]:
     """
-    Return every address of a name as the system resolves it; raises OSError if there is none.
+    Return every address of a name, as the system resolves it. Raises OSError if there is none.
 
-    Each lookup has a thread of its own that nobody waits for. In the loop's pool, eight names whose servers
-    never answer hold up every other lookup of the process for half a minute, and then its end.
+    Each lookup has a daemon thread of its own. In the event loop's pool, eight names whose servers never
+    answer would block every other lookup of the process for half a minute, and then its exit.
     """
     answer: Future[Sequence[str]] = Future()
     threading.Thread(target=_look_up, args=(host, answer), daemon=True).start()
@@ -77,21 +77,21 @@ def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.As
         transport=transport,
         trust_env=False,
         headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
-        timeout=httpx.Timeout(timeout.total_seconds(), connect=min(timeout, _CONNECT_WITHIN).total_seconds()),
-        # A jar would grow with every receiver's cookies, and hand one caller's to another on the same host.
+        timeout=httpx.Timeout(timeout.total_seconds(), connect=min(timeout, MAX_CONNECT_TIMEOUT).total_seconds()),
+        # A cookie jar would grow with every receiver, and send the cookies of one caller to another on the same host.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
 
 
 class _GuardedTransport(httpx.AsyncHTTPTransport):
     def __init__(self, allow: Networks, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
-        # The parent's constructor does nothing but make a pool, and has no way to be given a backend for it.
+        # The parent's constructor only creates a pool, and does not take a network backend for it.
         self._allow = allow
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl_context,
-            # The pool bounds nothing: callers do, so that one hung receiver cannot keep the others waiting.
+            # No limit here: the workers limit their concurrency, so that one slow receiver does not block the others.
             max_connections=None,
-            # An idle connection would outlive the check of its address.
+            # An idle connection would be reused without a check of its address.
             max_keepalive_connections=0,
             network_backend=_GuardedBackend(allow, resolve),
         )
@@ -103,7 +103,7 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
 
 
 class _GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Resolves once, checks every address, and dials none but those. Unix sockets it does not know."""
+    """Resolves a host once, checks every address, and connects to no other. Has no Unix sockets."""
 
     def __init__(self, allow: Networks, resolve: Resolver) -> None:
         self._allow = allow
@@ -139,7 +139,7 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
     async def _dial(self, addresses: Sequence[Address], port: int, within: float | None) -> httpcore.AsyncNetworkStream:
         failure: Exception = httpcore.ConnectError("the host resolves to no address")
         for address in addresses:
-            # Each has its share of the time, or one that swallows packets would keep the next from being tried.
+            # Each address has its share of the time: otherwise one that drops packets would use all of it.
             share = within and within / len(addresses)
             try:
                 return await self._network.connect_tcp(str(address), port, timeout=share)

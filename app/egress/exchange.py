@@ -1,4 +1,4 @@
-"""Makes one exchange, with an end to its time and to its size."""
+"""One HTTP exchange, limited in time and size."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -14,16 +14,16 @@ MAX_REDIRECTS = 5
 
 
 class ExchangeTooSlow(httpx.TimeoutException):
-    """The whole exchange took longer than it was given. Whether the other side acted on it is unknown."""
+    """The exchange did not end in time. Whether the other side acted on the request is unknown."""
 
 
 class AnswerTooLarge(httpx.TransportError):
-    """The answer is larger than what was asked for."""
+    """The body of the answer is larger than the limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back: the body as it was on the wire, never decompressed, and whether more of it was left unread."""
+class CappedResponse:
+    """A response with the first bytes of its body, never decompressed; `truncated` when there are more."""
 
     status: int
     headers: httpx.Headers
@@ -33,25 +33,37 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """An answer whose body is still to be read. `chunks` raises `AnswerTooLarge` beyond its limit."""
+    """A response whose body is not read yet. `chunks` raises `AnswerTooLarge` beyond the limit."""
 
     status: int
     headers: httpx.Headers
     chunks: AsyncIterator[bytes]
 
 
-async def send_capped(client: httpx.AsyncClient, request: httpx.Request, *, limit: int, within: timedelta) -> Answer:
+async def send_capped(
+    client: httpx.AsyncClient, request: httpx.Request, *, limit: int, within: timedelta
+) -> CappedResponse:
     """
-    Make one exchange, redirects not followed, reading at most `limit` bytes of the answer's body.
+    Send a request, without following redirects, and read at most `limit` bytes of the response's body.
 
-    Raises `httpx.TransportError`: among them `EgressRefused`, and `ExchangeTooSlow` when all of it,
-    from lookup to last byte, is not done within the time.
+    Raises `httpx.TransportError`: among others `EgressRefused`, and `ExchangeTooSlow` when the exchange,
+    from the name lookup to the last byte, does not end `within` this time.
     """
-    async with _wall_clock(within):
+    async with _deadline(within):
         response = await _send(client, request)
         async with aclosing(response):
-            body, truncated = await _read(response, limit)
-    return Answer(response.status_code, response.headers, body, truncated)
+            body, truncated = await read_capped(response, limit)
+    return CappedResponse(response.status_code, response.headers, body, truncated)
+
+
+async def read_capped(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
+    """Read at most `limit` bytes of a body as it was sent, never decompressed; True when there are more."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > limit:
+            break
+    return bytes(body[:limit]), len(body) > limit
 
 
 @asynccontextmanager
@@ -59,11 +71,11 @@ async def stream_following(
     client: httpx.AsyncClient, url: str, *, limit: int, within: timedelta
 ) -> AsyncIterator[Download]:
     """
-    Get a URL, following at most five redirects, each of them guarded like the first.
+    GET a URL and follow at most MAX_REDIRECTS redirects, each guarded like the first request.
 
     Raises as `send_capped` does. The time includes what the caller does with the chunks.
     """
-    async with _wall_clock(within):
+    async with _deadline(within):
         with _refused_unless_readable():
             request = client.build_request("GET", url)
         for _ in range(1 + MAX_REDIRECTS):
@@ -77,39 +89,30 @@ async def stream_following(
 
 
 @asynccontextmanager
-async def _wall_clock(within: timedelta) -> AsyncIterator[None]:
-    clock = asyncio.timeout(within.total_seconds())
+async def _deadline(within: timedelta) -> AsyncIterator[None]:
+    deadline = asyncio.timeout(within.total_seconds())
     try:
-        async with clock:
+        async with deadline:
             yield
     except TimeoutError as error:
-        if not clock.expired():
+        if not deadline.expired():
             raise
         raise ExchangeTooSlow(f"not done within {within.total_seconds():g} s") from error
 
 
 async def _send(client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
     with _refused_unless_readable():
-        # This reads the URL of a redirect too, though it does not follow it.
+        # httpx parses the Location of a redirect although it does not follow it.
         return await client.send(request, stream=True, follow_redirects=False)
 
 
 @contextmanager
 def _refused_unless_readable() -> Iterator[None]:
-    # For some URLs that it cannot read, httpx raises its InvalidURL, for others whatever ValueError it met.
+    # For a URL that it cannot parse, httpx raises InvalidURL or any ValueError.
     try:
         yield
     except (httpx.InvalidURL, ValueError) as error:
         raise EgressRefused("the URL, or one that it redirects to, cannot be read") from error
-
-
-async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit:
-            break
-    return bytes(body[:limit]), len(body) > limit
 
 
 async def _capped_chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:

@@ -1,4 +1,4 @@
-"""Which destinations callers may name: decided from the text of a URL, or from an address, and nothing else."""
+"""Which destinations callers may name: decided by the text of a URL or by an address alone."""
 
 import re
 import socket
@@ -19,7 +19,7 @@ def _networks(*texts: str) -> Networks:
 
 _NAT64 = _networks("64:ff9b::/96", "64:ff9b:1::/48")
 
-# Read from the top: the last row is all of IPv6 outside 2000::/3, and overlaps those above it.
+# The first matching row counts: the last one is all of IPv6 outside of 2000::/3, and overlaps those above it.
 _FORBIDDEN: Mapping[str, Networks] = {
     "an unspecified address": _networks("0.0.0.0/8", "::/128"),
     "a loopback address": _networks("127.0.0.0/8", "::1/128"),
@@ -42,8 +42,8 @@ _THIS_NETWORK = tuple(
     for network in _FORBIDDEN[reason]
 )
 
-# Names that lead to this machine or its own network wherever they are looked up. One is admitted where an address
-# that it may stand for is allowed; what it then resolves to is checked like any other. The first row that fits counts.
+# Names of this machine or its own network on any resolver. One is allowed where an address that it may stand for is;
+# the address that it resolves to is then checked like any other. The first matching row counts.
 _LOCAL_NAMES: Mapping[str, Networks] = {
     "localhost": _THIS_MACHINE,
     "localhost4": _THIS_MACHINE,
@@ -63,15 +63,15 @@ _HOST_AND_PORT = re.compile(r"(\[[^]]*]|[^:]*)(:[0-9]{0,5})?")
 
 
 class UrlRefused(ValueError):
-    """This URL may not be called, whatever it resolves to. The message says why, and never repeats the URL."""
+    """This URL may not be called, whatever it resolves to. The message says why, without the URL."""
 
 
 def check_url(url: str, allow: Networks) -> None:
     """
-    Raise `UrlRefused` unless this text is a URL that may be called, as far as text can tell.
+    Raise `UrlRefused` unless this text is a URL that may be called, without resolving its host.
 
-    An address written in any spelling is judged like a resolved one. `localhost` and its kin pass where
-    `allow` covers loopback, and names of the local network (`*.internal`, …) where it covers a private one.
+    An address in any spelling is checked like a resolved one. `localhost` and its aliases pass where `allow`
+    covers loopback, names of the local network (`*.internal`, …) where it covers a private network.
     """
     if reason := _text_refusal(url) or refusal_of(_parse(url), allow):
         raise UrlRefused(reason)
@@ -79,10 +79,10 @@ def check_url(url: str, allow: Networks) -> None:
 
 def is_forbidden(address: Address, allow: Networks) -> str | None:
     """
-    Return which class of address this is if nothing may be sent to it, or None if it may be dialled.
+    Return the class of an address to which nothing may be sent, or None if it may be called.
 
-    A mapped address is the IPv4 address that it maps. Forms that carry one through a translator are
-    refused as such; allowing the translator's network opens it only for carried addresses that are fit.
+    An IPv4-mapped address is checked as its IPv4 address. Forms that carry an IPv4 address through a translator
+    are forbidden; where `allow` covers the translator's network, the carried address is checked.
     """
     if isinstance(address, IPv6Address):
         address = address.ipv4_mapped or address
@@ -93,7 +93,7 @@ def is_forbidden(address: Address, allow: Networks) -> str | None:
 
 
 def refusal_of(url: httpx.URL, allow: Networks) -> str | None:
-    """Return why a URL that could be read may not be called, or None if nothing in it speaks against that."""
+    """Return why a parsed URL may not be called, or None if its text allows it."""
     if url.scheme not in {"http", "https"}:
         return "the URL is neither http nor https"
     if url.userinfo:
@@ -109,7 +109,7 @@ def _text_refusal(url: str) -> str | None:
     if not url.isprintable() or " " in url or "\\" in url:
         return "the URL contains white space, a control character or a backslash"
     authority = re.split("[/?#]", url.partition("://")[2])[0]
-    # The parser reads ports as Python reads integers: "8_0", "+80" and full-width digits too.
+    # httpx parses ports like Python integers: "8_0", "+80" and full-width digits too.
     if not _HOST_AND_PORT.fullmatch(authority.rpartition("@")[2]):
         return "the URL's port is not a number from 1 to 65535"
     return None
@@ -118,7 +118,7 @@ def _text_refusal(url: str) -> str | None:
 def _parse(url: str) -> httpx.URL:
     try:
         return httpx.URL(url)
-    # A lone surrogate comes through as a UnicodeEncodeError.
+    # A lone surrogate raises UnicodeEncodeError.
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused("the URL cannot be read") from error
 
@@ -139,7 +139,7 @@ def _host_refusal(host: str, allow: Networks) -> str | None:
 
 
 def _number_refusal(name: str, allow: Networks) -> str | None:
-    # The C library knows what it will itself take for an address: short, decimal, octal and hexadecimal forms.
+    # The C library decides what it takes for an address: short, decimal, octal and hexadecimal forms too.
     try:
         address = IPv4Address(socket.inet_aton(name))
     except OSError:

@@ -15,7 +15,7 @@ import structlog
 from app.database.claims import Claim, claim_due
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES
-from app.egress import Answer, EgressRefused, send_capped
+from app.egress import CappedResponse, EgressRefused, send_capped
 from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
@@ -108,7 +108,7 @@ class _Courier:
             retry_after=retry_after(answer.headers, sending.claimed_at, MAX_RETRY_AFTER),
         )
 
-    async def _post(self, sending: Sending) -> Answer:
+    async def _post(self, sending: Sending) -> CappedResponse:
         delivery = sending.delivery
         headers = {
             "Content-Type": "application/json",
