@@ -1,1 +1,1 @@
-"""Kept files: a folder or an S3 bucket, and the rows that name them."""
+"""Stored files: a folder or an S3 bucket, and the rows that refer to them."""

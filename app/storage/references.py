@@ -1,4 +1,4 @@
-"""The files in the storage, as rows: known here before they are written, removed when no clip names them any more."""
+"""Rows of stored files: inserted before the file is written, removed when no clip refers to the file."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from app.database.claims import Claim, claim_due
 from app.database.engine import Session, insert_new
 from app.models import Clip, StoredObject
 
-# Longer than a write to the storage can take: after it, a file whose writer was told to stop is there or never will be.
+# Longer than a write to the storage can take: after it, a cancelled write has stored its file or never will.
 IN_FLIGHT = timedelta(minutes=5)
 
 
 async def reserve(session: Session, key: str) -> bool:
     """
-    Lock a key for a clip to name it; False while the file is being removed.
+    Lock a key so that a clip can refer to it. False while the file is being removed.
 
-    The lock keeps the remover from looking for clips that name the key before this
-    transaction has ended, so nobody can remove what is about to be written.
+    The lock makes a concurrent remover wait for the end of this transaction before it
+    looks for clips with this key: it cannot remove a file that is about to be written.
     """
     await insert_new(session, StoredObject, {"key": key, "attempts": 0})
     mine = select(StoredObject).where(StoredObject.key == key).with_for_update()
@@ -29,28 +29,28 @@ async def reserve(session: Session, key: str) -> bool:
 
 
 async def release(session: Session, keys: Sequence[str], due_at: datetime) -> None:
-    """A clip gives up its name for these; they are removed when due, unless another one has them."""
+    """Make the files of these keys due for removal: a clip no longer refers to them, but another one may."""
     if keys:
         await session.execute(update(StoredObject).where(StoredObject.key.in_(keys)).values(due_at=due_at))
 
 
 async def claim_abandoned(session: Session, claim: Claim) -> Sequence[StoredObject]:
-    """Take due files that no clip names; those that one names stay."""
+    """Claim the due files to which no clip refers; the others are no longer due."""
     claimed = await claim_due(session, StoredObject, claim)
     if not claimed:
         return claimed
     keys = [row.key for row in claimed]
-    # A statement of its own, so that it sees what was committed while the claim waited for its locks.
-    named = union(
+    # A separate statement, so that it sees what was committed while the claim waited for locks.
+    referenced = union(
         select(Clip.storage_key).where(Clip.storage_key.in_(keys)),
         select(Clip.image_key).where(Clip.image_key.in_(keys)),
     )
-    kept = set((await session.scalars(named)).all())
-    alive = update(StoredObject).where(StoredObject.key.in_(kept))
-    await session.execute(alive.values(due_at=None, fence=None, attempts=0))
-    return [row for row in claimed if row.key not in kept]
+    in_use = set((await session.scalars(referenced)).all())
+    reset = update(StoredObject).where(StoredObject.key.in_(in_use))
+    await session.execute(reset.values(due_at=None, fence=None, attempts=0))
+    return [row for row in claimed if row.key not in in_use]
 
 
 async def forget(session: Session, row: StoredObject) -> None:
-    """The file is gone; so is its row, unless someone took over."""
+    """Delete the row of a removed file, unless another worker has claimed it since."""
     await session.execute(delete(StoredObject).where(StoredObject.key == row.key, StoredObject.fence == row.fence))

@@ -1,4 +1,4 @@
-"""Where files are kept: a local folder or an S3 bucket, behind one door."""
+"""Files by key, in a local folder or an S3 bucket."""
 
 from __future__ import annotations
 
@@ -20,71 +20,72 @@ from app.errors import StorageUnavailable
 
 log = structlog.get_logger()
 
+# Bytes that one read takes.
 CHUNK = 256 * 1024
-# A conditional write to S3 is one request, so its whole file is in memory while it is on its way.
-WRITES_AT_ONCE = 2
-# Due rows retry what fails here, and callers wait: better to say soon that the storage is away.
-TIMEOUT = timedelta(seconds=30)
-RETRIES_WITHIN = timedelta(seconds=5)
+# A conditional write to S3 is one request, and has its whole file in memory.
+MAX_CONCURRENT_WRITES = 2
+# Short, since workers retry what fails here and clients wait for reads.
+REQUEST_TIMEOUT = timedelta(seconds=30)
+RETRY_TIMEOUT = timedelta(seconds=5)
 
 
 class Storage:
     """
     Files by key, each written once and never changed.
 
-    Every method raises StorageUnavailable when the storage does not do its part;
-    a storage that comes back is used again without ado.
+    Every method raises StorageUnavailable when the storage fails. The next call tries
+    again: there is no state to recover.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._opened: LocalStore | S3Store | None = None
-        self._writes = asyncio.Semaphore(WRITES_AT_ONCE)
+        self._writes = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
 
-    async def keep(self, key: str, file: IO[bytes], size: int, media_type: str) -> bool:
-        """Write a file under its key; False, and nothing is written, where it was there already."""
+    async def write(self, key: str, file: IO[bytes], size: int, media_type: str) -> bool:
+        """Write a file of `size` bytes under its key. False, and nothing is written, when it is stored already."""
         async with self._writes:
-            with _told_as_unavailable():
+            with _raise_as_unavailable():
                 try:
                     await self._put(key, file, media_type, "create")
                 except AlreadyExistsError:
                     if await self._size(key) == size:
-                        # Whoever wrote it may have been killed before the disk held it.
-                        await self._settle(key)
+                        # Its writer may have been killed before the fsync.
+                        await self._sync(key)
                         return False
-                    # A machine that lost its power may leave a file without its end, and this key is ours to write.
+                    # A power failure can leave a file without its end.
                     await self._put(key, file, media_type, "overwrite")
         return True
 
     async def read(self, key: str, start: int, end: int) -> bytes:
-        """The bytes from `start` up to, not including, `end`; keep them few."""
-        with _told_as_unavailable():
+        """The bytes from `start` up to, not including, `end`; all of them are in memory."""
+        with _raise_as_unavailable():
             return bytes(await self._store().get_range_async(key, start=start, end=end))
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
-        """The same in chunks, each its own request, so that a slow reader holds neither memory nor connection."""
+        """The same in chunks, one request each, so that a slow client holds one chunk and no connection."""
         for position in range(start, end, CHUNK):
             yield await self.read(key, position, min(position + CHUNK, end))
 
     async def remove(self, key: str) -> None:
-        """Remove a file; that it is gone already is fine."""
-        with _told_as_unavailable(), suppress(FileNotFoundError):
+        """Remove a file, if it exists."""
+        with _raise_as_unavailable(), suppress(FileNotFoundError):
             await self._store().delete_async(key)
 
     async def probe(self) -> None:
-        """Write, read and remove a small file."""
+        """Write, read and remove a small file, to see whether the storage works."""
         key, content = f"probe/{secrets.token_hex(16)}", b"soundpost"
-        with _told_as_unavailable():
+        with _raise_as_unavailable():
             await self._store().put_async(key, content, mode="create")
         try:
             if await self.read(key, 0, len(content)) != content:
-                raise StorageUnavailable("The storage gives back other bytes than it was given.")
+                raise StorageUnavailable("The storage returned other bytes than were written.")
         finally:
             await self.remove(key)
 
     async def presigned(self, key: str, expires_in: timedelta) -> str | None:
-        """A link that lets anybody read this file straight from S3; None for a local folder."""
-        with _told_as_unavailable():
+        """A URL at which anybody can GET this file from S3 until it expires; None for a local folder."""
+        with _raise_as_unavailable():
             store = self._store()
             return None if isinstance(store, LocalStore) else await sign_async(store, "GET", key, expires_in)
 
@@ -95,12 +96,12 @@ class Storage:
             await store.put_async(key, file, mode=mode, use_multipart=False)
         else:
             await store.put_async(key, file, mode=mode, use_multipart=False, attributes={"Content-Type": media_type})
-        await self._settle(key)
+        await self._sync(key)
 
-    async def _settle(self, key: str) -> None:
+    async def _sync(self, key: str) -> None:
         store = self._store()
         if isinstance(store, LocalStore):
-            await asyncio.to_thread(_flush, Path(store.prefix or "/") / key)
+            await asyncio.to_thread(_fsync, Path(store.prefix or "/") / key)
 
     async def _size(self, key: str) -> int:
         return (await self._store().head_async(key))["size"]
@@ -111,8 +112,8 @@ class Storage:
         return self._opened
 
 
-def _flush(path: Path) -> None:
-    """Have the disk hold a file and its name before anybody is told that it is kept."""
+def _fsync(path: Path) -> None:
+    """Flush a file and its folder's entry to the disk."""
     for each in (path, path.parent):
         descriptor = os.open(each, os.O_RDONLY)
         try:
@@ -123,11 +124,11 @@ def _flush(path: Path) -> None:
 
 def _open(url: str) -> LocalStore | S3Store:
     if url.startswith("s3://"):
-        # The endpoint, its region and its keys are read from the usual AWS_* variables.
+        # Endpoint, region and keys come from the usual AWS_* variables.
         return S3Store.from_url(
             url,
-            client_options={"allow_http": True, "connect_timeout": RETRIES_WITHIN, "timeout": TIMEOUT},
-            retry_config={"max_retries": 2, "retry_timeout": RETRIES_WITHIN},
+            client_options={"allow_http": True, "connect_timeout": RETRY_TIMEOUT, "timeout": REQUEST_TIMEOUT},
+            retry_config={"max_retries": 2, "retry_timeout": RETRY_TIMEOUT},
         )
     path = url.removeprefix("file:")
     folder = Path(path.removeprefix("//") if path.startswith("///") else path).absolute()
@@ -135,12 +136,12 @@ def _open(url: str) -> LocalStore | S3Store:
 
 
 @contextmanager
-def _told_as_unavailable() -> Iterator[None]:
+def _raise_as_unavailable() -> Iterator[None]:
     try:
         yield
     except AlreadyExistsError:
         raise
     except (BaseError, OSError, NotImplementedError) as error:
-        # The library's words go on for pages and name hosts and buckets; the first line is for the operator alone.
+        # The library's message has many lines and names hosts and buckets: its first line goes to the log alone.
         log.warning("storage_failed", error=type(error).__name__, reason=str(error).partition("\n")[0])
         raise StorageUnavailable from error

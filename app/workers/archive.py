@@ -155,7 +155,7 @@ class _ArchiveWorker:
             if before not in (None, fetched.key):
                 await references.release(held.session, [before], held.now + references.IN_FLIGHT)
             setattr(held.clip, column, fetched.key)
-        await self._services.storage.keep(fetched.key, fetched.file, fetched.size, fetched.media_type)
+        await self._services.storage.write(fetched.key, fetched.file, fetched.size, fetched.media_type)
 
     async def _settle_audio(self, clip: Clip, fetched: DownloadedFile) -> None:
         async with self._locked(clip) as held:

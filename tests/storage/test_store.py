@@ -50,23 +50,23 @@ async def test_file_is_written_once(storage_url: str) -> None:
     storage = Storage(storage_url)
     content = os.urandom(CHUNK * 2 + 7)
 
-    assert await storage.keep(KEY, io.BytesIO(content), len(content), "audio/wav")
-    assert not await storage.keep(KEY, io.BytesIO(content), len(content), "audio/wav")
+    assert await storage.write(KEY, io.BytesIO(content), len(content), "audio/wav")
+    assert not await storage.write(KEY, io.BytesIO(content), len(content), "audio/wav")
     assert await read_all(storage, 0, len(content)) == content
     assert await read_all(storage, CHUNK - 3, CHUNK + 3) == content[CHUNK - 3 : CHUNK + 3]
 
 
 async def test_file_that_lost_its_end_is_written_again(storage_url: str) -> None:
     storage = Storage(storage_url)
-    await storage.keep(KEY, io.BytesIO(b""), 0, "audio/wav")
+    await storage.write(KEY, io.BytesIO(b""), 0, "audio/wav")
 
-    assert await storage.keep(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
+    assert await storage.write(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
     assert await storage.read(KEY, 0, 5) == b"whole"
 
 
 async def test_removed_file_is_gone_and_removing_it_again_is_fine(storage_url: str) -> None:
     storage = Storage(storage_url)
-    await storage.keep(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
+    await storage.write(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
     await storage.remove(KEY)
     await storage.remove(KEY)
 
@@ -86,7 +86,7 @@ async def test_probe_of_a_bucket_succeeds(bucket: str) -> None:
 
 async def test_presigned_link_reads_from_the_bucket(bucket: str) -> None:
     storage = Storage(bucket)
-    await storage.keep(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
+    await storage.write(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
     link = await storage.presigned(KEY, timedelta(minutes=1))
     assert link is not None
     async with httpx.AsyncClient(trust_env=False) as client:
@@ -112,7 +112,7 @@ async def test_storage_that_is_back_is_used_again(tmp_path: Path) -> None:
 
 async def test_relative_folder_is_under_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    await Storage("file:var/audio").keep(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
+    await Storage("file:var/audio").write(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
 
     assert (tmp_path / "var/audio" / KEY).read_bytes() == b"whole"
 
