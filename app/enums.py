@@ -1,10 +1,10 @@
-"""The words that rows, events and answers have in common: states, causes and kinds."""
+"""The enums that rows, events and responses share: states, causes and types."""
 
 from enum import StrEnum
 
 
 class TaskStatus(StrEnum):
-    """Where a task is in its life."""
+    """The state of a task."""
 
     queued = "queued"
     submitting = "submitting"
@@ -16,7 +16,7 @@ class TaskStatus(StrEnum):
 
 
 class Charge(StrEnum):
-    """What a task may have cost."""
+    """Whether the upstream has charged for a task."""
 
     none = "none"
     possible = "possible"
@@ -25,7 +25,7 @@ class Charge(StrEnum):
 
 
 class ResolvedBy(StrEnum):
-    """How we came to know a task's end."""
+    """What the final state of a task was learned from."""
 
     callback = "callback"
     poll = "poll"
@@ -47,7 +47,7 @@ class ErrorCode(StrEnum):
 
 
 class CallbackOutcome(StrEnum):
-    """What a callback did to its task."""
+    """What a callback changed: `applied` something, or nothing, and why."""
 
     applied = "applied"
     stale = "stale"
@@ -56,7 +56,7 @@ class CallbackOutcome(StrEnum):
 
 
 class EventType(StrEnum):
-    """The facts that are kept and told."""
+    """The types of a task's events."""
 
     task_created = "task.created"
     task_submitted = "task.submitted"
@@ -70,7 +70,7 @@ class EventType(StrEnum):
 
 
 class WebhookType(StrEnum):
-    """What callers' endpoints are told."""
+    """The types of webhooks."""
 
     task_submitted = "task.submitted"
     task_progressed = "task.progressed"
@@ -83,7 +83,7 @@ class WebhookType(StrEnum):
 
 
 class DeliveryStatus(StrEnum):
-    """What became of telling one endpoint of one event."""
+    """The state of a delivery."""
 
     pending = "pending"
     delivered = "delivered"
@@ -91,7 +91,7 @@ class DeliveryStatus(StrEnum):
 
 
 class DisabledBy(StrEnum):
-    """Who or what ended the deliveries to an endpoint: its owner, its own 410, or days of failure."""
+    """What disabled an endpoint: its owner, its own 410, or failures for days."""
 
     owner = "owner"
     gone = "gone"

@@ -21,7 +21,7 @@ class KeyringUnusable(Exception):
 
 
 class Keyring:
-    """Derives one value per purpose: the first key makes it, every key of the list verifies it."""
+    """Derives a value for each purpose and subject: the first key signs, every key of the list verifies."""
 
     def __init__(self, *keys: str) -> None:
         if not keys or any(len(key) < MIN_KEY_LENGTH for key in keys):
@@ -32,11 +32,11 @@ class Keyring:
         self._keys = [key.encode() for key in keys]
 
     def derive(self, purpose: str, subject: str) -> bytes:
-        """32 bytes that only we can make, for one purpose and one subject."""
+        """32 bytes by HMAC-SHA256 with the first key, for one purpose and one subject."""
         return _derive(self._keys[0], purpose, subject)
 
     def derive_all(self, purpose: str, subject: str) -> list[bytes]:
-        """What each key of the list derives, the signing one first."""
+        """The same by every key of the list, the signing key first."""
         return [_derive(key, purpose, subject) for key in self._keys]
 
     def token(self, purpose: str, subject: str) -> str:
@@ -44,10 +44,10 @@ class Keyring:
         return _text(self.derive(purpose, subject))
 
     def matches(self, purpose: str, subject: str, token: str) -> bool:
-        """Whether any key of the list makes this token; any text is only compared, in constant time."""
+        """Whether any key of the list derives this token. Takes any text, and compares in constant time."""
         given = token.encode("utf-8", "replace")
         made = [_text(derived).encode() for derived in self.derive_all(purpose, subject)]
-        # Every key is compared, so that the time taken does not tell which one matched.
+        # Compares with every key, so that the time does not depend on which one matched.
         return sum(hmac.compare_digest(given, token) for token in made) > 0
 
     def callback_token(self, task_id: str) -> str:
@@ -87,7 +87,7 @@ def _key_beside(database: Path) -> str:
             file.write(secrets.token_urlsafe(32))
             file.flush()
             os.fsync(file.fileno())
-        # A link fails where a rename would replace: of several processes that start at once, one key wins.
+        # link() fails if the file exists, where rename() would replace it: processes that start at once get one key.
         os.link(draft, path)
     except FileExistsError:
         pass

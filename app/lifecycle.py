@@ -12,7 +12,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
-from app.auth.api_keys import keep_configured_keys
+from app.auth.api_keys import insert_configured_keys
 from app.config import Settings
 from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
@@ -104,7 +104,7 @@ async def _prepare(services: Services) -> None:
             await services.gateway.pacer.prepare(session, now)
             await prepare_jobs(session, now)
         if services.settings.api_keys:
-            await keep_configured_keys(services.database, services.settings.api_keys.get_secret_value())
+            await insert_configured_keys(services.database, services.settings.api_keys.get_secret_value())
 
     await insist(prepare)
 

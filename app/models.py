@@ -1,4 +1,4 @@
-"""The schema on one page: what is kept, and which rows are due."""
+"""The schema on one page: every table, and which rows fall due."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STORAGE_KEY_LENGTH = 100
 
 
 class ApiKey(Base):
-    """A caller; only the key's SHA-256 is kept."""
+    """An API key of a caller, stored as its SHA-256."""
 
     __tablename__ = "api_keys"
 
@@ -33,7 +33,7 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(100))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     is_admin: Mapped[bool] = mapped_column(default=False)
-    # Signs what goes to the webhook_url of this caller's tasks.
+    # The secret derived for this generation signs webhooks to the `webhook_url` of the key's tasks.
     secret_generation: Mapped[int] = mapped_column(default=0)
     secret_rotated_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
@@ -41,22 +41,24 @@ class ApiKey(Base):
 
 
 class Task(Due, Base):
-    """One request for a sound."""
+    """One request for a sound. Due at the next submit, poll or deadline."""
 
     __tablename__ = "tasks"
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     status: Mapped[TaskStatus] = mapped_column(default=TaskStatus.queued)
+    # Rises by one with every change that a caller can see.
     version: Mapped[int] = mapped_column(default=0)
     prompt: Mapped[str]
     model: Mapped[str] = mapped_column(String(64))
     sound_loop: Mapped[bool]
+    # In beats per minute.
     sound_tempo: Mapped[int | None]
     sound_key: Mapped[str] = mapped_column(String(8))
     grab_lyrics: Mapped[bool]
     webhook_url: Mapped[str | None]
-    # Where a client of the vendor's own API wants to be called back, in the vendor's shape.
+    # The `callBackUrl` of a task from the drop-in API, which gets callbacks in the vendor's format.
     callback_url: Mapped[str | None]
     labels: Mapped[dict[str, str]] = mapped_column("metadata")
     upstream_task_id: Mapped[str | None] = mapped_column(String(200))
@@ -66,20 +68,22 @@ class Task(Due, Base):
     error_message: Mapped[str | None]
     upstream_code: Mapped[int | None] = mapped_column(BigInteger)
     charge: Mapped[Charge] = mapped_column(default=Charge.none)
+    # POSTs of this task to the upstream, without those that provably never left.
     posts: Mapped[int] = mapped_column(default=0)
+    # Polls that saw success without an audio URL.
     audio_checks: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
     updated_at: Mapped[datetime]
-    # The database deletes a deleted task's clips; without "all" the unit of work would first set them free.
+    # The foreign key deletes the clips of a deleted task; without "all" the session would first clear their task_id.
     clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin", passive_deletes="all")
 
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
         return (
-            # Each loop claims by status: a held queue of any length must not stand in the way of polls.
+            # Workers claim by status: polls must not scan the queue, however long it is.
             due_index(cls.__tablename__, cls, "status", "due_at"),
             Index(None, "api_key_id", "created_at", "id"),
             Index(None, "completed_at"),
@@ -87,7 +91,7 @@ class Task(Due, Base):
 
 
 class StoredObject(Due, Base):
-    """A file in the storage, shared by equal clips: due when it may have lost its last, claimed while it is removed."""
+    """A file in the storage, shared by equal clips. Due when perhaps no clip refers to it; claimed to be removed."""
 
     __tablename__ = "stored_objects"
 
@@ -100,7 +104,7 @@ class StoredObject(Due, Base):
 
 
 class Clip(Due, Base):
-    """One audio result of a task; due as long as something of it is still to be kept."""
+    """One audio result of a task. Due while its audio, cover or lyrics are not stored yet."""
 
     __tablename__ = "clips"
 
@@ -110,12 +114,14 @@ class Clip(Due, Base):
     upstream_clip_id: Mapped[str | None]
     title: Mapped[str | None]
     tags: Mapped[str | None]
+    # In seconds.
     duration: Mapped[float | None]
     model_name: Mapped[str | None]
     image_url: Mapped[str | None]
     upstream_audio_url: Mapped[str | None]
     source_audio_url: Mapped[str | None]
     content_type: Mapped[str | None] = mapped_column(String(64))
+    # In bytes.
     size: Mapped[int | None]
     sha256: Mapped[str | None] = mapped_column(String(64))
     storage_key: Mapped[str | None] = mapped_column(ForeignKey("stored_objects.key"), index=True)
@@ -124,6 +130,7 @@ class Clip(Due, Base):
     given_up_at: Mapped[datetime | None]
     image_key: Mapped[str | None] = mapped_column(ForeignKey("stored_objects.key"), index=True)
     image_type: Mapped[str | None] = mapped_column(String(64))
+    # In bytes.
     image_size: Mapped[int | None]
     image_sha256: Mapped[str | None] = mapped_column(String(64))
     image_archived_at: Mapped[datetime | None]
@@ -137,7 +144,7 @@ class Clip(Due, Base):
 
 
 class Callback(Base):
-    """A message in, as received: kept before its effect is believed."""
+    """A message from the upstream as received, stored in the transaction that applies it. Secrets in it are masked."""
 
     __tablename__ = "callbacks"
     __table_args__ = (Index(None, "task_id", "id"),)
@@ -151,7 +158,7 @@ class Callback(Base):
 
 
 class Event(Base):
-    """A numbered fact about a task; a task has at most one for each of its versions."""
+    """A fact about a task, kept in order; at most one for each version of the task."""
 
     __tablename__ = "events"
     __table_args__ = (UniqueConstraint("task_id", "version"),)
@@ -162,12 +169,12 @@ class Event(Base):
     type: Mapped[EventType]
     created_at: Mapped[datetime]
     data: Mapped[dict[str, Any]]
-    # Never read: it tells the unit of work to insert a new task before its first event.
+    # Never read: it makes the session insert a new task before its first event.
     task: Mapped[Task] = relationship(lazy="raise")
 
 
 class WebhookEndpoint(Base):
-    """Where a caller hears about all of its tasks."""
+    """A URL that gets webhooks about all tasks of a key."""
 
     __tablename__ = "webhook_endpoints"
     __table_args__ = (Index(None, "api_key_id", "id"),)
@@ -175,7 +182,7 @@ class WebhookEndpoint(Base):
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     url: Mapped[str]
-    # Null means all of them, those of later releases too.
+    # Null means all types, those of later releases too.
     event_types: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     description: Mapped[str | None]
     secret_generation: Mapped[int] = mapped_column(default=0)
@@ -188,7 +195,7 @@ class WebhookEndpoint(Base):
 
 
 class Delivery(Due, Base):
-    """One event for one endpoint; its bytes are kept, so that every attempt sends the same."""
+    """One webhook to one URL. Its body is stored, so that every attempt sends the same bytes."""
 
     __tablename__ = "deliveries"
 
@@ -196,15 +203,15 @@ class Delivery(Due, Base):
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
     task_id: Mapped[str | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
-    # No foreign key: a test, or the news of a disabled endpoint, is no event of a task.
+    # No foreign key: `webhook.test` and `endpoint.disabled` are no events of a task.
     event_id: Mapped[str] = mapped_column(String(ID_LENGTH))
     event_type: Mapped[WebhookType]
     url: Mapped[str]
-    # Who shares a receiver: a slow one holds up its own lane and no other.
+    # Deliveries to one receiver share a lane: a slow receiver delays its own lane and no other.
     lane: Mapped[str]
     body: Mapped[bytes] = mapped_column(LargeBinary)
     status: Mapped[DeliveryStatus] = mapped_column(default=DeliveryStatus.pending)
-    # Counts every attempt; the one that claims count by begins again when the delivery is resent.
+    # Counts every attempt; `attempts`, which claims count, restarts when the delivery is resent.
     attempts_made: Mapped[int] = mapped_column(default=0)
     delivered_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
@@ -222,7 +229,7 @@ class Delivery(Due, Base):
 
 
 class DeliveryAttempt(Base):
-    """One HTTP try at a delivery and what came back."""
+    """One HTTP attempt of a delivery, and its result."""
 
     __tablename__ = "delivery_attempts"
     __table_args__ = (Index(None, "delivery_id", "id"),)
@@ -233,11 +240,12 @@ class DeliveryAttempt(Base):
     duration_ms: Mapped[int]
     status_code: Mapped[int | None]
     error: Mapped[str | None]
+    # The beginning of the response's body.
     response: Mapped[str | None]
 
 
 class RateLimitHit(Base):
-    """An order that counts against its key's rate; forgotten when its window is over."""
+    """A new task that counts against its key's rate limit; deleted after the window."""
 
     __tablename__ = "rate_limit_hits"
     __table_args__ = (Index(None, "api_key_id", "made_at"),)
@@ -248,19 +256,20 @@ class RateLimitHit(Base):
 
 
 class IdempotencyKey(Base):
-    """Which task a caller's Idempotency-Key stands for."""
+    """The task that was created with a caller's Idempotency-Key."""
 
     __tablename__ = "idempotency_keys"
 
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    # The SHA-256 of the normalised body.
     fingerprint: Mapped[str] = mapped_column(String(64))
     task_id: Mapped[str] = mapped_column(String(ID_LENGTH))
     created_at: Mapped[datetime]
 
 
 class SpentCharge(Base):
-    """What a task that was erased has cost: the words go, the money does not come back."""
+    """The charge of a deleted task, kept for usage totals."""
 
     __tablename__ = "spent_charges"
     __table_args__ = (Index(None, "api_key_id", "created_at"),)
@@ -269,12 +278,12 @@ class SpentCharge(Base):
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     charge: Mapped[Charge]
     posts: Mapped[int]
-    # When the task was.
+    # When the task was created.
     created_at: Mapped[datetime]
 
 
 class PeriodicJob(Due, Base):
-    """Periodic work, or a look that is owed: a row too, so that one replica does it."""
+    """Periodic work, or a recheck that is due: a row, so that one replica at a time does it."""
 
     __tablename__ = "periodic_jobs"
 
@@ -283,7 +292,7 @@ class PeriodicJob(Due, Base):
 
 
 class PaceSlot(Base):
-    """One place in any window of the upstream's rate."""
+    """One request in any window of the upstream's rate: reserved until `free_at`."""
 
     __tablename__ = "pace_slots"
 

@@ -1,4 +1,4 @@
-"""What is kept only for a time: told before it goes, and removed in batches."""
+"""Retention: counts what is too old, deletes it in batches, and removes files to which no clip refers."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ REMOVAL_LEASE = timedelta(minutes=1)
 
 
 class Retention:
-    """Says what has been kept for long enough, and erases it. `days` of 0 keeps all tasks and what belongs to them."""
+    """Deletes final tasks, with all that belongs to them, `days` after their end; never if `days` is 0."""
 
     def __init__(self, days: float) -> None:
         self._days = days
 
     async def count(self, session: Session, now: datetime) -> Mapping[str, int]:
-        """How many rows of each kind would go now; those of a task go with it."""
+        """The number of rows of each kind that are too old. The rows of a task are deleted with it."""
         expired = select(Task.id).where(self._is_expired(now))
         kinds: Mapping[str, tuple[type[Base], ColumnElement[bool]]] = {
             "tasks": (Task, self._is_expired(now)),
             "events": (Event, Event.task_id.in_(expired)),
             "callbacks": (Callback, Callback.task_id.in_(expired)),
-            "deliveries": (Delivery, Delivery.task_id.in_(expired) | self._is_old_news(now)),
+            "deliveries": (Delivery, Delivery.task_id.in_(expired) | self._is_old_delivery(now)),
             "audio": (Clip, Clip.task_id.in_(expired) & Clip.archived_at.isnot(None)),
             "idempotency keys": (IdempotencyKey, _is_old_key(now)),
         }
@@ -43,36 +43,36 @@ class Retention:
         return counts
 
     async def erase_batch(self, session: Session, now: datetime) -> bool:
-        """Erase some of it; return whether there may be more. Files follow once no task has them."""
+        """Delete one batch of each kind; return whether there may be more. Files become due for removal."""
         oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
         for task in tasks:
             await erase_task(session, task, now)
-        others = [await _erase_news(session, self._is_old_news(now)), await _erase_keys(session, now)]
+        others = [await _delete_deliveries(session, self._is_old_delivery(now)), await _delete_keys(session, now)]
         await session.execute(delete(SpentCharge).where(SpentCharge.created_at < self._before(now)))
         return BATCH in (len(tasks), *others)
 
     def _is_expired(self, now: datetime) -> ColumnElement[bool]:
         return Task.completed_at < self._before(now)
 
-    def _is_old_news(self, now: datetime) -> ColumnElement[bool]:
-        """Deliveries that told of no task, but of an endpoint, and are not to be made any more."""
+    def _is_old_delivery(self, now: datetime) -> ColumnElement[bool]:
+        """Deliveries of webhooks about endpoints, not tasks, that are not pending any more."""
         return Delivery.task_id.is_(None) & Delivery.due_at.is_(None) & (Delivery.created_at < self._before(now))
 
     def _before(self, now: datetime) -> datetime:
-        # Nothing has ended before this: the epoch stands for "never".
+        # Nothing is older than the epoch: it stands for "never".
         return now - timedelta(days=self._days) if self._days else datetime.fromtimestamp(0, now.tzinfo)
 
 
 async def remove_file(database: Database, storage: Storage, row: StoredObject) -> None:
-    """Remove a claimed file, then its row: a crash in between leaves the row due. Raises StorageUnavailable."""
+    """Remove a claimed file, then its row: after a crash in between the row is due again. Raises StorageUnavailable."""
     await storage.remove(row.key)
     async with database.writes.begin() as session:
         await references.forget(session, row)
 
 
 async def remove_due_files(database: Database, storage: Storage) -> int:
-    """Remove all files that no clip names any more; return how many. Raises StorageUnavailable."""
+    """Remove all due files to which no clip refers; return their number. Raises StorageUnavailable."""
     removed = 0
     while True:
         async with database.transaction() as (session, now):
@@ -89,13 +89,13 @@ def _is_old_key(now: datetime) -> ColumnElement[bool]:
     return IdempotencyKey.created_at < now - idempotency.KEPT_FOR
 
 
-async def _erase_news(session: Session, is_old: ColumnElement[bool]) -> int:
+async def _delete_deliveries(session: Session, is_old: ColumnElement[bool]) -> int:
     old = select(Delivery.id).where(is_old).limit(BATCH)
     erased = await session.execute(delete(Delivery).where(Delivery.id.in_(old)).returning(Delivery.id))
     return len(erased.all())
 
 
-async def _erase_keys(session: Session, now: datetime) -> int:
+async def _delete_keys(session: Session, now: datetime) -> int:
     primary_key = tuple_(IdempotencyKey.api_key_id, IdempotencyKey.key)
     old = select(IdempotencyKey.api_key_id, IdempotencyKey.key).where(_is_old_key(now)).limit(BATCH)
     erased = await session.execute(delete(IdempotencyKey).where(primary_key.in_(old)).returning(IdempotencyKey.key))

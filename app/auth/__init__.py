@@ -1,1 +1,1 @@
-"""Who calls, what is theirs, and how often."""
+"""API keys: who calls, what a caller may access, and its rate limit."""

@@ -1,4 +1,4 @@
-"""Callers' keys: made once, kept as a hash, looked up on every request so that revoking works at once."""
+"""API keys: stored as hashes, and looked up on every request, so that revoking one takes effect at once."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ async def authenticate(
     database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Caller:
     """
-    Return whose key this is. Raises NotAuthenticated.
+    Return the caller whose key a request carries. Raises NotAuthenticated.
 
-    Keys are long and random, so a plain hash keeps them, and finding the row by it
+    Keys are long and random, so a plain hash protects them, and the lookup by hash
     compares nothing that an attacker could time.
     """
     if credentials is None:
         raise NotAuthenticated
     found = select(ApiKey).where(ApiKey.key_hash == hash_key(credentials.credentials), ApiKey.revoked_at.is_(None))
-    # The connection is given back at once: a request that held one while it asked for another could wait for itself.
+    # Closed at once: requests that held a connection while they waited for another could exhaust the pool.
     async with database.reads() as session:
         key = await session.scalar(found)
     if key is None:
@@ -72,12 +72,12 @@ CallerDep = Annotated[Caller, Depends(authenticate)]
 
 
 def hash_key(key: str) -> str:
-    """What is kept of a key."""
+    """The SHA-256 of an API key, in hex."""
     return sha256(key.encode("utf-8", "replace")).hexdigest()
 
 
 async def create_key(session: Session, name: str, now: datetime, *, is_admin: bool) -> str:
-    """Make a key; what is returned is nowhere kept."""
+    """Create a key and return it; only its hash is stored."""
     key = f"sp_{secrets.token_urlsafe(32)}"
     session.add(ApiKey(name=name, key_hash=hash_key(key), is_admin=is_admin, created_at=now))
     return key
@@ -89,13 +89,13 @@ async def list_keys(session: Session) -> Sequence[ApiKey]:
 
 
 async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:
-    """Refuse a key from now on; False when there is no such key, or it was revoked before."""
+    """Revoke a key. False when there is no such key, or it is revoked already."""
     revoked = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now)
     return (await session.execute(revoked.returning(ApiKey.id))).first() is not None
 
 
-async def keep_configured_keys(database: Database, configured: str) -> None:
-    """Make the keys of SOUNDPOST_API_KEYS known; those known already, revoked ones too, stay as they are."""
+async def insert_configured_keys(database: Database, configured: str) -> None:
+    """Insert the keys of SOUNDPOST_API_KEYS. Keys that exist, revoked ones too, stay as they are."""
     async with database.transaction() as (session, now):
         rows = [
             {"id": new_id(), "name": name, "key_hash": hash_key(key), "is_admin": False, "created_at": now}
@@ -105,7 +105,7 @@ async def keep_configured_keys(database: Database, configured: str) -> None:
 
 
 def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
-    """Read `name:key,name:key`. Raises ValueError, which names no key."""
+    """Read `name:key,name:key` as pairs. Raises ValueError, whose message contains no key."""
     pairs = [pair.strip().partition(":") for pair in configured.split(",") if pair.strip()]
     if any(not (name and key) for name, _, key in pairs):
         raise ValueError("SOUNDPOST_API_KEYS must be name:key pairs, separated by commas")

@@ -1,4 +1,4 @@
-"""How many sounds one key may order in any window of time, counted in the database for all replicas."""
+"""The rate limit of each key, a sliding window counted in the database for all replicas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.models import ApiKey, RateLimitHit
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What is left of a key's rate, and when more of it comes back."""
+    """What is left of a key's rate, and the time until more of it is available."""
 
     rate: Rate
     left: int
@@ -25,7 +25,7 @@ class Quota:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The two fields of draft-ietf-httpapi-ratelimit-headers."""
+        """The RateLimit-Policy and RateLimit fields (draft-ietf-httpapi-ratelimit-headers)."""
         return {
             "RateLimit-Policy": f'"default";q={self.rate.requests};w={_seconds(self.rate.period)}',
             "RateLimit": f'"default";r={self.left};t={_seconds(self.more_in)}',
@@ -35,11 +35,11 @@ class Quota:
 async def spend(
     session: Session, api_key_id: str, rate: Rate | None, now: datetime, *, is_free: bool = False
 ) -> Mapping[str, str]:
-    """Count one submit, unless it is free, and return the headers that say what is left. Raises TooManyRequests."""
+    """Count one new task, unless it is free, and return the rate limit headers. Raises TooManyRequests."""
     if rate is None:
         return {}
-    tell = read_quota if is_free else _count
-    return (await tell(session, api_key_id, rate, now)).headers
+    count = read_quota if is_free else _count
+    return (await count(session, api_key_id, rate, now)).headers
 
 
 async def read_quota(session: Session, api_key_id: str, rate: Rate, now: datetime) -> Quota:
@@ -52,14 +52,14 @@ async def read_quota(session: Session, api_key_id: str, rate: Rate, now: datetim
 
 async def _count(session: Session, api_key_id: str, rate: Rate, now: datetime) -> Quota:
     """
-    Count one submit of this key. Raises TooManyRequests.
+    Count one new task of this key, if this transaction is committed. Raises TooManyRequests.
 
-    It counts only if this transaction is committed. The key's row is locked first:
-    replicas that admit at once would not see each other's submits.
+    Locks the row of the key first: otherwise concurrent transactions would not see
+    each other's hits.
     """
     await session.get(ApiKey, api_key_id, with_for_update={"key_share": True})
-    ours = RateLimitHit.api_key_id == api_key_id
-    await session.execute(delete(RateLimitHit).where(ours, RateLimitHit.made_at <= now - rate.period))
+    own = RateLimitHit.api_key_id == api_key_id
+    await session.execute(delete(RateLimitHit).where(own, RateLimitHit.made_at <= now - rate.period))
     quota = await read_quota(session, api_key_id, rate, now)
     if quota.left == 0:
         wait = {"Retry-After": str(_seconds(quota.more_in))}
@@ -69,5 +69,5 @@ async def _count(session: Session, api_key_id: str, rate: Rate, now: datetime) -
 
 
 def _seconds(span: timedelta) -> int:
-    """Whole seconds, at least one; who waits that long has waited long enough."""
+    """Whole seconds, rounded up, at least one."""
     return max(1, ceil(span.total_seconds()))

@@ -1,4 +1,4 @@
-"""One wide line per attempt, on standard error, in which no secret has a place."""
+"""Logging: one line per attempt, as JSON or for a console, on standard error, without secrets."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import structlog
 
 from app.config import Settings
 
-# As it is written, so that a line of several stays below 8 kB.
+# In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
-# A URL of ours may reach a log by way of a library's error; what makes it secret must not.
+# URLs with secrets can reach the log through the message of a library's exception.
 SECRET_PARTS = re.compile(
     r"(/callbacks/[^/\s]+/)[^/?\s\"']+|((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.I
 )
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send every logger's lines, the libraries' too, through one renderer."""
+    """Send the lines of every logger, those of the libraries too, through one renderer."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
-        _blot_out,
+        _redact_secrets,
     ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
@@ -41,7 +41,7 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     for name in ("httpx", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "alembic"):
-        # What they say below a warning repeats URLs and statements; we say it better.
+        # Below warnings they repeat URLs and statements, which our own lines summarise.
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -52,19 +52,19 @@ def _renderer(settings: Settings) -> Any:
     return structlog.processors.JSONRenderer()
 
 
-def _blot_out(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _redact_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in entry.items():
         if isinstance(value, str):
-            entry[name] = _shortened(SECRET_PARTS.sub(_kept_part, value))
+            entry[name] = _shortened(SECRET_PARTS.sub(_masked, value))
     return entry
 
 
-def _kept_part(match: re.Match[str]) -> str:
+def _masked(match: re.Match[str]) -> str:
     return next(part for part in match.groups() if part) + "***"
 
 
 def _shortened(text: str) -> str:
-    """The end of a long text: of a traceback, it is what tells."""
+    """The end of a long text: the end of a traceback holds the exception."""
     text = text[-MAX_VALUE_LENGTH:]
     while len(json.dumps(text)) > MAX_VALUE_LENGTH:
         text = text[len(text) // 4 + 1 :]

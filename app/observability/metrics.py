@@ -1,4 +1,4 @@
-"""What is counted for those who run the service."""
+"""Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from prometheus_client import CollectorRegistry, Counter
 
 
 class Metrics:
-    """This process's counters; several applications in one process do not share them."""
+    """The metrics of one process, in a registry of their own: several applications in a process do not share them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.callbacks = Counter(
             "soundpost_callbacks_total",
-            "Callbacks by what they did: applied, stale, mismatch, unreadable; forged and unsigned ones are not kept.",
+            "Callbacks by outcome: applied, stale, mismatch, unreadable; forged and unsigned ones are not stored.",
             ["outcome"],
             registry=self.registry,
         )

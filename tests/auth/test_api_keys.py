@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
-from app.auth.api_keys import create_key, keep_configured_keys, parse_configured_keys, revoke_key
+from app.auth.api_keys import create_key, insert_configured_keys, parse_configured_keys, revoke_key
 from app.cli.main import main
 from app.models import ApiKey
 from tests.support.processes import KEY, SECRET_KEY
@@ -146,7 +146,7 @@ async def test_configured_keys_are_known_after_a_start_and_stay_revoked(database
 
 async def test_keeping_configured_keys_again_changes_nothing(service: Service) -> None:
     for _ in range(2):
-        await keep_configured_keys(service.database, "one:key-1, two:key-2")
+        await insert_configured_keys(service.database, "one:key-1, two:key-2")
 
     async with service.database.reads() as session:
         names = (await session.scalars(select(ApiKey.name).order_by(ApiKey.id))).all()

@@ -11,7 +11,7 @@ import pytest
 import standardwebhooks
 from jsonschema_rs import validate
 
-from app.auth.api_keys import keep_configured_keys
+from app.auth.api_keys import insert_configured_keys
 from app.config import Settings
 from app.main import create_app
 from app.services import build_services
@@ -55,7 +55,7 @@ async def calling(database_url: str, **options: Any) -> AsyncIterator[Callers]:
     options = {"secret_keys": SECRET_KEY, "egress_allow": "127.0.0.0/8", **options}
     services = build_services(Settings.model_validate({"database_url": database_url, **options}))
     app = create_app(services, runs_workers=False)
-    await keep_configured_keys(services.database, "mine:key-one,other:key-two")
+    await insert_configured_keys(services.database, "mine:key-one,other:key-two")
     transport = httpx.ASGITransport(app)
 
     def client(key: str) -> httpx.AsyncClient:
