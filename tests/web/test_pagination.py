@@ -1,14 +1,15 @@
-"""Cursors: only ours are read, and whatever else is given is refused in words."""
+"""Pages: cut to their limit, linked to the next one, and continued by our own cursors alone."""
 
 import base64
 import json
 
 import pytest
+from fastapi import Request, Response
 from hypothesis import given
 from hypothesis import strategies as some
 
 from app.errors import InvalidRequest
-from app.web.pagination import decode_cursor, encode_cursor
+from app.web.pagination import decode_cursor, encode_cursor, next_page
 
 ascii_texts = some.text(some.characters(min_codepoint=1, max_codepoint=127), max_size=40)
 
@@ -38,6 +39,31 @@ def test_cursor_of_another_shape_is_refused(position: object) -> None:
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 400, b'["a", "b"', b'["\\ud800", "b"]', b'["\xc3\xa9", "b"]'])
 def test_cursor_that_holds_no_text_of_ours_is_refused(content: bytes) -> None:
     _refused_unless_ours(base64.urlsafe_b64encode(content).decode())
+
+
+@pytest.mark.parametrize(("found", "page", "last"), [("", "", None), ("ab", "ab", None), ("abc", "ab", "b")])
+def test_page_holds_its_limit_and_its_cursor_names_the_last_item(found: str, page: str, last: str | None) -> None:
+    response = Response()
+
+    items, cursor = next_page(_request(b"limit=2"), response, found, 2, lambda item: (item,))
+
+    assert items == page
+    assert (cursor and decode_cursor(cursor, 1)) == (None if last is None else (last,))
+    assert ("link" in response.headers) is (last is not None)
+
+
+def test_link_keeps_the_query_and_replaces_the_cursor() -> None:
+    response = Response()
+
+    _, cursor = next_page(_request(b"status=failed&cursor=old&limit=1"), response, "ab", 1, lambda item: (item,))
+
+    assert response.headers["link"] == f'</v1/tasks?status=failed&limit=1&cursor={cursor}>; rel="next"'
+
+
+def _request(query: bytes) -> Request:
+    headers = [(b"host", b"sounds.example")]
+    scope = {"type": "http", "method": "GET", "path": "/v1/tasks", "query_string": query, "headers": headers}
+    return Request({**scope, "scheme": "http", "server": ("sounds.example", 80)})
 
 
 def _refused_unless_ours(cursor: str) -> None:
