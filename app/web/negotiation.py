@@ -71,7 +71,7 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     return "*" in tags or etag.removeprefix("W/") in tags
 
 
-def retry_after(headers: Mapping[str, str], now: datetime, ceiling: timedelta) -> timedelta | None:
+def retry_after(headers: Mapping[str, str], now: datetime, ceiling: timedelta = timedelta.max) -> timedelta | None:
     """
     How long a Retry-After field asks to wait (RFC 9110 §10.2.3), from 0 to `ceiling`; None without a readable one.
 

@@ -13,8 +13,6 @@ GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 FAILS_AT_MOST = timedelta(days=5)
 MAX_PAUSE = timedelta(minutes=5)
-# Twice the longest delay of the schedule is the most that is honoured.
-MAX_RETRY_AFTER = timedelta(days=2)
 JITTER = 0.2
 
 

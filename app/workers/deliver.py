@@ -20,7 +20,7 @@ from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import repository
-from app.webhooks.retry import MAX_RETRY_AFTER, AttemptResult, share_room
+from app.webhooks.retry import AttemptResult, share_room
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
 
@@ -105,7 +105,7 @@ class _Courier:
             _since(began),
             status_code=answer.status,
             response=_text(answer.body.decode(errors="replace")),
-            retry_after=retry_after(answer.headers, sending.claimed_at, MAX_RETRY_AFTER),
+            retry_after=retry_after(answer.headers, sending.claimed_at),
         )
 
     async def _post(self, sending: Sending) -> CappedResponse:

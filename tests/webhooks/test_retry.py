@@ -7,8 +7,7 @@ import pytest
 
 from app.config import Settings
 from app.enums import DisabledBy
-from app.web.negotiation import retry_after
-from app.webhooks.retry import MAX_RETRY_AFTER, AttemptResult, disabled_by, next_delay, pause_after, share_room
+from app.webhooks.retry import AttemptResult, disabled_by, next_delay, pause_after, share_room
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default
@@ -89,27 +88,6 @@ def test_endpoint_is_disabled_when_gone_or_after_five_days(
 @pytest.mark.parametrize(("status", "success"), [(200, True), (204, True), (299, True), (301, False), (199, False)])
 def test_only_2xx_is_success(status: int, success: bool) -> None:
     assert outcome(status).is_success is success
-
-
-@pytest.mark.parametrize(
-    ("value", "span"),
-    [
-        ("120", 120),
-        (" 7 ", 7),
-        ("Sun, 22 Nov 2026 17:01:00 GMT", 60),
-        ("Sun, 22 Nov 2026 16:00:00 GMT", 0),
-        ("Sun, 22 Nov 2026 17:01:00 -0000", 60),
-        ("", None),
-        ("-5", None),
-        ("soon", None),
-        ("9" * 40, None),
-        ("Sun, 99 Nov 99999 17:01:00 GMT", None),
-    ],
-)
-def test_retry_after_is_read_in_both_its_forms(value: str, span: float | None) -> None:
-    read = retry_after({"retry-after": value}, NOW, MAX_RETRY_AFTER)
-
-    assert read == (None if span is None else timedelta(seconds=span))
 
 
 @pytest.mark.parametrize(
