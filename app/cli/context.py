@@ -1,4 +1,4 @@
-"""What every command needs: the settings, the database, and a way to say what is wrong and what to do."""
+"""What commands share: the settings, the services, and how to fail with a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Answer = TypeVar("Answer")
 
 
 class SettingsUnusable(Exception):
-    """A sentence for each setting that is wrong."""
+    """One sentence for each invalid setting."""
 
 
 def read_settings() -> Settings:
@@ -31,15 +31,15 @@ def read_settings() -> Settings:
             api_keys.parse_configured_keys(settings.api_keys.get_secret_value())
     except ValidationError as error:
         lines = [f"{PREFIX}{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}" for e in error.errors()]
-        told = "\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines)
-        raise SettingsUnusable(told) from error
+        message = "\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines)
+        raise SettingsUnusable(message) from error
     except ValueError as error:
         raise SettingsUnusable(str(error)) from error
     return settings
 
 
 def load_settings() -> Settings:
-    """Read the settings, or end with a sentence for each one that is wrong."""
+    """Read the settings, or fail with a sentence for each invalid one."""
     try:
         return read_settings()
     except SettingsUnusable as error:
@@ -47,16 +47,16 @@ def load_settings() -> Settings:
 
 
 def require_upstream_key(settings: Settings) -> None:
-    """End with a sentence where nothing could be ordered."""
+    """Fail if the upstream key is not set."""
     if settings.upstream_api_key is None:
         fail(
-            "SOUNDPOST_UPSTREAM_API_KEY is not set: nothing could be ordered. Set it to the upstream's key; or start "
+            "SOUNDPOST_UPSTREAM_API_KEY is not set: no task could be submitted. Set it to the upstream's key; or start "
             "`soundpost sandbox`, set SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and the key to `sandbox`."
         )
 
 
 def prepare(settings: Settings) -> None:
-    """Check what would fail later; an SQLite database is migrated, since nobody else will do it."""
+    """Check the secret keys and migrate an SQLite database, for which nothing else runs `soundpost migrate`."""
     try:
         load_or_create_keyring(settings)
         if settings.is_sqlite:
