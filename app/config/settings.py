@@ -1,4 +1,4 @@
-"""Every knob of the service, read once from the environment and refused where it cannot work."""
+"""The settings themselves, with the rules that their values and their combinations must obey."""
 
 from __future__ import annotations
 
@@ -6,81 +6,32 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainValidator, SecretStr, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
+
+from app.config.values import (
+    LastingSpan,
+    Networks,
+    OptionalRateSetting,
+    Rate,
+    RateSetting,
+    Span,
+    Spans,
+    StringList,
+    parse_span,
+)
 
 PREFIX = "SOUNDPOST_"
 SECRETS = ("UPSTREAM_API_KEY", "SECRET_KEYS", "API_KEYS", "CALLBACK_HMAC_KEY", "DATABASE_URL")
 NO_PUBLIC_URL = "https://soundpost.invalid"
 # Where the upstream calls, below the public URL: the only path that must be reachable from outside.
 CALLBACKS_PATH = "/callbacks/"
-
-
-class Rate(NamedTuple):
-    """At most `requests` requests in any window of `period`."""
-
-    requests: int
-    period: timedelta
-
-
-def _span(value: object) -> timedelta:
-    if isinstance(value, timedelta):
-        return value
-    try:
-        seconds = float(str(value))
-        if not 0 <= seconds < 10**9:
-            raise ValueError
-    except ValueError:
-        raise ValueError("must be a number of seconds, such as 30 or 0.5") from None
-    return timedelta(seconds=seconds)
-
-
-def _lasting_span(value: object) -> timedelta:
-    span = _span(value)
-    if not span:
-        raise ValueError("must be more than 0 seconds")
-    return span
-
-
-def _words(value: object) -> object:
-    return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-
-
-def parse_rate(value: object) -> Rate:
-    """Read `requests/seconds`. Raises ValueError."""
-    if isinstance(value, Rate):
-        return value
-    count, slash, seconds = str(value).partition("/")
-    if not slash or not count.strip().isdecimal() or not 1 <= int(count) <= 10_000:
-        raise ValueError("must be requests/seconds, such as 20/10")
-    return Rate(int(count), _lasting_span(seconds))
-
-
-def _network(value: object) -> IPv4Network | IPv6Network:
-    try:
-        return ip_network(str(value), strict=False)
-    except ValueError:
-        raise ValueError("must be networks such as 10.0.0.0/8, separated by commas") from None
-
-
-Span = Annotated[timedelta, PlainValidator(_span)]
-LastingSpan = Annotated[timedelta, PlainValidator(_lasting_span)]
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_words)]
-RateSetting = Annotated[Rate, NoDecode, PlainValidator(parse_rate)]
-OptionalRateSetting = Annotated[
-    Rate | None, NoDecode, PlainValidator(lambda value: None if value is None else parse_rate(value))
-]
-Networks = Annotated[
-    tuple[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)], ...], NoDecode, BeforeValidator(_words)
-]
 DAY = timedelta(days=1)
 
 
@@ -98,7 +49,7 @@ class Settings(BaseSettings):
     base_url: str | None = None
     secret_keys: SecretStr | None = None
     api_keys: SecretStr | None = None
-    models: Words = ("V5", "V5_5")
+    models: StringList = ("V5", "V5_5")
     upstream_rate: RateSetting = Rate(20, timedelta(seconds=10))
     poll_after: Span = timedelta(seconds=45)
     poll_every: Span = timedelta(seconds=30)
@@ -109,7 +60,7 @@ class Settings(BaseSettings):
     callback_trust: Literal["token", "pull"] = "token"
     callback_hmac_key: SecretStr | None = None
     egress_allow: Networks = ()
-    webhook_schedule: Spans = tuple(map(_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
+    webhook_schedule: Spans = tuple(map(parse_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
     webhook_timeout: LastingSpan = timedelta(seconds=15)
     key_rate: OptionalRateSetting = None
     storage_url: str = "file:var/audio"
