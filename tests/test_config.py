@@ -1,5 +1,6 @@
 """Settings: where they are read from, and what is refused because it cannot work."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -94,6 +95,15 @@ def test_every_setting_has_nonsense_that_it_refuses() -> None:
     tried = {name for name, _, _ in NONSENSE}
 
     assert {name.upper() for name in Settings.model_fields} - FREE - tried == set()
+
+
+def test_every_setting_is_described_with_its_unit() -> None:
+    for name, field in Settings.model_fields.items():
+        description = field.description or ""
+        assert len(description.split()) >= 5, name
+        assert description.endswith("."), name
+        if isinstance(field.default, timedelta):
+            assert re.match(r"Seconds(,| from) .*(0 or more|more than 0)|Seconds.*0 or more", description), name
 
 
 def test_every_wrong_setting_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

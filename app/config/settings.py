@@ -36,41 +36,143 @@ DAY = timedelta(days=1)
 
 
 class Settings(BaseSettings):
-    """What an operator may set; the names in the environment are these in capitals behind SOUNDPOST_."""
+    """
+    The settings of a process, each with its meaning, unit and range.
+
+    In the environment their names are in capitals, with SOUNDPOST_ before them.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
-    database_url: str = "sqlite+aiosqlite:///var/soundpost.db"
-    upstream_url: str = "https://api.sunoapi.org"
-    upstream_api_key: SecretStr | None = None
-    public_url: str | None = None
-    base_url: str | None = None
-    secret_keys: SecretStr | None = None
-    api_keys: SecretStr | None = None
-    models: StringList = ("V5", "V5_5")
-    upstream_rate: RateSetting = Rate(20, timedelta(seconds=10))
-    poll_after: Span = timedelta(seconds=45)
-    poll_every: Span = timedelta(seconds=30)
-    submit_deadline: LastingSpan = timedelta(seconds=900)
-    task_deadline: LastingSpan = timedelta(seconds=1800)
-    hold_recheck: LastingSpan = timedelta(seconds=30)
-    grace: Span = timedelta(seconds=10)
-    callback_trust: Literal["token", "pull"] = "token"
-    callback_hmac_key: SecretStr | None = None
-    egress_allow: Networks = ()
-    webhook_schedule: Spans = tuple(map(parse_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)))
-    webhook_timeout: LastingSpan = timedelta(seconds=15)
-    key_rate: OptionalRateSetting = None
-    storage_url: str = "file:var/audio"
-    audio_max_mb: Annotated[float, Field(gt=0, le=2000)] = 50
-    link_ttl: LastingSpan = DAY
-    s3_redirect: bool = False
-    retention_days: Annotated[float, Field(ge=0, le=36_500)] = 90
-    log_format: Literal["console", "json"] | None = None
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    upstream_timeout: LastingSpan = timedelta(seconds=30)
+    database_url: str = Field(
+        default="sqlite+aiosqlite:///var/soundpost.db",
+        description="The database: an SQLite file for one machine, or postgresql+asyncpg://user:password@host/name (or"
+        " postgresql+psycopg://, behind PgBouncer) for many processes.",
+    )
+    upstream_url: str = Field(
+        default="https://api.sunoapi.org", description="The base URL of the upstream, or of a mirror with the same API."
+    )
+    upstream_api_key: SecretStr | None = Field(
+        default=None, description="The API key at the upstream. Without one `serve` and `worker` do not start."
+    )
+    public_url: str | None = Field(
+        default=None,
+        description="The base URL at which the upstream reaches this service; it needs only /callbacks/. Without one no"
+        " callback can come, and polls find every result.",
+    )
+    base_url: str | None = Field(
+        default=None,
+        description="The base URL at which callers reach this service, for links given to them. Without one it is the"
+        " public URL, and without both links begin with a slash.",
+    )
+    secret_keys: SecretStr | None = Field(
+        default=None,
+        description="Secrets, separated by commas, from which callback URLs, signed links and webhook secrets derive:"
+        " the first signs, all verify. Without any, one is made beside an SQLite database; PostgreSQL requires one.",
+    )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="Callers' API keys to begin with, as name:key pairs separated by commas. More are made with"
+        " `soundpost keys create`.",
+    )
+    models: StringList = Field(
+        default=("V5", "V5_5"),
+        description="The models that callers may request, separated by commas, at least one; the first is the default.",
+    )
+    upstream_rate: RateSetting = Field(
+        default=Rate(20, timedelta(seconds=10)),
+        description="The requests that the upstream allows in any window, for all processes together, as"
+        " requests/seconds: 1 to 10000 requests.",
+    )
+    poll_after: Span = Field(
+        default=timedelta(seconds=45),
+        description="Seconds from the submit to the first poll, 0 or more. Where no callback can come,"
+        " polls begin after 3 seconds.",
+    )
+    poll_every: Span = Field(
+        default=timedelta(seconds=30), description="Seconds from one poll of a task to the next, 0 or more."
+    )
+    submit_deadline: LastingSpan = Field(
+        default=timedelta(seconds=900),
+        description="Seconds, more than 0, after which a task fails if the response to its submit was lost and no"
+        " callback came.",
+    )
+    task_deadline: LastingSpan = Field(
+        default=timedelta(seconds=1800),
+        description="Seconds, more than 0, after the submit until a task that is still generating fails. A later"
+        " success revives it.",
+    )
+    hold_recheck: LastingSpan = Field(
+        default=timedelta(seconds=30),
+        description="Seconds, more than 0, between two looks at the upstream's credits and key while submits are held"
+        " for want of them.",
+    )
+    grace: Span = Field(
+        default=timedelta(seconds=10),
+        description="Seconds, 0 or more, from SIGTERM until the process exits, for work that is under way.",
+    )
+    callback_trust: Literal["token", "pull"] = Field(
+        default="token",
+        description="`token` believes every callback with the right secret URL; `pull` confirms a final one by a poll.",
+    )
+    callback_hmac_key: SecretStr | None = Field(
+        default=None,
+        description="The key with which the upstream signs its callbacks. With one, a valid X-Webhook-Signature is"
+        " required; without one, signatures are not looked at.",
+    )
+    egress_allow: Networks = Field(
+        default=(),
+        description="Networks in CIDR notation, separated by commas, that webhooks and downloads may reach although"
+        " they are not public. None by default.",
+    )
+    webhook_schedule: Spans = Field(
+        default=tuple(map(parse_span, (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400))),
+        description="Seconds, 0 or more, before each attempt of a webhook delivery, separated by commas; the last is"
+        " followed by giving up.",
+    )
+    webhook_timeout: LastingSpan = Field(
+        default=timedelta(seconds=15),
+        description="Seconds, more than 0, that a webhook's receiver has to answer, and that a host of audio may be"
+        " silent.",
+    )
+    key_rate: OptionalRateSetting = Field(
+        default=None,
+        description="The tasks that each API key may create in any window, as requests/seconds: 1 to 10000 requests."
+        " Without one there is no limit.",
+    )
+    storage_url: str = Field(
+        default="file:var/audio",
+        description="Where audio is stored: file: and a folder, or s3://bucket/prefix with the usual AWS_* variables.",
+    )
+    audio_max_mb: Annotated[float, Field(gt=0, le=2000)] = Field(
+        default=50,
+        description="The largest audio file that is stored, in megabytes of 1000000 bytes: more than 0, at most 2000.",
+    )
+    link_ttl: LastingSpan = Field(
+        default=DAY, description="Seconds, more than 0, for which a signed link to audio works; a day by default."
+    )
+    s3_redirect: bool = Field(
+        default=False,
+        description="Whether audio in S3 is served by a redirect to a presigned URL, instead of through this service.",
+    )
+    retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
+        default=90,
+        description="Days, 0 to 36500, for which ended tasks are kept with their events, callbacks, deliveries and"
+        " audio; 0 keeps them for ever.",
+    )
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="How log lines look. Without one it is `console` on a terminal and `json` elsewhere."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe log lines that are written."
+    )
+    upstream_timeout: LastingSpan = Field(
+        default=timedelta(seconds=30),
+        description="Seconds, more than 0, that one request to the upstream may take. A submit without a response"
+        " by then may have been accepted: its task becomes `unconfirmed`.",
+    )
 
     @classmethod
     def settings_customise_sources(
