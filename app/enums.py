@@ -1,10 +1,15 @@
-"""The enums that rows, events and responses share: states, causes and types."""
+"""The states, causes and types that rows, events and responses share; their docstrings are public in OpenAPI."""
 
 from enum import StrEnum
 
 
 class TaskStatus(StrEnum):
-    """The state of a task."""
+    """
+    The state of a task.
+
+    `queued`: stored, not yet sent. `submitting`: being sent to the upstream. `unconfirmed`: sent, but the response was
+    lost. `generating`: the upstream is working on it. Final: `succeeded` with at least one clip, `failed`, `canceled`.
+    """
 
     queued = "queued"
     submitting = "submitting"
@@ -16,7 +21,12 @@ class TaskStatus(StrEnum):
 
 
 class Charge(StrEnum):
-    """Whether the upstream has charged for a task."""
+    """
+    What a task may have cost.
+
+    `none`: nothing was sent, or the upstream provably refused it. `possible`: the response to the submit was lost.
+    `charged`: the upstream accepted the task. `refunded`: the upstream gave the credits back.
+    """
 
     none = "none"
     possible = "possible"
@@ -25,7 +35,12 @@ class Charge(StrEnum):
 
 
 class ResolvedBy(StrEnum):
-    """What the final state of a task was learned from."""
+    """
+    How the end of a task became known.
+
+    `callback`: a callback from the upstream. `poll`: a query to the upstream. `adoption`: either of them, for a task
+    that was `unconfirmed`. `replay`: a stored callback, applied again. `operator`: the operator of this service.
+    """
 
     callback = "callback"
     poll = "poll"
@@ -35,7 +50,15 @@ class ResolvedBy(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a task failed."""
+    """
+    Why a task failed.
+
+    `invalid_request`: the upstream refused the request. `content_rejected`: the upstream refused the content.
+    `insufficient_credits`: the upstream account had too few credits. `upstream_failed`: the upstream failed.
+    `audio_missing`: the upstream reported success without audio. `outcome_unknown`: the response to the submit was lost
+    and nothing followed. `deadline_exceeded`: the upstream did not finish in time. A late success revives a task that
+    failed for one of the last two reasons.
+    """
 
     invalid_request = "invalid_request"
     content_rejected = "content_rejected"
@@ -47,7 +70,12 @@ class ErrorCode(StrEnum):
 
 
 class CallbackOutcome(StrEnum):
-    """What a callback changed: `applied` something, or nothing, and why."""
+    """
+    What a callback did to its task.
+
+    `applied`: it changed the task. `stale`: it said nothing new. `mismatch`: it named another upstream task and changed
+    nothing. `unreadable`: it could not be read.
+    """
 
     applied = "applied"
     stale = "stale"
@@ -56,7 +84,13 @@ class CallbackOutcome(StrEnum):
 
 
 class EventType(StrEnum):
-    """The types of a task's events."""
+    """
+    What happened to a task.
+
+    `task.created`: it was stored. `task.submitted`: the upstream accepted it. `task.unconfirmed`: the response to the
+    submit was lost. `task.progressed`: a clip is ready. `task.succeeded`, `task.failed`, `task.canceled`: it ended.
+    `task.revived`: a failed task turned out to be running. `clip.archived`: the audio of a clip was stored.
+    """
 
     task_created = "task.created"
     task_submitted = "task.submitted"
@@ -70,7 +104,13 @@ class EventType(StrEnum):
 
 
 class WebhookType(StrEnum):
-    """The types of webhooks."""
+    """
+    The type of a webhook.
+
+    `task.submitted`: the upstream accepted the task. `task.progressed`: a clip is ready. `task.succeeded`,
+    `task.failed`, `task.canceled`: the task ended. `clip.archived`: the audio of a clip was stored. `webhook.test`: a
+    test. `endpoint.disabled`: another endpoint of the same key was disabled, because it failed.
+    """
 
     task_submitted = "task.submitted"
     task_progressed = "task.progressed"
@@ -83,7 +123,12 @@ class WebhookType(StrEnum):
 
 
 class DeliveryStatus(StrEnum):
-    """The state of a delivery."""
+    """
+    The state of a delivery.
+
+    `pending`: an attempt is due or under way. `delivered`: the receiver answered with a 2xx status. `given_up`: no
+    attempt will follow.
+    """
 
     pending = "pending"
     delivered = "delivered"
@@ -91,7 +136,11 @@ class DeliveryStatus(StrEnum):
 
 
 class DisabledBy(StrEnum):
-    """What disabled an endpoint: its owner, its own 410, or failures for days."""
+    """
+    Why an endpoint was disabled.
+
+    `owner`: a request to this API. `gone`: the endpoint answered with status 410. `failing`: it failed for 5 days.
+    """
 
     owner = "owner"
     gone = "gone"

@@ -47,6 +47,7 @@ class AppError(Exception):
 
     The docstring of each subclass is its public `title`: editing it changes the API.
     `advice` says what to do, and is the `detail` of an error that is raised without one.
+    `dynamic_headers` names the headers whose values are given where it is raised.
     """
 
     status: ClassVar[int]
@@ -54,6 +55,7 @@ class AppError(Exception):
     title: ClassVar[str]
     advice: ClassVar[str]
     headers: Mapping[str, str] = {}
+    dynamic_headers: ClassVar[Sequence[str]] = ()
 
     def __init_subclass__(cls) -> None:
         cls.title = (cls.__doc__ or cls.__name__).strip()
@@ -174,6 +176,7 @@ class TooManyRequests(AppError):
 
     status, slug = 429, "too-many-requests"
     advice = "Retry after `Retry-After`; `RateLimit-Policy` states the rate."
+    dynamic_headers = ("RateLimit", "RateLimit-Policy", "Retry-After")
 
 
 class HeadersTooLarge(AppError):
@@ -241,6 +244,7 @@ class RangeNotSatisfiable(AppError):
 
     status, slug = 416, "range-not-satisfiable"
     advice = "`Content-Range` gives the size of the file."
+    dynamic_headers = ("Content-Range",)
 
 
 class StorageUnavailable(AppError):

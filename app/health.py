@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import httpx
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.config import CALLBACKS_PATH, Settings
@@ -26,6 +26,7 @@ from app.storage.store import Storage
 from app.upstream.gateway import UpstreamGateway
 from app.upstream.hold import EXPLANATIONS, current_hold
 from app.upstream.pacing import full_share
+from app.web.openapi import response_headers
 from app.web.provided import DatabaseDep, provided
 from app.web.routing import Router
 from app.webhooks.repository import count_overdue_deliveries, disabled_after_failures
@@ -39,33 +40,59 @@ State = Literal["ok", "degraded", "down"]
 
 
 class Check(BaseModel):
-    """The state of one thing that the service needs, and what to do about it."""
+    """The state of one thing that the service needs."""
 
-    status: State
-    detail: str
+    status: State = Field(
+        description="`ok`; `degraded`, if some work waits; or `down`, if no request can be accepted.", examples=["ok"]
+    )
+    detail: str = Field(
+        description="What was found, and what to do about it.", examples=["overdue: 12 tasks; does a worker run?"]
+    )
 
 
 class Readiness(BaseModel):
-    """The worst state of all checks, and each of them."""
+    """The result of every check, and the worst state of all."""
 
-    status: State
-    checks: dict[str, Check]
+    status: State = Field(description="The worst state of all checks.", examples=["degraded"])
+    checks: dict[str, Check] = Field(
+        description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `overdue`"
+        " and `webhooks`.",
+        examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
+    )
 
 
-@router.get("/livez", operation_id="isAlive")
+@router.get(
+    "/livez",
+    operation_id="isAlive",
+    summary="Check liveness",
+    response_description="The process is running.",
+)
 async def livez() -> dict[str, str]:
-    """Whether the process answers."""
+    """Check that the process answers requests. It looks at nothing else."""
     return {"status": "ok"}
 
 
-@router.get("/readyz", operation_id="isReady", responses={503: {"model": Readiness}})
+@router.get(
+    "/readyz",
+    operation_id="isReady",
+    summary="Check readiness",
+    responses={
+        200: {"headers": response_headers("Cache-Control")},
+        503: {
+            "model": Readiness,
+            "description": "The database, its schema or the storage fails.",
+            "headers": response_headers("Cache-Control"),
+        },
+    },
+)
 async def readyz(
     response: Response, database: DatabaseDep, storage: Annotated[Storage, provided(Storage)]
 ) -> Readiness:
     """
-    Whether the service can take requests in.
+    Check whether this instance can accept requests.
 
-    503 only when the database, its schema or the storage fail. `degraded` is 200, since callbacks must still come in.
+    The response is 503 only if the database, its schema or the storage fails. A held
+    queue or overdue work is `degraded` and 200, because callbacks must still come in.
     """
     checks = {"database": await check_database(database), "storage": await check_storage(storage)}
     if checks["database"].status == "ok":

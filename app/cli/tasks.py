@@ -12,8 +12,9 @@ from app.cli.context import fail, with_services
 from app.enums import TaskStatus
 from app.errors import NotFound
 from app.services import Services
+from app.tasks.event_schemas import EventRead
 from app.tasks.resolution import CannotResolve
-from app.tasks.schemas import EventRead, TaskFilters
+from app.tasks.schemas import TaskFilters
 
 tasks = typer.Typer(no_args_is_help=True, help="Callers' tasks.")
 

@@ -1,4 +1,4 @@
-"""The vendor's paths; what goes wrong below them is put into its envelope on the way out."""
+"""The vendor's routes over our tasks; middleware puts errors below them into the vendor's envelope."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Query, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
@@ -15,10 +16,10 @@ from app.dropin.schemas import (
     MAX_PROMPT_LENGTH,
     CreditAnswer,
     RecordAnswer,
+    RecordInfo,
     SoundsAnswer,
     SoundsRequest,
     TaskId,
-    camel,
     record_info,
 )
 from app.egress import UrlRefused, check_url
@@ -27,6 +28,8 @@ from app.signed_urls import SignedUrls
 from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskCreate, read_task
 from app.upstream.routes import CreditsDep, read_credits
+from app.web.fields import EXAMPLE_TASK_ID
+from app.web.openapi import response_headers
 from app.web.provided import provided
 from app.web.routing import Router
 
@@ -36,15 +39,28 @@ UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"example": {"code": 401, "msg": "A valid key is needed.", "data": None}}},
     }
 }
+PLACED: dict[int | str, dict[str, Any]] = {
+    200: {"headers": response_headers("Cache-Control", "RateLimit", "RateLimit-Policy")}
+}
+VendorTaskId = Annotated[
+    str | SkipJsonSchema[None],
+    Query(
+        alias="taskId",
+        description="The `taskId` of one of your tasks; without it the response is `code` 400.",
+        examples=[EXAMPLE_TASK_ID],
+    ),
+]
 SettingsDep = Annotated[Settings, provided(Settings)]
 router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
 
 
-@router.post("/sounds", operation_id="dropinGenerateSounds")
+@router.post(
+    "/sounds", operation_id="dropinGenerateSounds", summary="Request a sound as from the vendor", responses=PLACED
+)
 async def generate_sounds(
     response: Response, tasks: TasksDep, settings: SettingsDep, caller: CallerDep, body: SoundsRequest
 ) -> SoundsAnswer:
-    """Order a sound as from the vendor; `taskId` is ours."""
+    """Create a task in the vendor's shapes. The `taskId` in the response is this service's task id."""
     data = _read_order(body, settings.models)
     if body.callback_url:
         try:
@@ -56,23 +72,23 @@ async def generate_sounds(
     return SoundsAnswer(data=TaskId(taskId=placed.task.id))
 
 
-@router.get("/record-info", operation_id="dropinGetRecordInfo")
+@router.get("/record-info", operation_id="dropinGetRecordInfo", summary="Get a task as from the vendor")
 async def get_record_info(
     tasks: TasksDep,
     signed_urls: Annotated[SignedUrls, provided(SignedUrls)],
     caller: CallerDep,
-    task_id: Annotated[str | SkipJsonSchema[None], Query(alias="taskId")] = None,
+    task_id: VendorTaskId = None,
 ) -> RecordAnswer:
-    """A task in the vendor's shape."""
+    """Get a task in the vendor's shapes. A missing or foreign task is `code` 404 in HTTP 200."""
     if not task_id:
         raise _bad("taskId", "is missing")
     task = await tasks.get_row(caller, task_id)
-    return RecordAnswer(data=record_info(task, read_task(task, {}, signed_urls)))
+    return RecordAnswer(data=RecordInfo.model_validate(record_info(task, read_task(task, {}, signed_urls))))
 
 
-@router.get("/credit", operation_id="dropinGetCredit")
+@router.get("/credit", operation_id="dropinGetCredit", summary="Get the remaining credits as from the vendor")
 async def get_credit(cache: CreditsDep, caller: CallerDep) -> CreditAnswer:
-    """The credits that are left on the account."""
+    """Get the credits left on the upstream account, in the vendor's shapes."""
     return CreditAnswer(data=float((await read_credits(cache)).credits))
 
 
@@ -84,7 +100,7 @@ def _read_order(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
     try:
         return TaskCreate.model_validate(body.model_dump(exclude={"callback_url"}, exclude_none=True))
     except ValidationError as error:
-        fields = [{**wrong, "loc": ("body", *map(camel, map(str, wrong["loc"])))} for wrong in error.errors()]
+        fields = [{**wrong, "loc": ("body", *map(to_camel, map(str, wrong["loc"])))} for wrong in error.errors()]
         raise RequestValidationError(fields) from None
 
 

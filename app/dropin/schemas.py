@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
 
 from app.enums import ErrorCode, TaskStatus
 from app.models import Task
 from app.tasks.schemas import TaskRead
 from app.web import WHOLE, Text
+from app.web.fields import EXAMPLE_TASK_ID
 
 OK = 200
 MAX_PROMPT_LENGTH = 500
@@ -36,52 +38,150 @@ FAILURE_WORDS: Mapping[ErrorCode, str] = {
 # What stands for a failure of which the upstream gave no code.
 FAILURE_CODES: Mapping[ErrorCode, int] = {ErrorCode.content_rejected: 400, ErrorCode.insufficient_credits: 429}
 CANCELED = "The task was canceled."
+EXAMPLE_AUDIO_URL = "https://cdn.example/audio/8551662c.mp3"
+EXAMPLE_IMAGE_URL = "https://cdn.example/covers/8551662c.jpeg"
 
 
 class SoundsRequest(BaseModel):
-    """An order as the vendor takes it; fields that it does not know are ignored here too."""
+    """A request for a sound in the vendor's shape. Unknown fields are ignored, as the vendor ignores them."""
 
     model_config = ConfigDict(strict=True)
 
-    prompt: Text
-    model: Text
-    # Some clients send what they leave open as null.
-    sound_loop: bool | None = Field(None, alias="soundLoop")
-    sound_tempo: Annotated[int, WHOLE] | None = Field(None, alias="soundTempo")
-    sound_key: Text | None = Field(None, alias="soundKey")
-    grab_lyrics: bool | None = Field(None, alias="grabLyrics")
-    callback_url: Text | None = Field(None, alias="callBackUrl")
+    prompt: Text = Field(
+        description="What the sound should be, in words: 1 to 500 characters.", examples=["soft rain on a tin roof"]
+    )
+    model: Text = Field(description="The model to use, one of those of `POST /v1/tasks`.", examples=["V5"])
+    # Some clients send null for what they leave open.
+    sound_loop: bool | None = Field(
+        default=None, alias="soundLoop", description="Whether the sound should loop; null means false.", examples=[True]
+    )
+    sound_tempo: Annotated[int, WHOLE] | None = Field(
+        default=None,
+        alias="soundTempo",
+        description="The tempo in BPM, 1 to 300; null lets the vendor choose.",
+        examples=[90],
+    )
+    sound_key: Text | None = Field(
+        default=None,
+        alias="soundKey",
+        description="The musical key, one of those of `POST /v1/tasks`; null means `Any`.",
+        examples=["Am"],
+    )
+    grab_lyrics: bool | None = Field(
+        default=None,
+        alias="grabLyrics",
+        description="Whether to fetch the sung words; null means false.",
+        examples=[False],
+    )
+    callback_url: Text | None = Field(
+        default=None,
+        alias="callBackUrl",
+        description="An HTTP or HTTPS URL that receives the vendor's callbacks; null or empty for none. It must not"
+        " lead to a private address.",
+        examples=["https://example.com/callbacks"],
+    )
 
 
 class TaskId(BaseModel):
-    """Which task was made."""
+    """The task that was created."""
 
-    taskId: str  # noqa: N815 - the vendor's name
+    taskId: str = Field(  # noqa: N815 - the vendor's name
+        description="The id of the task at this service.", examples=[EXAMPLE_TASK_ID]
+    )
+
+
+class VendorModel(BaseModel):
+    """An object in the vendor's camelCase."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+class RecordClip(VendorModel):
+    """One audio result in the vendor's shape. The URLs are this service's once it has stored the audio."""
+
+    id: str = Field(description="The vendor's id for the clip.", examples=["8551662c-0f3a-4c55"])
+    audio_url: str = Field(
+        description="The URL of the audio; empty if there is none yet.", examples=[EXAMPLE_AUDIO_URL]
+    )
+    source_audio_url: str = Field(description="The same as `audioUrl`.", examples=[EXAMPLE_AUDIO_URL])
+    stream_audio_url: str = Field(description="The same as `audioUrl`.", examples=[EXAMPLE_AUDIO_URL])
+    source_stream_audio_url: str = Field(description="The same as `audioUrl`.", examples=[EXAMPLE_AUDIO_URL])
+    image_url: str = Field(
+        description="The URL of the cover image; empty if there is none.", examples=[EXAMPLE_IMAGE_URL]
+    )
+    source_image_url: str = Field(description="The same as `imageUrl`.", examples=[EXAMPLE_IMAGE_URL])
+    prompt: str = Field(description="The requested sound in words.", examples=["soft rain on a tin roof"])
+    model_name: str = Field(description="The vendor's internal name of the model.", examples=["chirp-fenix"])
+    title: str = Field(description="The vendor's title; empty if it gave none.", examples=["Attic Rain"])
+    tags: str = Field(description="The vendor's description of the style; may be empty.", examples=["ambient, rain"])
+    create_time: int = Field(description="When the clip was made, in Unix milliseconds.", examples=[1769846440000])
+    duration: float | None = Field(
+        description="The length of the audio in seconds; null if the vendor gave none.", examples=[11.2]
+    )
+
+
+class RecordResponse(VendorModel):
+    """The results of a task in the vendor's shape."""
+
+    task_id: str = Field(description="The id of the task at this service.", examples=[EXAMPLE_TASK_ID])
+    suno_data: list[RecordClip] = Field(description="The audio results so far; empty until the first is ready.")
+
+
+class RecordInfo(VendorModel):
+    """A task in the vendor's shape."""
+
+    task_id: str = Field(description="The id of the task at this service.", examples=[EXAMPLE_TASK_ID])
+    parent_music_id: str = Field(description="Always an empty string.", examples=[""])
+    param: str = Field(
+        description="The parameters of the request as a string of JSON.",
+        examples=['{"prompt": "soft rain on a tin roof", "model": "V5"}'],
+    )
+    response: RecordResponse = Field(description="The results so far.")
+    status: str = Field(
+        description="`PENDING`, `TEXT_SUCCESS`, `FIRST_SUCCESS`, `SUCCESS`, `CREATE_TASK_FAILED`,"
+        " `GENERATE_AUDIO_FAILED` or `SENSITIVE_WORD_ERROR`.",
+        examples=["SUCCESS"],
+    )
+    type: str = Field(description="The requested model.", examples=["V5"])
+    operation_type: str = Field(description="Always the word `sounds`.", examples=["sounds"])
+    error_code: int | None = Field(description="The vendor's error code; null unless the task failed.", examples=[400])
+    error_message: str | None = Field(
+        description="Why the task failed; null unless it did.",
+        examples=["The prompt contains words that are not allowed."],
+    )
+    create_time: int = Field(description="When the task was created, in Unix milliseconds.", examples=[1769846400000])
 
 
 class Answer(BaseModel):
-    """What every answer of the vendor's is wrapped in: errors too, with the code of the failure and no data."""
+    """The vendor's envelope around every response. Errors have HTTP status 200 too, and `data` is then null."""
 
-    code: int = OK
-    msg: str = "success"
+    code: int = Field(
+        default=OK,
+        description="The vendor's code: 200 for success, else an error such as 400, 401, 404, 405 (rate limit) or 413.",
+        examples=[200],
+    )
+    msg: str = Field(default="success", description="`success`, or what went wrong.", examples=["success"])
 
 
 class SoundsAnswer(Answer):
-    """The answer to an order."""
+    """The vendor's response to a request for a sound."""
 
-    data: TaskId | None
+    data: TaskId | None = Field(description="The task that was created; null if there was an error.")
 
 
 class RecordAnswer(Answer):
-    """The answer to a question about a task, in the vendor's field names."""
+    """The vendor's response to a request for a task."""
 
-    data: dict[str, Any] | None
+    data: RecordInfo | None = Field(description="The task; null if there was an error.")
 
 
 class CreditAnswer(Answer):
-    """The answer to a question about the account."""
+    """The vendor's response to a request for the account's credits."""
 
-    data: float | None
+    data: float | None = Field(
+        description="The credits left on the upstream account, with fractions; null if there was an error.",
+        examples=[1025.6],
+    )
 
 
 def record_info(task: Task, read: TaskRead) -> dict[str, Any]:
@@ -136,13 +236,7 @@ def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
 
 
 def _camel_clip(clip: Mapping[str, Any]) -> dict[str, Any]:
-    return {camel(name): value for name, value in clip.items()}
-
-
-def camel(name: str) -> str:
-    """A name as the vendor writes it outside of callbacks."""
-    first, *others = name.split("_")
-    return first + "".join(word.capitalize() for word in others)
+    return {to_camel(name): value for name, value in clip.items()}
 
 
 def _param(task: Task) -> dict[str, Any]:

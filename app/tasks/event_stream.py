@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Header, Request, Response
+from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
 from app.database.engine import TRANSIENT
@@ -14,13 +15,15 @@ from app.database.wakeups import Subscription
 from app.enums import TaskStatus
 from app.models import Event
 from app.tasks import repository
+from app.tasks.event_schemas import EventPage, EventRead
 from app.tasks.routes import TasksDep
-from app.tasks.schemas import EventPage, EventRead
+from app.tasks.schemas import TaskId
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.tasks.waiting import Waiters, WaitersDep, wait_for_disconnect
 from app.web.deferred import DeferredResponse
+from app.web.fields import EXAMPLE_EVENT_ID
 from app.web.negotiation import prefers
-from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, next_page
+from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, next_page
 from app.web.routing import Router
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
@@ -40,24 +43,44 @@ STREAM_HEADERS = [
 ]
 FINAL_EVENTS = frozenset(EVENT_BY_STATUS[status] for status in FINAL)
 AS_STREAM: dict[str, Any] = {
-    "description": "The events so far; with `Accept: text/event-stream` also each that follows, to the final one.",
+    "description": "One page of events; or, with `Accept: text/event-stream`, all events up to the final one.",
     "content": {STREAM: {"schema": {"type": "string"}}},
+    **PAGE[200],
 }
+LastEventId = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="Last-Event-ID",
+        description="In streams: the `id` of the last event that you received; only later ones are sent.",
+        examples=[EXAMPLE_EVENT_ID],
+    ),
+]
 
 
-@router.get("/{task_id}/events", operation_id="listTaskEvents", response_model=EventPage, responses={200: AS_STREAM})
+@router.get(
+    "/{task_id}/events",
+    operation_id="listTaskEvents",
+    summary="List or stream a task's events",
+    response_model=EventPage,
+    responses={200: AS_STREAM},
+)
 async def list_events(
     request: Request,
     response: Response,
     tasks: TasksDep,
     waiters: WaitersDep,
     caller: CallerDep,
-    task_id: str,
+    task_id: TaskId,
     limit: Limit = 50,
     cursor: Cursor = None,
-    last_event_id: Annotated[str | None, Header()] = None,
+    last_event_id: LastEventId = None,
 ) -> EventPage | Response:
-    """What happened to a task, oldest first."""
+    """
+    List a task's events, oldest first, or stream them as they happen.
+
+    With `Accept: text/event-stream` the response is a stream of Server-Sent Events that
+    ends after the task's final event; `Last-Event-ID` resumes it.
+    """
     response.headers["Vary"] = "Accept"
     if prefers(request.headers.getlist("accept"), STREAM, "application/json"):
         after = await tasks.version_of_event(caller, task_id, last_event_id)

@@ -31,7 +31,8 @@ IdempotencyHeader = Annotated[
     str | SkipJsonSchema[None],
     Header(
         alias="Idempotency-Key",
-        description="Orders with the same key and body make one task, for 24 hours.",
+        description="A key of your choice: 1 to 255 visible ASCII characters, quoted or bare. For 24 hours, requests"
+        " with the same key and body make one task; the same key with another body is refused.",
         json_schema_extra={"pattern": PATTERN, "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"]},
     ),
 ]

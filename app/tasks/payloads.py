@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.database.engine import Session
 from app.enums import WebhookType
@@ -27,30 +27,30 @@ WEBHOOK_TYPES: Mapping[str, WebhookType] = {kind.value: kind for kind in Webhook
 FINAL_TYPES = frozenset(EVENT_BY_STATUS[status] for status in FINAL)
 
 FINAL_SUMMARIES: Mapping[WebhookType, str] = {
-    W.task_succeeded: "The sound is ready.",
-    W.task_failed: "There will be no sound.",
-    W.task_canceled: "The task was stopped.",
+    W.task_succeeded: "A task succeeded",
+    W.task_failed: "A task failed",
+    W.task_canceled: "A task was canceled",
 }
 SUMMARIES: Mapping[WebhookType, str] = {
-    W.task_submitted: "The upstream has the order.",
-    W.task_progressed: "A clip is ready, and others may follow.",
+    W.task_submitted: "The upstream accepted a task",
+    W.task_progressed: "A clip of a task is ready",
     **FINAL_SUMMARIES,
-    W.clip_archived: "Our own copy of a clip is there.",
+    W.clip_archived: "The audio of a clip was stored",
 }
 
 
 class TaskData(BaseModel):
-    """The task as the event left it."""
+    """The subject of a webhook about a task."""
 
-    task: TaskRead
+    task: TaskRead = Field(description="The task as the event left it; `queue_position` is always null.")
 
 
 class TaskWebhook(BaseModel):
-    """The body of a webhook that is about a task. Order by `data.task.version`: webhooks may arrive in any order."""
+    """The body of a webhook about a task. Webhooks arrive in any order: `data.task.version` tells which is later."""
 
-    type: TaskWebhookType
-    timestamp: datetime
-    data: TaskData
+    type: TaskWebhookType = Field(description="The type of the event.", examples=["task.succeeded"])
+    timestamp: datetime = Field(description="When it happened.", examples=["2026-01-31T08:00:42Z"])
+    data: TaskData = Field(description="The task that it happened to.")
 
 
 # Puts an event into the outbox: what it tells, whom, and in which shape, is its own business.
@@ -80,4 +80,4 @@ async def receive_task_webhook(
     webhook_timestamp: WebhookTimestamp,
     webhook_signature: WebhookSignature,
 ) -> None:
-    """Answer 2xx within 15 seconds; anything else is tried again later."""
+    """Answer with a 2xx status within 15 seconds; otherwise the webhook is sent again later."""

@@ -1,4 +1,4 @@
-"""Ordering sounds and reading what became of them."""
+"""The routes of tasks: create, list, read, cancel and delete them, and sum up their charges."""
 
 from __future__ import annotations
 
@@ -16,23 +16,16 @@ from app.auth.api_keys import CallerDep
 from app.enums import Charge
 from app.errors import IdempotencyKeyReused, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
 from app.models import Callback
+from app.tasks.event_schemas import CallbackPage, CallbackRead
 from app.tasks.idempotency import KeyDep
 from app.tasks.payloads import FINAL_SUMMARIES, receive_task_webhook
-from app.tasks.schemas import (
-    CallbackPage,
-    CallbackRead,
-    CanceledTask,
-    TaskCreate,
-    TaskFilters,
-    TaskPage,
-    TaskRead,
-    Usage,
-)
+from app.tasks.schemas import CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
 from app.web.negotiation import matches
-from app.web.pagination import Cursor, Limit, bad_cursor, decode_cursor, next_page
+from app.web.openapi import response_headers
+from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, next_page
 from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -43,12 +36,36 @@ account_router = Router(tags=["account"])
 final_webhooks = described(
     receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
 )
+PLACED_HEADERS = response_headers(
+    "Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", "Preference-Applied"
+)
 CREATED: dict[int | str, dict[str, Any]] = {
-    200: {"model": TaskRead, "description": "The task has ended already."},
-    202: {"description": "The task is stored."},
+    200: {"model": TaskRead, "description": "The task, which has already ended.", "headers": PLACED_HEADERS},
+    202: {"description": "The stored task.", "headers": {**PLACED_HEADERS, **response_headers("Retry-After")}},
     **problem_responses(IdempotencyKeyReused, TooManyRequests),
 }
-KNOWN: dict[int | str, dict[str, Any]] = {304: {"description": "The task is still the one of `If-None-Match`."}}
+READ_HEADERS = response_headers("ETag", "Cache-Control", "Preference-Applied")
+READ: dict[int | str, dict[str, Any]] = {
+    200: {"headers": READ_HEADERS},
+    304: {"description": "The task still has the version named in `If-None-Match`.", "headers": READ_HEADERS},
+}
+IfNoneMatch = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="If-None-Match",
+        description="The `ETag` of the version that you have, or several separated by commas: if the task still has"
+        " that version, the response is 304 without a body.",
+        examples=['W/"5"'],
+    ),
+]
+Since = Annotated[
+    Moment | SkipJsonSchema[None],
+    Query(description="Only tasks created at or after this time (RFC 3339).", examples=["2026-01-01T00:00:00Z"]),
+]
+Until = Annotated[
+    Moment | SkipJsonSchema[None],
+    Query(description="Only tasks created before this time (RFC 3339).", examples=["2026-02-01T00:00:00Z"]),
+]
 TasksDep = Annotated[TaskService, provided(TaskService)]
 
 
@@ -56,6 +73,7 @@ TasksDep = Annotated[TaskService, provided(TaskService)]
     "",
     status_code=202,
     operation_id="createTask",
+    summary="Create a task",
     response_model=TaskRead,
     responses=CREATED,
     callbacks=final_webhooks.routes,
@@ -63,7 +81,12 @@ TasksDep = Annotated[TaskService, provided(TaskService)]
 async def create_task(
     tasks: TasksDep, waiters: WaitersDep, caller: CallerDep, body: TaskCreate, wait: WaitDep, key: KeyDep
 ) -> Response:
-    """Order a sound. The task is stored before the response; it is then sent to the upstream."""
+    """
+    Request a sound.
+
+    The task is stored before the response, and then sent to the upstream once. Send an
+    `Idempotency-Key` to be able to repeat the request safely.
+    """
     placed = await tasks.place(caller, body, idempotency_key=key)
     headers = {"Location": f"/v1/tasks/{placed.task.id}", "Cache-Control": "no-store", **placed.quota}
     if placed.is_replay:
@@ -72,11 +95,16 @@ async def create_task(
     return waiters.answer(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
 
 
-@router.get("", operation_id="listTasks")
+@router.get("", operation_id="listTasks", summary="List tasks", responses=PAGE)
 async def list_tasks(
     request: Request, response: Response, tasks: TasksDep, caller: CallerDep, filters: Annotated[TaskFilters, Query()]
 ) -> TaskPage:
-    """Your tasks, newest first; `metadata.<key>=<value>` narrows them to those that carry it."""
+    """
+    List your tasks, newest first.
+
+    Query parameters of the form `metadata.<key>=<value>` select the tasks with these
+    labels; several of them must all match.
+    """
     named = request.query_params.multi_items()
     labels = [(name.removeprefix("metadata."), value) for name, value in named if name.startswith("metadata.")]
     found = await tasks.list(caller, filters, labels, _position(filters.cursor), filters.limit + 1)
@@ -86,16 +114,21 @@ async def list_tasks(
     return TaskPage(items=list(page), next_cursor=following)
 
 
-@router.get("/{task_id}", operation_id="getTask", response_model=TaskRead, responses=KNOWN)
+@router.get("/{task_id}", operation_id="getTask", summary="Get a task", response_model=TaskRead, responses=READ)
 async def get_task(
     tasks: TasksDep,
     waiters: WaitersDep,
     caller: CallerDep,
-    task_id: str,
+    task_id: TaskId,
     wait: WaitDep,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """One task as it stands. With `Prefer: wait`, once its version is not the known one, or else once it has ended."""
+    """
+    Get one task in its current state.
+
+    With `Prefer: wait=n` the response waits up to n seconds for the task to have another
+    version than the one in `If-None-Match`, or, without that header, for it to end.
+    """
     snapshot = snapshot_of(await tasks.get(caller, task_id))
 
     def is_awaited(task: TaskSnapshot) -> bool:
@@ -104,44 +137,61 @@ async def get_task(
     return waiters.answer(snapshot, wait, is_awaited, partial(_known_or_whole, if_none_match))
 
 
-@router.post("/{task_id}/cancel", operation_id="cancelTask", responses=problem_responses(TaskAlreadyFinal))
-async def cancel_task(tasks: TasksDep, caller: CallerDep, task_id: str) -> CanceledTask:
-    """Stop a task. Before it was sent nothing is charged; afterwards the upstream may charge it all the same."""
+@router.post(
+    "/{task_id}/cancel",
+    operation_id="cancelTask",
+    summary="Cancel a task",
+    responses=problem_responses(TaskAlreadyFinal),
+)
+async def cancel_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> CanceledTask:
+    """Cancel a task. Nothing is charged if it was not sent yet; otherwise the upstream may still charge for it."""
     task = await tasks.cancel(caller, task_id)
     return CanceledTask(**task.model_dump(), charge_may_apply=task.charge is not Charge.none)
 
 
-@router.delete("/{task_id}", operation_id="deleteTask", status_code=204, responses=problem_responses(TaskNotFinal))
-async def delete_task(tasks: TasksDep, caller: CallerDep, task_id: str) -> None:
-    """Erase a task that has ended: its prompt, its clips with their audio, its events, callbacks and deliveries."""
+@router.delete(
+    "/{task_id}",
+    operation_id="deleteTask",
+    summary="Delete a task",
+    status_code=204,
+    response_description="The task is deleted.",
+    responses=problem_responses(TaskNotFinal),
+)
+async def delete_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> None:
+    """Delete a task that has ended, with its prompt, clips, audio, events, callbacks and deliveries."""
     await tasks.erase(caller, task_id)
 
 
-@router.get("/{task_id}/callbacks", operation_id="listTaskCallbacks")
+@router.get(
+    "/{task_id}/callbacks",
+    operation_id="listTaskCallbacks",
+    summary="List a task's callbacks",
+    responses=PAGE,
+)
 async def list_callbacks(
     request: Request,
     response: Response,
     tasks: TasksDep,
     caller: CallerDep,
-    task_id: str,
+    task_id: TaskId,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> CallbackPage:
-    """The upstream's callbacks for a task as they were received, oldest first; secrets are redacted."""
+    """List the callbacks that the upstream sent for a task, as received but for secrets, oldest first."""
     position = decode_cursor(cursor, 1)
     callbacks = await tasks.list_callbacks(caller, task_id, position[0] if position else "", limit + 1)
     page, following = next_page(request, response, callbacks, limit, lambda callback: (callback.id,))
     return CallbackPage(items=[_read_callback(callback) for callback in page], next_cursor=following)
 
 
-@account_router.get("/v1/usage", operation_id="getUsage")
+@account_router.get("/v1/usage", operation_id="getUsage", summary="Get your usage")
 async def get_usage(
     tasks: TasksDep,
     caller: CallerDep,
-    since: Annotated[Moment | SkipJsonSchema[None], Query()] = None,
-    until: Annotated[Moment | SkipJsonSchema[None], Query()] = None,
+    since: Since = None,
+    until: Until = None,
 ) -> Usage:
-    """A summary of this key's tasks and their charges: those created from `since` on and before `until`."""
+    """Count this key's tasks in a time range and what they cost."""
     return await tasks.usage(caller, since, until)
 
 

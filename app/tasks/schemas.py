@@ -1,4 +1,4 @@
-"""The shapes in which callers order sounds and see them."""
+"""The shapes of requests for sounds, and of tasks with their clips."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
-from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
+from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.models import Clip, Task
 from app.signed_urls import SignedUrls
 from app.web import WHOLE, Moment, StrictModel, Text
-from app.web.pagination import Cursor, Limit
+from app.web.fields import EXAMPLE_TASK_ID
+from app.web.pagination import Cursor, Limit, NextCursor
 
 SoundKey = Literal[
     "Any",
@@ -25,162 +27,239 @@ WebhookUrl = Annotated[str, StringConstraints(max_length=2048), Field(json_schem
 Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
 
+TaskId = Annotated[str, Path(description="The `id` of one of your tasks.", examples=[EXAMPLE_TASK_ID])]
+
 
 def _bound_names(schema: dict[str, Any]) -> None:
-    """Say that other names are refused; pydantic's own words admit them, with values of any kind."""
+    """Refuse other keys in the schema too: pydantic's `patternProperties` admits them, with values of any kind."""
     schema["propertyNames"]["pattern"], schema["additionalProperties"] = schema.pop("patternProperties").popitem()
 
 
 class TaskCreate(StrictModel):
-    """An order for one sound."""
+    """A request for one sound."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"prompt": "soft rain on a tin roof", "sound_tempo": 90, "sound_key": "Am"}]}
     )
 
-    prompt: Prompt
-    model: Annotated[Text, StringConstraints(min_length=1, max_length=64)] | None = None
-    sound_loop: bool = False
-    sound_tempo: Annotated[int, Field(ge=1, le=300), WHOLE] | None = None
-    sound_key: SoundKey = "Any"
-    grab_lyrics: bool = False
-    webhook_url: WebhookUrl | None = None
+    prompt: Prompt = Field(
+        description="What the sound should be, in words: 1 to 500 characters.", examples=["soft rain on a tin roof"]
+    )
+    model: Annotated[Text, StringConstraints(min_length=1, max_length=64)] | None = Field(
+        default=None,
+        description="The upstream's model to use; null means the service's default model.",
+        examples=["V5"],
+    )
+    sound_loop: bool = Field(
+        default=False, description="Whether the sound should loop without a seam.", examples=[True]
+    )
+    sound_tempo: Annotated[int, Field(ge=1, le=300), WHOLE] | None = Field(
+        default=None, description="The tempo in BPM, 1 to 300; null lets the upstream choose.", examples=[90]
+    )
+    sound_key: SoundKey = Field(
+        default="Any", description="The musical key; `Any` lets the upstream choose.", examples=["Am"]
+    )
+    grab_lyrics: bool = Field(
+        default=False,
+        description="Whether to fetch the sung words with their times once the sound is ready.",
+        examples=[True],
+    )
+    webhook_url: WebhookUrl | None = Field(
+        default=None,
+        description="An HTTP or HTTPS URL, at most 2048 characters, that receives this task's final event as a webhook;"
+        " null for none. It must not lead to a private address.",
+        examples=["https://example.com/hooks/sounds"],
+    )
     metadata: Annotated[
-        dict[Label, LabelValue], Field(max_length=16, default_factory=dict, json_schema_extra=_bound_names)
+        dict[Label, LabelValue],
+        Field(
+            max_length=16,
+            default_factory=dict,
+            description="Your own labels, at most 16: keys of 1 to 64 characters, values of at most 512. They are"
+            " stored and returned with the task, can filter lists, and are not sent to the upstream.",
+            examples=[{"scene": "attic"}],
+            json_schema_extra=_bound_names,
+        ),
     ]
 
 
 class TaskFilters(BaseModel):
     """Which tasks to list, and from where."""
 
-    status: TaskStatus | SkipJsonSchema[None] = None
-    model: Text | SkipJsonSchema[None] = None
-    created_after: Moment | SkipJsonSchema[None] = None
-    created_before: Moment | SkipJsonSchema[None] = None
+    status: TaskStatus | SkipJsonSchema[None] = Field(
+        default=None, description="Only tasks with this status.", examples=["succeeded"]
+    )
+    model: Text | SkipJsonSchema[None] = Field(default=None, description="Only tasks for this model.", examples=["V5"])
+    created_after: Moment | SkipJsonSchema[None] = Field(
+        default=None, description="Only tasks created after this time (RFC 3339).", examples=["2026-01-31T08:00:00Z"]
+    )
+    created_before: Moment | SkipJsonSchema[None] = Field(
+        default=None, description="Only tasks created before this time (RFC 3339).", examples=["2026-02-01T08:00:00Z"]
+    )
     limit: Limit = 50
     cursor: Cursor = None
 
 
 class TaskError(BaseModel):
-    """Why a task failed, in our word and the upstream's."""
+    """Why a task failed: this service's code, and the upstream's message and code where there are any."""
 
-    code: ErrorCode
-    message: str | None
-    upstream_code: int | None
+    code: ErrorCode = Field(description="Why the task failed.", examples=["content_rejected"])
+    message: str | None = Field(
+        description="An explanation for people, often the upstream's own; null where there is none.",
+        examples=["The prompt contains words that are not allowed."],
+    )
+    upstream_code: int | None = Field(
+        description="The upstream's own error code; null where the failure did not come from the upstream.",
+        examples=[400],
+    )
 
 
 class LyricRead(BaseModel):
-    """One word; `start` and `end` in seconds from the beginning of the clip."""
+    """One sung word and when it is sung."""
 
-    word: str
-    start: float
-    end: float
+    word: str = Field(description="The word as sung, with its punctuation.", examples=["rain"])
+    start: float = Field(description="When the word begins, in seconds from the beginning of the clip.", examples=[1.2])
+    end: float = Field(description="When the word ends, in seconds from the beginning of the clip.", examples=[1.65])
 
 
 class ClipRead(BaseModel):
-    """One audio result. `audio_url` works without a key for a while, and is null until our copy exists."""
+    """One audio result of a task."""
 
-    index: int
-    upstream_clip_id: str | None
-    title: str | None
-    tags: str | None
-    duration: float | None
-    model_name: str | None
-    image_url: str | None
-    upstream_audio_url: str | None
-    audio_url: str | None
-    content_type: str | None
-    size: int | None
-    sha256: str | None
-    archived_at: datetime | None
-    lyrics: list[LyricRead] | None
+    index: int = Field(
+        description="The clip's position in its task, from 0; it is part of the clip's URLs.",
+        examples=[0],
+        json_schema_extra={"minimum": 0},
+    )
+    upstream_clip_id: str | None = Field(
+        description="The upstream's id for the clip; null where it gave none.", examples=["8551662c-0f3a-4c55"]
+    )
+    title: str | None = Field(description="The upstream's title; null where it gave none.", examples=["Attic Rain"])
+    tags: str | None = Field(
+        description="The upstream's description of the style; null where it gave none.", examples=["ambient, rain"]
+    )
+    duration: float | None = Field(
+        description="The length of the audio in seconds; null where the upstream gave none.", examples=[11.2]
+    )
+    model_name: str | None = Field(
+        description="The upstream's internal name of the model that made the clip; null where it gave none.",
+        examples=["chirp-fenix"],
+    )
+    image_url: str | None = Field(
+        description="The upstream's URL of the cover image, which expires; null where there is none.",
+        examples=["https://cdn.example/covers/8551662c.jpeg"],
+    )
+    upstream_audio_url: str | None = Field(
+        description="The upstream's URL of the audio, which expires, often within a day; null where it gave none.",
+        examples=["https://cdn.example/audio/8551662c.mp3"],
+    )
+    audio_url: str | None = Field(
+        description="A signed link to this service's copy of the audio, which works without a key for a limited time"
+        " (24 hours by default; read the task again for a new one); null until the copy exists.",
+        examples=[
+            f"https://sounds.example/v1/tasks/{EXAMPLE_TASK_ID}/clips/0/audio?expires=1769932800&signature=kq3vB1fGZt8"
+        ],
+    )
+    content_type: str | None = Field(
+        description="The media type of the copy, found from its bytes; null until the copy exists.",
+        examples=["audio/mpeg"],
+    )
+    size: int | None = Field(description="The size of the copy in bytes; null until it exists.", examples=[181_248])
+    sha256: str | None = Field(
+        description="The SHA-256 of the copy in 64 hexadecimal digits; null until the copy exists.",
+        examples=["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"],
+    )
+    archived_at: datetime | None = Field(
+        description="When the copy was stored; null until then.", examples=["2026-01-31T08:00:45Z"]
+    )
+    lyrics: list[LyricRead] | None = Field(
+        description="The sung words in their order, an empty list where nothing is sung; null where `grab_lyrics` was"
+        " not set, or as long as they are not known."
+    )
 
 
 class TaskRead(BaseModel):
-    """A task as its caller sees it."""
+    """A request for a sound, with what became of it."""
 
-    id: str
-    status: TaskStatus
-    version: int
-    prompt: str
-    model: str
-    sound_loop: bool
-    sound_tempo: int | None
-    sound_key: str
-    grab_lyrics: bool
-    metadata: dict[str, str]
-    webhook_url: str | None
-    upstream_task_id: str | None
-    resolved_by: ResolvedBy | None
-    error: TaskError | None
-    clips: list[ClipRead]
-    charge: Charge
-    queue_position: int | None
-    created_at: datetime
-    submitted_at: datetime | None
-    completed_at: datetime | None
-    updated_at: datetime
+    id: str = Field(description="The task's id: a UUIDv7 in 32 hexadecimal digits.", examples=[EXAMPLE_TASK_ID])
+    status: TaskStatus = Field(description="The task's current state.", examples=["succeeded"])
+    version: int = Field(
+        description="A counter that rises by 1 with every visible change of the task, from 1; the later of two copies"
+        " of a task has the larger version.",
+        examples=[5],
+        json_schema_extra={"minimum": 1},
+    )
+    prompt: str = Field(description="The requested sound in words.", examples=["soft rain on a tin roof"])
+    model: str = Field(description="The requested model, or the default of that time.", examples=["V5"])
+    sound_loop: bool = Field(description="Whether a loop was requested.", examples=[False])
+    sound_tempo: int | None = Field(
+        description="The requested tempo in BPM, 1 to 300; null leaves it to the upstream.", examples=[90]
+    )
+    sound_key: str = Field(description="The requested musical key; `Any` leaves it to the upstream.", examples=["Am"])
+    grab_lyrics: bool = Field(description="Whether the sung words were requested.", examples=[False])
+    metadata: dict[str, str] = Field(description="Your own labels of the task.", examples=[{"scene": "attic"}])
+    webhook_url: str | None = Field(
+        description="The URL that receives this task's final event; null for none.",
+        examples=["https://example.com/hooks/sounds"],
+    )
+    upstream_task_id: str | None = Field(
+        description="The upstream's id for the task; null until it is known.", examples=["2fac9f72a1c44f8e"]
+    )
+    resolved_by: ResolvedBy | None = Field(
+        description="How this service learned of the task's end; null until then, and where the service or a caller"
+        " ended the task.",
+        examples=["callback"],
+    )
+    error: TaskError | None = Field(description="Why the task failed; null unless `status` is `failed`.")
+    clips: list[ClipRead] = Field(description="The audio results so far, by `index`; empty until the first is ready.")
+    charge: Charge = Field(description="What the task may have cost.", examples=["charged"])
+    queue_position: int | None = Field(
+        description="The task's place among all queued tasks, from 1 (next); null unless `status` is `queued`.",
+        examples=[3],
+    )
+    created_at: datetime = Field(description="When the task was stored.", examples=["2026-01-31T08:00:00Z"])
+    submitted_at: datetime | None = Field(
+        description="When the task was sent to the upstream; null until then.", examples=["2026-01-31T08:00:01Z"]
+    )
+    completed_at: datetime | None = Field(
+        description="When the task succeeded, failed or was canceled; null until then.",
+        examples=["2026-01-31T08:00:42Z"],
+    )
+    updated_at: datetime = Field(
+        description="When the task last changed visibly, and got its current `version`.",
+        examples=["2026-01-31T08:00:45Z"],
+    )
 
 
 class CanceledTask(TaskRead):
-    """A task that was stopped, and whether the upstream may charge it all the same."""
+    """A canceled task."""
 
-    charge_may_apply: bool
+    charge_may_apply: bool = Field(
+        description="Whether the upstream may still charge for the task, because it was sent before it was canceled.",
+        examples=[True],
+    )
 
 
 class TaskPage(BaseModel):
-    """Some tasks, newest first, and where the next ones begin."""
+    """One page of tasks, newest first."""
 
-    items: list[TaskRead]
-    next_cursor: str | None
-
-
-class EventRead(BaseModel):
-    """A numbered fact about a task; `data` holds what it changed."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str
-    type: EventType
-    task_id: str
-    version: int
-    created_at: datetime
-    data: dict[str, Any]
-
-
-class EventPage(BaseModel):
-    """A task's history, oldest first."""
-
-    items: list[EventRead]
-    next_cursor: str | None
-
-
-class CallbackRead(BaseModel):
-    """A message from the upstream as it was received, less its secrets; one of the two bodies is null."""
-
-    id: str
-    received_at: datetime
-    headers: dict[str, str]
-    body: str | None
-    body_base64: str | None
-    outcome: CallbackOutcome
-
-
-class CallbackPage(BaseModel):
-    """What the upstream told us of a task, oldest first."""
-
-    items: list[CallbackRead]
-    next_cursor: str | None
+    items: list[TaskRead] = Field(description="The tasks of this page, newest first.")
+    next_cursor: NextCursor
 
 
 class Usage(BaseModel):
-    """Tasks created, POSTs made for them, and how many of the tasks were charged, refunded, or possibly charged."""
+    """How many tasks a key created in a time range, and what they cost. Erased tasks are included."""
 
-    tasks: int
-    posts: int
-    charged: int
-    refunded: int
-    possible: int
+    tasks: int = Field(description="How many tasks were created.", examples=[128])
+    posts: int = Field(
+        description="How many submit requests were sent to the upstream for these tasks; more than one for a task"
+        " whose submit was refused and repeated.",
+        examples=[130],
+    )
+    charged: int = Field(description="How many of the tasks the upstream charges for.", examples=[120])
+    refunded: int = Field(description="How many of the tasks were charged and refunded.", examples=[3])
+    possible: int = Field(
+        description="How many of the tasks may be charged: their submit's answer was lost.", examples=[1]
+    )
 
 
 def read_clip(clip: Clip, signed_urls: SignedUrls) -> ClipRead:

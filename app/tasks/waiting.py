@@ -159,8 +159,16 @@ def snapshot_of(task: TaskRead) -> TaskSnapshot:
     return TaskSnapshot(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
 
 
-# Makers of clients know no header that comes several times.
-PreferHeader = Annotated[list[str] | SkipJsonSchema[None], WithJsonSchema({"type": "string"}), Header()]
+# Client generators support no header that is sent several times.
+PreferHeader = Annotated[
+    list[str] | SkipJsonSchema[None],
+    WithJsonSchema({"type": "string", "examples": ["wait=30"]}),
+    Header(
+        alias="Prefer",
+        description="`wait=n` (RFC 7240) delays the response until the task is as awaited, by at most n seconds (up to"
+        " 60).",
+    ),
+]
 
 
 async def read_wait(prefer: PreferHeader = None) -> Wait | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.auth.api_keys import CallerDep
 from app.errors import UpstreamUnavailable
@@ -19,15 +19,22 @@ CreditsDep = Annotated[CreditsCache, provided(CreditsCache)]
 
 
 class CreditsRead(BaseModel):
-    """What is left on the account that all callers share."""
+    """The credits left on the upstream account, which all callers share."""
 
-    credits: float
-    checked_at: datetime
+    credits: float = Field(description="The credits left, with fractions.", examples=[1025.6])
+    checked_at: datetime = Field(
+        description="When the upstream reported this, at most 10 seconds ago.", examples=["2026-01-31T08:00:00Z"]
+    )
 
 
-@router.get("/v1/credits", operation_id="getCredits", responses=problem_responses(UpstreamUnavailable))
+@router.get(
+    "/v1/credits",
+    operation_id="getCredits",
+    summary="Get the remaining credits",
+    responses=problem_responses(UpstreamUnavailable),
+)
 async def get_credits(cache: CreditsDep, caller: CallerDep) -> CreditsRead:
-    """Get the credits that are left on the upstream's account; at most 10 seconds old."""
+    """Get the credits left on the upstream account, as of at most 10 seconds ago."""
     found = await read_credits(cache)
     return CreditsRead(credits=float(found.credits), checked_at=found.checked_at)
 

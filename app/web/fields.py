@@ -10,6 +10,12 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 WITHOUT_NUL = r"^[^\x00]*$"
 Text = Annotated[str, StringConstraints(pattern=WITHOUT_NUL)]
 
+# The examples of the OpenAPI document name the same task, endpoint, event and delivery throughout.
+EXAMPLE_TASK_ID = "019a6c1e7b7f7d0e8c5a2f4b6d8e0a1c"
+EXAMPLE_ENDPOINT_ID = "019a6b0f5c3d7a118b2c4d6e8f0a2b4c"
+EXAMPLE_EVENT_ID = "019a6c1f1f2a7b3c9d4e5f60718293a4"
+EXAMPLE_DELIVERY_ID = "019a6c1f1f2b7c4d8e5f60718293a4b5"
+
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 

@@ -1,8 +1,8 @@
-"""The OpenAPI document, completed by what the framework cannot know: our problems, headers and models."""
+"""The OpenAPI document: what the framework does not know about errors, headers and models is added here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -26,24 +26,25 @@ from app.errors import (
     UnsupportedMediaType,
     cases,
 )
+from app.web.fields import EXAMPLE_TASK_ID
 from app.web.problems import CASES, MEDIA_TYPE, Problem
 
 DESCRIPTION = """
-Bodies are JSON in snake_case; unknown fields are refused. Times are RFC 3339 in UTC. Whatever goes wrong is told as
-`application/problem+json` (RFC 9457), and each `type` leads to a page about it.
+Request and response bodies are JSON with names in snake_case; unknown request fields are refused. Times are RFC 3339
+in UTC. Errors are `application/problem+json` (RFC 9457): the `type` of each is the URL of a page that explains it.
 """.strip()
 
 TAGS: Mapping[str, str] = {
-    "tasks": "Requests for sounds, and what became of them.",
-    "clips": "The audio of a task, its cover and its lyrics: our own copies, which do not expire.",
-    "webhooks": "Being told instead of asking.",
-    "account": "What is left upstream, and what was used.",
-    "callbacks": "Where the upstream calls; each address holds a secret that only the upstream was told.",
-    "drop-in": "The vendor's own API over the same tasks: its clients change the base URL and the key.",
-    "health": "For load balancers and monitors.",
+    "tasks": "Requests for sounds: create, read, list, cancel and delete them, and follow what happens to them.",
+    "clips": "The audio of a task, its cover image and its lyrics, as copies that do not expire with the upstream's.",
+    "webhooks": "Webhook endpoints and their deliveries, and the webhooks that they receive.",
+    "account": "The upstream's remaining credits, and the use that this key made of them.",
+    "callbacks": "Where the upstream sends its callbacks; each URL contains a secret that only the upstream has.",
+    "drop-in": "The vendor's own API over the same tasks: its clients change only the base URL and the key.",
+    "health": "Liveness and readiness for load balancers and monitoring.",
 }
 
-# What any request may meet before a route sees it.
+# Errors that any request may get before it reaches a route.
 ANYWHERE: Sequence[type[AppError]] = (
     UnreadableRequest,
     RequestTimeout,
@@ -55,40 +56,51 @@ ANYWHERE: Sequence[type[AppError]] = (
     TooManyConnections,
 )
 
-HEADERS: Mapping[str, str] = {
-    "Accept": "The media type that can be read.",
-    "Accept-Encoding": "The content coding that can be read.",
-    "Accept-Ranges": "That parts can be asked for.",
-    "Cache-Control": "Whether the answer may be kept.",
-    "Content-Disposition": "A name to keep the file by.",
-    "Content-Range": "Which part this is, and of how much.",
-    "ETag": "Names this version, for `If-None-Match`.",
-    "Idempotency-Replayed": "`true` where an earlier request with this key made the task.",
-    "Link": 'The next page, as `rel="next"` (RFC 8288); absent on the last one.',
-    "Location": "Where it is.",
-    "RateLimit": "What is left of your rate and in how many seconds there is more; absent where there is no limit.",
-    "RateLimit-Policy": "How many submits you may make in how many seconds; absent where there is no limit.",
-    "Retry-After": "In how many seconds to come again.",
-    "WWW-Authenticate": "The scheme to authenticate with.",
+# Each response header with its description and an example; an integer makes its schema one.
+HEADERS: Mapping[str, tuple[str, str | int]] = {
+    "Accept": ("The media type that request bodies must have.", "application/json"),
+    "Accept-Encoding": ("The content coding that request bodies must have.", "identity"),
+    "Accept-Ranges": ("The unit in which `Range` can ask for a part of the file.", "bytes"),
+    "Cache-Control": ("Whether, where and for how many seconds the response may be cached.", "private, no-cache"),
+    "Content-Disposition": (
+        "A file name to save the response under, from the clip's title.",
+        'inline; filename="a.mp3"',
+    ),
+    "Content-Range": ("The bytes of the part, counted from 0, and the size of the whole file.", "bytes 0-1023/181248"),
+    "ETag": ("Identifies this version of the resource; send it back in `If-None-Match`.", 'W/"5"'),
+    "Idempotency-Replayed": ("`true` if an earlier request with the same key made the task; else absent.", "true"),
+    "Link": (
+        'The next page as `rel="next"` (RFC 8288); absent on the last page.',
+        '</v1/tasks?cursor=WyJhI>; rel="next"',
+    ),
+    "Location": ("The URL of the resource.", f"/v1/tasks/{EXAMPLE_TASK_ID}"),
+    "Preference-Applied": ("The `wait` in seconds that was applied (RFC 7240); absent without one.", "wait=30"),
+    "RateLimit": (
+        "The requests left in this window, `r`, and the seconds until there are more, `t`; absent without a limit.",
+        '"default";r=59;t=60',
+    ),
+    "RateLimit-Policy": (
+        "The requests allowed, `q`, in any window of `w` seconds; absent without a limit.",
+        '"default";q=60;w=60',
+    ),
+    "Retry-After": ("How many seconds to wait before the next request.", 5),
+    "WWW-Authenticate": ("The authentication scheme to use.", "Bearer"),
 }
-ORDER_HEADERS = ("Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy")
-FILE_HEADERS = ("ETag", "Cache-Control", "Accept-Ranges", "Content-Disposition")
-RESPONSE_HEADERS: Mapping[tuple[str, str], Sequence[str]] = {
-    ("createTask", "200"): ORDER_HEADERS,
-    ("createTask", "202"): (*ORDER_HEADERS, "Retry-After"),
-    ("createTask", "429"): ("RateLimit", "RateLimit-Policy", "Retry-After"),
-    ("getClipAudio", "200"): FILE_HEADERS,
-    ("getClipAudio", "206"): (*FILE_HEADERS, "Content-Range"),
-    ("getClipAudio", "307"): ("Location", "Cache-Control"),
-    ("getClipImage", "200"): FILE_HEADERS,
-    ("getClipImage", "206"): (*FILE_HEADERS, "Content-Range"),
-    ("getTask", "200"): ("ETag", "Cache-Control"),
-    ("getTask", "304"): ("ETag", "Cache-Control"),
-}
+
+
+def response_headers(*names: str) -> dict[str, Any]:
+    """The `headers` of a response in OpenAPI, as references to their descriptions in HEADERS."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def header_parameter(name: str, description: str, example: str) -> dict[str, Any]:
+    """An optional header parameter in OpenAPI, for a route that reads it from the request itself."""
+    schema = {"type": "string", "examples": [example]}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
 def complete_document(app: FastAPI, models: Sequence[str]) -> None:
-    """Let the OpenAPI document say of every operation how it may end; `models` are those that can be ordered here."""
+    """Add to the OpenAPI document the errors of every operation, and the `models` that a task may name."""
     build = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -106,15 +118,15 @@ def _complete(document: dict[str, Any], models: Sequence[str]) -> None:
     for framework_shape in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(framework_shape, None)
     components["schemas"].update(_problem_schemas())
-    components["headers"] = {name: _header(text) for name, text in HEADERS.items()}
+    components["headers"] = {name: _header(*texts) for name, texts in HEADERS.items()}
     _name_models(components["schemas"]["TaskCreate"], models)
     for operation in _received(document):
         if CASES not in operation["responses"].get("422", {CASES: ()}):
-            # The framework's own shape, which we never answer.
+            # The framework's own shape, which is never sent.
             del operation["responses"]["422"]
     for path, operation in _operations(document["paths"]):
         _add_problems(components.setdefault("responses", {}), path, operation)
-        _add_headers(operation)
+        _describe_responses(components["schemas"], operation)
 
 
 def _operations(paths: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -124,16 +136,21 @@ def _operations(paths: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _received(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every operation, ours and those that we expect of receivers."""
+    """Every operation: those of this service, and those that it calls at receivers of webhooks."""
     for _, operation in _operations(document["paths"] | document.get("webhooks", {})):
         yield operation
         for paths in operation.get("callbacks", {}).values():
             yield from (callback for _, callback in _operations(paths))
 
 
-def _name_models(order: dict[str, Any], models: Sequence[str]) -> None:
-    described = f"The upstream's model; {models[0]} unless given."
-    order["properties"]["model"] = {"enum": [*models, None], "default": None, "description": described}
+def _name_models(request: dict[str, Any], models: Sequence[str]) -> None:
+    described = f"The upstream's model to use; null means {models[0]}."
+    request["properties"]["model"] = {
+        "enum": [*models, None],
+        "default": None,
+        "description": described,
+        "examples": [models[0]],
+    }
 
 
 def _add_problems(shared: dict[str, Any], path: str, operation: dict[str, Any]) -> None:
@@ -190,26 +207,24 @@ def _problem_response(found: Sequence[type[AppError]]) -> dict[str, Any]:
     }
     return {
         "description": " Or: ".join(case.title for case in found),
-        "headers": _refer(dict.fromkeys(name for case in found for name in case.headers)),
+        "headers": response_headers(
+            *dict.fromkeys(name for case in found for name in (*case.headers, *case.dynamic_headers))
+        ),
         "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}},
     }
 
 
-def _add_headers(operation: dict[str, Any]) -> None:
-    for status, response in operation["responses"].items():
-        names = list(RESPONSE_HEADERS.get((operation["operationId"], status), ()))
-        if status == "200" and "limit" in {parameter["name"] for parameter in operation.get("parameters", ())}:
-            names.append("Link")
-        if names and "$ref" not in response:
-            response["headers"] = _refer(names)
+def _describe_responses(schemas: Mapping[str, Any], operation: Mapping[str, Any]) -> None:
+    """Describe each success by its schema where the route has no description of its own."""
+    for response in operation["responses"].values():
+        reference = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
+        if response.get("description") == "Successful Response" and reference:
+            response["description"] = schemas[reference.rpartition("/")[2]]["description"]
 
 
-def _refer(names: Iterable[str]) -> dict[str, Any]:
-    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-
-
-def _header(text: str) -> dict[str, Any]:
-    return {"description": text, "schema": {"type": "string"}}
+def _header(description: str, example: str | int) -> dict[str, Any]:
+    kind = "integer" if isinstance(example, int) else "string"
+    return {"description": description, "schema": {"type": kind, "examples": [example]}}
 
 
 def _problem_schemas() -> dict[str, Any]:

@@ -6,20 +6,28 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from app.errors import InvalidRequest
+from app.web.openapi import response_headers
 
 Item = TypeVar("Item")
-Limit = Annotated[int, Query(ge=1, le=200, description="How many items at most.")]
+EXAMPLE_CURSOR = "WyIwMTlhNmMxZTdiN2Y3ZDBlOGM1YTJmNGI2ZDhlMGExYyJd"
+Limit = Annotated[int, Query(ge=1, le=200, description="The most items in one page, 1 to 200.", examples=[50])]
 Cursor = Annotated[
     Annotated[str, StringConstraints(max_length=500)] | SkipJsonSchema[None],
-    Query(description="`next_cursor` of the page before."),
+    Query(description="The `next_cursor` of the page before; leave it out for the first.", examples=[EXAMPLE_CURSOR]),
 ]
+NextCursor = Annotated[
+    str | None,
+    Field(description="The `cursor` of the next page; null on the last one.", examples=[EXAMPLE_CURSOR]),
+]
+# The `responses` of a route that answers pages.
+PAGE: dict[int | str, dict[str, Any]] = {200: {"headers": response_headers("Link")}}
 
 
 def encode_cursor(*position: str) -> str:

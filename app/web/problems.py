@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from app.errors import AppError, FieldError, NotFound, cases
@@ -23,22 +23,53 @@ CASES = "x-cases"
 
 
 class FieldProblem(BaseModel):
-    """One error in a request: where, as a JSON pointer, and what is wrong."""
+    """One error in a request: where it is, and what is wrong."""
 
-    pointer: str
-    detail: str
+    pointer: str = Field(
+        description="Where the error is: a JSON pointer as a URI fragment (RFC 6901 §6), of at most 120 characters,"
+        " into the body, or below `#/query`, `#/path` or `#/header`.",
+        examples=["#/sound_tempo"],
+    )
+    detail: str = Field(description="What is wrong there.", examples=["Input should be less than or equal to 300"])
 
 
 class Problem(BaseModel):
-    """Problem details (RFC 9457 §3)."""
+    """Problem details (RFC 9457 §3) of a request that failed."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str
-    title: str
-    status: int
-    detail: str | None = None
-    errors: list[FieldProblem] | None = None
+    type: str = Field(
+        description="The kind of problem: the path of a page that explains it.", examples=["/problems/invalid-request"]
+    )
+    title: str = Field(
+        description="What this kind of problem is, in a sentence that never varies.",
+        examples=["The request is well-formed but cannot be accepted."],
+    )
+    status: int = Field(
+        description="The HTTP status code of the response, 400 to 599.",
+        examples=[422],
+        json_schema_extra={"minimum": 400, "maximum": 599},
+    )
+    detail: str | None = Field(
+        default=None,
+        description="What happened in this case, or what to do about it.",
+        examples=["`errors` lists each field that must change, and why."],
+    )
+    errors: list[FieldProblem] | None = Field(
+        default=None,
+        description="Every error in the request, as far as a response of at most 2000 bytes has room for them; absent"
+        " where the problem is not about single fields.",
+    )
+    upstream_code: int | None = Field(
+        default=None,
+        description="The upstream's own code, in problems with the upstream; null where it sent none.",
+        examples=[455],
+    )
+    upstream_message: str | None = Field(
+        default=None,
+        description="The upstream's own message, in problems with the upstream; null where it sent none.",
+        examples=["System maintenance"],
+    )
 
 
 def problem(error: AppError) -> Response:

@@ -1,4 +1,4 @@
-"""What receivers are sent, for the OpenAPI document."""
+"""The webhooks that receivers get, for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header
 
 from app.enums import WebhookType
+from app.web.fields import EXAMPLE_EVENT_ID
 from app.webhooks.schemas import EndpointWebhook
 
-WebhookId = Annotated[str, Header(description="The event's id: the same on every attempt.")]
-WebhookTimestamp = Annotated[str, Header(description="When this attempt was made, in Unix seconds.")]
+WebhookId = Annotated[
+    str, Header(description="The event's id, the same on every attempt.", examples=[EXAMPLE_EVENT_ID])
+]
+WebhookTimestamp = Annotated[
+    str, Header(description="When this attempt was made, in Unix seconds.", examples=["1769846442"])
+]
 WebhookSignature = Annotated[
-    str, Header(description="`v1,<base64>` after Standard Webhooks; while secrets overlap several, by spaces.")
+    str,
+    Header(
+        description="The signature after Standard Webhooks, `v1,<base64>`; for 24 hours after a rotation two of them,"
+        " separated by a space.",
+        examples=["v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4="],
+    ),
 ]
 
 SUMMARIES: Mapping[WebhookType, str] = {
-    WebhookType.webhook_test: "You asked for a test.",
-    WebhookType.endpoint_disabled: "Another endpoint of yours failed for 5 days, or answered 410.",
+    WebhookType.webhook_test: "A test that you requested",
+    WebhookType.endpoint_disabled: "Another endpoint of yours was disabled",
 }
 
 
@@ -28,13 +38,13 @@ async def receive_endpoint_webhook(
     webhook_timestamp: WebhookTimestamp,
     webhook_signature: WebhookSignature,
 ) -> None:
-    """Answer 2xx within 15 seconds; anything else is tried again later."""
+    """Answer with a 2xx status within 15 seconds; otherwise the webhook is sent again later."""
 
 
 def described(
     receive: Callable[..., Any], summaries: Mapping[WebhookType, str], path: str = "{kind}", verb: str = "hear"
 ) -> APIRouter:
-    """One route, which nobody serves, for each event that is received like this."""
+    """One route for each event type that receivers get in this shape; it is documented, not served."""
     router = APIRouter(tags=["webhooks"])
     for kind, summary in summaries.items():
         name = "".join(word.capitalize() for word in kind.replace(".", "_").split("_"))
@@ -43,7 +53,8 @@ def described(
             receive,
             methods=["POST"],
             status_code=204,
-            responses={"default": {"description": "Not taken in: it comes again later; 410 ends all deliveries."}},
+            response_description="The webhook was received, and is not sent again.",
+            responses={"default": {"description": "The webhook is sent again later; 410 disables the endpoint."}},
             name=kind.value,
             summary=summary,
             operation_id=f"{verb}{name}",

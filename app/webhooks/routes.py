@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
 from app.auth.api_keys import CallerDep
-from app.web.pagination import Cursor, Limit, decode_cursor, next_page
+from app.web.openapi import response_headers
+from app.web.pagination import PAGE, Cursor, Limit, decode_cursor, next_page
 from app.web.provided import provided
 from app.web.routing import Router
 from app.webhooks.schemas import (
     AttemptPage,
     AttemptRead,
     DeliveryFilters,
+    DeliveryId,
     DeliveryPage,
     DeliveryRead,
     EndpointCreate,
+    EndpointId,
     EndpointPage,
     EndpointRead,
     EndpointUpdate,
@@ -29,10 +32,18 @@ from app.webhooks.schemas import (
 from app.webhooks.service import WebhookService
 
 router = Router(prefix="/v1", tags=["webhooks"])
+# Secrets are never cached.
+UNCACHED: dict[int | str, dict[str, Any]] = {200: {"headers": response_headers("Cache-Control")}}
 WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
 
 
-@router.post("/webhook-endpoints", status_code=201, operation_id="createWebhookEndpoint")
+@router.post(
+    "/webhook-endpoints",
+    status_code=201,
+    operation_id="createWebhookEndpoint",
+    summary="Create a webhook endpoint",
+    responses={201: {"headers": response_headers("Location")}},
+)
 async def create_endpoint(
     response: Response, webhooks: WebhooksDep, caller: CallerDep, body: EndpointCreate
 ) -> EndpointRead:
@@ -42,7 +53,7 @@ async def create_endpoint(
     return read_endpoint(endpoint)
 
 
-@router.get("/webhook-endpoints", operation_id="listWebhookEndpoints")
+@router.get("/webhook-endpoints", operation_id="listWebhookEndpoints", summary="List webhook endpoints", responses=PAGE)
 async def list_endpoints(
     request: Request,
     response: Response,
@@ -58,70 +69,107 @@ async def list_endpoints(
     return EndpointPage(items=[read_endpoint(endpoint) for endpoint in page], next_cursor=following)
 
 
-@router.get("/webhook-endpoints/{endpoint_id}", operation_id="getWebhookEndpoint")
-async def get_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str) -> EndpointRead:
-    """Get one webhook endpoint."""
+@router.get("/webhook-endpoints/{endpoint_id}", operation_id="getWebhookEndpoint", summary="Get a webhook endpoint")
+async def get_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId) -> EndpointRead:
+    """Get one webhook endpoint, with its state and since when it fails."""
     return read_endpoint(await webhooks.get_endpoint(caller, endpoint_id))
 
 
-@router.patch("/webhook-endpoints/{endpoint_id}", operation_id="changeWebhookEndpoint")
+@router.patch(
+    "/webhook-endpoints/{endpoint_id}", operation_id="changeWebhookEndpoint", summary="Change a webhook endpoint"
+)
 async def update_endpoint(
-    webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str, body: EndpointUpdate
+    webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId, body: EndpointUpdate
 ) -> EndpointRead:
     """
-    Change the given fields of a webhook endpoint; the others stay.
+    Change some fields of a webhook endpoint.
 
-    Disabling gives up the pending deliveries; enabling starts afresh, and `recover`
-    brings back what was missed. Pending deliveries go to a new `url` too.
+    Disabling gives up its pending deliveries. Enabling resets its record of failures;
+    `recover` then resends what was missed. Undelivered deliveries go to a new `url` too.
     """
     return read_endpoint(await webhooks.update_endpoint(caller, endpoint_id, body))
 
 
-@router.delete("/webhook-endpoints/{endpoint_id}", status_code=204, operation_id="deleteWebhookEndpoint")
-async def delete_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str) -> None:
+@router.delete(
+    "/webhook-endpoints/{endpoint_id}",
+    status_code=204,
+    operation_id="deleteWebhookEndpoint",
+    summary="Delete a webhook endpoint",
+    response_description="The endpoint is deleted.",
+)
+async def delete_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId) -> None:
     """Delete a webhook endpoint with its deliveries."""
     await webhooks.delete_endpoint(caller, endpoint_id)
 
 
-@router.get("/webhook-endpoints/{endpoint_id}/secret", operation_id="getWebhookEndpointSecret")
-async def get_endpoint_secret(response: Response, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str) -> Secret:
+@router.get(
+    "/webhook-endpoints/{endpoint_id}/secret",
+    operation_id="getWebhookEndpointSecret",
+    summary="Get an endpoint's secret",
+    responses=UNCACHED,
+)
+async def get_endpoint_secret(
+    response: Response, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId
+) -> Secret:
     """Get the secret that signs webhooks to this endpoint."""
     return _uncached(response, await webhooks.secret(caller, endpoint_id))
 
 
-@router.post("/webhook-endpoints/{endpoint_id}/rotate-secret", operation_id="rotateWebhookEndpointSecret")
+@router.post(
+    "/webhook-endpoints/{endpoint_id}/rotate-secret",
+    operation_id="rotateWebhookEndpointSecret",
+    summary="Rotate an endpoint's secret",
+    responses=UNCACHED,
+)
 async def rotate_endpoint_secret(
-    response: Response, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str
+    response: Response, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId
 ) -> Secret:
-    """Sign with a new secret; for 24 hours the old one signs too."""
+    """Replace the secret that signs webhooks to this endpoint; for 24 hours the old one signs too."""
     return _uncached(response, await webhooks.rotate_secret(caller, endpoint_id))
 
 
-@router.post("/webhook-endpoints/{endpoint_id}/test", status_code=202, operation_id="testWebhookEndpoint")
-async def send_test(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str) -> DeliveryRead:
-    """Send a `webhook.test` event to this endpoint, whatever its `event_types`."""
+@router.post(
+    "/webhook-endpoints/{endpoint_id}/test",
+    status_code=202,
+    operation_id="testWebhookEndpoint",
+    summary="Send a test webhook",
+)
+async def send_test(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId) -> DeliveryRead:
+    """Send a `webhook.test` event to this endpoint, even if its `event_types` leave it out."""
     return read_delivery(await webhooks.send_test(caller, endpoint_id))
 
 
-@router.post("/webhook-endpoints/{endpoint_id}/recover", status_code=202, operation_id="recoverWebhookEndpoint")
-async def recover_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: str, body: Recovery) -> Recovered:
-    """Make every delivery of a time range that was not delivered due now."""
+@router.post(
+    "/webhook-endpoints/{endpoint_id}/recover",
+    status_code=202,
+    operation_id="recoverWebhookEndpoint",
+    summary="Recover missed deliveries",
+)
+async def recover_endpoint(
+    webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId, body: Recovery
+) -> Recovered:
+    """Attempt every undelivered delivery to this endpoint from a time range again, starting now."""
     return Recovered(deliveries=await webhooks.recover(caller, endpoint_id, body))
 
 
-@router.get("/webhook-secret", operation_id="getWebhookSecret")
+@router.get("/webhook-secret", operation_id="getWebhookSecret", summary="Get the default secret", responses=UNCACHED)
 async def get_default_secret(response: Response, webhooks: WebhooksDep, caller: CallerDep) -> Secret:
     """Get the secret that signs webhooks to the `webhook_url` of your tasks."""
     return _uncached(response, await webhooks.default_secret(caller))
 
 
-@router.post("/webhook-secret/rotate", operation_id="rotateWebhookSecret")
+@router.post(
+    "/webhook-secret/rotate",
+    operation_id="rotateWebhookSecret",
+    summary="Rotate the default secret",
+    responses=UNCACHED,
+)
 async def rotate_default_secret(response: Response, webhooks: WebhooksDep, caller: CallerDep) -> Secret:
-    """Sign webhooks to the `webhook_url` of your tasks with a new secret; for 24 hours the old one signs too."""
+    """Replace the secret that signs webhooks to the `webhook_url` of your tasks; for 24 hours the old one signs too."""
     return _uncached(response, await webhooks.rotate_default_secret(caller))
 
 
-@router.get("/deliveries", operation_id="listDeliveries")
+@router.get("/deliveries", operation_id="listDeliveries", summary="List deliveries", responses=PAGE)
 async def list_deliveries(
     request: Request,
     response: Response,
@@ -137,26 +185,33 @@ async def list_deliveries(
     return DeliveryPage(items=[read_delivery(delivery) for delivery in page], next_cursor=following)
 
 
-@router.get("/deliveries/{delivery_id}/attempts", operation_id="listDeliveryAttempts")
+@router.get(
+    "/deliveries/{delivery_id}/attempts",
+    operation_id="listDeliveryAttempts",
+    summary="List a delivery's attempts",
+    responses=PAGE,
+)
 async def list_attempts(
     request: Request,
     response: Response,
     webhooks: WebhooksDep,
     caller: CallerDep,
-    delivery_id: str,
+    delivery_id: DeliveryId,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> AttemptPage:
-    """List the attempts of a delivery, oldest first."""
+    """List the attempts of a delivery with their results, oldest first."""
     position = decode_cursor(cursor, 1)
     found = await webhooks.list_attempts(caller, delivery_id, position[0] if position else "", limit + 1)
     page, following = next_page(request, response, found, limit, lambda attempt: (attempt.id,))
     return AttemptPage(items=[AttemptRead.model_validate(attempt) for attempt in page], next_cursor=following)
 
 
-@router.post("/deliveries/{delivery_id}/resend", status_code=202, operation_id="resendDelivery")
-async def resend_delivery(webhooks: WebhooksDep, caller: CallerDep, delivery_id: str) -> DeliveryRead:
-    """Make a delivery due now, whatever its status: the same `webhook-id`, the same bytes."""
+@router.post(
+    "/deliveries/{delivery_id}/resend", status_code=202, operation_id="resendDelivery", summary="Resend a delivery"
+)
+async def resend_delivery(webhooks: WebhooksDep, caller: CallerDep, delivery_id: DeliveryId) -> DeliveryRead:
+    """Attempt a delivery again now, whatever its status, with the same `webhook-id` and the same bytes."""
     return read_delivery(await webhooks.resend(caller, delivery_id))
 
 

@@ -1,154 +1,230 @@
-"""The shapes in which callers set up endpoints and see their deliveries."""
+"""The shapes of webhook endpoints, their deliveries, and the webhooks about endpoints."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.json_schema import SkipJsonSchema
 
 from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.models import Delivery, WebhookEndpoint
 from app.web import Moment, StrictModel, Text
-from app.web.pagination import Cursor, Limit
+from app.web.fields import EXAMPLE_DELIVERY_ID, EXAMPLE_ENDPOINT_ID, EXAMPLE_EVENT_ID, EXAMPLE_TASK_ID
+from app.web.pagination import Cursor, Limit, NextCursor
 
 EndpointWebhookType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
+EXAMPLE_URL = "https://example.com/hooks/sounds"
 
 
-Url = Annotated[str, StringConstraints(min_length=1, max_length=2048), Field(json_schema_extra={"format": "uri"})]
-Description = Annotated[Text, StringConstraints(max_length=500)]
+EndpointId = Annotated[
+    str, Path(description="The `id` of one of your webhook endpoints.", examples=[EXAMPLE_ENDPOINT_ID])
+]
+DeliveryId = Annotated[str, Path(description="The `id` of one of your deliveries.", examples=[EXAMPLE_DELIVERY_ID])]
+Url = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=2048),
+    Field(
+        description="An HTTP or HTTPS URL, at most 2048 characters, without credentials. It must not lead to a private"
+        " address.",
+        examples=[EXAMPLE_URL],
+        json_schema_extra={"format": "uri"},
+    ),
+]
 EventTypes = Annotated[
-    list[Annotated[WebhookType, Field(strict=False)]],
-    Field(min_length=1, max_length=len(WebhookType), description="What to tell; null means everything."),
+    Annotated[list[Annotated[WebhookType, Field(strict=False)]], Field(min_length=1, max_length=len(WebhookType))]
+    | None,
+    Field(
+        description="The event types to send; null sends all, those of later releases too.",
+        examples=[["task.succeeded", "task.failed"]],
+    ),
+]
+Description = Annotated[
+    Annotated[Text, StringConstraints(max_length=500)] | None,
+    Field(description="Your own note about the endpoint, at most 500 characters; null for none.", examples=["Staging"]),
 ]
 
 
 class DeliveryFilters(BaseModel):
     """Which deliveries to list, and from where."""
 
-    status: DeliveryStatus | None = None
-    endpoint_id: Text | None = None
-    task_id: Text | None = None
+    status: DeliveryStatus | SkipJsonSchema[None] = Field(
+        default=None, description="Only deliveries with this status.", examples=["given_up"]
+    )
+    endpoint_id: Text | SkipJsonSchema[None] = Field(
+        default=None, description="Only deliveries to the endpoint with this id.", examples=[EXAMPLE_ENDPOINT_ID]
+    )
+    task_id: Text | SkipJsonSchema[None] = Field(
+        default=None, description="Only deliveries about the task with this id.", examples=[EXAMPLE_TASK_ID]
+    )
     limit: Limit = 50
     cursor: Cursor = None
 
 
 class EndpointCreate(StrictModel):
-    """Where to tell you of your tasks."""
+    """A webhook endpoint to create."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"url": "https://example.com/hooks", "event_types": ["task.succeeded"]}]}
     )
 
     url: Url
-    event_types: EventTypes | None = None
-    description: Description | None = None
-    disabled: bool = False
+    event_types: EventTypes = None
+    description: Description = None
+    disabled: bool = Field(default=False, description="Whether to create the endpoint disabled.", examples=[False])
 
 
 class EndpointUpdate(StrictModel):
-    """What to change of an endpoint; what is left out stays."""
+    """The fields of a webhook endpoint to change; absent fields stay as they are."""
 
     url: Url = Field(default_factory=str)
-    event_types: EventTypes | None = None
-    description: Description | None = None
-    disabled: bool = Field(default_factory=bool)
+    event_types: EventTypes = None
+    description: Description = None
+    disabled: bool = Field(
+        default_factory=bool, description="True disables the endpoint, false enables it again.", examples=[True]
+    )
 
 
 class EndpointRead(BaseModel):
-    """An endpoint as its owner sees it."""
+    """A webhook endpoint."""
 
-    id: str
-    url: str
-    event_types: list[WebhookType] | None
-    description: str | None
-    disabled: bool
-    disabled_at: datetime | None
-    disabled_by: DisabledBy | None
-    failing_since: datetime | None
-    created_at: datetime
+    id: str = Field(description="The endpoint's id: a UUIDv7 in 32 hexadecimal digits.", examples=[EXAMPLE_ENDPOINT_ID])
+    url: str = Field(description="The URL that webhooks are sent to.", examples=[EXAMPLE_URL])
+    event_types: list[WebhookType] | None = Field(
+        description="The event types that are sent; null for all.", examples=[["task.succeeded", "task.failed"]]
+    )
+    description: str | None = Field(
+        description="Your own note about the endpoint; null for none.", examples=["Staging"]
+    )
+    disabled: bool = Field(description="Whether the endpoint gets no webhooks at present.", examples=[False])
+    disabled_at: datetime | None = Field(
+        description="When the endpoint was disabled; null while it is enabled.", examples=["2026-01-31T08:00:00Z"]
+    )
+    disabled_by: DisabledBy | None = Field(
+        description="Why the endpoint was disabled; null while it is enabled.", examples=["failing"]
+    )
+    failing_since: datetime | None = Field(
+        description="Since when every attempt has failed; null if the last one succeeded, or none was made. An"
+        " endpoint that fails for 5 days is disabled.",
+        examples=["2026-01-26T08:00:00Z"],
+    )
+    created_at: datetime = Field(description="When the endpoint was created.", examples=["2026-01-20T08:00:00Z"])
 
 
 class EndpointPage(BaseModel):
-    """Some endpoints, oldest first, and where the next ones begin."""
+    """One page of webhook endpoints, oldest first."""
 
-    items: list[EndpointRead]
-    next_cursor: str | None
+    items: list[EndpointRead] = Field(description="The endpoints of this page, oldest first.")
+    next_cursor: NextCursor
 
 
 class Secret(BaseModel):
-    """What webhooks are signed with, as receivers' libraries take it."""
+    """A signing secret as Standard Webhooks writes it."""
 
-    secret: str
+    secret: str = Field(
+        description="The secret: `whsec_` and 32 bytes in base64. Verify `webhook-signature` with it.",
+        examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8GKYo="],
+    )
 
 
 class Recovery(StrictModel):
-    """Which time to recover; until now, unless told."""
+    """The time range whose undelivered deliveries are due again."""
 
-    since: Moment
-    until: Moment | None = None
+    since: Moment = Field(
+        description="Only deliveries created at or after this time (RFC 3339).", examples=["2026-01-31T00:00:00Z"]
+    )
+    until: Moment | None = Field(
+        default=None,
+        description="Only deliveries created at or before this time (RFC 3339); null means now.",
+        examples=["2026-01-31T12:00:00Z"],
+    )
 
 
 class Recovered(BaseModel):
-    """How many deliveries are due again."""
+    """The result of a recovery."""
 
-    deliveries: int
+    deliveries: int = Field(description="How many deliveries are due again.", examples=[17])
 
 
 class DeliveryRead(BaseModel):
-    """One event for one endpoint; `endpoint_id` is null where it goes to a task's own `webhook_url`."""
+    """One event on its way to one URL, until it is delivered or given up."""
 
-    id: str
-    event_id: str
-    event_type: WebhookType
-    task_id: str | None
-    endpoint_id: str | None
-    url: str
-    status: DeliveryStatus
-    attempts: int
-    next_attempt_at: datetime | None
-    delivered_at: datetime | None
-    created_at: datetime
+    id: str = Field(description="The delivery's id: a UUIDv7 in 32 hexadecimal digits.", examples=[EXAMPLE_DELIVERY_ID])
+    event_id: str = Field(
+        description="The event's id, sent as `webhook-id` with every attempt.", examples=[EXAMPLE_EVENT_ID]
+    )
+    event_type: WebhookType = Field(description="The type of the event.", examples=["task.succeeded"])
+    task_id: str | None = Field(
+        description="The id of the task that it happened to; null for events about an endpoint.",
+        examples=[EXAMPLE_TASK_ID],
+    )
+    endpoint_id: str | None = Field(
+        description="The id of the endpoint that it goes to; null if it goes to the `webhook_url` of its task.",
+        examples=[EXAMPLE_ENDPOINT_ID],
+    )
+    url: str = Field(description="The URL that it is sent to.", examples=[EXAMPLE_URL])
+    status: DeliveryStatus = Field(description="Where the delivery stands.", examples=["pending"])
+    attempts: int = Field(description="How many attempts were made.", examples=[2], json_schema_extra={"minimum": 0})
+    next_attempt_at: datetime | None = Field(
+        description="When the next attempt is due; null if none will follow.", examples=["2026-01-31T08:05:42Z"]
+    )
+    delivered_at: datetime | None = Field(
+        description="When the receiver answered with a 2xx status; null until then.",
+        examples=["2026-01-31T08:05:43Z"],
+    )
+    created_at: datetime = Field(description="When the event happened.", examples=["2026-01-31T08:00:42Z"])
 
 
 class DeliveryPage(BaseModel):
-    """Some deliveries, newest first, and where the next ones begin."""
+    """One page of deliveries, newest first."""
 
-    items: list[DeliveryRead]
-    next_cursor: str | None
+    items: list[DeliveryRead] = Field(description="The deliveries of this page, newest first.")
+    next_cursor: NextCursor
 
 
 class AttemptRead(BaseModel):
-    """One try: the receiver's status and the first 1 KiB of its answer, or else why there is none."""
+    """One HTTP request of a delivery, and its result: a status code or an error."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    attempted_at: datetime
-    duration_ms: int
-    status_code: int | None
-    error: str | None
-    response: str | None
+    attempted_at: datetime = Field(description="When the request was started.", examples=["2026-01-31T08:00:42Z"])
+    duration_ms: int = Field(
+        description="How long the request took, in milliseconds.", examples=[184], json_schema_extra={"minimum": 0}
+    )
+    status_code: int | None = Field(
+        description="The HTTP status code of the response; null if there was none.", examples=[503]
+    )
+    error: str | None = Field(description="Why there was no response; null if there was one.", examples=["timeout"])
+    response: str | None = Field(
+        description="The first 1024 bytes of the response body as text; null if there was none.",
+        examples=["Service Unavailable"],
+    )
 
 
 class AttemptPage(BaseModel):
-    """A delivery's attempts, oldest first, and where the next ones begin."""
+    """One page of a delivery's attempts, oldest first."""
 
-    items: list[AttemptRead]
-    next_cursor: str | None
+    items: list[AttemptRead] = Field(description="The attempts of this page, oldest first.")
+    next_cursor: NextCursor
 
 
 class EndpointData(BaseModel):
-    """The endpoint that a webhook is about."""
+    """The subject of a webhook about an endpoint."""
 
-    endpoint: EndpointRead
+    endpoint: EndpointRead = Field(description="The endpoint that the event is about, as it was then.")
 
 
 class EndpointWebhook(BaseModel):
-    """The body of a webhook that is about an endpoint."""
+    """The body of a webhook about an endpoint."""
 
-    type: EndpointWebhookType
-    timestamp: datetime
-    data: EndpointData
+    type: EndpointWebhookType = Field(
+        description="`webhook.test` for a test of this endpoint, `endpoint.disabled` if another endpoint was disabled.",
+        examples=["endpoint.disabled"],
+    )
+    timestamp: datetime = Field(description="When it happened.", examples=["2026-01-31T08:00:00Z"])
+    data: EndpointData = Field(description="The endpoint that it happened to.")
 
 
 def read_endpoint(endpoint: WebhookEndpoint) -> EndpointRead:

@@ -27,9 +27,22 @@ def filter_case(context: HookContext, case: Case[Any]) -> bool:
 @hook
 def map_case(context: HookContext, case: Case[Any]) -> Case[Any]:
     """Two orders under one key are refused unless they are the same, so each gets a key of its own."""
-    if _is_meant_to_pass(case) and "Idempotency-Key" in (case.headers or {}):
-        case.headers["Idempotency-Key"] = str(uuid4())
+    if _is_meant_to_pass(case):
+        _give_own_key(case)
     return case
+
+
+@hook
+def before_add_examples(context: HookContext, examples: list[Case[Any]]) -> None:
+    """Leave the cursor out of the documented examples, which each list refuses but its own; give each its own key."""
+    for case in examples:
+        (case.query or {}).pop("cursor", None)
+        _give_own_key(case)
+
+
+def _give_own_key(case: Case[Any]) -> None:
+    if "Idempotency-Key" in (case.headers or {}):
+        case.headers["Idempotency-Key"] = str(uuid4())
 
 
 def _is_meant_to_pass(case: Case[Any]) -> bool:
