@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import httpx
 
 from app.callbacks.service import CallbackService
+from app.clips.service import ClipService
 from app.config import Settings
 from app.database.engine import Clock, Database, database_clock
 from app.database.wakeups import Wakeups
@@ -40,6 +41,7 @@ class Services:
     metrics: Metrics
     lifecycle: TaskLifecycle
     tasks: TaskService
+    clips: ClipService
     waiters: Waiters
     callbacks: CallbackService
     webhooks: WebhookService
@@ -66,6 +68,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     metrics = Metrics()
     lifecycle = TaskLifecycle(settings, signed_urls, publishers=(publish_to_webhook_url, publish_to_callback_url))
     webhook_lifecycle = WebhookLifecycle(settings)
+    tasks = TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate())
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
     upstream_http = upstream_client(settings.upstream_url, key, settings.upstream_call_timeout)
@@ -80,7 +83,8 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         wakeups=wakeups,
         metrics=metrics,
         lifecycle=lifecycle,
-        tasks=TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate()),
+        tasks=tasks,
+        clips=ClipService(tasks, signed_urls),
         waiters=Waiters(database, wakeups, signed_urls),
         callbacks=CallbackService(settings, database, keyring, lifecycle, upstream, metrics),
         webhooks=WebhookService(database, webhook_lifecycle, keyring),

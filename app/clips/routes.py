@@ -9,17 +9,14 @@ from fastapi import Depends, Path, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 
-from app.auth.api_keys import OPERATOR, CallerDep, authenticate, bearer
+from app.auth.api_keys import CallerDep, authenticate, bearer
 from app.clips import subtitles
 from app.clips.media_types import SUFFIXES
-from app.clips.responses import StoredFile, answer_with
+from app.clips.responses import serve_file
+from app.clips.service import ClipService, StoredFile
 from app.config import Settings
-from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound, RangeNotSatisfiable, StorageUnavailable
-from app.models import Clip, Task
-from app.signed_urls import SignedUrls
+from app.errors import AudioLost, NotArchivedYet, RangeNotSatisfiable, StorageUnavailable
 from app.storage.store import Storage
-from app.tasks.clips import needs_cover
-from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskId
 from app.web import Text
 from app.web.openapi import header_parameter, response_headers
@@ -29,9 +26,8 @@ from app.web.routing import Router
 
 router = Router(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
 
-# Only as long as a client needs to follow a redirect; what it has begun to read it may finish.
-REDIRECT_LIFE = timedelta(minutes=5)
-MAX_INDEX_LENGTH = 4
+# Long enough to follow the redirect; a download that has begun may take longer.
+REDIRECT_TTL = timedelta(minutes=5)
 EXAMPLE_ETAG = '"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"'
 Answers = dict[int | str, dict[str, Any]]
 
@@ -100,40 +96,27 @@ Signature = Annotated[
     Query(description="The signature of a signed link; part of `audio_url`.", examples=["kq3vB1fGZt8"]),
 ]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+ClipsDep = Annotated[ClipService, provided(ClipService)]
+StorageDep = Annotated[Storage, provided(Storage)]
+SettingsDep = Annotated[Settings, provided(Settings)]
 
 
-async def find_own_clip(tasks: TasksDep, caller: CallerDep, task_id: TaskId, index: ClipIndex) -> Clip:
-    """The clip of the caller's task. Raises NotFound."""
-    return _clip_of(await tasks.get_row(caller, task_id), index)
-
-
-async def find_linked_clip(
-    tasks: TasksDep,
-    signed_urls: Annotated[SignedUrls, provided(SignedUrls)],
+async def find_audio(
+    clips: ClipsDep,
     database: DatabaseDep,
     credentials: Credentials,
     task_id: TaskId,
     index: ClipIndex,
     expires: Expires = None,
     signature: Signature = None,
-) -> Clip:
-    """
-    The same, for whoever has a link that we signed too. Raises NotAuthenticated, NotFound.
-
-    A link is judged by itself, before anything is looked up: a bad one gets the same
-    answer whether or not there is such a clip.
-    """
-    if credentials is not None or expires is None or signature is None:
-        return await find_own_clip(tasks, await authenticate(database, credentials), task_id, index)
-    if not _is_index(index) or not signed_urls.is_valid(task_id, int(index), expires, signature):
-        raise NotAuthenticated(detail="This link has expired or was not made by this service; read the task again.")
-    return _clip_of(await tasks.get_row(OPERATOR, task_id), index)
+) -> StoredFile:
+    """The audio that a key or a signed link gives access to. A key counts even if there is a link too."""
+    if credentials is None and expires is not None and signature is not None:
+        return await clips.linked_audio(task_id, index, expires, signature)
+    return await clips.audio(await authenticate(database, credentials), task_id, index)
 
 
-OwnClip = Annotated[Clip, Depends(find_own_clip)]
-LinkedClip = Annotated[Clip, Depends(find_linked_clip)]
-StorageDep = Annotated[Storage, provided(Storage)]
-SettingsDep = Annotated[Settings, provided(Settings)]
+AudioDep = Annotated[StoredFile, Depends(find_audio)]
 
 
 @router.get(
@@ -144,18 +127,13 @@ SettingsDep = Annotated[Settings, provided(Settings)]
     responses=AUDIO_ANSWERS,
     openapi_extra=FILE_PARAMETERS,
 )
-async def get_audio(request: Request, clip: LinkedClip, storage: StorageDep, settings: SettingsDep) -> Response:
+async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, settings: SettingsDep) -> Response:
     """Get this service's copy of a clip's audio, or a part of it, with your key or by the link in `audio_url`."""
-    if clip.given_up_at is not None:
-        raise AudioLost(detail=f"It was tried for 14 days; the last problem was: {clip.archive_error}.")
-    if clip.archived_at is None or clip.storage_key is None:
-        raise NotArchivedYet
-    kept = StoredFile(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
     if request.method == "GET" and settings.s3_redirect:
-        link = await storage.presigned(kept.key, REDIRECT_LIFE)
-        if link is not None:
-            return Response(status_code=307, headers={"Location": link, "Cache-Control": "private, no-store"})
-    return await answer_with(request, storage, kept)
+        url = await storage.presigned(audio.key, REDIRECT_TTL)
+        if url is not None:
+            return Response(status_code=307, headers={"Location": url, "Cache-Control": "private, no-store"})
+    return await serve_file(request, storage, audio)
 
 
 @router.get(
@@ -166,16 +144,11 @@ async def get_audio(request: Request, clip: LinkedClip, storage: StorageDep, set
     responses=COVER_ANSWERS,
     openapi_extra=FILE_PARAMETERS,
 )
-async def get_image(request: Request, clip: OwnClip, storage: StorageDep) -> Response:
+async def get_image(
+    request: Request, clips: ClipsDep, storage: StorageDep, caller: CallerDep, task_id: TaskId, index: ClipIndex
+) -> Response:
     """Get this service's copy of a clip's cover image, or a part of it; 404 if the clip has none."""
-    if clip.image_archived_at is not None and clip.image_key is not None:
-        kept = StoredFile(
-            clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title
-        )
-        return await answer_with(request, storage, kept)
-    if needs_cover(clip):
-        raise NotArchivedYet
-    raise NotFound
+    return await serve_file(request, storage, await clips.cover(caller, task_id, index))
 
 
 @router.get(
@@ -185,9 +158,10 @@ async def get_image(request: Request, clip: OwnClip, storage: StorageDep) -> Res
     response_class=Response,
     responses=_text(SRT),
 )
-async def get_srt(clip: OwnClip) -> Response:
+async def get_srt(clips: ClipsDep, caller: CallerDep, task_id: TaskId, index: ClipIndex) -> Response:
     """Get the sung words of a clip as SubRip subtitles; 404 if there are none."""
-    return Response(subtitles.srt(_words(clip)), media_type=f"{SRT}; charset=utf-8")
+    words = await clips.lyrics(caller, task_id, index)
+    return Response(subtitles.srt(words), media_type=f"{SRT}; charset=utf-8")
 
 
 @router.get(
@@ -197,24 +171,7 @@ async def get_srt(clip: OwnClip) -> Response:
     response_class=Response,
     responses=_text(VTT),
 )
-async def get_vtt(clip: OwnClip) -> Response:
+async def get_vtt(clips: ClipsDep, caller: CallerDep, task_id: TaskId, index: ClipIndex) -> Response:
     """Get the sung words of a clip as WebVTT captions; 404 if there are none."""
-    return Response(subtitles.vtt(_words(clip)), media_type=f"{VTT}; charset=utf-8")
-
-
-def _clip_of(task: Task, index: str) -> Clip:
-    clips = task.clips if _is_index(index) else []
-    clip = next((clip for clip in clips if clip.index == int(index)), None)
-    if clip is None:
-        raise NotFound
-    return clip
-
-
-def _is_index(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= MAX_INDEX_LENGTH and text == str(int(text))
-
-
-def _words(clip: Clip) -> list[subtitles.Word]:
-    if not clip.lyrics:
-        raise NotFound
-    return [subtitles.Word(**word) for word in clip.lyrics]
+    words = await clips.lyrics(caller, task_id, index)
+    return Response(subtitles.vtt(words), media_type=f"{VTT}; charset=utf-8")

@@ -4,7 +4,8 @@ import asyncio
 import shutil
 from pathlib import Path
 
-from app.clips.subtitles import Cue, Word, cues, srt, vtt
+from app.clips.subtitles import Cue, cues, srt, vtt
+from app.upstream.types import LyricWord
 from tests.clips.running import running_service
 
 
@@ -61,12 +62,12 @@ async def test_words_are_asked_for_once(migrated_sqlite: Path, tmp_path: Path) -
 
 def test_line_breaks_where_it_is_full_where_a_pause_is_and_where_the_words_say() -> None:
     words = [
-        Word("[Verse]\n", 0, 1),
-        Word("soft ", 1, 1.5),
-        Word("rain", 1.5, 2),
-        Word("again", 4, 5),
-        Word("a" * 40, 5, 6),
-        Word(" ", 6, 7),
+        LyricWord("[Verse]\n", 0, 1),
+        LyricWord("soft ", 1, 1.5),
+        LyricWord("rain", 1.5, 2),
+        LyricWord("again", 4, 5),
+        LyricWord("a" * 40, 5, 6),
+        LyricWord(" ", 6, 7),
     ]
 
     assert cues(words) == [
@@ -78,7 +79,7 @@ def test_line_breaks_where_it_is_full_where_a_pause_is_and_where_the_words_say()
 
 
 def test_times_and_signs_are_written_as_each_format_wants() -> None:
-    words = [Word("<b> --> &", 3661.0005, 3662.9996)]
+    words = [LyricWord("<b> --> &", 3661.0005, 3662.9996)]
 
     assert srt(words) == "1\n01:01:01,000 --> 01:01:03,000\n<b> --> &\n"
     assert vtt(words) == "WEBVTT\n\n01:01:01.000 --> 01:01:03.000\n&lt;b&gt; --&gt; &amp;\n"
@@ -86,4 +87,4 @@ def test_times_and_signs_are_written_as_each_format_wants() -> None:
 
 def test_no_words_are_no_cues() -> None:
     assert cues([]) == []
-    assert cues([Word(" \n", 0, 1)]) == []
+    assert cues([LyricWord(" \n", 0, 1)]) == []

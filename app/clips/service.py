@@ -1,0 +1,90 @@
+"""The use cases on clips: reading their files and their lyrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from app.auth.api_keys import OPERATOR, Caller
+from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound
+from app.models import Clip
+from app.signed_urls import SignedUrls
+from app.tasks.clips import needs_cover
+from app.tasks.service import TaskService
+from app.upstream.types import LyricWord
+
+MAX_INDEX_LENGTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file in the storage: `size` in bytes, `sha256` in hexadecimal, `title` of the clip that it belongs to."""
+
+    key: str
+    size: int
+    sha256: str
+    media_type: str
+    title: str | None
+
+    @property
+    def etag(self) -> str:
+        """The strong entity tag: the hash of the bytes."""
+        return f'"{self.sha256}"'
+
+
+class ClipService:
+    """
+    Each method is one use case. `index` is the text from the URL.
+
+    All raise NotFound for an unknown clip and for another key's task.
+    """
+
+    def __init__(self, tasks: TaskService, signed_urls: SignedUrls) -> None:
+        self._tasks, self._signed_urls = tasks, signed_urls
+
+    async def audio(self, caller: Caller, task_id: str, index: str) -> StoredFile:
+        """The stored audio of a clip. Raises NotArchivedYet, AudioLost."""
+        clip = await self._find(caller, task_id, index)
+        if clip.given_up_at is not None:
+            raise AudioLost(detail=f"The download was retried for 14 days; the last problem was: {clip.archive_error}.")
+        if clip.archived_at is None or clip.storage_key is None:
+            raise NotArchivedYet
+        return StoredFile(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
+
+    async def linked_audio(self, task_id: str, index: str, expires: str, signature: str) -> StoredFile:
+        """
+        The same by a signed link, without a key. Raises NotAuthenticated for a link that is not valid.
+
+        The link is checked before any look-up, so that an invalid one gets the same
+        response whether the clip exists or not.
+        """
+        if not _is_index(index) or not self._signed_urls.is_valid(task_id, int(index), expires, signature):
+            raise NotAuthenticated(detail="The link has expired or was not made by this service; read the task again.")
+        return await self.audio(OPERATOR, task_id, index)
+
+    async def cover(self, caller: Caller, task_id: str, index: str) -> StoredFile:
+        """The stored cover image of a clip. Raises NotArchivedYet, and NotFound for a clip without one."""
+        clip = await self._find(caller, task_id, index)
+        if clip.image_archived_at is not None and clip.image_key is not None:
+            return StoredFile(
+                clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title
+            )
+        raise NotArchivedYet if needs_cover(clip) else NotFound
+
+    async def lyrics(self, caller: Caller, task_id: str, index: str) -> list[LyricWord]:
+        """The sung words of a clip, in order. Raises NotFound for a clip without any."""
+        clip = await self._find(caller, task_id, index)
+        if not clip.lyrics:
+            raise NotFound
+        return [LyricWord(**word) for word in clip.lyrics]
+
+    async def _find(self, caller: Caller, task_id: str, index: str) -> Clip:
+        task = await self._tasks.get_row(caller, task_id)
+        number = int(index) if _is_index(index) else None
+        clip = next((clip for clip in task.clips if clip.index == number), None)
+        if clip is None:
+            raise NotFound
+        return clip
+
+
+def _is_index(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MAX_INDEX_LENGTH and text == str(int(text))
