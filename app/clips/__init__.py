@@ -1,1 +1,1 @@
-"""The audio: ours as soon as there is any."""
+"""The files of clips: downloading them from the upstream's links, and serving our copies."""

@@ -1,4 +1,4 @@
-"""Fetching a file that a link leads to, and believing only what was checked."""
+"""Downloads a file from the upstream's link and checks that it is whole and of the expected policy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from app.egress import AnswerTooLarge, Download, EgressRefused, ExchangeTooSlow,
 
 
 class DownloadFailed(Exception):
-    """The link led to nothing that we keep; the message says why and names no address."""
+    """The link gave no usable file. The message says why and contains no URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaPolicy:
-    """What a link should lead to. `limit` is in bytes, `within` for the whole download."""
+    """Which files are accepted from a link: `limit` in bytes, `within` for the whole download."""
 
     name: str
     sniff: Callable[[bytes], str | None]
@@ -33,7 +33,11 @@ class MediaPolicy:
 
 @dataclass(frozen=True, slots=True)
 class DownloadedFile:
-    """A checked file; its bytes are in a temporary one without a name, so that no crash leaves it behind."""
+    """
+    A checked file: `size` in bytes, `sha256` in hexadecimal, `duration` in seconds, or None for images.
+
+    The bytes are in a temporary file without a name, so that a crash leaves nothing behind.
+    """
 
     file: IO[bytes]
     size: int
@@ -43,78 +47,78 @@ class DownloadedFile:
 
     @property
     def key(self) -> str:
-        """Where it is kept: equal bytes have one place."""
+        """The storage key: files with equal bytes share one."""
         return f"sha256/{self.sha256[:2]}/{self.sha256[2:]}{SUFFIXES[self.media_type]}"
 
 
 def audio_of(limit: int) -> MediaPolicy:
-    """A sound of at most so many bytes."""
+    """The policy for audio of at most `limit` bytes."""
     return MediaPolicy("audio", sniff, limit, timedelta(seconds=60), is_measured=True)
 
 
-COVER = MediaPolicy("cover", sniff_image, 10_000_000, timedelta(seconds=20))
+COVER = MediaPolicy("cover image", sniff_image, 10_000_000, timedelta(seconds=20))
 
 
-async def fetch(client: httpx.AsyncClient, url: str, kind: MediaPolicy) -> DownloadedFile:
-    """Download and check one file, which the caller closes. Raises DownloadFailed."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - it outlives this call
+async def fetch(client: httpx.AsyncClient, url: str, policy: MediaPolicy) -> DownloadedFile:
+    """Download and check one file, which the caller must close. Raises DownloadFailed."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     try:
-        digest, size = await _download(client, url, kind, file)
-        media_type, duration = await asyncio.to_thread(_judge, file, kind)
+        digest, size = await _download(client, url, policy, file)
+        media_type, duration = await asyncio.to_thread(_check, file, policy)
     except BaseException:
         file.close()
         raise
     return DownloadedFile(file, size, digest, media_type, duration)
 
 
-async def _download(client: httpx.AsyncClient, url: str, kind: MediaPolicy, file: IO[bytes]) -> tuple[str, int]:
+async def _download(client: httpx.AsyncClient, url: str, policy: MediaPolicy, file: IO[bytes]) -> tuple[str, int]:
     digest, size = sha256(), 0
     try:
-        async with stream_following(client, url, limit=kind.limit, within=kind.within) as download:
-            promised = _promised(download, kind)
+        async with stream_following(client, url, limit=policy.limit, within=policy.within) as download:
+            announced = _announced_size(download, policy)
             async for chunk in download.chunks:
                 digest.update(chunk)
                 size += file.write(chunk)
     except httpx.TransportError as error:
-        raise DownloadFailed(_retold(error, kind)) from error
+        raise DownloadFailed(_describe(error, policy)) from error
     except OSError as error:
-        raise DownloadFailed(f"this machine cannot hold the file: {error.strerror}") from error
+        raise DownloadFailed(f"the temporary file cannot be written: {error.strerror}") from error
     if size == 0:
         raise DownloadFailed("the file is empty")
-    if promised is not None and size != promised:
-        raise DownloadFailed(f"{size} of {promised} promised bytes came")
+    if announced is not None and size != announced:
+        raise DownloadFailed(f"{size} of {announced} announced bytes arrived")
     return digest.hexdigest(), size
 
 
-def _promised(download: Download, kind: MediaPolicy) -> int | None:
-    """The announced size. Raises DownloadFailed where the answer's head tells that this is not the file."""
+def _announced_size(download: Download, policy: MediaPolicy) -> int | None:
+    """The size in Content-Length, or None. Raises DownloadFailed if status or headers rule the file out."""
     if download.status != 200:
         raise DownloadFailed(f"the host answered {download.status}")
     if download.headers.get("content-encoding", "identity") != "identity":
-        raise DownloadFailed("the file came compressed, though we asked for it as it is")
+        raise DownloadFailed("the host sent the file compressed, although the request did not accept that")
     length = download.headers.get("content-length", "")
     if not length.isdecimal():
         return None
-    if int(length) > kind.limit:
-        raise DownloadFailed(f"the file is larger than {kind.limit} bytes")
+    if int(length) > policy.limit:
+        raise DownloadFailed(f"the file is larger than {policy.limit} bytes")
     return int(length)
 
 
-def _judge(file: IO[bytes], kind: MediaPolicy) -> tuple[str, float | None]:
+def _check(file: IO[bytes], policy: MediaPolicy) -> tuple[str, float | None]:
     file.seek(0)
-    media_type = kind.sniff(file.read(HEAD))
+    media_type = policy.sniff(file.read(HEAD))
     if media_type is None:
-        raise DownloadFailed(f"the file is no {kind.name} that we know")
-    duration = measure_open(file) if kind.is_measured else None
-    if kind.is_measured and duration is None:
-        raise DownloadFailed(f"the file cannot be played as {media_type}, or ends too early")
+        raise DownloadFailed(f"the file is not a known type of {policy.name}")
+    duration = measure_open(file) if policy.is_measured else None
+    if policy.is_measured and duration is None:
+        raise DownloadFailed(f"the file is not playable as {media_type}, or it is truncated")
     return media_type, duration
 
 
-def _retold(error: httpx.TransportError, kind: MediaPolicy) -> str:
+def _describe(error: httpx.TransportError, policy: MediaPolicy) -> str:
     if isinstance(error, AnswerTooLarge):
-        return f"the file is larger than {kind.limit} bytes"
+        return f"the file is larger than {policy.limit} bytes"
     if isinstance(error, EgressRefused | ExchangeTooSlow):
         return str(error)
-    # Other messages are the libraries', and may repeat the address.
+    # Messages of the libraries may contain the URL.
     return f"the connection broke ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Whether bytes are audio, or a cover: their first ones say so, and for audio a parser and its own sizes agree."""
+"""Recognises audio and cover images by their first bytes, and measures how long audio plays."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import IO
 
 from tinytag import TinyTag, TinyTagException
 
+# How many bytes `sniff` and `sniff_image` need.
 HEAD = 16
 SUFFIXES: Mapping[str, str] = {
     "audio/wav": ".wav",
@@ -22,14 +23,14 @@ SUFFIXES: Mapping[str, str] = {
     "image/webp": ".webp",
     "image/gif": ".gif",
 }
-# What a WAV file written while it was made says of its size.
+# The sizes in the header of a WAV file that was written as a stream.
 UNKNOWN_SIZES = (0, 0xFFFFFFFF)
 MAX_BOXES = 1_000
 MAX_STEPS = 50_000
 
 
 def sniff(head: bytes) -> str | None:
-    """The media type that these first bytes announce, or None where they are no audio that we keep."""
+    """Return the media type of audio that begins with these bytes, or None for anything else."""
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         return "audio/wav"
     if head[4:8] == b"ftyp":
@@ -40,7 +41,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def sniff_image(head: bytes) -> str | None:
-    """The same for covers. SVG is none of them: it can carry scripts."""
+    """Return the same for a cover image. SVG is not accepted, because it can contain scripts."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "image/webp"
     starts = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
@@ -48,35 +49,35 @@ def sniff_image(head: bytes) -> str | None:
 
 
 def measure(path: Path) -> float | None:
-    """The seconds of sound in a file, or None where it holds none that can be played."""
+    """Return how many seconds the audio in a file plays, or None if it is not playable or truncated."""
     with path.open("rb") as file:
         return measure_open(file)
 
 
 def measure_open(file: IO[bytes]) -> float | None:
-    """The same of an open file, wherever it stands."""
+    """Return the same for an open file, whatever its position."""
     file.seek(0)
     head = file.read(HEAD)
     media_type = sniff(head)
     size = file.seek(0, os.SEEK_END)
     end = _end(file, size, head) if media_type else size
     if media_type is None or end > size:
-        # It ends before its own words say; the parser would believe those words.
+        # The file is truncated. The parser would report the length that its header announces.
         return None
     try:
-        duration = TinyTag.get(file_obj=_Measured(file, end), tags=False).duration
-    # The parser meets hostile bytes, and says so in many ways.
+        duration = TinyTag.get(file_obj=_LimitedReader(file, end), tags=False).duration
+    # Hostile bytes make the parser raise any of these.
     except (TinyTagException, OSError, ValueError, ArithmeticError, LookupError, TypeError):
         return None
     return duration or None
 
 
 def _end(file: IO[bytes], size: int, head: bytes) -> int:
-    """Where a file ends by its own words, as far as its kind has any; what may follow is no part of it."""
+    """The size that the file announces, or `size` if its type announces none. Bytes after it do not belong to it."""
     media_type = sniff(head)
     if media_type == "audio/wav":
-        told = int.from_bytes(head[4:8], "little")
-        return size if told in UNKNOWN_SIZES else told + 8
+        announced = int.from_bytes(head[4:8], "little")
+        return size if announced in UNKNOWN_SIZES else announced + 8
     return _boxes_end(file, size) if media_type == "audio/mp4" else size
 
 
@@ -90,14 +91,14 @@ def _boxes_end(file: IO[bytes], size: int) -> int:
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         if length == 0:
-            # The last box, which goes on to the end of the file.
+            # The last box, which extends to the end of the file (ISO/IEC 14496-12 §4.2).
             return size
         position += max(length, 8)
     return position
 
 
-class _Measured(io.BytesIO):
-    """A file up to its end, for a parser that goes through it in so many steps at most; then it raises OSError."""
+class _LimitedReader(io.BytesIO):
+    """The first `end` bytes of a file, for a parser. Raises OSError after MAX_STEPS reads, against endless loops."""
 
     def __init__(self, file: IO[bytes], end: int) -> None:
         super().__init__()
@@ -106,7 +107,7 @@ class _Measured(io.BytesIO):
     def read(self, size: int | None = -1, /) -> bytes:
         self._steps += 1
         if self._steps > MAX_STEPS:
-            raise OSError("this file is made to keep its reader busy")
+            raise OSError("the parser takes too many steps")
         left = max(self._end - self._position, 0)
         self._file.seek(self._position)
         content = self._file.read(left if size is None or size < 0 else min(size, left))

@@ -35,9 +35,9 @@ PASSING_FAULTS = [
 LASTING_FAULTS = {
     "audio-403": "the host answered 403",
     "audio-empty": "the file is empty",
-    "audio-html": "the file is no audio that we know",
+    "audio-html": "the file is not a known type of audio",
     "audio-truncated": "the connection broke (RemoteProtocolError)",
-    "audio-cut": "the file cannot be played as audio/wav, or ends too early",
+    "audio-cut": "the file is not playable as audio/wav, or it is truncated",
     "audio-too-large=2": "the file is larger than 1000000 bytes",
 }
 
