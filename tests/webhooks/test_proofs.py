@@ -120,13 +120,22 @@ async def check_rotations(database_url: str, events: int) -> None:
             for rotation in range(4):
                 await receiver.until(events * rotation + events // 2, within=60)
                 rotated = {f"/hook/{n}": await rotate(service, endpoint) for n, endpoint in enumerate(endpoints)}
-                # The receivers get to know of it only a while later, when what was signed before has arrived.
+                # Receivers learn the new secrets only after what was signed before has arrived. More requests than can
+                # be in flight at once show that no claim from before the rotation is still open.
                 await receiver.until(events * (rotation + 1), within=60)
+                await until_in_flight_have_arrived(service)
                 known.update(rotated)
             await until_settled(service)
 
         assert len(receiver.received) == 5 * events
         assert {attempt.status_code for attempt in await service.attempts()} == {204}
+
+
+async def until_in_flight_have_arrived(service: Service) -> None:
+    """Wait until each attempt that is in flight now has ended."""
+    in_flight = {(delivery.id, delivery.fence) for delivery in await service.deliveries() if delivery.fence}
+    while in_flight & {(d.id, d.fence) for d in await service.deliveries()}:  # noqa: ASYNC110 - no event to await
+        await asyncio.sleep(0.02)
 
 
 async def time_of_three_events(service: Service, key: str, receiver: Receiver, stuck: str) -> float:
