@@ -21,7 +21,7 @@ from app.workers.archive import archive_loop
 from app.workers.deliver import deliver_loop
 from app.workers.periodic import periodic_loop, prepare_jobs
 from app.workers.poll import poll_loop
-from app.workers.remove_files import erase_loop
+from app.workers.remove_files import remove_files_loop
 from app.workers.runner import Loop, insist, run_loop
 from app.workers.submit import submit_loop
 
@@ -110,7 +110,7 @@ async def _prepare(services: Services) -> None:
 
 
 def _loops(services: Services) -> list[Loop[Any]]:
-    loops = submit_loop, poll_loop, deliver_loop, periodic_loop, archive_loop, erase_loop
+    loops = submit_loop, poll_loop, deliver_loop, periodic_loop, archive_loop, remove_files_loop
     return [loop(services) for loop in loops]
 
 

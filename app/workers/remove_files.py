@@ -1,4 +1,4 @@
-"""Removing files from the storage that no clip names any more."""
+"""Removes files from the storage that no clip refers to any more."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = structlog.get_logger()
 CONCURRENCY = 8
 
 
-def erase_loop(services: Services) -> Loop[StoredObject]:
-    """The loop that removes. A row stays until its file is gone, so nothing is left behind by a crash in between."""
+def remove_files_loop(services: Services) -> Loop[StoredObject]:
+    """Return the loop that removes files. A row is deleted after its file: a crash leaves no file without a row."""
 
     async def claim(limit: int) -> Claimed[StoredObject]:
         async with services.database.transaction() as (session, now):
@@ -29,8 +29,8 @@ def erase_loop(services: Services) -> Loop[StoredObject]:
         try:
             await remove_file(services.database, services.storage, row)
         except StorageUnavailable:
-            # The row falls due again when the lease ends.
+            # The row is due again when the lease ends.
             return
         log.info("file_removed", key=row.key, attempt=row.attempts)
 
-    return Loop("erase", services.wakeups.event(ERASURES), CONCURRENCY, claim, work)
+    return Loop("remove_files", services.wakeups.event(ERASURES), CONCURRENCY, claim, work)
