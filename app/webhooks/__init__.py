@@ -1,1 +1,1 @@
-"""What we tell callers: bytes that it is given, signed, until they are received or given up."""
+"""Webhooks: endpoints, and signed deliveries that are retried until they are received or given up."""

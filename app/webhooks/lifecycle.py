@@ -1,4 +1,4 @@
-"""The state of webhook endpoints and deliveries: the only module that writes to their rows."""
+"""The state of webhook endpoints and deliveries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = structlog.get_logger()
 
 
 def check_receiver(url: str, allow: Networks, pointer: str) -> None:
-    """Raise InvalidRequest, pointing at `pointer`, for a URL that could never be called."""
+    """Raise InvalidRequest, with this JSON pointer, for a URL that no delivery could be sent to."""
     try:
         check_url(url, allow)
     except UrlRefused as refused:
@@ -41,12 +41,12 @@ def check_receiver(url: str, allow: Networks, pointer: str) -> None:
 
 
 class WebhookLifecycle:
-    """The only writer of endpoints and deliveries. Its methods take a session and never commit."""
+    """The only code that changes the state of endpoints and deliveries. Methods take a session and never commit."""
 
     def __init__(self, settings: Settings, rng: random.Random | None = None) -> None:
         self._schedule = settings.webhook_schedule
         self._allow = settings.egress_allow
-        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, not for security
 
     def create_endpoint(
         self, session: Session, api_key_id: str, body: EndpointCreate, now: datetime
@@ -73,7 +73,7 @@ class WebhookLifecycle:
         disabled = given.pop("disabled", None)
         if "url" in given:
             check_receiver(given["url"], self._allow, "#/url")
-            await repository.redirect_waiting(session, endpoint.id, given["url"])
+            await repository.redirect_undelivered(session, endpoint.id, given["url"])
         for name, value in given.items():
             setattr(endpoint, name, value)
         if disabled is False:
@@ -83,7 +83,7 @@ class WebhookLifecycle:
             await self._disable_endpoint(session, endpoint, DisabledBy.owner, now)
 
     def rotate_secret(self, owner: WebhookEndpoint | ApiKey, now: datetime) -> None:
-        """Count the secret's generation up; the one before signs for 24 hours more."""
+        """Replace a secret by the next generation; the previous one also signs for 24 hours."""
         owner.secret_generation += 1
         owner.secret_rotated_at = now
 
@@ -93,10 +93,10 @@ class WebhookLifecycle:
 
     async def recover(self, session: Session, endpoint: WebhookEndpoint, body: Recovery, now: datetime) -> int:
         """Restart the schedule of every undelivered delivery of a time range; return how many there are."""
-        missed = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
+        undelivered = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
         notify_on_commit(session, DELIVERIES)
         return await repository.make_due(
-            session, now, *missed, Delivery.created_at.between(body.since, body.until or now)
+            session, now, *undelivered, Delivery.created_at.between(body.since, body.until or now)
         )
 
     async def resend(self, session: Session, delivery: Delivery, now: datetime) -> None:
@@ -106,36 +106,36 @@ class WebhookLifecycle:
         await session.refresh(delivery)
 
     async def settle(
-        self, session: Session, claimed: Delivery, outcome: AttemptResult, now: datetime
+        self, session: Session, claimed: Delivery, result: AttemptResult, now: datetime
     ) -> Delivery | None:
-        """Store the result of an attempt; return None, and write nothing, if the claim was lost."""
+        """Store the result of an attempt. Return the delivery, or None, with nothing stored, if the claim was lost."""
         endpoint_id = claimed.endpoint_id
         # Lock order: endpoint, then delivery. Two transactions with different orders would deadlock.
         endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
         delivery = await lock_claimed(session, Delivery, claimed.id, claimed.fence)
         if delivery is None:
             return None
-        session.add(_attempt(delivery, outcome))
+        session.add(_attempt(delivery, result))
         delivery.attempts_made += 1
         delivery.fence = None
-        delay = next_delay(self._schedule, delivery.attempts, outcome.retry_after, self._rng)
+        delay = next_delay(self._schedule, delivery.attempts, result.retry_after, self._rng)
         if endpoint is not None:
-            await self._update_endpoint_health(session, endpoint, outcome, now)
-            pause = pause_after(outcome, delay)
+            await self._update_endpoint_health(session, endpoint, result, now)
+            pause = pause_after(result, delay)
             endpoint.paused_until = now + pause if pause else endpoint.paused_until
-        is_refused_for_good = outcome.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
-        _move_on(delivery, outcome, None if is_refused_for_good else delay, now)
+        is_disabled = result.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
+        _schedule_next(delivery, result, None if is_disabled else delay, now)
         return delivery
 
     async def _update_endpoint_health(
-        self, session: Session, endpoint: WebhookEndpoint, outcome: AttemptResult, now: datetime
+        self, session: Session, endpoint: WebhookEndpoint, result: AttemptResult, now: datetime
     ) -> None:
         """Track since when an endpoint fails, and disable it when it has failed for too long or answered 410."""
-        if outcome.is_success:
+        if result.is_success:
             endpoint.failing_since = None
         elif endpoint.disabled_at is None:
-            endpoint.failing_since = endpoint.failing_since or outcome.attempted_at
-            by = disabled_by(outcome, endpoint.failing_since, now)
+            endpoint.failing_since = endpoint.failing_since or result.attempted_at
+            by = disabled_by(result, endpoint.failing_since, now)
             if by is not None:
                 await self._disable_endpoint(session, endpoint, by, now)
 
@@ -143,7 +143,7 @@ class WebhookLifecycle:
         self, session: Session, endpoint: WebhookEndpoint, by: DisabledBy, now: datetime
     ) -> None:
         endpoint.disabled_at, endpoint.disabled_by = now, by
-        await repository.give_up_waiting(session, endpoint.id)
+        await repository.give_up_pending(session, endpoint.id)
         if by is not DisabledBy.owner:
             log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
             enqueue_on_commit(session, self._event_about(endpoint, WebhookType.endpoint_disabled, now))
@@ -154,19 +154,19 @@ class WebhookLifecycle:
         return OutboundEvent(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
 
 
-def _attempt(delivery: Delivery, outcome: AttemptResult) -> DeliveryAttempt:
+def _attempt(delivery: Delivery, result: AttemptResult) -> DeliveryAttempt:
     return DeliveryAttempt(
         delivery_id=delivery.id,
-        attempted_at=outcome.attempted_at,
-        duration_ms=round(outcome.duration.total_seconds() * 1000),
-        status_code=outcome.status_code,
-        error=outcome.error,
-        response=outcome.response,
+        attempted_at=result.attempted_at,
+        duration_ms=round(result.duration.total_seconds() * 1000),
+        status_code=result.status_code,
+        error=result.error,
+        response=result.response,
     )
 
 
-def _move_on(delivery: Delivery, outcome: AttemptResult, delay: timedelta | None, now: datetime) -> None:
-    if outcome.is_success:
+def _schedule_next(delivery: Delivery, result: AttemptResult, delay: timedelta | None, now: datetime) -> None:
+    if result.is_success:
         delivery.status, delivery.delivered_at, delivery.due_at = DeliveryStatus.delivered, now, None
     elif delay is None:
         delivery.status, delivery.due_at = DeliveryStatus.given_up, None

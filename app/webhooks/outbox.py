@@ -29,12 +29,12 @@ class OutboundEvent:
 
 
 def enqueue_on_commit(session: Session, outbound: OutboundEvent) -> None:
-    """Insert a delivery for each of the caller's endpoints that accepts this type, when the transaction commits."""
+    """When the transaction commits, insert a delivery to each enabled endpoint of the caller that wants this type."""
     _defer(session, outbound, None)
 
 
 def enqueue_to_url_on_commit(session: Session, outbound: OutboundEvent, url: str) -> None:
-    """Insert a delivery to the URL of one task likewise; the caller's default secret signs it."""
+    """When the transaction commits, insert a delivery to this URL, signed with the caller's default secret."""
     _defer(session, outbound, url)
 
 
@@ -44,8 +44,8 @@ def enqueue_to_endpoint(session: Session, outbound: OutboundEvent, endpoint: Web
 
 
 def _defer(session: Session, outbound: OutboundEvent, url: str | None) -> None:
-    # The commit looks the endpoints up, once for all events of the transaction: no writer of events can forget to,
-    # and the writers need not be asynchronous for it.
+    # The hook looks the endpoints up once for all events of the transaction. No writer of events can forget the
+    # look-up, and none has to be asynchronous for it.
     if not event.contains(session.sync_session, "before_commit", _enqueue):
         event.listen(session.sync_session, "before_commit", _enqueue)
     session.info.setdefault("outbound_events", []).append((outbound, url))
@@ -55,7 +55,7 @@ def _enqueue(session: orm.Session) -> None:
     queued: list[tuple[OutboundEvent, str | None]] = session.info.pop("outbound_events", [])
     if not queued:
         return
-    # The events' tasks may be new in this transaction too.
+    # The deliveries refer to tasks that may be new in this transaction.
     session.flush()
     endpoints = repository.enabled_endpoints(session, {outbound.api_key_id for outbound, url in queued if url is None})
     for outbound, url in queued:
@@ -79,7 +79,7 @@ def _add_delivery(session: orm.Session, outbound: OutboundEvent, url: str, endpo
         event_id=outbound.event_id,
         event_type=outbound.type,
         url=url,
-        # Not `host`, which reads punycode back into Unicode and fails on some of what DNS knows.
+        # Not `host`: it decodes punycode, and raises for some names that DNS accepts.
         lane=endpoint_id or f"{outbound.api_key_id} {httpx.URL(url).raw_host.decode()}",
         body=outbound.body,
         created_at=outbound.created_at,

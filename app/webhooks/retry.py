@@ -11,7 +11,7 @@ from app.enums import DisabledBy
 
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
-FAILS_AT_MOST = timedelta(days=5)
+MAX_FAILING_TIME = timedelta(days=5)
 MAX_PAUSE = timedelta(minutes=5)
 JITTER = 0.2
 
@@ -39,7 +39,7 @@ def next_delay(
     """
     Return how long to wait after this many attempts, or None to give up.
 
-    A receiver may ask for more time, up to twice what the schedule says. Jitter spreads
+    `Retry-After` can extend the delay to twice that of the schedule. Jitter spreads
     deliveries that failed together.
     """
     if attempts >= len(schedule):
@@ -48,35 +48,37 @@ def next_delay(
     return max(base * rng.uniform(1 - JITTER, 1 + JITTER), min(retry_after or timedelta(), 2 * base))
 
 
-def pause_after(outcome: AttemptResult, delay: timedelta | None) -> timedelta | None:
+def pause_after(result: AttemptResult, delay: timedelta | None) -> timedelta | None:
     """
-    Return for how long the receiver gets no deliveries at all, or None where it did not ask for a pause.
+    Return for how long the receiver gets no deliveries at all, or None if its response does not ask for a pause.
 
-    `delay` is the delay of the delivery itself: others do not wait for its late retries.
+    The pause is at most `delay`, the one before this delivery's next attempt: its later retries
+    do not hold up other deliveries.
     """
-    if outcome.status_code not in THROTTLING:
+    if result.status_code not in THROTTLING:
         return None
-    return min(outcome.retry_after or MAX_PAUSE, delay or MAX_PAUSE)
+    return min(result.retry_after or MAX_PAUSE, delay or MAX_PAUSE)
 
 
-def disabled_by(outcome: AttemptResult, failing_since: datetime, now: datetime) -> DisabledBy | None:
-    """Return why to disable an endpoint whose attempts have failed since `failing_since`, or None to go on."""
-    if outcome.status_code == GONE:
+def disabled_by(result: AttemptResult, failing_since: datetime, now: datetime) -> DisabledBy | None:
+    """Return why to disable an endpoint that has failed since `failing_since`, or None to keep it enabled."""
+    if result.status_code == GONE:
         return DisabledBy.gone
-    return DisabledBy.failing if now - failing_since >= FAILS_AT_MOST else None
+    return DisabledBy.failing if now - failing_since >= MAX_FAILING_TIME else None
 
 
-def share_room(lanes: Sequence[str], busy: Mapping[str, int], room: int, most: int) -> dict[str, int]:
+def share_places(lanes: Sequence[str], in_flight: Mapping[str, int], places: int, max_per_lane: int) -> dict[str, int]:
     """
-    Return how many deliveries of each lane to begin: as evenly as the room allows, and never more than `most` at once.
+    Return how many deliveries of each lane to claim, spread evenly over the free places.
 
-    `busy` counts those that a lane has under way already.
+    `in_flight` counts the attempts of each lane that have not ended; with them no lane
+    gets more than `max_per_lane`.
     """
-    each = max(1, room // max(1, len(lanes)))
+    each = max(1, places // max(1, len(lanes)))
     shares: dict[str, int] = {}
     for lane in lanes:
-        share = min(each, most - busy.get(lane, 0), room)
+        share = min(each, max_per_lane - in_flight.get(lane, 0), places)
         if share > 0:
             shares[lane] = share
-            room -= share
+            places -= share
     return shares

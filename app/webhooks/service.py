@@ -1,4 +1,4 @@
-"""The use cases on webhook endpoints and deliveries, for REST and every later front end alike."""
+"""The use cases on webhook endpoints and deliveries."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from app.webhooks.signing import secret_of
 
 
 class WebhookService:
-    """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's row."""
+    """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's rows."""
 
     def __init__(self, database: Database, lifecycle: WebhookLifecycle, keyring: Keyring) -> None:
         self._database, self._lifecycle, self._keyring = database, lifecycle, keyring
@@ -26,7 +26,7 @@ class WebhookService:
             return self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
 
     async def list_endpoints(self, caller: Caller, after: str, limit: int) -> Sequence[WebhookEndpoint]:
-        """Up to `limit` endpoints that the caller may read, oldest first, from behind the one with this id."""
+        """Up to `limit` endpoints that the caller may read, after this id, oldest first."""
         where = [] if caller.is_admin else [WebhookEndpoint.api_key_id == caller.api_key_id]
         async with self._database.reads() as session:
             return await repository.list_endpoints(session, where, after, limit)
@@ -55,7 +55,7 @@ class WebhookService:
         return secret_of(endpoint).text(self._keyring)
 
     async def rotate_secret(self, caller: Caller, endpoint_id: str) -> str:
-        """A new secret for an endpoint; the one before signs for 24 hours more."""
+        """Return a new secret for an endpoint; the previous one also signs for 24 hours."""
         async with self._database.transaction() as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             self._lifecycle.rotate_secret(endpoint, now)
@@ -68,7 +68,7 @@ class WebhookService:
         return secret_of(key).text(self._keyring)
 
     async def rotate_default_secret(self, caller: Caller) -> str:
-        """A new secret for them; the one before signs for 24 hours more."""
+        """Return a new default secret; the previous one also signs for 24 hours."""
         async with self._database.transaction() as (session, now):
             key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
             self._lifecycle.rotate_secret(key, now)
@@ -80,7 +80,7 @@ class WebhookService:
             return self._lifecycle.send_test(session, await self._lock(session, caller, endpoint_id), now)
 
     async def recover(self, caller: Caller, endpoint_id: str, body: Recovery) -> int:
-        """Make due every delivery to an endpoint that was created in a time and not delivered; return how many."""
+        """Make the undelivered deliveries of a time range to an endpoint due; return how many there are."""
         async with self._database.transaction() as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             return await self._lifecycle.recover(session, endpoint, body, now)
@@ -88,16 +88,16 @@ class WebhookService:
     async def list_deliveries(
         self, caller: Caller, filters: Mapping[str, object], before: str | None, limit: int
     ) -> Sequence[Delivery]:
-        """Up to `limit` deliveries whose columns have these values, newest first, from behind the one with this id."""
-        wanted = dict(filters) if caller.is_admin else {**filters, "api_key_id": caller.api_key_id}
-        where = [getattr(Delivery, name) == value for name, value in wanted.items()]
+        """Up to `limit` deliveries whose columns have these values, before this id, newest first."""
+        values = dict(filters) if caller.is_admin else {**filters, "api_key_id": caller.api_key_id}
+        where = [getattr(Delivery, name) == value for name, value in values.items()]
         async with self._database.reads() as session:
             return await repository.list_deliveries(session, where, before, limit)
 
     async def list_attempts(
         self, caller: Caller, delivery_id: str, after: str, limit: int
     ) -> Sequence[DeliveryAttempt]:
-        """Up to `limit` attempts of a delivery, oldest first, from behind the one with this id."""
+        """Up to `limit` attempts of a delivery, after this id, oldest first."""
         async with self._database.reads() as session:
             delivery = caller.require_readable(await session.get(Delivery, delivery_id))
             return await repository.list_attempts(session, delivery.id, after, limit)

@@ -1,4 +1,4 @@
-"""Standard Webhooks: the secrets and the signature headers."""
+"""The signing secrets and signature headers of Standard Webhooks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from standardwebhooks import Webhook
 from app.keyring import Keyring
 from app.models import ApiKey, WebhookEndpoint
 
-# How long the secret before signs too after a rotation.
+# How long after a rotation the previous secret also signs.
 OVERLAP = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
 class SigningSecret:
-    """A secret as the values that it derives from. A rotation counts the generation up; no secret is stored."""
+    """The values that a secret derives from; the secret itself is not stored. A rotation increments the generation."""
 
     purpose: str
     owner_id: str
@@ -26,15 +26,15 @@ class SigningSecret:
     rotated_at: datetime | None
 
     def text(self, keyring: Keyring) -> str:
-        """The secret as `whsec_<base64>`, which receivers' libraries read."""
+        """The secret as `whsec_<base64>`, the format of the Standard Webhooks libraries."""
         return "whsec_" + base64.b64encode(keyring.derive(self.purpose, self._subject(self.generation))).decode()
 
     def valid_at(self, now: datetime, keyring: Keyring) -> tuple[bytes, ...]:
         """
-        Return every secret that a receiver may hold at this time, the newest first.
+        Return every secret that a receiver may verify with at this time, newest first.
 
-        For 24 hours after a rotation that includes the one before, and always those that
-        derive from the older keys of SOUNDPOST_SECRET_KEYS.
+        There is one for each key of SOUNDPOST_SECRET_KEYS, and for 24 hours after a rotation
+        also those of the previous generation.
         """
         overlaps = self.rotated_at is not None and now < self.rotated_at + OVERLAP
         generations = (self.generation, self.generation - 1) if overlaps else (self.generation,)
@@ -55,8 +55,8 @@ def secret_of(owner: WebhookEndpoint | ApiKey) -> SigningSecret:
 
 
 def sign(secrets: Sequence[bytes], message_id: str, sent_at: datetime, body: bytes) -> Mapping[str, str]:
-    """Return the three Standard Webhooks headers, signed with each of these secrets."""
-    # The library stamps UTC on the datetime instead of converting to it, and takes one secret only.
+    """Return the three headers of Standard Webhooks, with one signature for each secret."""
+    # The library replaces the time zone by UTC instead of converting, and signs with one secret only.
     sent_at = sent_at.astimezone(UTC)
     signatures = [Webhook(secret).sign(message_id, sent_at, body.decode()) for secret in secrets]
     return {

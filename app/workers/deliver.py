@@ -1,4 +1,4 @@
-"""Telling callers: each delivery one attempt at a time, each receiver a few at a time, until it is taken in."""
+"""Sends webhooks: claims due deliveries, POSTs each once, and stores the result."""
 
 from __future__ import annotations
 
@@ -20,129 +20,130 @@ from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import repository
-from app.webhooks.retry import AttemptResult, share_room
+from app.webhooks.retry import AttemptResult, share_places
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
-AT_ONCE = 100
-AT_ONCE_FOR_ONE = 5
-KEPT_OF_ANSWER = 1024
+MAX_CONCURRENT = 100
+MAX_CONCURRENT_PER_LANE = 5
+# Bytes that are read of a response, and characters that are stored of it or of an error.
+MAX_RESPONSE = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Sending:
-    """A delivery of ours to make; without secrets where its endpoint is disabled."""
+class ClaimedDelivery:
+    """A claimed delivery with the secrets that sign it; none if its endpoint is disabled."""
 
     delivery: Delivery
     secrets: tuple[bytes, ...]
     claimed_at: datetime
 
 
-def deliver_loop(services: Services) -> Loop[Sending]:
-    """The loop that tells."""
-    courier = _Courier(services)
-    return Loop("deliver", services.wakeups.event(DELIVERIES), AT_ONCE, courier.claim, courier.work)
+def deliver_loop(services: Services) -> Loop[ClaimedDelivery]:
+    """Return the loop that attempts due deliveries."""
+    worker = _DeliveryWorker(services)
+    return Loop("deliver", services.wakeups.event(DELIVERIES), MAX_CONCURRENT, worker.claim, worker.work)
 
 
-class _Courier:
+class _DeliveryWorker:
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._busy: Counter[str] = Counter()
-        self._crowded: set[str] = set()
-        self._rng = random.Random()  # noqa: S311 - takes turns, guards nothing
+        self._in_flight: Counter[str] = Counter()
+        # The lanes that may have more due deliveries than were claimed.
+        self._full_lanes: set[str] = set()
+        self._rng = random.Random()  # noqa: S311 - shuffles lanes, not for security
 
-    async def claim(self, limit: int) -> Claimed[Sending]:
-        """Take what is due, from every lane its share: a backlog waits for its own receiver and for no other."""
+    async def claim(self, limit: int) -> Claimed[ClaimedDelivery]:
+        """Claim due deliveries, a share from each lane, so that the backlog of one receiver delays no other."""
         services = self._services
         async with services.database.transaction() as (session, now):
             lanes = list(await repository.due_lanes(session, now))
-            # Where there are more lanes than room, each has its turn.
+            # When there are more lanes than places, a random choice gives each lane a turn.
             self._rng.shuffle(lanes)
-            shares = share_room(lanes, self._busy, limit, AT_ONCE_FOR_ONE)
+            shares = share_places(lanes, self._in_flight, limit, MAX_CONCURRENT_PER_LANE)
             claimed: list[Delivery] = []
             for lane, share in shares.items():
                 claim = Claim(now, services.settings.webhook_lease, share)
                 claimed += await claim_due(session, Delivery, claim, Delivery.lane == lane)
-            sendings = await self._signed(session, claimed, now)
-        self._busy.update(delivery.lane for delivery in claimed)
-        self._crowded = {lane for lane in lanes if self._busy[lane] >= shares.get(lane, 0)}
-        return Claimed(sendings)
+            items = await self._signed(session, claimed, now)
+        self._in_flight.update(delivery.lane for delivery in claimed)
+        self._full_lanes = {lane for lane in lanes if self._in_flight[lane] >= shares.get(lane, 0)}
+        return Claimed(items)
 
-    async def work(self, sending: Sending) -> None:
-        """Make one attempt and write down what came of it."""
-        lane = sending.delivery.lane
+    async def work(self, item: ClaimedDelivery) -> None:
+        """Make one attempt and store its result."""
+        lane = item.delivery.lane
         try:
-            outcome = await self._attempt(sending)
-            await self._settle(sending, outcome)
+            await self._settle(item, await self._attempt(item))
         finally:
-            self._busy -= Counter([lane])
-            if lane in self._crowded:
+            self._in_flight -= Counter([lane])
+            if lane in self._full_lanes:
                 self._services.wakeups.notify(DELIVERIES)
 
-    async def _signed(self, session: Session, deliveries: Sequence[Delivery], now: datetime) -> list[Sending]:
+    async def _signed(self, session: Session, deliveries: Sequence[Delivery], now: datetime) -> list[ClaimedDelivery]:
         owners = await repository.owners(session, deliveries)
-        sendings = []
+        items = []
         for delivery in deliveries:
             owner = owners[delivery.endpoint_id or delivery.api_key_id]
             is_disabled = isinstance(owner, WebhookEndpoint) and owner.disabled_at is not None
             secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.keyring)
-            sendings.append(Sending(delivery, secrets, now))
-        return sendings
+            items.append(ClaimedDelivery(delivery, secrets, now))
+        return items
 
-    async def _attempt(self, sending: Sending) -> AttemptResult:
-        """Send it, whatever happens, within the time; no transaction is open here."""
-        if not sending.secrets:
-            return AttemptResult(sending.claimed_at, timedelta(), error="the endpoint is disabled")
-        began = time.monotonic()
+    async def _attempt(self, item: ClaimedDelivery) -> AttemptResult:
+        """POST the delivery within the timeout. Raises nothing for what the network does; no transaction is open."""
+        if not item.secrets:
+            return AttemptResult(item.claimed_at, timedelta(), error="the endpoint is disabled")
+        started = time.monotonic()
         try:
-            answer = await self._post(sending)
+            answer = await self._post(item)
         except httpx.HTTPError as error:
-            return AttemptResult(sending.claimed_at, _since(began), error=_reason(error))
+            return AttemptResult(item.claimed_at, _since(started), error=_reason(error))
         return AttemptResult(
-            sending.claimed_at,
-            _since(began),
+            item.claimed_at,
+            _since(started),
             status_code=answer.status,
             response=_text(answer.body.decode(errors="replace")),
-            retry_after=retry_after(answer.headers, sending.claimed_at),
+            retry_after=retry_after(answer.headers, item.claimed_at),
         )
 
-    async def _post(self, sending: Sending) -> CappedResponse:
-        delivery = sending.delivery
+    async def _post(self, item: ClaimedDelivery) -> CappedResponse:
+        delivery = item.delivery
         headers = {
             "Content-Type": "application/json",
-            **sign(sending.secrets, delivery.event_id, sending.claimed_at, delivery.body),
+            **sign(item.secrets, delivery.event_id, item.claimed_at, delivery.body),
         }
         client = self._services.egress_http
         request = client.build_request("POST", delivery.url, content=delivery.body, headers=headers)
-        return await send_capped(client, request, limit=KEPT_OF_ANSWER, within=self._services.settings.webhook_timeout)
+        return await send_capped(client, request, limit=MAX_RESPONSE, within=self._services.settings.webhook_timeout)
 
-    async def _settle(self, sending: Sending, outcome: AttemptResult) -> None:
+    async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
         services = self._services
         async with services.database.transaction() as (session, now):
-            settled = await services.webhook_lifecycle.settle(session, sending.delivery, outcome, now)
+            settled = await services.webhook_lifecycle.settle(session, item.delivery, result, now)
         log.info(
-            "delivery",
-            delivery_id=sending.delivery.id,
-            event_id=sending.delivery.event_id,
-            event_type=sending.delivery.event_type.value,
-            task_id=sending.delivery.task_id,
-            endpoint_id=sending.delivery.endpoint_id,
+            "delivery_attempted",
+            delivery_id=item.delivery.id,
+            event_id=item.delivery.event_id,
+            event_type=item.delivery.event_type.value,
+            task_id=item.delivery.task_id,
+            endpoint_id=item.delivery.endpoint_id,
             attempt=settled.attempts_made if settled else None,
-            result=settled.status.value if settled else "overtaken",
-            status_code=outcome.status_code,
-            error=outcome.error,
-            duration_ms=round(outcome.duration.total_seconds() * 1000),
+            status=settled.status.value if settled else "claim_lost",
+            status_code=result.status_code,
+            error=result.error,
+            duration_ms=round(result.duration.total_seconds() * 1000),
         )
 
 
-def _since(began: float) -> timedelta:
-    return timedelta(seconds=time.monotonic() - began)
+def _since(started: float) -> timedelta:
+    return timedelta(seconds=time.monotonic() - started)
 
 
 def _reason(error: httpx.HTTPError) -> str:
-    """Why there is no answer; the libraries' own words may quote what the receiver sent."""
+    """Why there is no response. Messages of the libraries may quote what the receiver sent."""
     if isinstance(error, EgressRefused):
         return f"refused: {error}"
     return _text(f"{type(error).__name__}: {error}".removesuffix(": "))
@@ -150,4 +151,4 @@ def _reason(error: httpx.HTTPError) -> str:
 
 def _text(text: str) -> str:
     # PostgreSQL stores no NUL.
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:KEPT_OF_ANSWER]
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")[:MAX_RESPONSE]

@@ -7,7 +7,7 @@ import pytest
 
 from app.config import Settings
 from app.enums import DisabledBy
-from app.webhooks.retry import AttemptResult, disabled_by, next_delay, pause_after, share_room
+from app.webhooks.retry import AttemptResult, disabled_by, next_delay, pause_after, share_places
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default
@@ -105,4 +105,4 @@ def test_only_2xx_is_success(status: int, success: bool) -> None:
 def test_room_is_shared_among_the_lanes(
     lanes: list[str], busy: dict[str, int], room: int, shares: dict[str, int]
 ) -> None:
-    assert share_room(lanes, busy, room, most=5) == shares
+    assert share_places(lanes, busy, room, max_per_lane=5) == shares
