@@ -1,1 +1,1 @@
-"""The vendor's own API over our tasks: its clients change the base URL and the key, and nothing else."""
+"""The drop-in API: the vendor's own routes and shapes over our tasks, for clients that were written for the vendor."""

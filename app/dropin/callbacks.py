@@ -1,4 +1,4 @@
-"""Telling a client of the vendor's API at its `callBackUrl`, in the vendor's words and by our own deliveries."""
+"""The vendor's callbacks to a client's `callBackUrl`, sent as our own deliveries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.tasks.payloads import WEBHOOK_TYPES
 from app.tasks.schemas import read_task
 from app.webhooks.outbox import OutboundEvent, enqueue_to_url_on_commit
 
-# The vendor's `text` has no counterpart: a clip is a clip once it has audio.
+# The vendor's stage `text` has no counterpart: our clips begin with their audio.
 STAGES: Mapping[EventType, str] = {
     EventType.task_progressed: "first",
     EventType.task_succeeded: "complete",
@@ -28,12 +28,12 @@ STAGES: Mapping[EventType, str] = {
 def publish_to_callback_url(
     session: Session, task: Task, event: Event, signed_urls: SignedUrls, due_at: datetime
 ) -> None:
-    """Tell of an event, in this transaction, what the vendor would have called back about."""
+    """Enqueue the vendor's callback about an event, if the vendor makes one and the client asked for callbacks."""
     stage = STAGES.get(event.type)
     if stage is None or task.callback_url is None:
         return
     body = json.dumps(callback(task, read_task(task, {}, signed_urls), stage)).encode()
-    # Another body than that of our own webhooks, and so another message with an id of its own.
+    # A new id: the body differs from that of our own webhook about the event, which has the event's id.
     outbound = OutboundEvent(
         new_id(), WEBHOOK_TYPES[event.type.value], task.api_key_id, task.id, body, event.created_at, due_at
     )

@@ -1,4 +1,4 @@
-"""The vendor's envelope around every answer below its paths, whoever gave it."""
+"""Puts every error response below the vendor's paths into the vendor's envelope."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.web.problems import MEDIA_TYPE
 
 PREFIX = "/api/v1/"
 
-# The vendor's code for each of our statuses; what is missing here is a failure of ours.
+# The vendor's code for each of our statuses. All others are 500.
 CODES: Mapping[int, int] = {
     400: 400,
     401: 401,
@@ -29,22 +29,21 @@ CODES: Mapping[int, int] = {
 
 class VendorEnvelopeMiddleware:
     """
-    Pure ASGI middleware, to be outside of whatever may answer with a problem.
+    Turns problems into the vendor's envelope: HTTP 200 and the code in the body, but 401 in both.
 
-    The vendor answers errors with HTTP 200 and the code in the body; a bad key is
-    401 in both.
+    Pure ASGI middleware, so that it is outside of everything that can respond with a problem.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Stand aside for all others: a frame that waits with a caller costs memory."""
-        is_ours = scope["type"] == "http" and scope["path"].startswith(PREFIX)
-        return self._app(scope, receive, _Wrapping(send).send if is_ours else send)
+        """Return the inner application's awaitable: a frame of our own would cost memory for each waiting caller."""
+        is_dropin = scope["type"] == "http" and scope["path"].startswith(PREFIX)
+        return self._app(scope, receive, _EnvelopeSender(send).send if is_dropin else send)
 
 
-class _Wrapping:
+class _EnvelopeSender:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._start: Message | None = None
@@ -58,10 +57,10 @@ class _Wrapping:
         else:
             self._body += message.get("body", b"")
             if not message.get("more_body", False):
-                await self._send_wrapped(self._start)
+                await self._send_envelope(self._start)
 
-    async def _send_wrapped(self, start: Message) -> None:
-        body = json.dumps(wrapped(json.loads(self._body)), ensure_ascii=False).encode()
+    async def _send_envelope(self, start: Message) -> None:
+        body = json.dumps(envelope_of(json.loads(self._body)), ensure_ascii=False).encode()
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-type"], headers["content-length"] = "application/json", str(len(body))
         status = 401 if start["status"] == 401 else 200
@@ -69,8 +68,8 @@ class _Wrapping:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def wrapped(problem: Mapping[str, Any]) -> dict[str, Any]:
-    """A problem in the vendor's words: its code, and the first thing that is wrong."""
+def envelope_of(problem: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a problem as the vendor's envelope: the vendor's code and a message about the first error."""
     message = problem.get("detail", problem["title"])
     for error in problem.get("errors", [])[:1]:
         field = error["pointer"].removeprefix("#/").replace("query/", "")

@@ -22,7 +22,6 @@ from app.dropin.schemas import (
     TaskId,
     record_info,
 )
-from app.egress import UrlRefused, check_url
 from app.errors import ContentTooLarge, InvalidRequest
 from app.signed_urls import SignedUrls
 from app.tasks.routes import TasksDep
@@ -32,6 +31,7 @@ from app.web.fields import EXAMPLE_TASK_ID
 from app.web.openapi import response_headers
 from app.web.provided import provided
 from app.web.routing import Router
+from app.webhooks.lifecycle import check_receiver
 
 UNAUTHENTICATED: dict[int | str, dict[str, Any]] = {
     401: {
@@ -61,13 +61,10 @@ async def generate_sounds(
     response: Response, tasks: TasksDep, settings: SettingsDep, caller: CallerDep, body: SoundsRequest
 ) -> SoundsAnswer:
     """Create a task in the vendor's shapes. The `taskId` in the response is this service's task id."""
-    data = _read_order(body, settings.models)
+    task = _to_task(body, settings.models)
     if body.callback_url:
-        try:
-            check_url(body.callback_url, settings.egress_allow)
-        except UrlRefused as refusal:
-            raise _bad("callBackUrl", str(refusal)) from None
-    placed = await tasks.place(caller, data, callback_url=body.callback_url or None)
+        check_receiver(body.callback_url, settings.egress_allow, "#/callBackUrl")
+    placed = await tasks.place(caller, task, callback_url=body.callback_url or None)
     response.headers.update({**placed.quota, "Cache-Control": "no-store"})
     return SoundsAnswer(data=TaskId(taskId=placed.task.id))
 
@@ -81,7 +78,7 @@ async def get_record_info(
 ) -> RecordAnswer:
     """Get a task in the vendor's shapes. A missing or foreign task is `code` 404 in HTTP 200."""
     if not task_id:
-        raise _bad("taskId", "is missing")
+        raise _invalid("taskId", "is missing")
     task = await tasks.get_row(caller, task_id)
     return RecordAnswer(data=RecordInfo.model_validate(record_info(task, read_task(task, {}, signed_urls))))
 
@@ -92,11 +89,11 @@ async def get_credit(cache: CreditsDep, caller: CallerDep) -> CreditAnswer:
     return CreditAnswer(data=float((await read_credits(cache)).credits))
 
 
-def _read_order(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
+def _to_task(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
     if len(body.prompt) > MAX_PROMPT_LENGTH:
         raise ContentTooLarge(detail=f"prompt must be at most {MAX_PROMPT_LENGTH} characters")
     if body.model not in models:
-        raise _bad("model", f"must be one of {', '.join(models)}")
+        raise _invalid("model", f"must be one of {', '.join(models)}")
     try:
         return TaskCreate.model_validate(body.model_dump(exclude={"callback_url"}, exclude_none=True))
     except ValidationError as error:
@@ -104,5 +101,5 @@ def _read_order(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
         raise RequestValidationError(fields) from None
 
 
-def _bad(field: str, detail: str) -> InvalidRequest:
+def _invalid(field: str, detail: str) -> InvalidRequest:
     return InvalidRequest(errors=[{"pointer": f"#/{field}", "detail": detail}])

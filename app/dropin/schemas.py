@@ -19,7 +19,7 @@ from app.web.fields import EXAMPLE_TASK_ID
 OK = 200
 MAX_PROMPT_LENGTH = 500
 
-# Which of the vendor's words a task's state is; while generating, the clips tell.
+# The vendor's word for each status; while `generating` it depends on the clips too.
 STATUS_WORDS: Mapping[TaskStatus, str] = {
     TaskStatus.queued: "PENDING",
     TaskStatus.submitting: "PENDING",
@@ -35,7 +35,7 @@ FAILURE_WORDS: Mapping[ErrorCode, str] = {
     ErrorCode.insufficient_credits: "CREATE_TASK_FAILED",
     ErrorCode.outcome_unknown: "CREATE_TASK_FAILED",
 }
-# What stands for a failure of which the upstream gave no code.
+# The codes of failures for which the upstream gave none; all others are 500.
 FAILURE_CODES: Mapping[ErrorCode, int] = {ErrorCode.content_rejected: 400, ErrorCode.insufficient_credits: 429}
 CANCELED = "The task was canceled."
 EXAMPLE_AUDIO_URL = "https://cdn.example/audio/8551662c.mp3"
@@ -185,7 +185,7 @@ class CreditAnswer(Answer):
 
 
 def record_info(task: Task, read: TaskRead) -> dict[str, Any]:
-    """A task as the vendor's record-info tells it."""
+    """Return a task in the shape of the vendor's record-info."""
     return {
         "taskId": task.id,
         "parentMusicId": "",
@@ -201,7 +201,7 @@ def record_info(task: Task, read: TaskRead) -> dict[str, Any]:
 
 
 def callback(task: Task, read: TaskRead, stage: str) -> dict[str, Any]:
-    """A task as the vendor's callback tells it: `first`, `complete` or `error`."""
+    """Return the body of the vendor's callback about a task. `stage` is `first`, `complete` or `error`."""
     if stage == "error":
         data: dict[str, Any] = {"callbackType": "error", "task_id": task.id, "data": None}
         return {"code": _error_code(task) or 500, "msg": _error_message(task) or "Generation failed.", "data": data}
@@ -211,13 +211,13 @@ def callback(task: Task, read: TaskRead, stage: str) -> dict[str, Any]:
 
 
 def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
-    """The clips in the callback's snake_case; their audio is ours once we have it."""
+    """Return the clips in the snake_case of callbacks. The audio URL is ours once the audio is archived."""
     clips = []
-    for kept, clip in zip(task.clips, read.clips, strict=True):
+    for row, clip in zip(task.clips, read.clips, strict=True):
         audio_url = clip.audio_url or clip.upstream_audio_url or ""
         clips.append(
             {
-                "id": clip.upstream_clip_id or kept.id,
+                "id": clip.upstream_clip_id or row.id,
                 "audio_url": audio_url,
                 "source_audio_url": audio_url,
                 "stream_audio_url": audio_url,
@@ -228,7 +228,7 @@ def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
                 "model_name": clip.model_name or task.model,
                 "title": clip.title or "",
                 "tags": clip.tags or "",
-                "createTime": _milliseconds(kept.created_at),
+                "createTime": _milliseconds(row.created_at),
                 "duration": clip.duration,
             }
         )
