@@ -1,4 +1,4 @@
-"""What is audio, judged by its bytes."""
+"""Audio and covers are recognised by their bytes."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ def mp3(seconds: int) -> bytes:
 
 
 def flac(seconds: int) -> bytes:
-    """A stream of no frames that says how long it is."""
+    """A header that announces its duration, without frames."""
     rate, samples = 48_000, 48_000 * seconds
     packed = rate << 44 | 1 << 41 | 15 << 36 | samples
     return (
@@ -28,9 +28,9 @@ def flac(seconds: int) -> bytes:
     )
 
 
-def box(name: bytes, *services: bytes) -> bytes:
+def box(name: bytes, *contents: bytes) -> bytes:
     """One box of an MP4 file."""
-    content = b"".join(services)
+    content = b"".join(contents)
     return struct.pack(">I", 8 + len(content)) + name + content
 
 
@@ -59,7 +59,7 @@ def ogg(seconds: int) -> bytes:
     return page(2, 0, 0, identification) + page(4, rate * seconds, 1, bytes(100))
 
 
-def seconds_of(content: bytes) -> float | None:
+def duration_of(content: bytes) -> float | None:
     return measure_open(io.BytesIO(content))
 
 
@@ -78,7 +78,7 @@ def seconds_of(content: bytes) -> float | None:
         (b"", None),
     ],
 )
-def test_first_bytes_tell_the_kind_of_audio(head: bytes, media_type: str | None) -> None:
+def test_first_bytes_give_the_media_type_of_audio(head: bytes, media_type: str | None) -> None:
     assert sniff(head) == media_type
 
 
@@ -93,22 +93,22 @@ def test_first_bytes_tell_the_kind_of_audio(head: bytes, media_type: str | None)
         (WAV[:16], None),
     ],
 )
-def test_first_bytes_tell_the_kind_of_cover(head: bytes, media_type: str | None) -> None:
+def test_first_bytes_give_the_media_type_of_covers(head: bytes, media_type: str | None) -> None:
     assert sniff_image(head) == media_type
 
 
-def test_sound_is_as_long_as_it_is() -> None:
-    assert seconds_of(WAV) == pytest.approx(4, abs=0.5)
-    assert seconds_of(mp3(3)) == pytest.approx(3, abs=0.1)
-    assert seconds_of(flac(2)) == pytest.approx(2, abs=0.1)
-    assert seconds_of(m4a(5)) == pytest.approx(5, abs=0.1)
-    assert seconds_of(ogg(6)) == pytest.approx(6, abs=0.1)
+def test_duration_is_measured_in_every_format() -> None:
+    assert duration_of(WAV) == pytest.approx(4, abs=0.5)
+    assert duration_of(mp3(3)) == pytest.approx(3, abs=0.1)
+    assert duration_of(flac(2)) == pytest.approx(2, abs=0.1)
+    assert duration_of(m4a(5)) == pytest.approx(5, abs=0.1)
+    assert duration_of(ogg(6)) == pytest.approx(6, abs=0.1)
 
 
-def test_wav_that_ends_before_its_own_word_is_no_sound() -> None:
-    assert seconds_of(WAV[: len(WAV) // 2]) is None
+def test_truncated_wav_is_not_playable() -> None:
+    assert duration_of(WAV[: len(WAV) // 2]) is None
     unknown = WAV[:4] + b"\xff" * 4 + WAV[8:]
-    assert seconds_of(unknown) == pytest.approx(4, abs=0.5)
+    assert duration_of(unknown) == pytest.approx(4, abs=0.5)
 
 
 def test_no_bytes_make_the_parser_raise() -> None:
@@ -122,22 +122,22 @@ def test_no_bytes_make_the_parser_raise() -> None:
     )
     for head in heads:
         for tail in (b"", bytes(100), b"\xff" * 5000, WAV[20:400]):
-            assert seconds_of(head + tail) is None or head == WAV[:16]
+            assert duration_of(head + tail) is None or head == WAV[:16]
 
 
-def test_file_that_is_open_may_stand_anywhere() -> None:
+def test_open_file_may_be_at_any_position() -> None:
     with tempfile.TemporaryFile() as file:
         file.write(WAV)
-        assert measure_open(file) == seconds_of(WAV)
+        assert measure_open(file) == duration_of(WAV)
 
 
-def test_file_made_to_keep_its_reader_busy_is_no_sound() -> None:
-    busy = WAV[:4] + b"\xff" * 4 + WAV[8:36] + bytes(2_000_000)
+def test_file_with_too_many_steps_for_the_parser_is_not_playable() -> None:
+    endless = WAV[:4] + b"\xff" * 4 + WAV[8:36] + bytes(2_000_000)
 
-    began = time.monotonic()
-    assert seconds_of(busy) is None
-    assert time.monotonic() - began < 5
+    started = time.monotonic()
+    assert duration_of(endless) is None
+    assert time.monotonic() - started < 5
 
 
-def test_what_follows_the_end_of_a_wav_is_no_part_of_it() -> None:
-    assert seconds_of(WAV + bytes(2_000_000)) == seconds_of(WAV)
+def test_bytes_after_the_end_of_a_wav_are_ignored() -> None:
+    assert duration_of(WAV + bytes(2_000_000)) == duration_of(WAV)

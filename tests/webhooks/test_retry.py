@@ -1,4 +1,4 @@
-"""When a delivery is tried again, as tables."""
+"""When a delivery is retried and an endpoint paused or disabled, as tables."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -11,10 +11,10 @@ from app.webhooks.retry import AttemptResult, disabled_by, next_delay, pause_aft
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default
-DICE = random.Random(1)  # noqa: S311
+RNG = random.Random(1)  # noqa: S311
 
 
-def outcome(status: int | None = None, retry_after: float | None = None) -> AttemptResult:
+def result(status: int | None = None, retry_after: float | None = None) -> AttemptResult:
     asked = None if retry_after is None else timedelta(seconds=retry_after)
     return AttemptResult(NOW, timedelta(), status_code=status, retry_after=asked)
 
@@ -26,20 +26,20 @@ def test_default_schedule_is_the_promised_one() -> None:
 
 @pytest.mark.parametrize("attempts", range(1, 10))
 def test_delay_stays_within_a_fifth_of_the_schedule(attempts: int) -> None:
-    delays = [next_delay(SCHEDULE, attempts, None, DICE) for _ in range(200)]
+    delays = [next_delay(SCHEDULE, attempts, None, RNG) for _ in range(200)]
 
     assert all(delay is not None and 0.8 <= delay / SCHEDULE[attempts] <= 1.2 for delay in delays)
     assert len(set(delays)) > 100
 
 
 def test_delivery_is_given_up_after_the_last_attempt() -> None:
-    assert next_delay(SCHEDULE, len(SCHEDULE), None, DICE) is None
-    assert next_delay(SCHEDULE, len(SCHEDULE) + 3, timedelta(hours=1), DICE) is None
+    assert next_delay(SCHEDULE, len(SCHEDULE), None, RNG) is None
+    assert next_delay(SCHEDULE, len(SCHEDULE) + 3, timedelta(hours=1), RNG) is None
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [(0, 240, 360), (450, 450, 450), (600, 600, 600), (9e8, 600, 600)])
-def test_receiver_may_ask_for_up_to_twice_the_delay(asked: float, least: float, most: float) -> None:
-    delay = next_delay(SCHEDULE, 2, timedelta(seconds=asked), DICE)
+def test_retry_after_extends_the_delay_up_to_twice(asked: float, least: float, most: float) -> None:
+    delay = next_delay(SCHEDULE, 2, timedelta(seconds=asked), RNG)
 
     assert delay is not None
     assert least <= delay.total_seconds() <= most
@@ -60,12 +60,12 @@ def test_receiver_may_ask_for_up_to_twice_the_delay(asked: float, least: float, 
         (None, None, 300, None),
     ],
 )
-def test_only_some_answers_slow_the_whole_endpoint_down(
+def test_only_throttling_responses_pause_the_endpoint(
     status: int | None, retry_after: float | None, delay: float | None, pause: float | None
 ) -> None:
     waits = None if delay is None else timedelta(seconds=delay)
 
-    paused = pause_after(outcome(status, retry_after), waits)
+    paused = pause_after(result(status, retry_after), waits)
 
     assert paused == (None if pause is None else timedelta(seconds=pause))
 
@@ -82,16 +82,16 @@ def test_only_some_answers_slow_the_whole_endpoint_down(
 def test_endpoint_is_disabled_when_gone_or_after_five_days(
     status: int | None, days: float, by: DisabledBy | None
 ) -> None:
-    assert disabled_by(outcome(status), NOW - timedelta(days=days), NOW) is by
+    assert disabled_by(result(status), NOW - timedelta(days=days), NOW) is by
 
 
 @pytest.mark.parametrize(("status", "success"), [(200, True), (204, True), (299, True), (301, False), (199, False)])
 def test_only_2xx_is_success(status: int, success: bool) -> None:
-    assert outcome(status).is_success is success
+    assert result(status).is_success is success
 
 
 @pytest.mark.parametrize(
-    ("lanes", "busy", "room", "shares"),
+    ("lanes", "in_flight", "places", "shares"),
     [
         ([], {}, 100, {}),
         (["a"], {}, 100, {"a": 5}),
@@ -102,7 +102,7 @@ def test_only_2xx_is_success(status: int, success: bool) -> None:
         (["a", "b"], {}, 3, {"a": 1, "b": 1}),
     ],
 )
-def test_room_is_shared_among_the_lanes(
-    lanes: list[str], busy: dict[str, int], room: int, shares: dict[str, int]
+def test_free_places_are_shared_among_the_lanes(
+    lanes: list[str], in_flight: dict[str, int], places: int, shares: dict[str, int]
 ) -> None:
-    assert share_places(lanes, busy, room, max_per_lane=5) == shares
+    assert share_places(lanes, in_flight, places, max_per_lane=5) == shares

@@ -1,4 +1,4 @@
-"""Signatures are those of Standard Webhooks: by a fixed vector, by both libraries, and through rotations."""
+"""Signatures follow Standard Webhooks: a fixed vector, two libraries, and rotations."""
 
 import base64
 from datetime import UTC, datetime, timedelta, timezone
@@ -11,7 +11,7 @@ from app.keyring import Keyring
 from app.webhooks.signing import SigningSecret, sign
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
-SECRETS = Keyring("a-key-of-the-tests-long-enough")
+KEYRING = Keyring("a-key-of-the-tests-long-enough")
 
 
 def test_signature_is_that_of_the_standards_vector() -> None:
@@ -27,10 +27,10 @@ def test_signature_is_that_of_the_standards_vector() -> None:
     }
 
 
-def test_time_of_another_zone_signs_the_same_moment() -> None:
-    there = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
+def test_time_zone_does_not_change_the_signature() -> None:
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
 
-    assert sign([b"secret"], "id", there, b"{}") == sign([b"secret"], "id", NOW, b"{}")
+    assert sign([b"secret"], "id", elsewhere, b"{}") == sign([b"secret"], "id", NOW, b"{}")
 
 
 @pytest.mark.parametrize("library", [standardwebhooks.Webhook, svix.webhooks.Webhook])
@@ -41,13 +41,13 @@ def test_both_libraries_verify_what_we_sign(
     secret = SigningSecret("webhook-endpoint", "e1", 0, None)
     now = datetime.now(UTC)
 
-    headers = sign(secret.valid_at(now, SECRETS), "id", now, body)
+    headers = sign(secret.valid_at(now, KEYRING), "id", now, body)
 
-    library(secret.text(SECRETS)).verify(body, dict(headers))
+    library(secret.text(KEYRING)).verify(body, dict(headers))
 
 
 def test_secret_is_32_bytes_behind_the_standards_prefix() -> None:
-    text = SigningSecret("webhook-endpoint", "e1", 0, None).text(SECRETS)
+    text = SigningSecret("webhook-endpoint", "e1", 0, None).text(KEYRING)
 
     assert text.startswith("whsec_")
     assert len(base64.b64decode(text.removeprefix("whsec_"))) == 32
@@ -55,25 +55,25 @@ def test_secret_is_32_bytes_behind_the_standards_prefix() -> None:
 
 def test_secrets_differ_by_owner_purpose_and_generation() -> None:
     named = [("webhook-endpoint", "e1", 0), ("webhook-endpoint", "e1", 1), ("webhook-endpoint", "e2", 0)]
-    texts = {SigningSecret(*name, None).text(SECRETS) for name in [*named, ("webhook-default", "e1", 0)]}
+    texts = {SigningSecret(*name, None).text(KEYRING) for name in [*named, ("webhook-default", "e1", 0)]}
 
     assert len(texts) == 4
 
 
 @pytest.mark.parametrize(("age", "count"), [(0, 2), (24 * 3600 - 1, 2), (24 * 3600, 1)])
-def test_secret_before_signs_too_for_a_day(age: float, count: int) -> None:
-    before = SigningSecret("webhook-endpoint", "e1", 0, None).valid_at(NOW, SECRETS)
+def test_previous_secret_also_signs_for_24_hours(age: float, count: int) -> None:
+    before = SigningSecret("webhook-endpoint", "e1", 0, None).valid_at(NOW, KEYRING)
     rotated = SigningSecret("webhook-endpoint", "e1", 1, NOW - timedelta(seconds=age))
 
-    valid = rotated.valid_at(NOW, SECRETS)
+    valid = rotated.valid_at(NOW, KEYRING)
 
     assert len(valid) == count
     assert (before[0] in valid) == (count == 2)
 
 
-def test_listing_a_new_service_key_leaves_receivers_verifying() -> None:
+def test_signatures_still_verify_after_a_new_secret_key_is_added() -> None:
     secret = SigningSecret("webhook-endpoint", "e1", 0, None)
     both = Keyring("a-newer-key-also-long-enough", "a-key-of-the-tests-long-enough")
 
-    assert secret.valid_at(NOW, SECRETS)[0] in secret.valid_at(NOW, both)
-    assert secret.text(both) != secret.text(SECRETS)
+    assert secret.valid_at(NOW, KEYRING)[0] in secret.valid_at(NOW, both)
+    assert secret.text(both) != secret.text(KEYRING)
