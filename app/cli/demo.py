@@ -1,4 +1,4 @@
-"""The main job with nothing set up: real processes, one task, from its order to files that play."""
+"""`soundpost demo`: a sandbox, a service and one task, from its creation to files that play, with nothing set up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,18 @@ from rich.console import Console
 from app.clips.media_types import SUFFIXES, measure
 from app.config import PREFIX
 
-TIMEOUT = 60.0
+TIMEOUT = timedelta(seconds=60)
+STOP_TIMEOUT = timedelta(seconds=15)
+POLL_INTERVAL = timedelta(milliseconds=50)
 FINAL = frozenset({"succeeded", "failed", "canceled"})
 
 
 class DemoFailed(Exception):
-    """The demo did not get its sound; the message says why."""
+    """The demo did not end with playable files; the message says why."""
 
 
 def run(prompt: str) -> int:
-    """Run the demo and return the exit code: 0 only if every file was checked to be audio."""
+    """Run the demo. Returns the exit code: 0 only if every file was checked to be audio."""
     console = Console(soft_wrap=True, highlight=False, emoji=False)
     try:
         asyncio.run(_run(prompt, console))
@@ -46,7 +49,7 @@ def run(prompt: str) -> int:
 
 async def _run(prompt: str, console: Console) -> None:
     if this := asyncio.current_task():
-        # Without a terminal the end is asked for so, and what was started here must end too.
+        # SIGTERM would end this process alone, and leave the processes that it has started.
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soundpost-demo-")))
@@ -55,82 +58,89 @@ async def _run(prompt: str, console: Console) -> None:
         key = secrets.token_urlsafe(24)
         url = await stack.enter_async_context(_service(folder, upstream_url, key))
         headers = {"Authorization": f"Bearer {key}"}
-        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=TIMEOUT)
-        http = _Http(await stack.enter_async_context(client), console)
-        task = await _order(http, prompt, console)
+        client = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=TIMEOUT.total_seconds())
+        api = _ApiClient(await stack.enter_async_context(client))
+        task = await _run_task(api, prompt, console)
         for clip in task["clips"]:
-            await _keep(http, task["id"], clip, console)
+            await _download(api, task["id"], clip, console)
         console.print("Done.", style="green")
-        http.show_calls()
+        console.print("REST calls made:")
+        for call, times in api.calls.items():
+            console.print(f"  {call}" + (f" (×{times})" if times > 1 else ""), markup=False)
 
 
-class _Http:
-    """Makes REST calls and remembers them."""
+class _ApiClient:
+    """A client of the REST API that counts its calls by method, path and status code."""
 
-    def __init__(self, client: httpx.AsyncClient, console: Console) -> None:
-        self._client, self._console = client, console
-        self._calls: dict[str, int] = {}
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+        self.calls: dict[str, int] = {}
 
-    async def call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        answer = await self._client.request(method, path, **options)
-        call = f"{method} {httpx.URL(path).copy_with(query=None)} → {answer.status_code}"
-        self._calls[call] = self._calls.get(call, 0) + 1
-        if answer.is_error:
-            raise DemoFailed(f"{call}: {answer.text}")
-        return answer
-
-    def show_calls(self) -> None:
-        self._console.print("REST calls made:")
-        for call, times in self._calls.items():
-            self._console.print(f"  {call}" + (f" (×{times})" if times > 1 else ""), markup=False)
+    async def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """Send a request. Raises DemoFailed for an error response."""
+        response = await self._client.request(method, path, **options)
+        call = f"{method} {httpx.URL(path).copy_with(query=None)} → {response.status_code}"
+        self.calls[call] = self.calls.get(call, 0) + 1
+        if response.is_error:
+            raise DemoFailed(f"{call}: {response.text}")
+        return response
 
 
-async def _order(http: _Http, prompt: str, console: Console) -> dict[str, Any]:
-    """Order a sound and follow its states until the last one."""
-    began = time.monotonic()
-    task: dict[str, Any] = (await http.call("POST", "/v1/tasks", json={"prompt": prompt})).json()
+async def _run_task(api: _ApiClient, prompt: str, console: Console) -> dict[str, Any]:
+    """Create a task and poll it, printing its progress, until it has succeeded and every clip is archived."""
+    started_at = time.monotonic()
+    task: dict[str, Any] = (await api.request("POST", "/v1/tasks", json={"prompt": prompt})).json()
     console.print(f"Task {task['id']}: {task['prompt']}", markup=False)
-    seen = None
+    printed = None
     while True:
-        archived = sum(clip["archived_at"] is not None for clip in task["clips"])
-        now_at = task["status"], len(task["clips"]), archived
-        if now_at != seen:
-            clips = f", {now_at[1]} clip{'s' if now_at[1] > 1 else ''}, {archived} kept" if now_at[1] else ""
-            console.print(f"  {time.monotonic() - began:6.2f} s  {now_at[0]}{clips}")
-            seen = now_at
+        elapsed, progress = time.monotonic() - started_at, _progress(task)
+        if progress != printed:
+            console.print(f"  {elapsed:6.2f} s  {progress}")
+            printed = progress
         if task["status"] in FINAL and all(clip["archived_at"] for clip in task["clips"]):
             break
-        if time.monotonic() - began > TIMEOUT:
-            raise DemoFailed(f"the task is still {task['status']} after {TIMEOUT:.0f} s, or its audio not kept")
-        await asyncio.sleep(0.05)
-        task = (await http.call("GET", f"/v1/tasks/{task['id']}")).json()
+        if elapsed > TIMEOUT.total_seconds():
+            raise DemoFailed(f"after {elapsed:.0f} s the task is {task['status']} and not all of its audio is archived")
+        await asyncio.sleep(POLL_INTERVAL.total_seconds())
+        task = (await api.request("GET", f"/v1/tasks/{task['id']}")).json()
     if task["status"] != "succeeded":
         raise DemoFailed(f"the task ended as {task['status']}: {task['error']}")
     return task
 
 
-async def _keep(http: _Http, task_id: str, clip: Mapping[str, Any], console: Console) -> None:
-    """Download our copy of one clip and check that it can be played."""
-    answer = await http.call("GET", clip["audio_url"])
+def _progress(task: Mapping[str, Any]) -> str:
+    """The status of a task, and how many of its clips are archived."""
+    clips: list[Mapping[str, Any]] = task["clips"]
+    if not clips:
+        return str(task["status"])
+    archived = sum(clip["archived_at"] is not None for clip in clips)
+    return f"{task['status']}, {len(clips)} clip{'s' if len(clips) > 1 else ''}, {archived} archived"
+
+
+async def _download(api: _ApiClient, task_id: str, clip: Mapping[str, Any], console: Console) -> None:
+    """Download the archived audio of one clip and check that it plays."""
+    response = await api.request("GET", clip["audio_url"])
     path = Path.cwd() / "var/demo" / task_id / f"{clip['index']}{SUFFIXES.get(clip['content_type'], '.bin')}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(answer.content)
+    path.write_bytes(response.content)
     duration = measure(path)
     if duration is None:
         raise DemoFailed(f"{path} is not audio")
-    console.print(f"Clip {clip['index']}: {duration:.1f} s, {len(answer.content):,} bytes, checked to be audio")
+    console.print(f"Clip {clip['index']}: {duration:.1f} s, {len(response.content):,} bytes, checked to be audio")
     console.print(str(path), markup=False)
 
 
 @asynccontextmanager
 async def _sandbox(folder: Path) -> AsyncIterator[str]:
+    """Run a sandbox inside the block; yields its URL."""
     async with _process(folder, {}, "sandbox", "--port", "0") as process:
-        yield await _address(process, "sandbox")
+        yield await _read_url(process, "sandbox")
 
 
 @asynccontextmanager
 async def _service(folder: Path, upstream_url: str, key: str) -> AsyncIterator[str]:
-    # The public URL must be known before the service listens, so its port is chosen first.
+    """Run a service inside the block; yields its URL once it is ready."""
+    # The public URL is a setting, so the port must be chosen before the service listens.
     port = _free_port()
     settings = {
         "DATABASE_URL": f"sqlite+aiosqlite:///{folder}/soundpost.db",
@@ -138,61 +148,62 @@ async def _service(folder: Path, upstream_url: str, key: str) -> AsyncIterator[s
         "UPSTREAM_API_KEY": "sandbox",
         "PUBLIC_URL": f"http://127.0.0.1:{port}",
         "API_KEYS": f"demo:{key}",
-        # The sandbox's files are on this machine, which audio is otherwise never fetched from.
+        # The sandbox serves its audio from a loopback address, which the egress guard refuses by default.
         "EGRESS_ALLOW": "127.0.0.0/8",
         "LOG_LEVEL": "warning",
     }
     async with _process(folder, settings, "serve", "--port", str(port)) as process:
-        url = await _address(process, "serve")
-        await _until_ready(url, process)
+        url = await _read_url(process, "serve")
+        await _wait_until_ready(url, process)
         yield url
 
 
 @asynccontextmanager
 async def _process(folder: Path, settings: Mapping[str, str], *command: str) -> AsyncIterator[Process]:
-    """Run one of our commands until the block ends."""
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    chosen = {f"{PREFIX}{name}": value for name, value in settings.items()}
+    """Run a `soundpost` command with these settings, and no others, inside the block."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= {f"{PREFIX}{name}": value for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "app.cli",
         *command,
         cwd=folder,
-        env={**surroundings, "PYTHONPATH": str(Path(__file__).parents[2]), **chosen},
+        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        # Ctrl-C on a terminal reaches the whole group; we end what we started ourselves, in order.
+        # Ctrl-C on a terminal signals the whole process group. In a session of their own the processes end in order.
         start_new_session=True,
     )
     try:
         yield process
     finally:
-        await _end(process)
+        await _stop(process)
 
 
-async def _address(process: Process, name: str) -> str:
+async def _read_url(process: Process, name: str) -> str:
+    """The URL that a command prints once it listens."""
     if process.stdout is None:
-        raise DemoFailed(f"soundpost {name} has no output to read its address from")
-    line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT)
+        raise DemoFailed(f"soundpost {name} has no output to read its URL from")
+    line = await asyncio.wait_for(process.stdout.readline(), TIMEOUT.total_seconds())
     if b"listening on " not in line:
         raise DemoFailed(f"soundpost {name} did not start (exit code {await process.wait()}); see its message above")
     return line.decode().rpartition(" ")[2].strip()
 
 
-async def _end(process: Process) -> None:
+async def _stop(process: Process) -> None:
     if process.returncode is not None:
         return
     process.send_signal(signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), 15)
+        await asyncio.wait_for(process.wait(), STOP_TIMEOUT.total_seconds())
     except TimeoutError:
         process.kill()
         await process.wait()
 
 
-async def _until_ready(url: str, process: Process) -> None:
-    deadline = time.monotonic() + TIMEOUT
+async def _wait_until_ready(url: str, process: Process) -> None:
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         while time.monotonic() < deadline and process.returncode is None:
             try:
@@ -200,7 +211,7 @@ async def _until_ready(url: str, process: Process) -> None:
                     return
             except httpx.TransportError:
                 pass
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(POLL_INTERVAL.total_seconds())
     raise DemoFailed("the service did not become ready")
 
 
