@@ -1,4 +1,4 @@
-"""`python -m app.cli` is `soundpost`, where the package is not installed."""
+"""`python -m app.cli` runs `soundpost` without installing the package."""
 
 from app.cli.main import run
 

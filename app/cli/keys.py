@@ -1,4 +1,4 @@
-"""`soundpost keys`: callers' keys."""
+"""`soundpost keys`: the API keys of callers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from app.auth import api_keys
 from app.cli.context import fail, with_services
 from app.services import Services
 
-keys = typer.Typer(no_args_is_help=True, help="Callers' keys.")
+keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
 
 
 @keys.command("create")
-def create_key(name: str, admin: Annotated[bool, typer.Option("--admin", help="May read all tasks.")] = False) -> None:
-    """Make a key and print it; it is shown this once."""
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is: 1 to 100 characters, shown by `soundpost keys list`.")],
+    admin: Annotated[bool, typer.Option("--admin", help="Let the key read every caller's tasks.")] = False,
+) -> None:
+    """Create an API key and print it. It is stored as a hash, so it cannot be shown again."""
     if not 1 <= len(name) <= 100:
         fail("NAME must be 1 to 100 characters.")
 
@@ -28,8 +31,8 @@ def create_key(name: str, admin: Annotated[bool, typer.Option("--admin", help="M
 
 
 @keys.command("list")
-def list_keys(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
-    """Show who has a key, but no key."""
+def list_keys(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
+    """List the API keys by id and name, oldest first."""
 
     async def read(services: Services) -> list[dict[str, Any]]:
         async with services.database.reads() as session:
@@ -54,8 +57,10 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
 
 
 @keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
-    """Refuse a key from now on, on every replica."""
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `soundpost keys list` shows.")],
+) -> None:
+    """Revoke an API key: from now on, every replica refuses it."""
 
     async def revoke(services: Services) -> bool:
         async with services.database.transaction() as (session, now):

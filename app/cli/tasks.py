@@ -1,4 +1,4 @@
-"""`soundpost tasks`: what an operator looks at and settles."""
+"""`soundpost tasks`: every caller's tasks, to read and to resolve by hand."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from app.tasks.event_schemas import EventRead
 from app.tasks.resolution import CannotResolve
 from app.tasks.schemas import TaskFilters
 
-tasks = typer.Typer(no_args_is_help=True, help="Callers' tasks.")
+tasks = typer.Typer(no_args_is_help=True, help="Tasks of all callers.")
 
 NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
 MAX_EVENTS = 1_000
-TaskId = Annotated[str, typer.Argument(metavar="ID")]
+TaskId = Annotated[str, typer.Argument(metavar="ID", help="The id of the task.")]
 
 
 @tasks.command("list")
 def list_tasks(
-    status: Annotated[TaskStatus | None, typer.Option(help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 50,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    status: Annotated[TaskStatus | None, typer.Option(help="Only list tasks with this status.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many tasks.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
-    """Show every caller's tasks, newest first."""
+    """List the tasks of all callers, newest first."""
 
     async def read(services: Services) -> list[dict[str, Any]]:
         found = await services.tasks.list(OPERATOR, TaskFilters(status=status), (), None, limit)
@@ -45,7 +45,7 @@ def list_tasks(
 
 @tasks.command("show")
 def show_task(task_id: TaskId) -> None:
-    """Show one task and its events as JSON."""
+    """Print one task and its events as JSON."""
 
     async def read(services: Services) -> dict[str, Any]:
         task = await services.tasks.get(OPERATOR, task_id)
@@ -64,12 +64,12 @@ def show_task(task_id: TaskId) -> None:
 @tasks.command("resolve")
 def resolve_task(
     task_id: TaskId,
-    status: Annotated[TaskStatus, typer.Option(help="generating, succeeded, failed or canceled.")],
+    status: Annotated[TaskStatus, typer.Option(help="The new status: generating, succeeded, failed or canceled.")],
     upstream_task_id: Annotated[
-        str | None, typer.Option(help="With generating: the upstream's id of the task.", metavar="ID")
+        str | None, typer.Option(help="The upstream's id of the task; needed for generating.", metavar="ID")
     ] = None,
 ) -> None:
-    """Set the state of a task by hand, when the upstream's account page says more than the upstream told us."""
+    """Set the status of a task by hand, with what you found out elsewhere, for example on the upstream's website."""
 
     async def resolve(services: Services) -> None:
         await services.tasks.resolve(task_id, status, upstream_task_id)
