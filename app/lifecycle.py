@@ -1,4 +1,4 @@
-"""The life of a process: prepare the database, run the workers, stop at a signal, drain within the grace."""
+"""The lifecycle of a process: prepare the database, run the workers, stop at a signal, drain within the grace."""
 
 from __future__ import annotations
 
@@ -25,21 +25,26 @@ from app.workers.remove_files import remove_files_loop
 from app.workers.runner import Loop, insist, run_loop
 from app.workers.submit import submit_loop
 
-# A start waits this long for its database and then goes on without; readiness is `down` until it is there.
+# How long a start waits for its database. Then it goes on without it, and /readyz is 503 until the database answers.
 DATABASE_TIMEOUT = timedelta(seconds=5)
-# The share of the grace that requests and workers get; the rest is for closing connections.
-USABLE_GRACE = 0.8
+# The fraction of the grace period for what is in flight. The rest is for closing connections.
+DRAIN_SHARE = 0.8
 
 
 async def run_worker(settings: Settings) -> None:
-    """Run the workers alone until a signal. Raises KeyringUnusable."""
+    """Run the workers without a server until SIGTERM or SIGINT. Raises KeyringUnusable."""
     async with running(build_services(settings), runs_workers=True) as stopping:
         await stopping.wait()
 
 
 @asynccontextmanager
 async def running(services: Services, *, runs_workers: bool) -> AsyncIterator[asyncio.Event]:
-    """Run a process's background work inside the block, and close its services behind it; yields the stop event."""
+    """
+    Run the background tasks of a process inside the block; yields the event that a signal sets to stop it.
+
+    At the end of the block, workers settle what is in flight within the grace period
+    since the signal; what is left then is cancelled, and the services are closed.
+    """
     stopping = asyncio.Event()
     with stop_at_signal(stopping):
         preparing = asyncio.create_task(_prepare(services))
@@ -51,17 +56,15 @@ async def running(services: Services, *, runs_workers: bool) -> AsyncIterator[as
             background += [asyncio.create_task(run_loop(loop, stopping)) for loop in _loops(services)]
         notifier = PostgresNotifier(services.wakeups, services.database)
         notifier.start()
-        stopped_at: list[float] = []
-        watch = asyncio.create_task(_note_stop(stopping, stopped_at, services.wakeups))
+        stop = asyncio.create_task(_close_when_stopping(stopping, services.wakeups))
         try:
             yield stopping
         finally:
             stopping.set()
-            await watch
-            # Where the database never came, the next start prepares it.
+            drain_until = await stop + services.settings.grace.total_seconds() * DRAIN_SHARE
+            # If the database never answered, the next start prepares it.
             preparing.cancel()
-            remaining = stopped_at[0] + services.settings.grace.total_seconds() * USABLE_GRACE - time.monotonic()
-            await asyncio.wait(background, timeout=max(0.0, remaining))
+            await asyncio.wait(background, timeout=max(0.0, drain_until - time.monotonic()))
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -74,8 +77,9 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
     """
     Set `stopping` on the first SIGTERM or SIGINT, then call the handler that was installed before.
 
-    The server itself would report the signal only after its last request, and
-    requests that wait for a task must end because of it.
+    Uvicorn ends the lifespan only after its last request, but a signal must end the
+    requests that wait for a task. Outside the main thread, where Python allows no
+    signal handlers, this does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -114,7 +118,9 @@ def _loops(services: Services) -> list[Loop[Any]]:
     return [loop(services) for loop in loops]
 
 
-async def _note_stop(stopping: asyncio.Event, stopped_at: list[float], wakeups: Wakeups) -> None:
+async def _close_when_stopping(stopping: asyncio.Event, wakeups: Wakeups) -> float:
+    """End every wait once the process stops. Returns that time, as `time.monotonic()`."""
     await stopping.wait()
-    stopped_at.append(time.monotonic())
+    stopped_at = time.monotonic()
     wakeups.close()
+    return stopped_at

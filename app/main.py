@@ -30,7 +30,7 @@ from app.webhooks import routes as webhooks
 
 
 def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
-    """Build the application. Nothing is connected and nothing runs before its lifespan begins."""
+    """Build the application. Nothing connects and no worker runs until its lifespan starts."""
     app = FastAPI(
         title="Soundpost",
         version=__version__,
@@ -39,7 +39,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
         redirect_slashes=False,
     )
     every = (getattr(services, field.name) for field in fields(services))
-    # Routes make no HTTP calls of their own.
+    # Routes send no HTTP requests, and the two clients are of one class.
     provide(app, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
     rooms = [room.router for room in (tasks, event_stream, webhooks, upstream)]
     for router in (*rooms, tasks.account_router):

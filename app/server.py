@@ -1,4 +1,4 @@
-"""The web server around the application: how connections are received, shared among processes, and ended."""
+"""The HTTP server that runs the application: its socket, its worker processes, and how it stops."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from app.observability.logging import configure_logging
 from app.services import build_services
 from app.web import HttpProtocol
 
-# The share of the grace that clients get to take their answers; closing what is behind them needs the rest.
-CLIENTS_GRACE = 0.6
+# The fraction of the grace period that responses may still take. The rest is for workers and connections.
+RESPONSE_SHARE = 0.6
 
 
 class PortTaken(Exception):
-    """The address cannot be listened on."""
+    """The server cannot listen on this address; the message says why and what to do."""
 
 
 def serve(settings: Settings, host: str, port: int, workers: int, *, runs_workers: bool) -> None:
-    """Serve until a signal ends it. Prints the address once it accepts connections. Raises PortTaken."""
+    """
+    Serve until SIGTERM or SIGINT. Prints the URL once connections are accepted. Raises PortTaken.
+
+    `workers` is the number of server processes that share the port. `runs_workers` says
+    whether each of them also submits, polls, archives and delivers.
+    """
     config = uvicorn.Config(
         partial(make_app, settings, runs_workers),
         factory=True,
@@ -38,23 +43,23 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_worker
         log_config=None,
         access_log=False,
         server_header=False,
-        # Nothing here depends on who or where a proxy says that the caller is.
+        # No route depends on the caller's address or scheme, so X-Forwarded-* headers are not trusted.
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, int(settings.grace.total_seconds() * CLIENTS_GRACE)),
+        timeout_graceful_shutdown=max(1, int(settings.grace.total_seconds() * RESPONSE_SHARE)),
     )
     bound = _bind(host, port)
-    print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - what starters wait for
+    print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
     if workers > 1:
         Multiprocess(config, [bound]).run()
         return
-    # The server raises the signal again once it has stopped; having stopped as asked is a success.
-    signal.signal(signal.SIGTERM, _do_nothing)
-    signal.signal(signal.SIGINT, _do_nothing)
+    # Uvicorn raises the signal again once it has stopped, which would kill the process: a clean stop must exit with 0.
+    signal.signal(signal.SIGTERM, _ignore)
+    signal.signal(signal.SIGINT, _ignore)
     uvicorn.Server(config).run([bound])
 
 
 def make_app(settings: Settings, runs_workers: bool) -> FastAPI:
-    """What each server process begins with."""
+    """Build the application of one server process, with its own services and log."""
     configure_logging(settings)
     return create_app(build_services(settings), runs_workers=runs_workers)
 
@@ -78,5 +83,5 @@ def _authority(bound: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _do_nothing(*_: object) -> None:
+def _ignore(*_: object) -> None:
     pass
