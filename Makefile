@@ -26,7 +26,7 @@ install-dev: ## The same, and the tools for tests and lint
 demo: install ## The main job from submit to a playable file, with nothing set up
 	@$(BIN)/soundpost demo
 
-test: install-dev ## Every test, on SQLite and PostgreSQL; ARGS="-k submit" picks some
+test: install-dev ## The tests, on SQLite and PostgreSQL; ARGS="-k submit" picks some
 	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 fuzz: install-dev ## Requests made from the OpenAPI document, for FUZZ_SECONDS (600) on each database
@@ -36,11 +36,10 @@ openapi: install-dev ## Write tests/api/openapi.json again, for review
 	@$(BIN)/python -m tests.api.document
 
 storm: install-dev ## A minute of orders, upstream faults and kills on each database; prints the counts
-	@$(BIN)/python -m pytest tests/faults/proof.py -k storm $(ARGS)
+	@$(BIN)/python -m pytest -m "slow or not slow" tests/faults/test_storm.py $(ARGS)
 
-proof: install-dev ## Everything that breaks things for real, the long storm and the large crowds too
-	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/faults $(ARGS)
-	@$(BIN)/python -m pytest tests/*/proof.py $(ARGS)
+proof: install-dev ## The slow tests: the long storm, the large crowds, a thousand orders for four processes
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: install-dev ## Format, lint, types and import layers, changing nothing
 	@$(BIN)/ruff format --check

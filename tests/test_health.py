@@ -10,8 +10,9 @@ from sqlalchemy import update
 from app.enums import TaskStatus
 from app.health import Check, State, worst
 from app.models import Clip, Delivery, PeriodicJob, WebhookEndpoint
-from tests.support.processes import UPSTREAM_KEY, Processes
-from tests.support.service import Service, inside
+from tests.support.processes import Processes
+from tests.support.service import Service, serve
+from tests.support.settings import UPSTREAM_KEY
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -39,10 +40,10 @@ async def test_service_is_ready_and_asks_for_no_key(service: Service) -> None:
 
 
 async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
-    await service.task(due_at=LONG_AGO)
-    await service.task(TaskStatus.generating, due_at=LONG_AGO)
-    await service.task(TaskStatus.generating, due_at=datetime.now(UTC) - timedelta(seconds=30))
-    await service.task(TaskStatus.succeeded)
+    await service.add_task(due_at=LONG_AGO)
+    await service.add_task(TaskStatus.generating, due_at=LONG_AGO)
+    await service.add_task(TaskStatus.generating, due_at=datetime.now(UTC) - timedelta(seconds=30))
+    await service.add_task(TaskStatus.succeeded)
 
     answer = await service.client.get("/readyz")
 
@@ -51,7 +52,7 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
 
 
 async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
-    task = await service.task(TaskStatus.succeeded)
+    task = await service.add_task(TaskStatus.succeeded)
     async with service.database.writes.begin() as session:
         session.add(Clip(task_id=task.id, index=0, created_at=LONG_AGO, due_at=LONG_AGO, attempts=0))
         await session.execute(update(PeriodicJob).values(due_at=LONG_AGO))
@@ -73,7 +74,7 @@ async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
 async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         sandbox = await processes.sandbox(key_works=False)
-        async with inside(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
+        async with serve(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
             before = (await service.client.get("/readyz")).json()["status"]
             answer = await service.client.get("/v1/credits")
             after = (await service.client.get("/readyz")).json()
@@ -83,7 +84,7 @@ async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str
 
 
 async def test_database_without_the_schema_makes_it_unready_but_alive(empty_database_url: str) -> None:
-    async with inside(empty_database_url, runs_workers=True) as service:
+    async with serve(empty_database_url, runs_workers=True) as service:
         ready, alive = await service.client.get("/readyz"), await service.client.get("/livez")
 
     assert (ready.status_code, ready.json()["status"]) == (503, "down")

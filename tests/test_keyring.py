@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.keyring import Keyring, KeyringUnusable, load_or_create_keyring
-from tests.support.service import settings_of
+from tests.support.settings import settings_of
 
 OLD, NEW = "the-old-key-of-the-service", "the-new-key-of-the-service"
 TASK = "0" * 32

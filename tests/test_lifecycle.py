@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from tests.support.processes import Processes, Running, client_of, order
-from tests.tasks.callers import blocks_of, let_others_wait
+from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks
+from tests.support.processes import Process, Processes
 
 GRACE = 5.0
 
@@ -17,15 +17,15 @@ async def test_stop_answers_waits_ends_streams_and_ends_the_process_within_its_g
     tmp_path: Path, database_url: str
 ) -> None:
     with Processes(tmp_path, grace=str(GRACE)) as processes:
-        service = await processes.serve(database_url, await processes.sandbox(), "--no-loops")
-        async with client_of(service) as client:
-            task = await order(client)
+        service = await processes.serve(database_url, (await processes.sandbox()).url, "--no-loops")
+        async with client_of(service.url) as client:
+            task = await create_task(client)
             prefer = {"Prefer": "wait=50"}
             ordering = asyncio.create_task(client.post("/v1/tasks", json={"prompt": "rain"}, headers=prefer))
             reading = asyncio.create_task(client.get(f"/v1/tasks/{task['id']}", headers=prefer))
             hearing = asyncio.create_task(_blocks(client, task))
             silent = await _half_a_request(service)
-            await let_others_wait(client)
+            await let_earlier_requests_arrive(client)
             began = time.monotonic()
 
             exit_code = await service.stop()
@@ -44,10 +44,10 @@ async def _blocks(client: httpx.AsyncClient, task: dict[str, Any]) -> list[dict[
     async with client.stream(
         "GET", f"/v1/tasks/{task['id']}/events", headers={"Accept": "text/event-stream"}
     ) as response:
-        return [block async for block in blocks_of(response)]
+        return [block async for block in sse_blocks(response)]
 
 
-async def _half_a_request(service: Running) -> asyncio.StreamWriter:
+async def _half_a_request(service: Process) -> asyncio.StreamWriter:
     url = httpx.URL(service.url)
     _, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(b"GET /livez HTTP/1.1\r\nHost: ")

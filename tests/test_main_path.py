@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
-from tests.support.processes import order, running_service, submits_at, until_final
+from tests.support.api import create_task, until_final
+from tests.support.processes import service_process
+from tests.support.sandbox import submits_at
 
 
 async def test_order_becomes_a_sound_by_callback(database_url: str, tmp_path: Path) -> None:
-    async with running_service(tmp_path, database_url) as (client, sandbox):
-        task = await order(client, "soft rain on a tin roof", sound_tempo=90, sound_key="Am", sound_loop=True)
+    async with service_process(database_url, tmp_path) as (client, sandbox):
+        task = await create_task(client, "soft rain on a tin roof", sound_tempo=90, sound_key="Am", sound_loop=True)
         done = await until_final(client, task["id"])
-        submits = await submits_at(sandbox)
+        submits = await submits_at(sandbox.url)
 
     assert (done["status"], done["resolved_by"], done["charge"]) == ("succeeded", "callback", "charged")
     assert [clip["index"] for clip in done["clips"]] == [0, 1]

@@ -12,7 +12,8 @@ import pytest
 from app.config import Settings
 from app.errors import AppError, cases
 from app.sandbox import FAULTS
-from tests.support.processes import ROOT, free_port
+from tests.support.processes import free_port
+from tests.support.settings import ROOT
 
 README = (ROOT / "README.md").read_text()
 TOUR = re.findall(r"^```bash\n(.*?)^```", README, re.DOTALL | re.MULTILINE)

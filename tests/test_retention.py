@@ -1,17 +1,13 @@
 """What is erased is gone, what somebody else has is not, and what is old goes by itself."""
 
 import asyncio
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import func, select, update
 
-from app.config import Settings
 from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
@@ -20,7 +16,9 @@ from app.models import ApiKey, Callback, Clip, Delivery, Event, IdempotencyKey, 
 from app.retention import Retention, remove_due_files
 from app.storage import references
 from app.storage.store import Storage
-from tests.clips.running import Service, eventually, running_service
+from tests.support.processes import Processes
+from tests.support.service import Service, serve_with_sandbox
+from tests.support.wait import eventually
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 # How many days old each is, and whether it is still to be delivered.
@@ -32,7 +30,7 @@ def files_in(folder: Path) -> Sequence[str]:
 
 
 async def test_erased_task_takes_its_files_with_it(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         task, kept = await asyncio.gather(service.archived("rain"), service.archived("wind"))
         answer = await service.client.delete(f"/v1/tasks/{task['id']}")
         await eventually(lambda: len(files_in(tmp_path)) == len(kept["clips"]))
@@ -43,7 +41,7 @@ async def test_erased_task_takes_its_files_with_it(database_url: str, tmp_path: 
 
 
 async def test_file_that_two_tasks_share_goes_with_the_second(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         first = await service.archived("the same rain")
         second = await service.archived("the same rain")
         await service.client.delete(f"/v1/tasks/{first['id']}")
@@ -124,10 +122,10 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
 
 
 async def test_service_erases_by_itself_what_is_old(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         await age(service.database, timedelta(days=91))
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
 
         async def is_gone() -> bool:
             return (await service.client.get(f"/v1/tasks/{task['id']}")).status_code == 404
@@ -138,34 +136,23 @@ async def test_service_erases_by_itself_what_is_old(database_url: str, tmp_path:
 
 async def test_prune_tells_and_then_does(migrated_sqlite: Path, tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         await service.archived()
     # The service would erase it by itself.
     database = Database(database_url)
     await age(database, timedelta(days=91))
     await database.close()
 
-    told = await asyncio.to_thread(prune, database_url, tmp_path, "--dry-run")
-    before = files_in(tmp_path)
-    done = await asyncio.to_thread(prune, database_url, tmp_path)
+    with Processes(tmp_path, database_url=database_url, storage_url=f"file:{tmp_path}/audio") as processes:
+        dry_run = await processes.run("prune", "--dry-run")
+        before = files_in(tmp_path)
+        done = await processes.run("prune")
 
-    assert "1 tasks would go" in told
-    assert "2 audio would go" in told
-    assert "1 tasks erased" in done
+    assert (dry_run.code, done.code) == (0, 0)
+    assert "1 tasks would go" in dry_run.stdout
+    assert "2 audio would go" in dry_run.stdout
+    assert "1 tasks erased" in done.stdout
     assert (len(before), files_in(tmp_path)) == (2, [])
-
-
-def prune(database_url: str, folder: Path, *arguments: str) -> str:
-    given = {"DATABASE_URL": database_url, "STORAGE_URL": f"file:{folder}/audio"}
-    surroundings = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    return subprocess.run(
-        [sys.executable, "-m", "app.cli", "prune", *arguments],
-        env={**surroundings, **{f"SOUNDPOST_{name}": value for name, value in given.items()}},
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
 
 
 async def age(database: Database, by: timedelta) -> None:
@@ -186,11 +173,6 @@ async def no_file_is_due(service: Service) -> bool:
 
 async def count_of(session: Session, kind: type[Base]) -> int | None:
     return await session.scalar(select(func.count()).select_from(kind))
-
-
-def settings_of(database_url: str) -> Settings:
-    given = {"_env_file": None, "database_url": database_url, "secret_keys": "a-secret-key-of-the-tests-alone"}
-    return Settings(**given)  # type: ignore[arg-type]
 
 
 async def key_of(session: Session) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import KEY, Processes
+from tests.support.processes import Processes
+from tests.support.settings import KEY
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 # `make fuzz` gives it more, and each run other requests.
@@ -19,7 +20,7 @@ SECONDS = os.environ.get("FUZZ_SECONDS")
 async def test_any_request_is_answered_as_documented(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         sandbox = await processes.sandbox(delay=0.2, rate=100_000, credits=1e6)
-        service = await processes.serve(database_url, sandbox, upstream_rate="1000/1")
+        service = await processes.serve(database_url, sandbox.url, upstream_rate="1000/1")
 
         run = await asyncio.create_subprocess_exec(
             *_command(service.url), cwd=tmp_path, env=processes.environment(), stdout=PIPE, stderr=STDOUT

@@ -112,7 +112,7 @@ async def test_other_methods_are_405_and_name_those_that_work(service: Service) 
 
 
 async def test_head_is_answered_like_get_without_a_body(service: Service) -> None:
-    task = await service.task(TaskStatus.succeeded)
+    task = await service.add_task(TaskStatus.succeeded)
     for path in {_filled(path, task.id) for method, path, _ in operations() if method == "GET"}:
         answers = [await service.client.request(method, path) for method in ("HEAD", "GET")]
 
@@ -122,7 +122,7 @@ async def test_head_is_answered_like_get_without_a_body(service: Service) -> Non
 
 
 async def test_head_of_a_stream_does_not_last(service: Service) -> None:
-    task = await service.task(TaskStatus.generating)
+    task = await service.add_task(TaskStatus.generating)
 
     answer = await service.client.head(f"/v1/tasks/{task.id}/events", headers={"Accept": "text/event-stream"})
 

@@ -17,8 +17,11 @@ from app.errors import cases
 from app.main import create_app
 from app.services import build_services
 from tests.api.document import SNAPSHOT, document, operations
-from tests.support.processes import KEY, eventually, running_service, until_final
+from tests.support.api import until_final
+from tests.support.processes import service_process
 from tests.support.service import Service
+from tests.support.settings import KEY
+from tests.support.wait import eventually
 
 
 def test_document_is_the_one_that_was_reviewed() -> None:
@@ -83,7 +86,7 @@ async def test_generated_client_orders_a_sound_and_gets_it(tmp_path: Path, monke
 
     url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
     async with (
-        running_service(tmp_path, url) as (http, _),
+        service_process(url, tmp_path) as (http, _),
         client_room.AuthenticatedClient(base_url=str(http.base_url), token=KEY) as client,
     ):
         body = models.TaskCreate(prompt="soft rain", sound_tempo=90, sound_key=models.TaskCreateSoundKey.AM)

@@ -13,8 +13,9 @@ from app.auth.api_keys import create_key, revoke_key
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import ApiKey, Callback, Clip
 from tests.api.document import operations
-from tests.support.processes import KEY
-from tests.support.service import MORNING, Service, inside
+from tests.support.clock import MORNING
+from tests.support.service import Service, serve
+from tests.support.settings import KEY
 
 CANARY = "canary-4711"
 # What a path may ask for, and the list in which its owner finds one.
@@ -69,7 +70,7 @@ async def client_with_key(service: Service, name: str, *, is_admin: bool = False
 async def plant(service: Service) -> dict[str, str]:
     """Something of each kind for the service's own client, marked; the ids by the name that paths give them."""
     await service.client.post("/v1/webhook-endpoints", json={"url": f"https://example.com/{CANARY}"})
-    task = await service.task(TaskStatus.succeeded, prompt=CANARY, labels={"user": CANARY})
+    task = await service.add_task(TaskStatus.succeeded, prompt=CANARY, labels={"user": CANARY})
     async with service.database.writes.begin() as session:
         session.add(Clip(task_id=task.id, index=0, title=CANARY, upstream_audio_url=CANARY, created_at=MORNING))
         outcome = CallbackOutcome.applied
@@ -158,7 +159,7 @@ async def test_no_key_or_a_wrong_one_is_401_everywhere(service: Service) -> None
 
 
 async def test_revoked_key_is_refused_at_once_by_every_replica(service: Service) -> None:
-    async with inside(service.database.url) as replica, await client_with_key(service, "leaver") as client:
+    async with serve(service.database.url) as replica, await client_with_key(service, "leaver") as client:
         bases = [str(service.client.base_url), str(replica.client.base_url)]
         before = [(await client.get(f"{base}/v1/tasks")).status_code for base in bases]
         async with service.database.writes.begin() as session:

@@ -11,8 +11,9 @@ from typer.testing import CliRunner, Result
 from app.auth.api_keys import create_key, insert_configured_keys, parse_configured_keys, revoke_key
 from app.cli.main import main
 from app.models import ApiKey
-from tests.support.processes import KEY, SECRET_KEY
-from tests.support.service import Service, add_key, add_task, inside
+from tests.support.rows import add_key, add_task
+from tests.support.service import Service, serve
+from tests.support.settings import KEY, SECRET_KEY
 
 
 @pytest.fixture
@@ -135,11 +136,11 @@ async def test_admin_sees_every_callers_tasks(service: Service) -> None:
 
 
 async def test_configured_keys_are_known_after_a_start_and_stay_revoked(database_url: str) -> None:
-    async with inside(database_url) as service, service.database.writes.begin() as session:
+    async with serve(database_url) as service, service.database.writes.begin() as session:
         key = (await session.scalars(select(ApiKey))).one()
         key.revoked_at = key.created_at
 
-    async with inside(database_url, api_keys=f"tests:{KEY},another:other-key") as service:
+    async with serve(database_url, api_keys=f"tests:{KEY},another:other-key") as service:
         assert (await service.client.get("/v1/tasks")).status_code == 401
         assert (await _ask(service, "other-key")).status_code == 200
 

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from app.tasks.waiting import retry_after
-from tests.support.processes import order
-from tests.support.service import Clock, Service, inside
+from tests.support.api import create_task
+from tests.support.clock import Clock
+from tests.support.service import Service, serve
 
 ORDER = {"prompt": "soft rain"}
 DROP_IN = {"prompt": "soft rain", "model": "V5"}
@@ -19,7 +20,7 @@ DROP_IN = {"prompt": "soft rain", "model": "V5"}
 @pytest.fixture
 async def limited(database_url: str) -> AsyncIterator[Service]:
     """A service where a key may order three sounds in a minute."""
-    async with inside(database_url, key_rate="3/60") as service:
+    async with serve(database_url, key_rate="3/60") as service:
         yield service
 
 
@@ -45,14 +46,14 @@ async def test_replays_and_refused_orders_cost_nothing(limited: Service) -> None
     assert {answer.json()["id"] for answer in replays} == {first.json()["id"]}
     assert {answer.headers["ratelimit"].partition(";t=")[0] for answer in [first, *replays]} == {'"default";r=2'}
     assert refused.status_code == 422
-    await order(limited.client)
-    await order(limited.client)
+    await create_task(limited.client)
+    await create_task(limited.client)
     assert (await limited.client.post("/v1/tasks", json=ORDER, headers=key)).status_code == 202
 
 
 async def test_deleting_tasks_wins_nothing_back(limited: Service) -> None:
     for _ in range(3):
-        path = f"/v1/tasks/{(await order(limited.client))['id']}"
+        path = f"/v1/tasks/{(await create_task(limited.client))['id']}"
         await limited.client.post(f"{path}/cancel")
         assert (await limited.client.delete(path)).status_code == 204
 
@@ -61,7 +62,7 @@ async def test_deleting_tasks_wins_nothing_back(limited: Service) -> None:
 
 async def test_both_surfaces_share_one_limit_and_the_vendors_clients_read_405(limited: Service) -> None:
     for _ in range(2):
-        await order(limited.client)
+        await create_task(limited.client)
 
     taken, refused = [await limited.client.post("/api/v1/generate/sounds", json=DROP_IN) for _ in range(2)]
 
@@ -92,7 +93,7 @@ async def test_without_a_limit_nothing_is_said_of_it(service: Service) -> None:
 
 
 async def test_limit_holds_across_replicas(limited: Service) -> None:
-    async with inside(limited.database.url, key_rate="3/60") as replica:
+    async with serve(limited.database.url, key_rate="3/60") as replica:
         submits = [client.post("/v1/tasks", json=ORDER) for client in (limited.client, replica.client) * 8]
         answers: list[httpx.Response] = await asyncio.gather(*submits)
 

@@ -16,8 +16,9 @@ from sqlalchemy import func, select
 from app.enums import Charge, TaskStatus
 from app.keyring import Keyring
 from app.models import Callback, Task
-from tests.support.processes import SECRET_KEY
-from tests.support.service import Service, event_types, inside, reread
+from tests.support.rows import event_types, reread
+from tests.support.service import Service, serve
+from tests.support.settings import SECRET_KEY
 
 S = TaskStatus
 CLIP = {"id": "clip-1", "audio_url": "https://cdn.example/1.mp3", "title": "Rain", "duration": 7.5}
@@ -102,7 +103,7 @@ async def test_forged_callback_is_not_found_and_not_kept(service: Service) -> No
 
 async def test_secrets_that_a_callback_repeats_are_not_shown(database_url: str) -> None:
     key = "an-upstream-key-of-the-tests"
-    async with inside(database_url, upstream_api_key=key) as service:
+    async with serve(database_url, upstream_api_key=key) as service:
         task = await _generating(service)
         path = service.callback_path(task.id)
         token = path.rpartition("/")[2]
@@ -149,7 +150,7 @@ async def test_callback_about_another_upstream_task_changes_nothing(service: Ser
 
 @pytest.mark.parametrize("status", [S.submitting, S.unconfirmed])
 async def test_callback_may_come_before_the_answer_to_the_submit(service: Service, status: S) -> None:
-    task = await service.task(status, charge=Charge.possible)
+    task = await service.add_task(status, charge=Charge.possible)
 
     await _call(service, task, message("text", clips=()))
     adopted = await reread(service.database, task.id)
@@ -197,7 +198,7 @@ async def test_callback_of_a_megabyte_is_taken_and_a_larger_one_refused(service:
 
 
 async def test_signature_is_required_where_a_key_is_set(database_url: str) -> None:
-    async with inside(database_url, callback_hmac_key="test-key") as service:
+    async with serve(database_url, callback_hmac_key="test-key") as service:
         task = await _generating(service)
         unsigned = await _call(service, task, COMPLETE)
         strange = [
@@ -218,15 +219,15 @@ async def test_signature_is_required_where_a_key_is_set(database_url: str) -> No
 
 
 async def test_token_of_a_key_that_was_rotated_out_of_signing_still_opens(database_url: str) -> None:
-    async with inside(database_url) as before:
+    async with serve(database_url) as before:
         task = await _generating(before)
         path = before.callback_path(task.id)
 
-    async with inside(database_url, secret_keys=f"a-newer-key-of-the-tests,{SECRET_KEY}") as during:
+    async with serve(database_url, secret_keys=f"a-newer-key-of-the-tests,{SECRET_KEY}") as during:
         assert during.callback_path(task.id) != path
         assert (await during.client.post(path, content=COMPLETE)).status_code == 200
 
-    async with inside(database_url, secret_keys="a-newer-key-of-the-tests") as after:
+    async with serve(database_url, secret_keys="a-newer-key-of-the-tests") as after:
         assert (await after.client.post(path, content=COMPLETE)).status_code == 404
 
 
@@ -258,7 +259,7 @@ async def test_callbacks_are_listed_in_pages(service: Service) -> None:
 
 
 async def _generating(service: Service) -> Task:
-    return await service.task(S.generating, upstream_task_id="up-1")
+    return await service.add_task(S.generating, upstream_task_id="up-1")
 
 
 async def _call(service: Service, task: Task, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:

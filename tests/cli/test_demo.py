@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.clips.media_types import measure
-from tests.support.processes import Processes, Running, eventually
+from tests.support.processes import Process, Processes
+from tests.support.wait import eventually
 
 # What would break the service, were it to see it.
 NONSENSE = {"database_url": "nonsense", "upstream_url": "nonsense", "grace": "nonsense", "api_keys": "nonsense"}
@@ -62,7 +63,7 @@ async def test_demo_that_is_stopped_ends_what_it_started(processes: Processes, n
     await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
 
 
-def _read_until(running: Running, beginning: str) -> None:
+def _read_until(running: Process, beginning: str) -> None:
     assert running.process.stdout
     for line in running.process.stdout:
         if line.startswith(beginning):

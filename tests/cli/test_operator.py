@@ -14,11 +14,14 @@ from app.cli.main import main
 from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
-from app.services import build_services
 from app.tasks.repository import lock_task
 from app.tasks.resolution import CannotResolve, resolve
-from tests.support.processes import SECRET_KEY, UPSTREAM_KEY, Processes, client_of, eventually, free_port, order
-from tests.support.service import MORNING, add_key, add_task, event_types, reread, settings_of
+from tests.support.api import client_of, create_task
+from tests.support.clock import MORNING
+from tests.support.processes import Processes, free_port
+from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
+from tests.support.settings import SECRET_KEY, UPSTREAM_KEY
+from tests.support.wait import eventually
 
 S = TaskStatus
 LIVE = (S.queued, S.submitting, S.unconfirmed, S.generating)
@@ -161,9 +164,9 @@ async def test_doctor_sees_a_held_queue_and_the_way_in(database_url: str, tmp_pa
     with Processes(tmp_path, upstream_api_key=UPSTREAM_KEY, hold_recheck="600") as processes:
         sandbox = await processes.sandbox(credits=0)
         port = free_port()
-        service = await processes.serve(database_url, sandbox, port=port)
-        async with client_of(service) as client:
-            await order(client)
+        service = await processes.serve(database_url, sandbox.url, port=port)
+        async with client_of(service.url) as client:
+            await create_task(client)
 
             async def is_held() -> bool:
                 checks = (await client.get("/readyz")).json()["checks"]
@@ -222,7 +225,7 @@ async def _try(database: Database, task: Task, status: TaskStatus, upstream_task
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked is not None
-        lifecycle = build_services(settings_of(database.url)).lifecycle
+        lifecycle = lifecycle_of(database)
         await resolve(lifecycle, session, locked, status, upstream_task_id, await database.now(session))
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from app.clips.subtitles import Cue, cues, srt, vtt
 from app.upstream.types import LyricWord
-from tests.clips.running import running_service
+from tests.support.service import serve_with_sandbox
 
 
 async def test_words_are_kept_and_served_as_subtitles(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
-        task_id = await service.order("soft rain on a tin roof", grab_lyrics=True)
+    async with serve_with_sandbox(database_url, tmp_path) as service:
+        task_id = await service.create_task("soft rain on a tin roof", grab_lyrics=True)
         task = await service.until(
             task_id, lambda task: all(clip["lyrics"] for clip in task["clips"] or [{"lyrics": 0}])
         )
@@ -30,7 +30,7 @@ async def test_words_are_kept_and_served_as_subtitles(database_url: str, tmp_pat
 
 
 async def test_absence_of_words_is_normal(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         wordless, broken, unasked = await asyncio.gather(
             service.archived("soft rain [fault:lyrics-null]", grab_lyrics=True),
             service.archived("soft rain [fault:lyrics-500]", grab_lyrics=True),
@@ -51,8 +51,8 @@ async def test_absence_of_words_is_normal(database_url: str, tmp_path: Path) -> 
 
 async def test_words_are_asked_for_once(migrated_sqlite: Path, tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
-    async with running_service(database_url, tmp_path) as service:
-        task_id = await service.order("soft rain", grab_lyrics=True)
+    async with serve_with_sandbox(database_url, tmp_path) as service:
+        task_id = await service.create_task("soft rain", grab_lyrics=True)
         await service.until(task_id, lambda task: all(clip["lyrics"] for clip in task["clips"] or [{"lyrics": 0}]))
         journal = (await service.upstream.get("/journal", params={"kind": "request"})).json()
 

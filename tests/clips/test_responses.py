@@ -14,7 +14,10 @@ from starlette.responses import FileResponse
 
 from app.clips.responses import MAX_NAME_LENGTH, file_name
 from app.storage.store import CHUNK
-from tests.clips.running import OTHER_KEY, Service, eventually, running_service, serving
+from tests.support.servers import serving
+from tests.support.service import Service, serve_with_sandbox
+from tests.support.settings import KEY, OTHER_KEY
+from tests.support.wait import eventually
 
 RANGES = [
     None,
@@ -34,7 +37,7 @@ NOT_OURS = ["bytes=5-4", "bytes=abc", "bytes=-", "items=0-5", "bytes=0-5,10-15",
 
 
 async def test_ranges_are_answered_as_a_second_implementation_does(migrated_sqlite: Path, tmp_path: Path) -> None:
-    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
+    async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         task = await service.archived(sound_tempo=1)
         assert task["clips"][0]["size"] > CHUNK
         path = next((tmp_path / "audio").rglob(f"{task['clips'][0]['sha256'][2:]}.wav"))
@@ -47,7 +50,7 @@ async def test_ranges_are_answered_as_a_second_implementation_does(migrated_sqli
 
 
 async def test_range_behind_the_end_is_416_and_others_are_ignored(migrated_sqlite: Path, tmp_path: Path) -> None:
-    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
+    async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         clip = (await service.archived())["clips"][0]
         refused = [await get(service, clip, Range=wanted) for wanted in UNSATISFIABLE]
         ignored = [await get(service, clip, Range=wanted) for wanted in NOT_OURS]
@@ -59,7 +62,7 @@ async def test_range_behind_the_end_is_416_and_others_are_ignored(migrated_sqlit
 
 
 async def test_answer_says_what_a_file_is(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         clip = (await service.archived("soft rain on a tin roof"))["clips"][0]
         whole = await get(service, clip)
         head = await service.anonymous.head(clip["audio_url"])
@@ -78,7 +81,7 @@ async def test_answer_says_what_a_file_is(database_url: str, tmp_path: Path) -> 
 
 
 async def test_known_version_is_not_sent_again(migrated_sqlite: Path, tmp_path: Path) -> None:
-    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
+    async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         clip = (await service.archived())["clips"][0]
         etag = f'"{clip["sha256"]}"'
         known = [await get(service, clip, **{"If-None-Match": tag}) for tag in (etag, f"W/{etag}", "*", f'"x", {etag}')]
@@ -96,7 +99,7 @@ async def test_known_version_is_not_sent_again(migrated_sqlite: Path, tmp_path: 
 
 
 async def test_curl_resumes_a_broken_download(migrated_sqlite: Path, tmp_path: Path) -> None:
-    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
+    async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         clip = (await service.archived())["clips"][0]
         whole = (await get(service, clip)).content
         part = tmp_path / "part.wav"
@@ -111,7 +114,7 @@ async def test_curl_resumes_a_broken_download(migrated_sqlite: Path, tmp_path: P
 
 
 async def test_only_the_key_or_the_link_opens_a_file(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path, api_keys=f"tests:{KEY},others:{OTHER_KEY}") as service:
         task = await service.archived()
         url = httpx.URL(task["clips"][0]["audio_url"])
         bare, absent = url.copy_with(query=None), url.copy_with(path=f"/v1/tasks/{'0' * 32}/clips/0/audio", query=None)
@@ -146,7 +149,7 @@ async def test_only_the_key_or_the_link_opens_a_file(database_url: str, tmp_path
 
 
 async def test_expired_link_opens_nothing(migrated_sqlite: Path, tmp_path: Path) -> None:
-    async with running_service(copy_of(migrated_sqlite, tmp_path), tmp_path, link_ttl=0.001) as service:
+    async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path, link_ttl=0.001) as service:
         clip = (await service.archived())["clips"][0]
         answer = await service.anonymous.get(clip["audio_url"])
 
@@ -154,7 +157,7 @@ async def test_expired_link_opens_nothing(migrated_sqlite: Path, tmp_path: Path)
 
 
 async def test_cover_is_kept_and_served(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         url = f"/v1/tasks/{task['id']}/clips/0/image"
         original = (await service.upstream.get(task["clips"][0]["image_url"])).content

@@ -8,7 +8,8 @@ from app.database.claims import Claim, claim_due, lock_claimed
 from app.database.engine import Database
 from app.enums import TaskStatus
 from app.models import PeriodicJob, Task
-from tests.support.service import MORNING, add_key, add_task
+from tests.support.clock import MORNING
+from tests.support.rows import add_key, add_task
 
 LEASE = timedelta(seconds=30)
 

@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database.engine import Database, database_clock, insert_new
 from app.models import PeriodicJob
-from tests.support.service import MORNING, Clock
+from tests.support.clock import MORNING, Clock
 
 EAST = timezone(timedelta(hours=5, minutes=30))
 MOMENTS = [

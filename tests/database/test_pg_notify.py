@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 from app.database.engine import Database
 from app.database.pg_notify import MAX_TOPICS_IN_A_PAYLOAD, PostgresNotifier
 from app.database.wakeups import Wakeups, notify_on_commit
-from tests.support.processes import eventually
+from tests.support.wait import eventually
 
 TOPICS = [f"{number:032x}" for number in range(2 * MAX_TOPICS_IN_A_PAYLOAD + 1)]
 

@@ -16,8 +16,11 @@ from app.keyring import Keyring
 from app.models import Clip, Task
 from app.signed_urls import SignedUrls
 from app.tasks.schemas import read_task
-from tests.support.processes import eventually, running_service
-from tests.support.service import MORNING, Service, add_key, add_task
+from tests.support.clock import MORNING
+from tests.support.processes import service_process
+from tests.support.rows import add_key, add_task
+from tests.support.service import Service
+from tests.support.wait import eventually
 
 LINKS = SignedUrls(Keyring("0123456789abcdef"), "", timedelta(days=1))
 
@@ -80,7 +83,7 @@ class VendorClient:
 @pytest.fixture
 async def vendor(tmp_path: Path, database_url: str) -> AsyncIterator[VendorClient]:
     """The vendor's client at a whole service."""
-    async with running_service(tmp_path, database_url) as (http, _):
+    async with service_process(database_url, tmp_path) as (http, _):
         yield VendorClient(http)
 
 
@@ -198,7 +201,7 @@ async def test_missing_task_id_is_400_and_anothers_task_is_404(service: Service)
 
 
 async def test_canceled_task_has_failed_for_the_vendors_client(service: Service) -> None:
-    task = await service.task(TaskStatus.canceled)
+    task = await service.add_task(TaskStatus.canceled)
 
     record = await VendorClient(service.client).record_info(task.id)
 
@@ -222,7 +225,7 @@ async def test_failure_has_the_vendors_word_and_code(
     service: Service, error: ErrorCode, upstream_code: int | None, word: str, code: int
 ) -> None:
     columns = {"error_code": error, "error_message": "why", "upstream_code": upstream_code}
-    task = await service.task(TaskStatus.failed, **columns)
+    task = await service.add_task(TaskStatus.failed, **columns)
 
     record = await VendorClient(service.client).record_info(task.id)
 

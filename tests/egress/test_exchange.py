@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from app.egress import AnswerTooLarge, EgressRefused, ExchangeTooSlow, guarded_client, send_capped, stream_following
-from tests.egress.receivers import LOOPBACK, SOON, Receiver, answering, receiving
+from tests.egress.resolvers import LOOPBACK, SOON
+from tests.support.receivers import Connection, Receiver, Reply, receiving
 
 KIB = 1024
 BRIEFLY = timedelta(seconds=0.3)
@@ -20,10 +21,10 @@ BRIEFLY = timedelta(seconds=0.3)
 )
 async def test_answer_is_read_up_to_the_limit(size: int, kept: int, truncated: bool) -> None:
     async with (
-        receiving(answering(201, "X-Seen: yes", body=b"x" * size)) as receiver,
+        receiving(Reply(201, ("X-Seen: yes",), body=b"x" * size)) as receiver,
         guarded_client(LOOPBACK, SOON) as client,
     ):
-        answer = await send_capped(client, client.build_request("POST", receiver.url()), limit=100, within=SOON)
+        answer = await send_capped(client, client.build_request("POST", receiver.url), limit=100, within=SOON)
 
     assert (answer.status, answer.headers["x-seen"], answer.body, answer.truncated) == (
         201,
@@ -36,16 +37,15 @@ async def test_answer_is_read_up_to_the_limit(size: int, kept: int, truncated: b
 async def test_endless_answer_costs_no_more_than_its_limit() -> None:
     sent = 0
 
-    async def flood(writer: asyncio.StreamWriter) -> None:
+    async def flood(connection: Connection) -> None:
         nonlocal sent
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:
-            writer.write(b"x" * 64 * KIB)
+            await connection.send(b"x" * 64 * KIB)
             sent += 64 * KIB
-            await writer.drain()
 
     async with receiving(flood) as receiver, guarded_client(LOOPBACK, SOON) as client:
-        answer = await send_capped(client, client.build_request("POST", receiver.url()), limit=16 * KIB, within=SOON)
+        answer = await send_capped(client, client.build_request("POST", receiver.url), limit=16 * KIB, within=SOON)
 
     assert (len(answer.body), answer.truncated) == (16 * KIB, True)
     assert sent < 32 * KIB * KIB
@@ -54,10 +54,10 @@ async def test_endless_answer_costs_no_more_than_its_limit() -> None:
 async def test_compressed_bomb_stays_as_small_as_it_came() -> None:
     bomb = gzip.compress(bytes(64 * KIB * KIB))
     async with (
-        receiving(answering(200, "Content-Encoding: gzip", body=bomb)) as receiver,
+        receiving(Reply(200, ("Content-Encoding: gzip",), body=bomb)) as receiver,
         guarded_client(LOOPBACK, SOON) as client,
     ):
-        answer = await send_capped(client, client.build_request("GET", receiver.url()), limit=KIB * KIB, within=SOON)
+        answer = await send_capped(client, client.build_request("GET", receiver.url), limit=KIB * KIB, within=SOON)
 
     assert answer.body == bomb
 
@@ -66,17 +66,16 @@ async def test_compressed_bomb_stays_as_small_as_it_came() -> None:
     "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: ", b""]
 )
 async def test_drip_fed_answer_ends_at_the_deadline(head: bytes) -> None:
-    async def drip(writer: asyncio.StreamWriter) -> None:
-        writer.write(head)
+    async def drip(connection: Connection) -> None:
+        await connection.send(head)
         for _ in range(60):
-            writer.write(b"H" if head else b"")
-            await writer.drain()
+            await connection.send(b"H" if head else b"")
             await asyncio.sleep(0.05)
 
     async with receiving(drip) as receiver, guarded_client(LOOPBACK, SOON) as client:
         started = time.monotonic()
         with pytest.raises(ExchangeTooSlow, match=r"not done within 0\.3 s"):
-            await send_capped(client, client.build_request("POST", receiver.url()), limit=KIB, within=BRIEFLY)
+            await send_capped(client, client.build_request("POST", receiver.url), limit=KIB, within=BRIEFLY)
 
         assert time.monotonic() - started < 2
 
@@ -84,11 +83,11 @@ async def test_drip_fed_answer_ends_at_the_deadline(head: bytes) -> None:
 async def test_cancellation_from_outside_stays_a_cancellation() -> None:
     asked = asyncio.Event()
 
-    async def note(_writer: asyncio.StreamWriter) -> None:
+    async def note(_connection: Connection) -> None:
         asked.set()
 
     async with receiving(note) as receiver, guarded_client(LOOPBACK, SOON) as client:
-        request = client.build_request("POST", receiver.url())
+        request = client.build_request("POST", receiver.url)
         exchange = asyncio.create_task(send_capped(client, request, limit=1, within=SOON))
         await asked.wait()
         exchange.cancel()
@@ -99,10 +98,10 @@ async def test_cancellation_from_outside_stays_a_cancellation() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirect_of_a_single_exchange_is_an_answer_like_any_other(status: int) -> None:
-    async with receiving() as target:
-        redirect = answering(status, f"Location: {target.url()}")
+    async with receiving(200) as target:
+        redirect = Reply(status, (f"Location: {target.url}",))
         async with receiving(redirect) as receiver, guarded_client(LOOPBACK, SOON) as client:
-            request = client.build_request("POST", receiver.url(), content=b"{}")
+            request = client.build_request("POST", receiver.url, content=b"{}")
             answer = await send_capped(client, request, limit=KIB, within=SOON)
 
         assert (answer.status, target.connections) == (status, 0)
@@ -110,35 +109,29 @@ async def test_redirect_of_a_single_exchange_is_an_answer_like_any_other(status:
 
 @pytest.mark.parametrize("location", ["http://[::1", "http:[", "http://a:b:c/", "http://\x80/"])
 async def test_redirect_to_what_is_no_url_is_a_transport_error(location: str) -> None:
-    async with receiving(answering(302, f"Location: {location}")) as receiver, guarded_client(LOOPBACK, SOON) as client:
+    async with receiving(Reply(302, (f"Location: {location}",))) as receiver, guarded_client(LOOPBACK, SOON) as client:
         with pytest.raises(httpx.TransportError):
-            await send_capped(client, client.build_request("POST", receiver.url()), limit=KIB, within=SOON)
+            await send_capped(client, client.build_request("POST", receiver.url), limit=KIB, within=SOON)
 
 
 async def test_download_streams_what_the_last_redirect_leads_to() -> None:
-    async with receiving(answering(200, "Content-Type: audio/mpeg", body=b"sound")) as target:
+    async with receiving(Reply(200, ("Content-Type: audio/mpeg",), body=b"sound")) as target:
         async with (
-            receiving(answering(302, f"Location: {target.url(path='/a.mp3')}")) as receiver,
+            receiving(Reply(302, (f"Location: {target.url_at('/a.mp3')}",))) as receiver,
             guarded_client(LOOPBACK, SOON) as client,
-            stream_following(client, receiver.url(), limit=KIB, within=SOON) as download,
+            stream_following(client, receiver.url, limit=KIB, within=SOON) as download,
         ):
             body = b"".join([chunk async for chunk in download.chunks])
 
         assert (download.status, download.headers["content-type"], body) == (200, "audio/mpeg", b"sound")
-        assert receiver.heads[0].startswith("GET / ")
-        assert target.heads[0].startswith("GET /a.mp3 ")
+        assert receiver.requests[0].head.startswith("GET / ")
+        assert target.requests[0].head.startswith("GET /a.mp3 ")
 
 
 @pytest.mark.parametrize(("hops", "is_followed"), [(5, True), (6, False)])
 async def test_five_redirects_are_followed_and_no_more(hops: int, is_followed: bool) -> None:
-    left = hops
-
-    async def redirect(writer: asyncio.StreamWriter) -> None:
-        nonlocal left
-        left -= 1
-        writer.write(answering(302, "Location: /next") if left >= 0 else answering(200))
-
-    async with receiving(redirect) as receiver, guarded_client(LOOPBACK, SOON) as client:
+    redirects = [Reply(302, ("Location: /next",))] * hops
+    async with receiving(*redirects, 200) as receiver, guarded_client(LOOPBACK, SOON) as client:
         if is_followed:
             assert await _status_of(client, receiver) == 200
         else:
@@ -165,7 +158,7 @@ async def test_five_redirects_are_followed_and_no_more(hops: int, is_followed: b
     ],
 )
 async def test_every_hop_is_guarded_like_the_first(location: str, reason: str) -> None:
-    async with receiving(answering(302, f"Location: {location}")) as receiver, guarded_client(LOOPBACK, SOON) as client:
+    async with receiving(Reply(302, (f"Location: {location}",))) as receiver, guarded_client(LOOPBACK, SOON) as client:
         with pytest.raises(EgressRefused, match=reason) as refused:
             await _status_of(client, receiver)
 
@@ -182,58 +175,57 @@ async def test_download_of_what_is_no_url_is_refused(url: str) -> None:
 
 async def test_download_larger_than_its_limit_is_an_error() -> None:
     async with (
-        receiving(answering(200, body=b"x" * 101)) as receiver,
+        receiving(Reply(200, body=b"x" * 101)) as receiver,
         guarded_client(LOOPBACK, SOON) as client,
     ):
         with pytest.raises(AnswerTooLarge, match="more than 100 bytes"):
-            async with stream_following(client, receiver.url(), limit=100, within=SOON) as download:
+            async with stream_following(client, receiver.url, limit=100, within=SOON) as download:
                 assert [chunk async for chunk in download.chunks] == []
 
 
 async def test_download_as_large_as_its_limit_is_whole() -> None:
     async with (
-        receiving(answering(200, body=b"x" * 100)) as receiver,
+        receiving(Reply(200, body=b"x" * 100)) as receiver,
         guarded_client(LOOPBACK, SOON) as client,
-        stream_following(client, receiver.url(), limit=100, within=SOON) as download,
+        stream_following(client, receiver.url, limit=100, within=SOON) as download,
     ):
         assert b"".join([chunk async for chunk in download.chunks]) == b"x" * 100
 
 
 async def test_download_cut_short_is_an_error() -> None:
-    async def cut(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf")
-        writer.close()
+    async def cut(connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf")
+        await connection.close()
 
     async with receiving(cut) as receiver, guarded_client(LOOPBACK, SOON) as client:
         with pytest.raises(httpx.RemoteProtocolError):
-            async with stream_following(client, receiver.url(), limit=100, within=SOON) as download:
+            async with stream_following(client, receiver.url, limit=100, within=SOON) as download:
                 assert [chunk async for chunk in download.chunks] == [b"half"]
 
 
 async def test_download_that_drips_ends_at_the_deadline() -> None:
-    async def drip(writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    async def drip(connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
         for _ in range(60):
-            writer.write(b"x")
-            await writer.drain()
+            await connection.send(b"x")
             await asyncio.sleep(0.05)
 
     async with receiving(drip) as receiver, guarded_client(LOOPBACK, SOON) as client:
         started = time.monotonic()
         with pytest.raises(ExchangeTooSlow):
-            async with stream_following(client, receiver.url(), limit=KIB, within=BRIEFLY) as download:
+            async with stream_following(client, receiver.url, limit=KIB, within=BRIEFLY) as download:
                 assert {chunk async for chunk in download.chunks} == {b"x"}
 
         assert time.monotonic() - started < 2
 
 
 async def test_timeout_of_the_caller_is_not_taken_for_a_slow_download() -> None:
-    async with receiving() as receiver, guarded_client(LOOPBACK, SOON) as client:
+    async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON) as client:
         with pytest.raises(TimeoutError, match="storage"):
-            async with stream_following(client, receiver.url(), limit=KIB, within=SOON):
+            async with stream_following(client, receiver.url, limit=KIB, within=SOON):
                 raise TimeoutError("storage")
 
 
 async def _status_of(client: httpx.AsyncClient, receiver: Receiver) -> int:
-    async with stream_following(client, receiver.url(), limit=KIB, within=SOON) as download:
+    async with stream_following(client, receiver.url, limit=KIB, within=SOON) as download:
         return download.status

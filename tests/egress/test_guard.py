@@ -17,8 +17,9 @@ import pytest
 from app.egress import EgressRefused, guarded_client, upstream_client
 from app.egress.clients import look_up
 from tests.egress.certificates import Authority
-from tests.egress.receivers import LOOPBACK, OK, SOON, answering, names, receiving, swallowing
+from tests.egress.resolvers import LOOPBACK, SOON, names
 from tests.egress.tables import FORBIDDEN_ADDRESSES, LOOPBACK_HOSTS, words
+from tests.support.receivers import Reply, full_backlog, hang, receiving
 
 _dialled: list[tuple[str, int]] = []
 
@@ -41,10 +42,10 @@ def dialled() -> Iterator[list[tuple[str, int]]]:
 
 
 async def test_loopback_is_never_dialled_in_any_spelling(dialled: list[tuple[str, int]]) -> None:
-    async with receiving() as receiver, guarded_client((), SOON) as client:
+    async with receiving(200) as receiver, guarded_client((), SOON) as client:
         for host in [*words(LOOPBACK_HOSTS), "localhost", "a.localhost"]:
             with pytest.raises((EgressRefused, httpx.InvalidURL)):
-                await client.post(receiver.url(host))
+                await client.post(receiver.url_at(host=host))
 
         assert receiver.connections == 0
     assert dialled == []
@@ -70,11 +71,11 @@ async def test_one_forbidden_address_among_several_refuses_the_name(
     addresses: list[str], dialled: list[tuple[str, int]]
 ) -> None:
     async with (
-        receiving() as receiver,
+        receiving(200) as receiver,
         guarded_client(LOOPBACK, SOON, resolve=names({"good.example": addresses})) as client,
     ):
         with pytest.raises(EgressRefused, match="a private address"):
-            await client.post(receiver.url("good.example"))
+            await client.post(receiver.url_at(host="good.example"))
 
         assert receiver.connections == 0
     assert dialled == []
@@ -87,43 +88,43 @@ async def test_answer_that_changes_after_the_check_is_never_asked_for(dialled: l
         return next(answers)
 
     only_first = [ip_network("127.0.0.1/32")]
-    async with receiving() as receiver, guarded_client(only_first, SOON, resolve=rebinding) as client:
-        assert (await client.get(receiver.url("good.example"))).status_code == 200
+    async with receiving(200) as receiver, guarded_client(only_first, SOON, resolve=rebinding) as client:
+        assert (await client.get(receiver.url_at(host="good.example"))).status_code == 200
 
         assert dialled == [("127.0.0.1", receiver.port)]
         with pytest.raises(EgressRefused, match="a loopback address"):
-            await client.get(receiver.url("good.example"))
+            await client.get(receiver.url_at(host="good.example"))
         assert receiver.connections == 1
 
 
 async def test_checked_address_is_dialled_whatever_the_system_would_resolve(dialled: list[tuple[str, int]]) -> None:
     resolve = names({"localhost": ["127.0.0.2"]})
     async with receiving(host="127.0.0.2") as receiver, guarded_client(LOOPBACK, SOON, resolve=resolve) as client:
-        await client.get(receiver.url("localhost"))
+        await client.get(receiver.url_at(host="localhost"))
 
     assert dialled == [("127.0.0.2", receiver.port)]
 
 
 async def test_each_request_is_checked_and_dialled_afresh() -> None:
-    async with receiving() as receiver, guarded_client(LOOPBACK, SOON) as client:
-        await client.get(receiver.url())
-        await client.get(receiver.url())
+    async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        await client.get(receiver.url)
+        await client.get(receiver.url)
 
         assert receiver.connections == 2
 
 
 async def test_dead_address_gives_way_to_the_next_one() -> None:
     resolve = names({"good.example": ["127.0.0.3", "127.0.0.1"]})
-    async with receiving() as receiver, guarded_client(LOOPBACK, SOON, resolve=resolve) as client:
-        assert (await client.get(receiver.url("good.example"))).status_code == 200
+    async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON, resolve=resolve) as client:
+        assert (await client.get(receiver.url_at(host="good.example"))).status_code == 200
 
 
 async def test_address_that_swallows_packets_leaves_time_for_the_next_one() -> None:
     resolve = names({"good.example": ["127.0.0.3", "127.0.0.1"]})
     one_second = timedelta(seconds=1)
-    async with receiving() as receiver, guarded_client(LOOPBACK, one_second, resolve=resolve) as client:
-        with swallowing("127.0.0.3", receiver.port):
-            assert (await client.get(receiver.url("good.example"))).status_code == 200
+    async with receiving(200) as receiver, guarded_client(LOOPBACK, one_second, resolve=resolve) as client:
+        with full_backlog("127.0.0.3", receiver.port):
+            assert (await client.get(receiver.url_at(host="good.example"))).status_code == 200
 
 
 async def test_name_without_addresses_is_a_connect_error() -> None:
@@ -166,10 +167,10 @@ async def test_lookup_does_not_queue_behind_others_that_hang() -> None:
 
 async def test_name_stays_in_the_host_header() -> None:
     resolve = names({"good.example": ["127.0.0.1"]})
-    async with receiving() as receiver, guarded_client(LOOPBACK, SOON, resolve=resolve) as client:
-        await client.get(receiver.url("good.example"))
+    async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON, resolve=resolve) as client:
+        await client.get(receiver.url_at(host="good.example"))
 
-    assert f"\r\nHost: good.example:{receiver.port}\r\n" in receiver.heads[0]
+    assert f"\r\nHost: good.example:{receiver.port}\r\n" in receiver.requests[0].head
 
 
 async def test_certificate_must_show_the_name_not_the_address(tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ async def test_certificate_must_show_the_name_not_the_address(tmp_path: Path) ->
     hosts = ("good.example", "other.example", "127.0.0.1")
     resolve = names({host: ["127.0.0.1"] for host in hosts})
     async with (
-        receiving(tls=authority.server("good.example")) as receiver,
+        receiving(200, tls=authority.server("good.example")) as receiver,
         guarded_client(LOOPBACK, SOON, resolve=resolve, ssl_context=authority.trust) as client,
     ):
         assert (await client.get(f"https://good.example:{receiver.port}/")).status_code == 200
@@ -185,14 +186,14 @@ async def test_certificate_must_show_the_name_not_the_address(tmp_path: Path) ->
             with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 await client.get(f"https://{host}:{receiver.port}/")
 
-        assert len(receiver.heads) == 1
+        assert len(receiver.requests) == 1
 
 
 async def test_authority_of_the_surroundings_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     resolve = names({"localhost": ["127.0.0.1"]})
-    async with receiving(tls=authority.server("localhost")) as receiver:
+    async with receiving(200, tls=authority.server("localhost")) as receiver:
         url = f"https://localhost:{receiver.port}/"
         async with (
             guarded_client(LOOPBACK, SOON, resolve=resolve) as guarded,
@@ -216,57 +217,53 @@ async def test_proxies_of_the_surroundings_are_not_used(monkeypatch: pytest.Monk
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
-    async with receiving() as receiver:
-        async with guarded_client(LOOPBACK, SOON) as client, upstream_client(receiver.url(), "key", SOON) as upstream:
-            await client.get(receiver.url())
+    async with receiving(200) as receiver:
+        async with guarded_client(LOOPBACK, SOON) as client, upstream_client(receiver.url, "key", SOON) as upstream:
+            await client.get(receiver.url)
             await upstream.get("/")
 
         assert receiver.connections == 2
 
 
 async def test_cookies_are_neither_kept_nor_sent() -> None:
-    answer = answering(200, "Set-Cookie: session=1; Path=/")
+    answer = Reply(200, ("Set-Cookie: session=1; Path=/",))
     async with receiving(answer) as receiver, guarded_client(LOOPBACK, SOON) as client:
-        await client.get(receiver.url())
-        await client.get(receiver.url())
+        await client.get(receiver.url)
+        await client.get(receiver.url)
 
-        assert "cookie" not in receiver.heads[1].lower()
+        assert "cookie" not in receiver.requests[1].head.lower()
         assert len(client.cookies) == 0
 
 
 async def test_upstream_gets_key_name_and_no_compression_on_a_connection_of_its_own() -> None:
-    async with receiving(OK) as receiver, upstream_client(receiver.url(path="/mirror"), "s3cret", SOON) as client:
+    async with receiving(200) as receiver, upstream_client(receiver.url_at("/mirror"), "s3cret", SOON) as client:
         await client.post("/api/v1/generate/sounds", json={})
         await client.get("/api/v1/generate/credit")
 
         assert receiver.connections == 2
-        assert receiver.heads[0].startswith("POST /mirror/api/v1/generate/sounds HTTP/1.1\r\n")
-        for head in receiver.heads:
-            assert "\r\nAuthorization: Bearer s3cret\r\n" in head
-            assert "\r\nAccept-Encoding: identity\r\n" in head
-            assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in head
+        assert receiver.requests[0].head.startswith("POST /mirror/api/v1/generate/sounds HTTP/1.1\r\n")
+        for request in receiver.requests:
+            assert "\r\nAuthorization: Bearer s3cret\r\n" in request.head
+            assert "\r\nAccept-Encoding: identity\r\n" in request.head
+            assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in request.head
         assert "s3cret" not in repr(client.headers)
 
 
 async def test_guarded_requests_carry_no_key_and_say_who_asks() -> None:
-    async with receiving() as receiver, guarded_client(LOOPBACK, SOON) as client:
-        await client.get(receiver.url())
+    async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        await client.get(receiver.url)
 
-    assert "authorization" not in receiver.heads[0].lower()
-    assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in receiver.heads[0]
+    assert "authorization" not in receiver.requests[0].head.lower()
+    assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in receiver.requests[0].head
 
 
 async def test_upstream_that_accepts_and_says_nothing_is_a_read_timeout() -> None:
     async with (
-        receiving(_silence) as receiver,
-        upstream_client(receiver.url(), "key", timedelta(seconds=0.2)) as client,
+        receiving(hang) as receiver,
+        upstream_client(receiver.url, "key", timedelta(seconds=0.2)) as client,
     ):
         started = time.monotonic()
         with pytest.raises(httpx.ReadTimeout):
             await client.get("/")
 
         assert time.monotonic() - started < 2
-
-
-async def _silence(_writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(5)

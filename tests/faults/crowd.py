@@ -8,7 +8,9 @@ from datetime import timedelta
 from app.config import parse_rate
 from tests.faults.ledger import Ledger, has_ended, most_in_a_window, read_ledger
 from tests.faults.storm import insist
-from tests.support.processes import Processes, client_of, eventually
+from tests.support.api import client_of
+from tests.support.processes import Processes
+from tests.support.wait import eventually
 
 AT_ONCE = 200
 
@@ -19,11 +21,11 @@ async def crowd(
     """Order so many sounds at once of so many processes; return what both sides wrote down."""
     # A callback that meets a busy moment comes again soon, long before a poll would.
     sandbox = await processes.sandbox("--callback-retries", "1,2,4,8,16", delay=0.5, rate=100_000, credits=1e6)
-    service = await processes.serve(database_url, sandbox, upstream_rate=rate, poll_after="60")
+    service = await processes.serve(database_url, sandbox.url, upstream_rate=rate, poll_after="60")
     for _ in range(count - 1):
-        processes.worker(database_url, sandbox, public_url=service.url, upstream_rate=rate, poll_after="60")
+        processes.worker(database_url, sandbox.url, public_url=service.url, upstream_rate=rate, poll_after="60")
     began, places = time.monotonic(), asyncio.Semaphore(AT_ONCE)
-    async with client_of(service) as client:
+    async with client_of(service.url) as client:
 
         async def order_one(number: int) -> None:
             named = {"Idempotency-Key": f"order-{number}"}
@@ -33,7 +35,7 @@ async def crowd(
         await asyncio.gather(*(order_one(number) for number in range(orders)))
     await eventually(lambda: has_ended(database_url), within=480)
     measured(f"{orders} orders through {count} processes took {time.monotonic() - began:.1f} s")
-    return await read_ledger(database_url, sandbox)
+    return await read_ledger(database_url, sandbox.url)
 
 
 def promises_broken(ledger: Ledger, orders: int, rate: str) -> list[str]:

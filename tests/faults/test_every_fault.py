@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import httpx
 
 from app.sandbox import FAULTS
-from tests.support.processes import FINAL, Running, client_of, order, running_service, submits_at
+from tests.support.api import FINAL, create_task
+from tests.support.processes import Process, service_process
+from tests.support.sandbox import control, submits_at
 
 
 class End(NamedTuple):
@@ -24,10 +26,10 @@ class End(NamedTuple):
     accepted: int
 
 
-WEBHOOK_TYPES = End("succeeded", None, "callback", "charged", 1, 1)
-FOUND = WEBHOOK_TYPES._replace(resolved_by="poll")
-ADOPTED = WEBHOOK_TYPES._replace(resolved_by="adoption")
-SENT_AGAIN = WEBHOOK_TYPES._replace(posts=2)
+CALLED_BACK = End("succeeded", None, "callback", "charged", 1, 1)
+POLLED = CALLED_BACK._replace(resolved_by="poll")
+ADOPTED = CALLED_BACK._replace(resolved_by="adoption")
+SENT_AGAIN = CALLED_BACK._replace(posts=2)
 REJECTED = End("failed", "invalid_request", None, "none", 1, 0)
 NEVER_KNOWN = End("failed", "outcome_unknown", None, "possible", 1, 0)
 GIVEN_UP = End("failed", "deadline_exceeded", None, "charged", 1, 1)
@@ -64,33 +66,33 @@ SUBMIT: Mapping[str, End] = {
     f"odd-types, {LATE}": ADOPTED,
     "accept-then-500, drop-callbacks": NEVER_KNOWN._replace(accepted=1),
     "accept-then-500, refunded, delay-callbacks=4": FAILED._replace(resolved_by="adoption", charge="refunded"),
-    "slow=0.2": WEBHOOK_TYPES,
-    "drip=0.2": WEBHOOK_TYPES,
-    "huge-answer=0.5": WEBHOOK_TYPES,
-    "string-code": WEBHOOK_TYPES,
-    "snake-case-answer": WEBHOOK_TYPES,
-    "callback-before-answer": WEBHOOK_TYPES,
+    "slow=0.2": CALLED_BACK,
+    "drip=0.2": CALLED_BACK,
+    "huge-answer=0.5": CALLED_BACK,
+    "string-code": CALLED_BACK,
+    "snake-case-answer": CALLED_BACK,
+    "callback-before-answer": CALLED_BACK,
 }
 CALLBACK: Mapping[str, End] = {
-    "drop-callbacks": FOUND,
-    "only-complete": WEBHOOK_TYPES,
-    "repeat-callbacks=3": WEBHOOK_TYPES,
-    "reorder-callbacks": WEBHOOK_TYPES,
-    "delay-callbacks=0.5": WEBHOOK_TYPES,
-    "second-callback": WEBHOOK_TYPES,
-    "unknown-type": FOUND,
-    "upper-case-type": WEBHOOK_TYPES,
-    "poll-shaped": WEBHOOK_TYPES,
-    "camel-case": WEBHOOK_TYPES,
-    "top-level-id": WEBHOOK_TYPES,
-    "missing-id": WEBHOOK_TYPES,
+    "drop-callbacks": POLLED,
+    "only-complete": CALLED_BACK,
+    "repeat-callbacks=3": CALLED_BACK,
+    "reorder-callbacks": CALLED_BACK,
+    "delay-callbacks=0.5": CALLED_BACK,
+    "second-callback": CALLED_BACK,
+    "unknown-type": POLLED,
+    "upper-case-type": CALLED_BACK,
+    "poll-shaped": CALLED_BACK,
+    "camel-case": CALLED_BACK,
+    "top-level-id": CALLED_BACK,
+    "missing-id": CALLED_BACK,
     # Before the answer is stored no id is known to be wrong.
-    f"wrong-id, {LATE}": FOUND,
-    "callback-string-code": WEBHOOK_TYPES,
-    "digit-times": WEBHOOK_TYPES,
-    "null-data": FOUND,
-    "empty-data": FOUND,
-    "malformed-callback": FOUND,
+    f"wrong-id, {LATE}": POLLED,
+    "callback-string-code": CALLED_BACK,
+    "digit-times": CALLED_BACK,
+    "null-data": POLLED,
+    "empty-data": POLLED,
+    "malformed-callback": POLLED,
     "failed": FAILED,
     "failed-as-complete": FAILED,
     "create-failed": FAILED,
@@ -102,23 +104,23 @@ CALLBACK: Mapping[str, End] = {
     "failed, repeat-callbacks=3, reorder-callbacks": FAILED,
 }
 POLL: Mapping[str, End] = {
-    "poll-500=2": FOUND,
-    "poll-code-500=2": FOUND,
-    "poll-throttle=1": FOUND,
-    "poll-record-null=2": FOUND,
-    "poll-null=2": FOUND,
-    "poll-html=1": FOUND,
-    "poll-empty=2": FOUND,
-    "poll-reset=2": FOUND,
-    "poll-hang=1": FOUND,
-    "poll-slow=1": FOUND,
-    "poll-stale=2": FOUND,
-    "poll-lies=2": FOUND,
-    "poll-callback-exception": FOUND,
-    "poll-callback-exception-bare=2": FOUND,
-    "poll-odd-status": FOUND,
-    "poll-snake-case": FOUND,
-    "poll-response-text": FOUND,
+    "poll-500=2": POLLED,
+    "poll-code-500=2": POLLED,
+    "poll-throttle=1": POLLED,
+    "poll-record-null=2": POLLED,
+    "poll-null=2": POLLED,
+    "poll-html=1": POLLED,
+    "poll-empty=2": POLLED,
+    "poll-reset=2": POLLED,
+    "poll-hang=1": POLLED,
+    "poll-slow=1": POLLED,
+    "poll-stale=2": POLLED,
+    "poll-lies=2": POLLED,
+    "poll-callback-exception": POLLED,
+    "poll-callback-exception-bare=2": POLLED,
+    "poll-odd-status": POLLED,
+    "poll-snake-case": POLLED,
+    "poll-response-text": POLLED,
     "poll-500": GIVEN_UP,
     "poll-stale": GIVEN_UP,
     "poll-lies": NO_AUDIO,
@@ -152,8 +154,8 @@ async def test_every_fault_ends_as_it_should(database_url: str, tmp_path: Path) 
         "poll_after": "5",
         "poll_every": "0.5",
     }
-    async with running_service(tmp_path, database_url, **settings) as (client, sandbox):
-        await _set(sandbox, delay=0.5, rate=1000)
+    async with service_process(database_url, tmp_path, **settings) as (client, sandbox):
+        await control(sandbox.url, delay=0.5, rate=1000)
         assert await _ends(client, sandbox, list(EVERY)) == EVERY
 
         # One after the other: each is an outage for whatever is sent meanwhile.
@@ -161,12 +163,12 @@ async def test_every_fault_ends_as_it_should(database_url: str, tmp_path: Path) 
             assert await _ends(client, sandbox, [fault]) == {fault: SENT_AGAIN}
 
 
-async def _ends(client: httpx.AsyncClient, sandbox: Running, faults: list[str]) -> dict[str, End]:
+async def _ends(client: httpx.AsyncClient, sandbox: Process, faults: list[str]) -> dict[str, End]:
     """Order one sound for each of these faults, and see how they end."""
     for fault in faults:
-        await order(client, f"soft rain [fault: {fault}]", metadata={"fault": fault})
+        await create_task(client, f"soft rain [fault: {fault}]", metadata={"fault": fault})
     tasks = await _until_all_final(client, within=90)
-    submits = await submits_at(sandbox)
+    submits = await submits_at(sandbox.url)
     posts = Counter(submit["caller_task_id"] for submit in submits)
     accepted = Counter(submit["caller_task_id"] for submit in submits if submit["created"])
     return {
@@ -192,8 +194,3 @@ async def _until_all_final(client: httpx.AsyncClient, within: float) -> list[dic
             return tasks
         assert time.monotonic() < deadline, waiting
         await asyncio.sleep(0.3)
-
-
-async def _set(sandbox: Running, **controls: float) -> None:
-    async with client_of(sandbox, None) as client:
-        (await client.post("/control", json=controls)).raise_for_status()

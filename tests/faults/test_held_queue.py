@@ -5,16 +5,10 @@ from typing import Any
 
 import httpx
 
-from tests.support.processes import (
-    Running,
-    client_of,
-    eventually,
-    order,
-    order_many,
-    running_service,
-    submits_at,
-    until_final,
-)
+from tests.support.api import create_task, create_tasks, until_final
+from tests.support.processes import service_process
+from tests.support.sandbox import control, submits_at
+from tests.support.wait import eventually
 
 # What stops the upstream from taking orders, what ends that, and what an operator is told meanwhile.
 OUTAGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -29,37 +23,32 @@ async def test_queue_is_held_while_the_account_takes_nothing_and_goes_on_by_itse
     database_url: str, tmp_path: Path
 ) -> None:
     settings = {"upstream_rate": "20/1", "hold_recheck": "1"}
-    async with running_service(tmp_path, database_url, **settings) as (client, sandbox):
+    async with service_process(database_url, tmp_path, **settings) as (client, sandbox):
         # It is the account that takes nothing here, not the upstream's pace.
-        await _set(sandbox, {"rate": 1000})
-        for outage, recovery, event_types in OUTAGES:
-            await _set(sandbox, outage)
+        await control(sandbox.url, rate=1000)
+        for outage, recovery, detail in OUTAGES:
+            await control(sandbox.url, **outage)
             # Two, since the first may be what takes the last credits.
-            refused = await order_many(client, 2)
-            await eventually(lambda event_types=event_types: _tells(client, event_types), within=30)  # type: ignore[misc]
-            waiting = [(await order(client))["id"] for _ in range(2)]
+            refused = await create_tasks(client, 2)
+            await eventually(lambda detail=detail: _reports(client, detail), within=30)  # type: ignore[misc]
+            waiting = [(await create_task(client))["id"] for _ in range(2)]
             await eventually(lambda waiting=waiting: _have_places(client, waiting))  # type: ignore[misc]
 
-            await _set(sandbox, recovery)
+            await control(sandbox.url, **recovery)
             for task_id in refused + waiting:
                 assert (await until_final(client, task_id, within=60))["status"] == "succeeded"
             assert (await client.get("/readyz")).json()["checks"]["queue"]["status"] == "ok"
-        submits = await submits_at(sandbox)
+        submits = await submits_at(sandbox.url)
 
     assert sum(submit["created"] for submit in submits) == 4 * len(OUTAGES)
 
 
-async def _tells(client: httpx.AsyncClient, event_types: str) -> bool:
+async def _reports(client: httpx.AsyncClient, detail: str) -> bool:
     answer = await client.get("/readyz")
     check = answer.json()["checks"]["queue"]
-    return answer.status_code == 200 and check["status"] == "degraded" and event_types in check["detail"]
+    return answer.status_code == 200 and check["status"] == "degraded" and detail in check["detail"]
 
 
 async def _have_places(client: httpx.AsyncClient, task_ids: list[str]) -> bool:
     places = [(await client.get(f"/v1/tasks/{task_id}")).json()["queue_position"] for task_id in task_ids]
     return None not in places and len(set(places)) == len(places)
-
-
-async def _set(sandbox: Running, controls: dict[str, Any]) -> None:
-    async with client_of(sandbox, None) as client:
-        (await client.post("/control", json=controls)).raise_for_status()

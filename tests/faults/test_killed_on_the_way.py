@@ -2,27 +2,18 @@
 
 import asyncio
 import json
-import socket
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from tests.faults.databases import IN_USE, locked
 from tests.faults.ledger import Ledger, read_ledger
-from tests.support.processes import (
-    Processes,
-    Running,
-    client_of,
-    eventually,
-    order,
-    submits_at,
-    until_final,
-    until_status,
-)
+from tests.support.api import client_of, create_task, until_final, until_status
+from tests.support.processes import Process, Processes
+from tests.support.receivers import full_backlog
+from tests.support.sandbox import submits_at
+from tests.support.wait import eventually
 
 # A lease is the timeout and 15 s; what nobody hears of is given up a moment after it.
 SETTINGS: dict[str, str | None] = {
@@ -40,15 +31,15 @@ DECIDED = ("status", "resolved_by", "error", "upstream_task_id", "charge", "subm
 async def test_every_point_of_the_submit_path_may_be_the_last(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path, **SETTINGS) as processes:
         sandbox = await processes.sandbox(delay=0.3, rate=1000)
-        service = await processes.serve(database_url, sandbox, "--no-loops")
+        service = await processes.serve(database_url, sandbox.url, "--no-loops")
         stage = _Stage(processes, database_url, sandbox, service.url)
-        async with client_of(service) as client:
+        async with client_of(service.url) as client:
             tasks = {
                 "after the claim": await stage.killed_before_sending(client),
                 **await stage.killed_while_the_upstream_works(client),
             }
             stopped, paused = await stage.stopped_while_the_upstream_works(client)
-            tasks["before the claim"] = (await order(client))["id"]
+            tasks["before the claim"] = (await create_task(client))["id"]
             stage.worker()
             tasks |= paused
 
@@ -58,7 +49,7 @@ async def test_every_point_of_the_submit_path_may_be_the_last(database_url: str,
             stopped.resume()
             await eventually(lambda: all(_has_answer(stopped, task_id) for task_id in paused.values()))
             ends = {point: await until_final(client, task_id, within=60) for point, task_id in tasks.items()}
-        ledger = await read_ledger(database_url, sandbox)
+        ledger = await read_ledger(database_url, sandbox.url)
 
     assert {point: (end["status"], end["charge"]) for point, end in ends.items()} == {
         "before the claim": ("succeeded", "charged"),
@@ -78,20 +69,20 @@ async def test_every_point_of_the_submit_path_may_be_the_last(database_url: str,
 class _Stage:
     """Brings a worker to one point of the submit path and stops it there."""
 
-    def __init__(self, processes: Processes, database_url: str, sandbox: Running, public_url: str) -> None:
+    def __init__(self, processes: Processes, database_url: str, sandbox: Process, public_url: str) -> None:
         self._processes, self._database_url, self._sandbox = processes, database_url, sandbox
         self._public_url = public_url
 
-    def worker(self) -> Running:
-        return self._processes.worker(self._database_url, self._sandbox, public_url=self._public_url)
+    def worker(self) -> Process:
+        return self._processes.worker(self._database_url, self._sandbox.url, public_url=self._public_url)
 
     async def killed_before_sending(self, client: httpx.AsyncClient) -> str:
         """Claimed and committed, but the connection never came about."""
-        with _unreachable() as url:
+        with full_backlog() as url:
             worker = self._processes.start(
                 "worker", database_url=self._database_url, upstream_url=url, public_url=self._public_url
             )
-            task = await order(client)
+            task = await create_task(client)
             await until_status(client, task["id"], "submitting", within=60)
             worker.kill()
         return str(task["id"])
@@ -107,7 +98,7 @@ class _Stage:
             worker.kill()
         return {"mid-POST, not taken": untaken, "mid-POST, taken": taken, "after the answer": answered}
 
-    async def stopped_while_the_upstream_works(self, client: httpx.AsyncClient) -> tuple[Running, dict[str, str]]:
+    async def stopped_while_the_upstream_works(self, client: httpx.AsyncClient) -> tuple[Process, dict[str, str]]:
         """The same as a kill for everybody else, until it goes on."""
         worker = self.worker()
         called = await self._arrived(client, "slow=4")
@@ -116,11 +107,11 @@ class _Stage:
         return worker, {"stopped, called meanwhile": called, "stopped, unheard of": unheard}
 
     async def _arrived(self, client: httpx.AsyncClient, fault: str) -> str:
-        task_id = str((await order(client, f"soft rain [fault: {fault}]"))["id"])
+        task_id = str((await create_task(client, f"soft rain [fault: {fault}]"))["id"])
 
         async def has_arrived() -> bool:
             await asyncio.sleep(0.1)
-            return any(submit["caller_task_id"] == task_id for submit in await submits_at(self._sandbox))
+            return any(submit["caller_task_id"] == task_id for submit in await submits_at(self._sandbox.url))
 
         await eventually(has_arrived, within=60)
         return task_id
@@ -131,13 +122,13 @@ def _arrivals(ledger: Ledger, tasks: dict[str, str]) -> dict[str, int]:
     return {point: arrived[task_id] for point, task_id in tasks.items()}
 
 
-def _has_answer(worker: Running, task_id: str) -> bool:
+def _has_answer(worker: Process, task_id: str) -> bool:
     """Whether a worker has what came of a submit in its hands."""
     lines = [json.loads(line) for line in worker.log.splitlines() if line.endswith("}")]
     return any((line["event"], line.get("task_id")) == ("submit", task_id) for line in lines)
 
 
-async def _pause_between_transactions(worker: Running, database_url: str) -> None:
+async def _pause_between_transactions(worker: Process, database_url: str) -> None:
     """Who is stopped in the middle of a write stops others who want its rows: that is not looked at here."""
     while True:
         worker.pause()
@@ -147,19 +138,3 @@ async def _pause_between_transactions(worker: Running, database_url: str) -> Non
         except IN_USE:
             worker.resume()
             await asyncio.sleep(0.05)
-
-
-@contextmanager
-def _unreachable() -> Iterator[str]:
-    """An address that neither accepts nor refuses: its queue of connections is full."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen(0)
-        address: Any = server.getsockname()
-        waiting = [socket.socket() for _ in range(3)]
-        for one in waiting:
-            one.setblocking(False)
-            one.connect_ex(address)
-        yield f"http://{address[0]}:{address[1]}"
-        for one in waiting:
-            one.close()

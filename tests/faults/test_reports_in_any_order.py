@@ -19,7 +19,9 @@ from app.services import build_services
 from app.tasks.repository import lock_task
 from app.tasks.transitions import FINAL
 from tests.faults.ledger import Ledger, final_tasks_are_final_events, no_step_goes_back, read_rows
-from tests.support.service import Clock, add_key, add_task, settings_of
+from tests.support.clock import Clock
+from tests.support.rows import add_key, add_task
+from tests.support.settings import settings_of
 
 S = TaskStatus
 OURS, ANOTHERS = "2fac9f72", "7d9e0000"

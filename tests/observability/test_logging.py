@@ -12,8 +12,10 @@ import pytest
 import structlog
 
 from app.observability.logging import MAX_VALUE_LENGTH, configure_logging
-from tests.support.processes import KEY, SECRET_KEY, Processes, client_of, journal, order, until_final
-from tests.support.service import settings_of
+from tests.support.api import client_of, create_task, until_final
+from tests.support.processes import Processes
+from tests.support.sandbox import journal
+from tests.support.settings import KEY, SECRET_KEY, settings_of
 
 TOKEN = "x" * 32
 
@@ -78,17 +80,17 @@ def test_nothing_below_the_level_is_said(level: str, said: list[str]) -> None:
 async def test_no_secret_is_logged_at_any_level(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path, log_level="debug", log_format="json") as processes:
         sandbox = await processes.sandbox(api_key="canary-of-the-upstream")
-        service = await processes.serve(database_url, sandbox, upstream_api_key="canary-of-the-upstream")
-        async with client_of(service) as client:
-            task = await order(client, "soft rain")
+        service = await processes.serve(database_url, sandbox.url, upstream_api_key="canary-of-the-upstream")
+        async with client_of(service.url) as client:
+            task = await create_task(client, "soft rain")
             await until_final(client, task["id"])
-            refused = await order(client, "soft rain [fault:failed]")
+            refused = await create_task(client, "soft rain [fault:failed]")
             await until_final(client, refused["id"])
             await client.get("/v1/credits")
             await client.get(f"/v1/tasks?cursor={TOKEN}&signature={TOKEN}")
             await client.post(f"/callbacks/{task['id']}/{TOKEN}", content=b"{}")
             await client.get("/v1/tasks", headers={"Authorization": f"Bearer {TOKEN}"})
-        callback_urls = {entry["callback_url"] for entry in await journal(sandbox, kind="callback")}
+        callback_urls = {entry["callback_url"] for entry in await journal(sandbox.url, kind="callback")}
         assert await service.stop() == 0
 
     lines = [json.loads(line) for line in service.log.splitlines()]

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 
 from app.errors import StorageUnavailable
 from app.storage.store import CHUNK, Storage
-from tests.clips.running import running_service
+from tests.support.service import serve_with_sandbox
 
 KEY = "sha256/ab/cdef.wav"
 
@@ -119,7 +119,7 @@ async def test_relative_folder_is_under_the_current_one(tmp_path: Path, monkeypa
 
 async def test_audio_on_s3_is_served_by_us_or_by_a_redirect(migrated_sqlite: Path, tmp_path: Path, bucket: str) -> None:
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
-    async with running_service(database_url, tmp_path, storage_url=bucket) as service:
+    async with serve_with_sandbox(database_url, tmp_path, storage_url=bucket) as service:
         task = await service.archived()
         clip = task["clips"][0]
         served = await service.anonymous.get(clip["audio_url"], headers={"Range": "bytes=10-19"})

@@ -1,4 +1,4 @@
-"""Soundpost's commands as real processes, and clients that speak to them."""
+"""Soundpost's commands as real processes."""
 
 import asyncio
 import os
@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,15 @@ from typing import Any
 import httpx
 
 from app.config import PREFIX
-
-ROOT = Path(__file__).resolve().parents[2]
-KEY = "the-key-of-a-caller-in-tests"
-SECRET_KEY = "a-secret-key-of-the-tests-alone"
-UPSTREAM_KEY = "sandbox"
-FINAL = frozenset({"succeeded", "failed", "canceled"})
+from tests.support.api import client_of
+from tests.support.sandbox import control
+from tests.support.settings import KEY, LOOPBACK, ROOT, SECRET_KEY, UPSTREAM_KEY
+from tests.support.wait import eventually
 
 
 @dataclass
-class Running:
-    """A process of ours. `url` is where it listens, if it does; `log` is what it wrote to standard error."""
+class Process:
+    """One of our processes. `url` is where it listens, if it does."""
 
     process: subprocess.Popen[str]
     log_file: Path
@@ -39,6 +36,7 @@ class Running:
 
     @property
     def log(self) -> str:
+        """What it has written to standard error."""
         return self.log_file.read_text()
 
     @property
@@ -51,33 +49,44 @@ class Running:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_kib(self, field: str = "VmRSS") -> int:
+        """A figure of /proc/PID/status: VmRSS is the memory in use, VmHWM the most that was."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{field}:")[2].split()[0])
+
     def kill(self) -> None:
         """End it as a crash of the machine would."""
         self.process.kill()
         self.process.wait()
 
     async def stop(self, number: int = signal.SIGTERM, within: float = 20) -> int:
-        """Ask it to end; return its exit code."""
+        """Send a signal; return the exit code."""
         self.process.send_signal(number)
         return await self.wait(within)
 
     async def wait(self, within: float = 20) -> int:
-        """The exit code, once it has ended."""
+        """Wait for its end; return the exit code."""
         await eventually(lambda: not self.is_alive, within)
         return self.process.wait()
 
     def pause(self) -> None:
-        """Let it stand still, as a machine without a turn does."""
+        """Stop it without its knowledge, as a machine without processor time does."""
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Let a paused process go on."""
         self.process.send_signal(signal.SIGCONT)
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What a command that ran to its end left behind."""
+class CommandResult:
+    """What a command that has ended printed, and its exit code."""
 
     code: int
     stdout: str
@@ -86,11 +95,11 @@ class Ended:
 
 class Processes:
     """
-    Starts commands of `soundpost`; use as a context manager, whose end ends them all.
+    Starts commands of `soundpost`; use as a context manager, which kills them all at its end.
 
-    Settings are given as in `upstream_rate="20/1"`, None for one that is to be
-    unset. The settings of the surroundings are not seen, nor is any .env: each
-    command runs in `folder`, which should be empty.
+    Settings are given as in `upstream_rate="20/1"`; None unsets one. Commands see
+    neither the settings of this environment nor any .env: each runs in `folder`,
+    which should be empty.
     """
 
     def __init__(self, folder: Path, **settings: str | None) -> None:
@@ -99,52 +108,51 @@ class Processes:
             "upstream_api_key": UPSTREAM_KEY,
             "api_keys": f"tests:{KEY}",
             "secret_keys": SECRET_KEY,
-            # Where the sandbox has its audio.
-            "egress_allow": "127.0.0.0/8",
+            # The sandbox serves its audio there.
+            "egress_allow": LOOPBACK,
             **settings,
         }
-        self._started: list[Running] = []
+        self._started: list[Process] = []
 
     def __enter__(self) -> "Processes":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for running in self._started:
-            # What is paused is killed all the same.
-            running.kill()
-            if running.process.stdout:
-                running.process.stdout.close()
+        for process in self._started:
+            # This ends paused processes too.
+            process.kill()
+            if process.process.stdout:
+                process.process.stdout.close()
 
-    async def sandbox(self, *arguments: str, **controls: Any) -> Running:
-        """A stand-in upstream; `controls` are those of its POST /control, such as delay=0.1."""
+    async def sandbox(self, *arguments: str, **controls: Any) -> Process:
+        """Start a stand-in upstream; `controls` are those of its POST /control, such as delay=0.1."""
         sandbox = await self._listening("sandbox", "--port", "0", *arguments)
-        async with client_of(sandbox) as client:
-            (await client.post("/control", json={"delay": 0.1, **controls})).raise_for_status()
+        await control(sandbox.url, **{"delay": 0.1, **controls})
         return sandbox
 
     async def serve(
-        self, database_url: str, upstream: Running, *arguments: str, port: int | None = None, **settings: str | None
-    ) -> Running:
-        """The service, ready; its public URL is its own address unless another is given."""
+        self, database_url: str, upstream_url: str, *arguments: str, port: int | None = None, **settings: str | None
+    ) -> Process:
+        """Start the service and wait until it is ready; its public URL is its own address unless another is given."""
         port = port or free_port()
         own = {"public_url": f"http://127.0.0.1:{port}", **self._settings, **settings}
-        reached = {"database_url": database_url, "upstream_url": upstream.url}
-        service = await self._listening("serve", "--port", str(port), *arguments, **own, **reached)
+        urls = {"database_url": database_url, "upstream_url": upstream_url}
+        service = await self._listening("serve", "--port", str(port), *arguments, **own, **urls)
         await self._ready(service)
         return service
 
-    def worker(self, database_url: str, upstream: Running, **settings: str | None) -> Running:
-        """The loops alone; they need the `public_url` of a service for callbacks to come."""
-        return self.start("worker", **settings, database_url=database_url, upstream_url=upstream.url)
+    def worker(self, database_url: str, upstream_url: str, **settings: str | None) -> Process:
+        """The workers without a server; callbacks come if `public_url` is that of a service."""
+        return self.start("worker", **settings, database_url=database_url, upstream_url=upstream_url)
 
-    async def run(self, *command: str, **settings: str | None) -> Ended:
+    async def run(self, *command: str, **settings: str | None) -> CommandResult:
         """Run a command to its end."""
-        running = self.start(*command, **settings)
-        stdout, _ = await asyncio.to_thread(running.process.communicate)
-        return Ended(running.process.returncode, stdout, running.log)
+        command_process = self.start(*command, **settings)
+        stdout, _ = await asyncio.to_thread(command_process.process.communicate)
+        return CommandResult(command_process.process.returncode, stdout, command_process.log)
 
-    def start(self, *command: str, **settings: str | None) -> Running:
-        """Start a command and wait for nothing."""
+    def start(self, *command: str, **settings: str | None) -> Process:
+        """Start a command, without waiting for anything."""
         log_file = self.folder / f"{len(self._started)}-{command[0]}.log"
         with log_file.open("w") as log:
             process = subprocess.Popen(
@@ -156,25 +164,25 @@ class Processes:
                 stderr=log,
                 text=True,
             )
-        self._started.append(Running(process, log_file))
+        self._started.append(Process(process, log_file))
         return self._started[-1]
 
     def environment(self, **settings: str | None) -> dict[str, str]:
-        """What commands are started with: these settings over the common ones, and nothing from outside."""
-        surroundings = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        """The environment of a command: these settings over the common ones, and no settings of this environment."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
         chosen = {**self._settings, **settings}
         ours = {f"{PREFIX}{name.upper()}": value for name, value in chosen.items() if value is not None}
-        return {**surroundings, "PYTHONPATH": str(ROOT), **ours}
+        return {**inherited, "PYTHONPATH": str(ROOT), **ours}
 
-    async def _listening(self, *command: str, **settings: str | None) -> Running:
-        running = self.start(*command, **settings)
-        assert running.process.stdout
-        line = await asyncio.to_thread(running.process.stdout.readline)
-        assert " listening on " in line, running.log
-        running.url = line.split()[-1]
-        return running
+    async def _listening(self, *command: str, **settings: str | None) -> Process:
+        server = self.start(*command, **settings)
+        assert server.process.stdout
+        line = await asyncio.to_thread(server.process.stdout.readline)
+        assert " listening on " in line, server.log
+        server.url = line.split()[-1]
+        return server
 
-    async def _ready(self, service: Running) -> None:
+    async def _ready(self, service: Process) -> None:
         async def is_ready() -> bool:
             assert service.is_alive, service.log
             try:
@@ -182,89 +190,25 @@ class Processes:
             except httpx.TransportError:
                 return False
 
-        async with client_of(service) as client:
+        async with client_of(service.url) as client:
             await eventually(is_ready, 60)
 
 
-def client_of(service: Running, key: str | None = KEY, **options: Any) -> httpx.AsyncClient:
-    """A client of a process, with a caller's key; to be entered as a context manager."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.AsyncClient(base_url=service.url, headers=headers, trust_env=False, timeout=30, **options)
-
-
 @asynccontextmanager
-async def running_service(
-    folder: Path, database_url: str, **settings: str | None
-) -> AsyncIterator[tuple[httpx.AsyncClient, Running]]:
-    """A client of one service, and the sandbox that it orders from."""
+async def service_process(
+    database_url: str, folder: Path, **settings: str | None
+) -> AsyncIterator[tuple[httpx.AsyncClient, Process]]:
+    """A client of one service, and the sandbox that it submits to."""
     with Processes(folder, **settings) as processes:
         sandbox = await processes.sandbox()
-        async with client_of(await processes.serve(database_url, sandbox)) as client:
+        async with client_of((await processes.serve(database_url, sandbox.url)).url) as client:
             yield client, sandbox
 
 
-async def order(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> dict[str, Any]:
-    """Order a sound; return its task."""
-    answer = await client.post("/v1/tasks", json={"prompt": prompt, **fields})
-    assert answer.status_code == 202, answer.text
-    task: dict[str, Any] = answer.json()
-    return task
-
-
-async def order_many(client: httpx.AsyncClient, count: int, at_once: int = 10) -> list[str]:
-    """Order so many sounds; return the ids of their tasks."""
-    places = asyncio.Semaphore(at_once)
-
-    async def order_one() -> str:
-        async with places:
-            return str((await order(client))["id"])
-
-    return await asyncio.gather(*(order_one() for _ in range(count)))
-
-
-async def until_status(client: httpx.AsyncClient, task_id: str, *statuses: str, within: float = 30) -> dict[str, Any]:
-    """The task once it is in one of these states."""
-    deadline = time.monotonic() + within
-    while True:
-        task: dict[str, Any] = (await client.get(f"/v1/tasks/{task_id}")).raise_for_status().json()
-        if task["status"] in statuses:
-            return task
-        assert time.monotonic() < deadline, task
-        await asyncio.sleep(0.05)
-
-
-async def until_final(client: httpx.AsyncClient, task_id: str, within: float = 30) -> dict[str, Any]:
-    """The task once it has ended."""
-    return await until_status(client, task_id, *FINAL, within=within)
-
-
-async def journal(sandbox: Running, **wanted: str) -> list[dict[str, Any]]:
-    """What a sandbox saw, oldest first; `wanted` narrows it: kind, path, task_id."""
-    async with client_of(sandbox, None) as client:
-        entries: list[dict[str, Any]] = (await client.get("/journal", params=wanted)).raise_for_status().json()
-        return entries
-
-
-async def submits_at(sandbox: Running) -> list[dict[str, Any]]:
-    """The submits that arrived at a sandbox."""
-    return await journal(sandbox, kind="request", path="/api/v1/generate/sounds")
-
-
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], within: float = 10) -> None:
-    """Wait until it is true."""
-    deadline = time.monotonic() + within
-    while True:
-        outcome = condition()
-        if outcome if isinstance(outcome, bool) else await outcome:
-            return
-        assert time.monotonic() < deadline, "it never came true"
-        await asyncio.sleep(0.02)
-
-
 def free_port() -> int:
-    """A port that nobody listens on, from below those that the system gives to whoever asks for any."""
+    """An unused port, from below the range out of which the system gives ports to connections."""
     while True:
-        port = random.randrange(20_000, 32_000)  # noqa: S311 - so that test runs do not meet
+        port = random.randrange(20_000, 32_000)  # noqa: S311 - two test runs should choose different ones
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

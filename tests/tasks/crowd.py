@@ -10,8 +10,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.processes import KEY, Processes, Running, client_of, order
-from tests.tasks.callers import let_others_wait
+from tests.support.api import client_of, create_task, let_earlier_requests_arrive
+from tests.support.processes import Process, Processes
+from tests.support.settings import KEY
 
 WARM_UP = 500
 TASKS = 50
@@ -28,9 +29,9 @@ async def check_crowd(
 ) -> None:
     """Let so many wait at one process: each costs little, and a stop answers them all."""
     with _files_allowed(), ExitStack() as stack:
-        service = await processes.serve(database_url, await processes.sandbox(), "--no-loops", grace=str(GRACE))
-        async with client_of(service) as client:
-            tasks = [(await order(client))["id"] for _ in range(TASKS)]
+        service = await processes.serve(database_url, (await processes.sandbox()).url, "--no-loops", grace=str(GRACE))
+        async with client_of(service.url) as client:
+            tasks = [(await create_task(client))["id"] for _ in range(TASKS)]
 
             async def join(newcomers: int, requests: list[bytes]) -> list[socket.socket]:
                 callers: list[socket.socket] = []
@@ -38,7 +39,7 @@ async def check_crowd(
                 # On a slow machine fewer come: the first would have been answered before the last has asked.
                 while len(callers) < newcomers and (preference == AS_STREAM or time.monotonic() - began < JOINING):
                     callers += [stack.enter_context(_caller(service, request)) for request in requests]
-                    await let_others_wait(client)
+                    await let_earlier_requests_arrive(client)
                 await _idle(service)
                 return callers
 
@@ -75,7 +76,7 @@ def _request(path: str, preference: str) -> bytes:
 
 
 @contextmanager
-def _caller(service: Running, request: bytes) -> Iterator[socket.socket]:
+def _caller(service: Process, request: bytes) -> Iterator[socket.socket]:
     url = httpx.URL(service.url)
     with closing(socket.create_connection((url.host, url.port or 80))) as caller:
         caller.sendall(request)
@@ -91,7 +92,7 @@ def _ending(caller: socket.socket) -> bytes:
     return answer.partition(b"\r\n")[0]
 
 
-async def _idle(service: Running) -> None:
+async def _idle(service: Process) -> None:
     """Wait until the process has taken in everybody: it needs hardly any time then."""
     while True:
         spent = _cpu_seconds(service)
@@ -100,11 +101,11 @@ async def _idle(service: Running) -> None:
             return
 
 
-def _cpu_seconds(service: Running) -> float:
+def _cpu_seconds(service: Process) -> float:
     fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
 
 
-def _memory_kib(service: Running) -> int:
+def _memory_kib(service: Process) -> int:
     status = Path(f"/proc/{service.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0])

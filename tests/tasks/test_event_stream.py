@@ -13,9 +13,8 @@ from app.tasks.event_stream import KEEP_ALIVE, STREAM
 from app.tasks.resolution import resolve
 from app.tasks.transitions import Failure
 from app.web.negotiation import prefers
-from tests.support.processes import order
+from tests.support.api import cancel, create_task, events_in, sse_blocks
 from tests.support.service import Service
-from tests.tasks.callers import blocks_of, cancel, data_of
 
 AS_STREAM = {"Accept": "text/event-stream"}
 
@@ -44,10 +43,10 @@ def test_stream_is_sent_to_whom_it_is_more_welcome_than_json(accept: list[str], 
 
 
 async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_one(service: Service) -> None:
-    task = await order(service.client)
+    task = await create_task(service.client)
 
     async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
-        stream = blocks_of(response)
+        stream = sse_blocks(response)
         first = await anext(stream)
         await cancel(service.client, task)
         rest = [block async for block in stream]
@@ -56,7 +55,7 @@ async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_on
     event_types = [block for block in [first, *rest] if "data" in block]
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert response.headers["Vary"] == "Accept"
-    assert data_of([first, *rest]) == listed
+    assert events_in([first, *rest]) == listed
     assert [(block["id"], block["event"]) for block in event_types] == [
         (event["id"], event["type"]) for event in listed
     ]
@@ -64,7 +63,7 @@ async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_on
 
 
 async def test_stream_resumes_behind_the_last_event_that_was_heard(service: Service) -> None:
-    task = await order(service.client)
+    task = await create_task(service.client)
     await cancel(service.client, task)
     first, second = (await service.client.get(_events(task))).json()["items"]
 
@@ -74,7 +73,7 @@ async def test_stream_resumes_behind_the_last_event_that_was_heard(service: Serv
 
 @pytest.mark.parametrize("last_event_id", ["0" * 32, "no such event", "ÿ" * 300])
 async def test_stream_behind_an_unknown_event_begins_at_the_first(service: Service, last_event_id: str) -> None:
-    task = await order(service.client)
+    task = await create_task(service.client)
     await cancel(service.client, task)
 
     event_types = await _told(service, task, last_event_id)
@@ -83,16 +82,16 @@ async def test_stream_behind_an_unknown_event_begins_at_the_first(service: Servi
 
 
 async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service) -> None:
-    task = await order(service.client)
+    task = await create_task(service.client)
     await _give_up_and_revive(service, task["id"])
 
     async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
-        stream = blocks_of(response)
+        stream = sse_blocks(response)
         first = [await anext(stream) for _ in range(4)]
         await cancel(service.client, task)
         rest = [block async for block in stream]
 
-    types = [event["type"] for event in data_of(first + rest)]
+    types = [event["type"] for event in events_in(first + rest)]
     assert types == ["task.created", "task.submitted", "task.failed", "task.revived", "task.canceled"]
 
 
@@ -102,17 +101,17 @@ def test_proxies_that_wait_for_half_a_minute_see_that_a_stream_lives() -> None:
 
 async def test_silent_stream_shows_that_it_is_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.tasks.event_stream.KEEP_ALIVE", 0.1)
-    task = await order(service.client)
+    task = await create_task(service.client)
 
     async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
-        stream = blocks_of(response)
+        stream = sse_blocks(response)
         blocks = [await anext(stream) for _ in range(3)]
 
     assert [list(block) for block in blocks] == [["id", "event", "data"], [""], [""]]
 
 
 async def test_streams_hold_no_database_connection(service: Service) -> None:
-    task = await order(service.client)
+    task = await create_task(service.client)
     hearing = [asyncio.create_task(_told(service, task)) for _ in range(60)]
     for _ in range(20):
         (await service.client.get(f"/v1/tasks/{task['id']}")).raise_for_status()
@@ -124,7 +123,7 @@ async def test_streams_hold_no_database_connection(service: Service) -> None:
 
 
 async def test_stream_of_an_erased_task_ends(service: Service) -> None:
-    task = await order(service.client)
+    task = await create_task(service.client)
     hearing = asyncio.create_task(_told(service, task))
     await cancel(service.client, task)
     (await service.client.delete(f"/v1/tasks/{task['id']}")).raise_for_status()
@@ -144,7 +143,7 @@ async def _told(service: Service, task: dict[str, Any], last_event_id: str | Non
     headers: dict[str, Any] = {**AS_STREAM, **({"Last-Event-ID": last_event_id.encode()} if last_event_id else {})}
     async with service.client.stream("GET", _events(task), headers=headers) as response:
         assert response.status_code == httpx.codes.OK
-        return data_of([block async for block in blocks_of(response)])
+        return events_in([block async for block in sse_blocks(response)])
 
 
 async def _give_up_and_revive(service: Service, task_id: str) -> None:

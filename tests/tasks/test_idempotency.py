@@ -14,7 +14,9 @@ from app.enums import TaskStatus
 from app.errors import InvalidRequest
 from app.models import Task
 from app.tasks.idempotency import KEPT_FOR, claim_key, read_key
-from tests.support.service import MORNING, Clock, Service, add_key, add_task, reread
+from tests.support.clock import MORNING, Clock
+from tests.support.rows import add_key, add_task, reread
+from tests.support.service import Service
 
 ORDER = {"prompt": "soft rain"}
 

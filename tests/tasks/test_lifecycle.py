@@ -9,12 +9,12 @@ import pytest
 from app.database.engine import Database
 from app.enums import CallbackOutcome, Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
-from app.services import build_services
 from app.tasks.lifecycle import MAX_AUDIO_CHECKS
 from app.tasks.repository import lock_task
 from app.tasks.schedule import MIN_POLL_INTERVAL
 from app.upstream.types import Report, ReportedClip, Stage
-from tests.support.service import MORNING, add_key, add_task, event_types, reread, settings_of
+from tests.support.clock import MORNING
+from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
 
 S = TaskStatus
 NOON = MORNING + timedelta(hours=4)
@@ -326,7 +326,7 @@ async def _report(
     database: Database, task: Task, report: Report, via: ResolvedBy = ResolvedBy.callback, **settings: Any
 ) -> bool:
     """Apply a report as callbacks and polls do; return whether it was applied."""
-    lifecycle = build_services(settings_of(database.url, **settings)).lifecycle
+    lifecycle = lifecycle_of(database, **settings)
     async with database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked

@@ -13,8 +13,9 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from tests.support.processes import Processes, client_of, eventually, order
-from tests.tasks.callers import blocks_of, cancel, data_of, let_others_wait, timed
+from tests.support.api import cancel, client_of, create_task, events_in, let_earlier_requests_arrive, sse_blocks, timed
+from tests.support.processes import Processes
+from tests.support.wait import eventually
 
 ROUNDS = 30
 LISTENERS = "FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
@@ -31,9 +32,9 @@ async def replicas(tmp_path: Path, database_url: str) -> AsyncIterator[Replicas]
 
 async def test_wait_ends_within_a_second_of_another_replicas_commit(replicas: Replicas) -> None:
     here, there = replicas
-    task = await order(here)
+    task = await create_task(here)
     waiting = asyncio.create_task(timed(there.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=20"})))
-    await let_others_wait(there)
+    await let_earlier_requests_arrive(there)
     await cancel(here, task)
     began = time.monotonic()
 
@@ -45,15 +46,15 @@ async def test_wait_ends_within_a_second_of_another_replicas_commit(replicas: Re
 
 async def test_stream_tells_what_another_replica_commits(replicas: Replicas) -> None:
     here, there = replicas
-    task = await order(here)
+    task = await create_task(here)
 
     async with there.stream("GET", f"/v1/tasks/{task['id']}/events", headers={"Accept": "text/event-stream"}) as heard:
-        stream = blocks_of(heard)
+        stream = sse_blocks(heard)
         first = await anext(stream)
         await cancel(here, task)
         blocks = [first, *[block async for block in stream]]
 
-    assert [event["type"] for event in data_of(blocks)] == ["task.created", "task.canceled"]
+    assert [event["type"] for event in events_in(blocks)] == ["task.created", "task.canceled"]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -63,9 +64,9 @@ async def test_half_of_the_waits_end_within_50_ms_of_another_replicas_commit(
     here, there = replicas
     spans = []
     for _ in range(ROUNDS):
-        task = await order(here)
+        task = await create_task(here)
         waiting = asyncio.create_task(_moment(there.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=20"})))
-        await let_others_wait(there)
+        await let_earlier_requests_arrive(there)
         committed_at = await _moment(here.post(f"/v1/tasks/{task['id']}/cancel"))
         # The answer about the commit and the news of it may overtake each other.
         spans.append(max(0.0, await waiting - committed_at))
@@ -84,9 +85,9 @@ async def test_wait_ends_within_a_second_though_nobody_listens_any_more(
     url = make_url(database_url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
     async with _two(tmp_path, url) as (here, there):
         await eventually(lambda: _query(url, f"SELECT count(*) {LISTENERS}") == 2)
-        task = await order(here)
+        task = await create_task(here)
         waiting = asyncio.create_task(there.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=20"}))
-        await let_others_wait(there)
+        await let_earlier_requests_arrive(there)
         _query(url, f"SELECT count(pg_terminate_backend(pid)) {LISTENERS}")
         await cancel(here, task)
         began = time.monotonic()
@@ -110,8 +111,8 @@ async def _two(folder: Path, database_url: str) -> AsyncIterator[Replicas]:
     async with AsyncExitStack() as stack:
         processes = stack.enter_context(Processes(folder))
         nobody = await processes.sandbox()
-        services = [await processes.serve(database_url, nobody, "--no-loops") for _ in range(2)]
-        here, there = [await stack.enter_async_context(client_of(service)) for service in services]
+        services = [await processes.serve(database_url, nobody.url, "--no-loops") for _ in range(2)]
+        here, there = [await stack.enter_async_context(client_of(service.url)) for service in services]
         yield here, there
 
 

@@ -12,8 +12,11 @@ from sqlalchemy import func, select, text
 from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import Callback, Clip, Event, StoredObject, Task
-from tests.support.processes import eventually, order
-from tests.support.service import MORNING, Service, add_key, add_task, reread
+from tests.support.api import create_task
+from tests.support.clock import MORNING
+from tests.support.rows import add_key, add_task, reread
+from tests.support.service import Service
+from tests.support.wait import eventually
 
 MINIMAL: dict[str, Any] = {"prompt": "soft rain"}
 MANY_LABELS = {f"key{number}": "value" for number in range(17)}
@@ -82,7 +85,7 @@ async def test_order_is_stored_before_it_is_answered(service: Service) -> None:
 
 
 async def test_order_has_the_defaults_of_the_contract(service: Service) -> None:
-    task = await order(service.client, "soft rain")
+    task = await create_task(service.client, "soft rain")
 
     assert {name: value for name, value in task.items() if value is None} == dict.fromkeys(
         [
@@ -111,7 +114,7 @@ async def test_order_is_kept_as_it_was_given(service: Service) -> None:
         "metadata": {"k" * 64: "é" * 512, "empty": ""},
     }
 
-    task = await order(service.client, **given)
+    task = await create_task(service.client, **given)
 
     snapshot = (await service.client.get(f"/v1/tasks/{task['id']}")).json()
     assert {name: snapshot[name] for name in given} == given
@@ -126,7 +129,7 @@ async def test_what_cannot_be_accepted_is_refused_where_it_is_wrong(service: Ser
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 async def test_request_that_a_deadlock_undid_is_made_again(service: Service) -> None:
-    task = await service.task(TaskStatus.succeeded)
+    task = await service.add_task(TaskStatus.succeeded)
     async with service.database.writes.begin() as session:
         session.add(StoredObject(key="a-file", attempts=0))
         await session.flush()
@@ -161,7 +164,7 @@ async def test_no_request_holds_a_connection_while_it_waits_for_another(service:
 
 
 async def test_queue_positions_count_the_submits_that_leave_before(service: Service) -> None:
-    ids = [(await order(service.client))["id"] for _ in range(3)]
+    ids = [(await create_task(service.client))["id"] for _ in range(3)]
 
     tasks = [(await service.client.get(f"/v1/tasks/{task_id}")).json() for task_id in ids]
     listed = (await service.client.get("/v1/tasks")).json()["items"]
@@ -171,7 +174,7 @@ async def test_queue_positions_count_the_submits_that_leave_before(service: Serv
 
 
 async def test_unchanged_task_is_not_sent_again(service: Service) -> None:
-    path = f"/v1/tasks/{(await service.task()).id}"
+    path = f"/v1/tasks/{(await service.add_task()).id}"
     etag = (await service.client.get(path)).headers["etag"]
 
     known = await service.client.get(path, headers={"If-None-Match": f'"other", {etag}'})
@@ -198,9 +201,9 @@ async def test_another_keys_task_reads_like_one_that_does_not_exist(service: Ser
 
 
 async def test_list_is_newest_first_and_stable_under_inserts(service: Service) -> None:
-    before = [(await service.task(now=MORNING + timedelta(minutes=number // 2))).id for number in range(7)]
+    before = [(await service.add_task(now=MORNING + timedelta(minutes=number // 2))).id for number in range(7)]
     first = (await service.client.get("/v1/tasks?limit=3")).json()
-    await service.task(now=MORNING + timedelta(hours=1))
+    await service.add_task(now=MORNING + timedelta(hours=1))
 
     pages, cursor = [first], first["next_cursor"]
     while cursor:
@@ -213,7 +216,7 @@ async def test_list_is_newest_first_and_stable_under_inserts(service: Service) -
 
 async def test_next_page_is_linked_with_the_filters_kept(service: Service) -> None:
     for _ in range(2):
-        await order(service.client, metadata={"user": "7"})
+        await create_task(service.client, metadata={"user": "7"})
 
     first = await service.client.get("/v1/tasks?limit=1&metadata.user=7")
     second = await service.client.get(first.links["next"]["url"])
@@ -223,8 +226,8 @@ async def test_next_page_is_linked_with_the_filters_kept(service: Service) -> No
 
 
 async def test_list_can_be_narrowed(service: Service) -> None:
-    old = await service.task(TaskStatus.succeeded, model="V5_5", labels={"user": "7"})
-    new = await service.task(TaskStatus.generating, now=MORNING + timedelta(hours=1), labels={"user": "8"})
+    old = await service.add_task(TaskStatus.succeeded, model="V5_5", labels={"user": "7"})
+    new = await service.add_task(TaskStatus.generating, now=MORNING + timedelta(hours=1), labels={"user": "8"})
     noon = "2026-03-01T09:30:00%2B01:00"
 
     async def found(query: str) -> list[str]:
@@ -242,7 +245,7 @@ async def test_list_can_be_narrowed(service: Service) -> None:
 
 
 async def test_label_of_any_name_can_be_searched_for(service: Service) -> None:
-    made = {name: (await order(service.client, metadata={name: f"of {name}"}))["id"] for name in HOSTILE_LABELS}
+    made = {name: (await create_task(service.client, metadata={name: f"of {name}"}))["id"] for name in HOSTILE_LABELS}
 
     answers = {name: await service.client.get("/v1/tasks", params={f"metadata.{name}": f"of {name}"}) for name in made}
     nameless = await service.client.get("/v1/tasks?metadata.=x")
@@ -268,7 +271,7 @@ async def test_query_is_refused_where_it_is_wrong_and_once(service: Service) -> 
 
 
 async def test_canceled_before_the_post_costs_nothing(service: Service) -> None:
-    task = await service.task()
+    task = await service.add_task()
 
     answer = await service.client.post(f"/v1/tasks/{task.id}/cancel")
 
@@ -280,7 +283,7 @@ async def test_canceled_before_the_post_costs_nothing(service: Service) -> None:
 
 
 async def test_canceled_after_the_post_may_cost_all_the_same(service: Service) -> None:
-    task = await service.task(TaskStatus.generating)
+    task = await service.add_task(TaskStatus.generating)
 
     canceled = (await service.client.post(f"/v1/tasks/{task.id}/cancel")).json()
 
@@ -288,7 +291,7 @@ async def test_canceled_after_the_post_may_cost_all_the_same(service: Service) -
 
 
 async def test_ended_task_cannot_be_canceled(service: Service) -> None:
-    task = await service.task(TaskStatus.failed)
+    task = await service.add_task(TaskStatus.failed)
 
     answer = await service.client.post(f"/v1/tasks/{task.id}/cancel")
 
@@ -297,7 +300,7 @@ async def test_ended_task_cannot_be_canceled(service: Service) -> None:
 
 
 async def test_deleted_task_leaves_nothing_behind(service: Service) -> None:
-    task = await service.task(TaskStatus.succeeded)
+    task = await service.add_task(TaskStatus.succeeded)
     async with service.database.writes.begin() as session:
         session.add(Clip(task_id=task.id, index=0, created_at=MORNING))
         outcome = CallbackOutcome.applied
@@ -313,7 +316,7 @@ async def test_deleted_task_leaves_nothing_behind(service: Service) -> None:
 
 
 async def test_task_that_has_not_ended_cannot_be_deleted(service: Service) -> None:
-    task = await service.task(TaskStatus.generating)
+    task = await service.add_task(TaskStatus.generating)
 
     answer = await service.client.delete(f"/v1/tasks/{task.id}")
 
@@ -321,7 +324,7 @@ async def test_task_that_has_not_ended_cannot_be_deleted(service: Service) -> No
 
 
 async def test_events_tell_the_history_in_order_and_in_pages(service: Service) -> None:
-    task = await service.task()
+    task = await service.add_task()
     await service.client.post(f"/v1/tasks/{task.id}/cancel")
 
     first = (await service.client.get(f"/v1/tasks/{task.id}/events?limit=1")).json()

@@ -7,7 +7,7 @@ import pytest
 
 from app.database.backoff import jittered
 from app.tasks.schedule import PollLadder, ladder, late_poll_delay, poll_delay, submit_retry_delay
-from tests.support.service import settings_of
+from tests.support.settings import settings_of
 
 SECOND = timedelta(seconds=1)
 QUIET = PollLadder(45 * SECOND, 30 * SECOND, is_eager=False)

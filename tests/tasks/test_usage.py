@@ -7,7 +7,9 @@ import pytest
 
 from app.enums import Charge, TaskStatus
 from app.retention import Retention
-from tests.support.service import MORNING, Service, add_key, add_task
+from tests.support.clock import MORNING
+from tests.support.rows import add_key, add_task
+from tests.support.service import Service
 
 NOTHING = {"tasks": 0, "posts": 0, "charged": 0, "refunded": 0, "possible": 0}
 
@@ -25,14 +27,14 @@ async def test_tasks_are_counted_by_their_charge_and_posts_added_up(service: Ser
         (Charge.refunded, 1),
         (Charge.possible, 1),
     ]:
-        await service.task(TaskStatus.failed, charge=charge, posts=posts)
+        await service.add_task(TaskStatus.failed, charge=charge, posts=posts)
     await add_task(service.database, await add_key(service.database, "another"), posts=9)
 
     assert await _usage(service) == {"tasks": 6, "posts": 8, "charged": 2, "refunded": 1, "possible": 1}
 
 
 async def test_erased_task_has_cost_what_it_cost(service: Service) -> None:
-    kept, erased = [await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1) for _ in range(2)]
+    kept, erased = [await service.add_task(TaskStatus.succeeded, charge=Charge.charged, posts=1) for _ in range(2)]
     before = await _usage(service)
 
     assert (await service.client.delete(f"/v1/tasks/{erased.id}")).status_code == 204
@@ -43,8 +45,8 @@ async def test_erased_task_has_cost_what_it_cost(service: Service) -> None:
 
 
 async def test_cost_is_forgotten_with_all_that_is_too_old(service: Service) -> None:
-    erased = await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
-    await service.task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
+    erased = await service.add_task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
+    await service.add_task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
     await service.client.delete(f"/v1/tasks/{erased.id}")
     async with service.database.writes.begin() as session:
         await Retention(days=90).erase_batch(session, MORNING + timedelta(days=91))
@@ -54,7 +56,7 @@ async def test_cost_is_forgotten_with_all_that_is_too_old(service: Service) -> N
 
 async def test_range_includes_its_beginning_and_not_its_end(service: Service) -> None:
     for hours in range(4):
-        await service.task(now=MORNING + timedelta(hours=hours))
+        await service.add_task(now=MORNING + timedelta(hours=hours))
 
     since_one = await _usage(service, since="2026-03-01T09:00:00Z")
     until_one = await _usage(service, until="2026-03-01T10:00:00+01:00")

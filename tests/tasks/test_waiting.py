@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from app.web.negotiation import preferred_wait
-from tests.support.processes import eventually, order
+from tests.support.api import cancel, create_task, timed
 from tests.support.service import Service
-from tests.tasks.callers import cancel, timed
+from tests.support.wait import eventually
 
 ORDER = {"prompt": "soft rain"}
 
@@ -84,7 +84,7 @@ async def test_replayed_order_waits_too(client: httpx.AsyncClient) -> None:
 
 
 async def test_read_waits_for_the_end(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     waiting = asyncio.create_task(timed(client.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=20"})))
     await cancel(client, task)
 
@@ -96,7 +96,7 @@ async def test_read_waits_for_the_end(client: httpx.AsyncClient) -> None:
 
 
 async def test_read_of_an_ended_task_does_not_wait(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     await cancel(client, task)
 
     answer, seconds = await timed(client.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=20"}))
@@ -106,7 +106,7 @@ async def test_read_of_an_ended_task_does_not_wait(client: httpx.AsyncClient) ->
 
 
 async def test_read_at_its_deadline_answers_what_stands(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
 
     answer, seconds = await timed(client.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=1"}))
 
@@ -115,7 +115,7 @@ async def test_read_at_its_deadline_answers_what_stands(client: httpx.AsyncClien
 
 
 async def test_read_waits_for_another_version_than_the_known_one(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     known = (await client.get(f"/v1/tasks/{task['id']}")).headers["ETag"]
     headers = {"Prefer": "wait=20", "If-None-Match": known}
     waiting = asyncio.create_task(timed(client.get(f"/v1/tasks/{task['id']}", headers=headers)))
@@ -129,7 +129,7 @@ async def test_read_waits_for_another_version_than_the_known_one(client: httpx.A
 
 
 async def test_read_of_another_version_than_the_known_one_does_not_wait(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     headers = {"Prefer": "wait=20", "If-None-Match": 'W/"99"'}
 
     answer, seconds = await timed(client.get(f"/v1/tasks/{task['id']}", headers=headers))
@@ -139,7 +139,7 @@ async def test_read_of_another_version_than_the_known_one_does_not_wait(client: 
 
 
 async def test_read_without_news_ends_as_not_modified(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     known = (await client.get(f"/v1/tasks/{task['id']}")).headers["ETag"]
     headers = {"Prefer": "wait=1", "If-None-Match": known}
 
@@ -151,7 +151,7 @@ async def test_read_without_news_ends_as_not_modified(client: httpx.AsyncClient)
 
 
 async def test_read_ends_when_its_task_is_erased(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     await cancel(client, task)
     known = (await client.get(f"/v1/tasks/{task['id']}")).headers["ETag"]
     headers = {"Prefer": "wait=20", "If-None-Match": known}
@@ -165,7 +165,7 @@ async def test_read_ends_when_its_task_is_erased(client: httpx.AsyncClient) -> N
 
 
 async def test_preference_that_cannot_be_read_is_ignored(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
 
     answer, seconds = await timed(client.get(f"/v1/tasks/{task['id']}", headers={"Prefer": "wait=soon"}))
 
@@ -183,7 +183,7 @@ async def test_anothers_task_is_not_waited_for(client: httpx.AsyncClient) -> Non
 
 
 async def test_waits_hold_no_database_connection(client: httpx.AsyncClient) -> None:
-    task = await order(client)
+    task = await create_task(client)
     path, headers = f"/v1/tasks/{task['id']}", {"Prefer": "wait=30"}
     waiting = [asyncio.create_task(client.get(path, headers=headers)) for _ in range(60)]
     for _ in range(20):

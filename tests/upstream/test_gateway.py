@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import select
@@ -16,9 +15,9 @@ from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits
 from app.upstream.pacing import PAUSE_SLOT, full_share
 from app.upstream.types import HoldReason, Outcome, Result, Upstream
 from app.workers.periodic import periodic_loop
-from tests.support.processes import UPSTREAM_KEY, Processes
+from tests.support.sandbox import serve_sandbox
+from tests.support.service import services_of
 from tests.upstream.suno.servers import answering, serving
-from tests.webhooks.service import joined
 
 Use = Callable[[Services], Awaitable[object]]
 
@@ -49,48 +48,50 @@ async def poll(services: Services) -> None:
 async def test_throttled_call_pauses_all_replicas(database_url: str, use: Use) -> None:
     async with (
         serving(answering(200, b'{"code":405,"msg":"slow down"}')) as server,
-        joined(database_url, upstream_url=server.url, upstream_api_key=UPSTREAM_KEY) as service,
+        services_of(database_url, upstream_url=server.url) as services,
     ):
-        await _prepare(service.services)
+        await _prepare(services)
 
-        await use(service.services)
+        await use(services)
 
-        paused_for = await _paused_for(service.services.database)
+        paused_for = await _paused_for(services.database)
     assert paused_for > timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("use", [read_the_credits, fetch_lyrics, poll])
-async def test_refused_key_holds_submits(database_url: str, tmp_path: Path, use: Use) -> None:
-    with Processes(tmp_path) as processes:
-        sandbox = await processes.sandbox()
-        async with joined(database_url, upstream_url=sandbox.url, upstream_api_key="wrong") as service:
-            await _prepare(service.services)
+async def test_refused_key_holds_submits(database_url: str, use: Use) -> None:
+    async with (
+        serve_sandbox() as upstream_url,
+        services_of(database_url, upstream_url=upstream_url, upstream_api_key="wrong") as services,
+    ):
+        await _prepare(services)
 
-            await use(service.services)
+        await use(services)
 
-            async with service.services.database.reads() as session:
-                hold = await current_hold(session)
+        async with services.database.reads() as session:
+            hold = await current_hold(session)
     assert hold is not None
     assert hold.reason is HoldReason.bad_key
 
 
-async def test_check_of_an_operator_holds_nobody(database_url: str, tmp_path: Path) -> None:
-    with Processes(tmp_path) as processes:
-        sandbox = await processes.sandbox()
-        async with joined(database_url, upstream_url=sandbox.url, upstream_api_key="wrong") as service:
-            await _prepare(service.services)
+async def test_check_of_an_operator_holds_nobody(database_url: str) -> None:
+    async with (
+        serve_sandbox() as upstream_url,
+        services_of(database_url, upstream_url=upstream_url, upstream_api_key="wrong") as services,
+    ):
+        await _prepare(services)
 
-            result = await service.services.gateway.call(lambda it: it.credits(), full_share, may_hold=False)
+        result = await services.gateway.call(lambda it: it.credits(), full_share, may_hold=False)
 
-            async with service.services.database.reads() as session:
-                hold = await current_hold(session)
+        async with services.database.reads() as session:
+            hold = await current_hold(session)
     assert result is not None
     assert (result.outcome, hold) == (Outcome.held, None)
 
 
 async def test_cancelled_call_releases_its_slot(database_url: str) -> None:
-    async with joined(database_url) as service:
-        await _prepare(service.services)
+    async with services_of(database_url) as services:
+        await _prepare(services)
         has_begun = asyncio.Event()
 
         async def hang(_: Upstream) -> Result[None]:
@@ -98,13 +99,13 @@ async def test_cancelled_call_releases_its_slot(database_url: str) -> None:
             await asyncio.sleep(60)
             raise AssertionError("it was not cancelled")
 
-        calling = asyncio.create_task(service.services.gateway.call(hang))
+        calling = asyncio.create_task(services.gateway.call(hang))
         await has_begun.wait()
-        reserved = await _reserved(service.services.database)
+        reserved = await _reserved(services.database)
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
 
-        assert (reserved, await _reserved(service.services.database)) == (1, 0)
+        assert (reserved, await _reserved(services.database)) == (1, 0)
 
 
 async def _prepare(services: Services) -> None:

@@ -10,8 +10,8 @@ from app.models import PeriodicJob
 from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits, release_submits
 from app.upstream.types import HoldReason, Outcome, Result
 from app.workers.periodic import periodic_loop, reason_to_hold
-from tests.support.service import MORNING, Service
-from tests.webhooks.service import joined
+from tests.support.clock import MORNING
+from tests.support.service import Service, services_of
 
 RECHECK_IN = timedelta(seconds=30)
 
@@ -77,8 +77,8 @@ async def test_hold_after_a_release_begins_anew(database: Database) -> None:
 
 async def test_look_that_a_killed_process_had_begun_is_due_again_within_a_minute(database: Database) -> None:
     await _hold(database, HoldReason.no_credits)
-    async with joined(database.url) as killed:
-        claimed = await periodic_loop(killed.services).claim(2)
+    async with services_of(database.url) as killed:
+        claimed = await periodic_loop(killed).claim(2)
 
     looking = next(job for job in claimed.items if job.name == RECHECK)
     assert looking.due_at is not None
@@ -93,7 +93,7 @@ async def test_nothing_is_held_before_anything_was(database: Database) -> None:
 
 
 async def test_held_queue_degrades_readiness_and_says_what_to_do(service: Service) -> None:
-    await service.task()
+    await service.add_task()
     since = datetime.now(UTC)
     await _hold(service.database, HoldReason.no_credits, later=since - MORNING)
 

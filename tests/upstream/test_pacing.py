@@ -11,7 +11,10 @@ import pytest
 from app.config import Rate
 from app.database.engine import Database
 from app.upstream.pacing import Pacer, Slot
-from tests.support.processes import Processes, Running, client_of, eventually, journal, order_many, submits_at
+from tests.support.api import client_of, create_tasks
+from tests.support.processes import Process, Processes
+from tests.support.sandbox import journal, submits_at
+from tests.support.wait import eventually
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -151,15 +154,15 @@ async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str,
     with Processes(tmp_path, upstream_rate="20/1", upstream_timeout="1") as processes:
         # The upstream is told to take more than it would, so that too many would be seen to arrive.
         sandbox = await processes.sandbox(rate=1000)
-        service = await processes.serve(database_url, sandbox, "--no-loops")
-        workers = [processes.worker(database_url, sandbox, public_url=service.url) for _ in range(2)]
-        async with client_of(service) as client:
-            await order_many(client, 90)
+        service = await processes.serve(database_url, sandbox.url, "--no-loops")
+        workers = [processes.worker(database_url, sandbox.url, public_url=service.url) for _ in range(2)]
+        async with client_of(service.url) as client:
+            await create_tasks(client, 90)
             await eventually(lambda: _has_submits(sandbox, 40), 30)
             workers[0].kill()
             # What the dead one was about to send is not sent again.
             await eventually(lambda: _has_submits(sandbox, 70), 30)
-        arrived, submits = await journal(sandbox, kind="request"), await submits_at(sandbox)
+        arrived, submits = await journal(sandbox.url, kind="request"), await submits_at(sandbox.url)
     # Audio and covers come from hosts that have no pace.
     arrivals = [request for request in arrived if request["path"].startswith("/api/")]
 
@@ -182,5 +185,5 @@ def _most_in_any(period: timedelta, moments: Sequence[datetime]) -> int:
     return max(sum(start <= moment < start + period for moment in moments) for start in moments)
 
 
-async def _has_submits(sandbox: Running, count: int) -> bool:
-    return len(await submits_at(sandbox)) >= count
+async def _has_submits(sandbox: Process, count: int) -> bool:
+    return len(await submits_at(sandbox.url)) >= count

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.web import EdgeMiddleware, HttpProtocol
+from tests.support.wait import eventually_blocking
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -43,7 +44,7 @@ class Crowded(Hasty):
     max_connections = 2
 
 
-class Service:
+class ThreadedServer:
     """A server on loopback whose paths behave as they are called."""
 
     def __init__(self, protocol: type[HttpProtocol] = Hasty, grace: int = 1, send_buffer: int = MIB) -> None:
@@ -60,8 +61,8 @@ class Service:
             timeout_keep_alive=1,
             timeout_graceful_shutdown=grace,
         )
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run, args=[[self.socket]])
+        self.uvicorn = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.uvicorn.run, args=[[self.socket]])
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -75,17 +76,17 @@ class Service:
 
     def start(self) -> None:
         self.thread.start()
-        eventually(lambda: self.server.started)
+        eventually_blocking(lambda: self.uvicorn.started)
 
     def stop(self) -> float:
         """Stop, and return how many seconds it took."""
         began = time.monotonic()
-        self.server.should_exit = True
+        self.uvicorn.should_exit = True
         self.thread.join(10)
         return time.monotonic() - began
 
     def connections(self) -> int:
-        return len(self.server.server_state.connections)
+        return len(self.uvicorn.server_state.connections)
 
 
 async def megabytes(count: int) -> AsyncIterator[bytes]:
@@ -102,11 +103,11 @@ ANSWERS: dict[str, Callable[[], Response]] = {
 class Client:
     """A client that keeps to no rule."""
 
-    def __init__(self, service: Service, receive_buffer: int = MIB) -> None:
+    def __init__(self, server: ThreadedServer, receive_buffer: int = MIB) -> None:
         self.socket = socket.socket()
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(5)
-        self.socket.connect(("127.0.0.1", service.port))
+        self.socket.connect(("127.0.0.1", server.port))
         self.unread = b""
 
     def __enter__(self) -> "Client":
@@ -174,48 +175,41 @@ class Client:
         return data
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)
-
-
 @contextmanager
-def running(service: Service) -> Iterator[Service]:
-    service.start()
+def started(server: ThreadedServer) -> Iterator[ThreadedServer]:
+    server.start()
     try:
-        yield service
+        yield server
     finally:
-        service.stop()
+        server.stop()
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with running(Service()) as service:
-        yield service
+def server() -> Iterator[ThreadedServer]:
+    with started(ThreadedServer()) as server:
+        yield server
 
 
-def test_a_silent_client_is_told_and_left(service: Service) -> None:
+def test_a_silent_client_is_told_and_left(server: ThreadedServer) -> None:
     began = time.monotonic()
-    with Client(service) as client:
+    with Client(server) as client:
         assert client.problem() == "request-timeout"
         assert client.is_closed()
     assert 0.4 < time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("start", [b"G", b"GET / HTTP/1.1\r\nHost: x\r\n", b"\r\n"])
-def test_headers_that_do_not_end_are_timed_out(service: Service, start: bytes) -> None:
-    with Client(service) as client:
+def test_headers_that_do_not_end_are_timed_out(server: ThreadedServer, start: bytes) -> None:
+    with Client(server) as client:
         client.send(start)
 
         assert client.problem() == "request-timeout"
         assert client.is_closed()
 
 
-def test_a_header_now_and_then_does_not_extend_the_deadline(service: Service) -> None:
+def test_a_header_now_and_then_does_not_extend_the_deadline(server: ThreadedServer) -> None:
     began = time.monotonic()
-    with Client(service) as client:
+    with Client(server) as client:
         client.drip(b"GET / HTTP/1.1\r\nX-Slow: " + b"a" * 200)
 
         assert client.problem() == "request-timeout"
@@ -223,8 +217,8 @@ def test_a_header_now_and_then_does_not_extend_the_deadline(service: Service) ->
 
 
 @pytest.mark.parametrize("start", [b"GET / HT", b"\r\n"])
-def test_a_later_request_has_a_deadline_too(service: Service, start: bytes) -> None:
-    with Client(service) as client:
+def test_a_later_request_has_a_deadline_too(server: ThreadedServer, start: bytes) -> None:
+    with Client(server) as client:
         client.send(GET)
         assert client.answer()[0] == 200
         client.send(start)
@@ -233,9 +227,9 @@ def test_a_later_request_has_a_deadline_too(service: Service, start: bytes) -> N
         assert client.is_closed()
 
 
-def test_empty_lines_hold_no_connection(service: Service) -> None:
+def test_empty_lines_hold_no_connection(server: ThreadedServer) -> None:
     began = time.monotonic()
-    with Client(service) as client:
+    with Client(server) as client:
         client.send(GET)
         client.answer()
         client.drip(b"\r\n" * 100)
@@ -244,8 +238,8 @@ def test_empty_lines_hold_no_connection(service: Service) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
-    with Client(service) as client:
+def test_an_idle_connection_is_closed_without_a_word(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(GET)
         client.answer()
 
@@ -253,17 +247,17 @@ def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
 
 
 @pytest.mark.parametrize("start", [POST + b"Content-Length: 9\r\n\r\n{", CHUNKED, CHUNKED + b"5\r\n{"])
-def test_a_body_that_does_not_end_is_timed_out(service: Service, start: bytes) -> None:
-    with Client(service) as client:
+def test_a_body_that_does_not_end_is_timed_out(server: ThreadedServer, start: bytes) -> None:
+    with Client(server) as client:
         client.send(start)
 
         assert client.problem() == "request-timeout"
         assert client.is_closed()
 
 
-def test_a_byte_now_and_then_does_not_extend_the_deadline_of_a_body(service: Service) -> None:
+def test_a_byte_now_and_then_does_not_extend_the_deadline_of_a_body(server: ThreadedServer) -> None:
     began = time.monotonic()
-    with Client(service) as client:
+    with Client(server) as client:
         client.send(POST + b"Content-Length: 1000\r\n\r\n")
         client.drip(b" " * 200)
 
@@ -271,15 +265,15 @@ def test_a_byte_now_and_then_does_not_extend_the_deadline_of_a_body(service: Ser
     assert time.monotonic() - began < 2
 
 
-def test_a_slow_answer_is_not_the_clients_fault(service: Service) -> None:
-    with Client(service) as client:
+def test_a_slow_answer_is_not_the_clients_fault(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(GET.replace(b"/ ", b"/wait?1.2 "))
 
         assert client.answer()[0] == 200
 
 
-def test_a_body_that_we_do_not_take_yet_is_not_the_clients_fault(service: Service) -> None:
-    with Client(service) as client:
+def test_a_body_that_we_do_not_take_yet_is_not_the_clients_fault(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(b"POST /callbacks/wait?1.2 HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
         sender = threading.Thread(target=client.send, args=[b"a" * 1_000_000])
         sender.start()
@@ -297,16 +291,16 @@ def test_a_body_that_we_do_not_take_yet_is_not_the_clients_fault(service: Servic
         b"GET / HTTP/1.1\r\n" + b"a" * 17 * KIB,
     ],
 )
-def test_a_large_head_is_a_431(service: Service, head: bytes) -> None:
-    with Client(service) as client:
+def test_a_large_head_is_a_431(server: ThreadedServer, head: bytes) -> None:
+    with Client(server) as client:
         client.send(head)
 
         assert client.problem() == "headers-too-large"
         assert client.is_closed()
 
 
-def test_a_head_may_be_sixteen_kilobytes(service: Service) -> None:
-    with Client(service) as client:
+def test_a_head_may_be_sixteen_kilobytes(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(b"GET / HTTP/1.1\r\nX-Long: " + b"a" * (16 * KIB - 20) + b"\r\n\r\n")
 
         assert client.answer() == (200, b"0 x-long")
@@ -322,8 +316,8 @@ def test_a_head_may_be_sixteen_kilobytes(service: Service) -> None:
         CHUNKED + b"2;extension=",
     ],
 )
-def test_a_flood_before_or_after_a_body_is_cut_off_early(service: Service, start: bytes) -> None:
-    with Client(service) as client:
+def test_a_flood_before_or_after_a_body_is_cut_off_early(server: ThreadedServer, start: bytes) -> None:
+    with Client(server) as client:
         client.send(start)
 
         assert client.flood(b"a" * 64 * KIB, times=1000) < 16 * MIB
@@ -331,22 +325,22 @@ def test_a_flood_before_or_after_a_body_is_cut_off_early(service: Service, start
         assert client.is_closed()
 
 
-def test_pipelined_requests_are_answered_in_order(service: Service) -> None:
-    with Client(service) as client:
+def test_pipelined_requests_are_answered_in_order(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(b"".join(GET.replace(b"Host", b"X-%d" % number) for number in range(9)))
 
         assert [client.answer()[1] for _ in range(9)] == [b"0 x-%d" % number for number in range(9)]
 
 
-def test_a_flood_of_pipelined_requests_is_cut_off(service: Service) -> None:
-    with Client(service) as client:
+def test_a_flood_of_pipelined_requests_is_cut_off(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(GET.replace(b"/ ", b"/wait?60 ") + GET * 100)
 
         assert client.is_closed()
 
 
-def test_a_timed_out_pipelined_request_is_not_taken_for_the_one_before(service: Service) -> None:
-    with Client(service) as client:
+def test_a_timed_out_pipelined_request_is_not_taken_for_the_one_before(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(GET.replace(b"/ ", b"/wait?60 ") + b"GET / HT")
 
         assert client.is_closed()
@@ -362,8 +356,8 @@ def test_a_timed_out_pipelined_request_is_not_taken_for_the_one_before(service: 
         (GET.replace(b"/ ", b"/%00 "), "not-found"),
     ],
 )
-def test_a_connection_serves_on_after_an_error(service: Service, request_bytes: bytes, slug: str) -> None:
-    with Client(service) as client:
+def test_a_connection_serves_on_after_an_error(server: ThreadedServer, request_bytes: bytes, slug: str) -> None:
+    with Client(server) as client:
         for _ in range(3):
             client.send(request_bytes)
             assert client.problem() == slug
@@ -373,9 +367,9 @@ def test_a_connection_serves_on_after_an_error(service: Service, request_bytes: 
 
 
 @pytest.mark.parametrize("start", [POST + b"Content-Length: 104857600\r\n\r\n", CHUNKED + b"6400000\r\n"])
-def test_a_hundred_megabytes_are_refused_while_they_come(service: Service, start: bytes) -> None:
+def test_a_hundred_megabytes_are_refused_while_they_come(server: ThreadedServer, start: bytes) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with Client(service) as client:
+    with Client(server) as client:
         client.send(start)
 
         sent = client.flood(b" " * 64 * KIB, times=1600)
@@ -386,7 +380,7 @@ def test_a_hundred_megabytes_are_refused_while_they_come(service: Service, start
 
 
 def test_a_client_that_goes_on_after_its_refusal_is_left() -> None:
-    with running(Service(Lingering)) as service, Client(service) as client:
+    with started(ThreadedServer(Lingering)) as server, Client(server) as client:
         began = time.monotonic()
         client.send(POST + b"Content-Length: 100000000\r\n\r\n{")
         assert client.problem() == "content-too-large"
@@ -396,9 +390,9 @@ def test_a_client_that_goes_on_after_its_refusal_is_left() -> None:
         assert time.monotonic() - began < 2
 
 
-def test_a_client_that_asks_first_sends_no_body_in_vain(service: Service) -> None:
+def test_a_client_that_asks_first_sends_no_body_in_vain(server: ThreadedServer) -> None:
     ask = POST + b"Expect: 100-continue\r\n"
-    with Client(service) as client:
+    with Client(server) as client:
         client.send(ask + b"Content-Length: 2\r\n\r\n")
         assert client.answer() == (100, b"")
         client.send(b"{}")
@@ -417,15 +411,15 @@ def test_a_client_that_asks_first_sends_no_body_in_vain(service: Service) -> Non
     ],
 )
 def test_a_client_that_does_not_read_is_left(request_bytes: bytes) -> None:
-    with running(Service(send_buffer=4 * KIB)) as service, Client(service, receive_buffer=4 * KIB) as client:
+    with started(ThreadedServer(send_buffer=4 * KIB)) as server, Client(server, receive_buffer=4 * KIB) as client:
         client.send(request_bytes)
-        eventually(lambda: service.connections() == 1)
+        eventually_blocking(lambda: server.connections() == 1)
 
-        eventually(lambda: service.connections() == 0, 3)
+        eventually_blocking(lambda: server.connections() == 0, 3)
 
 
-def test_a_client_that_reads_gets_all(service: Service) -> None:
-    with Client(service) as client:
+def test_a_client_that_reads_gets_all(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(GET.replace(b"/ ", b"/large "))
         received = 0
         while received < 100 * MIB:
@@ -433,9 +427,9 @@ def test_a_client_that_reads_gets_all(service: Service) -> None:
 
 
 def test_connections_beyond_the_cap_are_turned_away() -> None:
-    with running(Service(Crowded)) as service, Client(service) as first, Client(service):
-        eventually(lambda: service.connections() == 2)
-        with Client(service) as third:
+    with started(ThreadedServer(Crowded)) as server, Client(server) as first, Client(server):
+        eventually_blocking(lambda: server.connections() == 2)
+        with Client(server) as third:
             assert third.problem() == "too-many-connections"
             assert third.is_closed()
 
@@ -460,24 +454,24 @@ def test_connections_beyond_the_cap_are_turned_away() -> None:
         CHUNKED + b"fffffffffffffffff\r\n",
     ],
 )
-def test_broken_http_is_a_400_problem(service: Service, junk: bytes) -> None:
-    with Client(service) as client:
+def test_broken_http_is_a_400_problem(server: ThreadedServer, junk: bytes) -> None:
+    with Client(server) as client:
         client.send(junk)
 
         assert client.problem() == "unreadable-request"
         assert client.is_closed()
 
 
-def test_trailers_do_not_become_headers(service: Service) -> None:
-    with Client(service) as client:
+def test_trailers_do_not_become_headers(server: ThreadedServer) -> None:
+    with Client(server) as client:
         client.send(CHUNKED + b"2\r\n{}\r\n0\r\nAuthorization: Bearer x\r\n\r\n")
 
         assert client.answer() == (200, b"2 content-type host transfer-encoding")
 
 
-def test_an_offer_to_upgrade_does_not_cost_the_body(service: Service) -> None:
+def test_an_offer_to_upgrade_does_not_cost_the_body(server: ThreadedServer) -> None:
     offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
-    with Client(service) as client:
+    with Client(server) as client:
         for _ in range(2):
             client.send(POST + offer + b"Content-Length: 2\r\n\r\n{}")
 
@@ -499,52 +493,52 @@ OPENINGS = {
 
 @pytest.mark.parametrize("opening", OPENINGS.values(), ids=list(OPENINGS))
 def test_the_stop_is_in_time_whatever_clients_do(opening: bytes) -> None:
-    service = Service(HttpProtocol)
-    service.start()
-    with Client(service) as client:
+    server = ThreadedServer(HttpProtocol)
+    server.start()
+    with Client(server) as client:
         client.send(opening)
-        eventually(lambda: service.connections() == 1)
+        eventually_blocking(lambda: server.connections() == 1)
 
-        assert service.stop() < 4
-    assert not service.thread.is_alive()
+        assert server.stop() < 4
+    assert not server.thread.is_alive()
 
 
 def test_a_half_sent_request_is_told_of_the_stop_at_once() -> None:
-    service = Service(HttpProtocol, grace=5)
-    service.start()
-    with Client(service) as client:
+    server = ThreadedServer(HttpProtocol, grace=5)
+    server.start()
+    with Client(server) as client:
         client.send(POST + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n")
         assert client.answer()[0] == 100
         client.send(b"{")
 
-        assert service.stop() < 2
+        assert server.stop() < 2
         assert client.problem() == "shutting-down"
 
 
 def test_a_request_that_outlasts_the_grace_is_told_of_the_stop() -> None:
-    service = Service(HttpProtocol)
-    service.start()
-    with Client(service) as client:
+    server = ThreadedServer(HttpProtocol)
+    server.start()
+    with Client(server) as client:
         client.send(GET.replace(b"/ ", b"/wait?60 "))
-        eventually(lambda: len(service.server.server_state.tasks) == 1)
-        service.stop()
+        eventually_blocking(lambda: len(server.uvicorn.server_state.tasks) == 1)
+        server.stop()
 
         assert client.problem() == "shutting-down"
 
 
-def test_many_slow_clients_neither_hinder_the_others_nor_stay(service: Service) -> None:
+def test_many_slow_clients_neither_hinder_the_others_nor_stay(server: ThreadedServer) -> None:
     with ExitStack() as stack:
         for start in [b"", b"GET / HT", POST + b"Content-Length: 9\r\n\r\n{"] * 30:
-            stack.enter_context(Client(service)).send(start)
+            stack.enter_context(Client(server)).send(start)
 
-        with Client(service) as client:
+        with Client(server) as client:
             client.send(GET)
             assert client.answer()[0] == 200
-    eventually(lambda: service.connections() == 0)
+    eventually_blocking(lambda: server.connections() == 0)
 
 
-def test_worker_processes_find_the_protocol_by_its_name(service: Service) -> None:
-    config = uvicorn.Config(service.app, http="app.web:HttpProtocol", log_config=None)
+def test_worker_processes_find_the_protocol_by_its_name(server: ThreadedServer) -> None:
+    config = uvicorn.Config(server.app, http="app.web:HttpProtocol", log_config=None)
     config.load()
 
     assert config.http_protocol_class is HttpProtocol
@@ -566,10 +560,10 @@ FIELDS = st.tuples(
     body=st.binary(max_size=20),
 )
 def test_no_bytes_on_the_wire_are_answered_with_a_5xx(
-    service: Service, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: bytes
+    server: ThreadedServer, method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
     head = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
-    with Client(service) as client, suppress(EOFError):
+    with Client(server) as client, suppress(EOFError):
         client.send(method + b" " + target + b" HTTP/1.1\r\nContent-Length: %d\r\n" % len(body) + head + b"\r\n" + body)
 
         assert client.answer()[0] < 500

@@ -10,83 +10,85 @@ import standardwebhooks
 from app.enums import DeliveryStatus, DisabledBy
 from app.models import ApiKey
 from app.webhooks.signing import secret_of
-from tests.webhooks.receivers import HANG, Reply, receiving
-from tests.webhooks.service import HandClock, joined
+from tests.support.clock import Clock
+from tests.support.receivers import Reply, hang, receiving
+from tests.support.rows import add_key
+from tests.webhooks.outbox import outbox_of
 
 SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
 
 
 async def test_taken_in_delivery_is_done(database_url: str) -> None:
-    async with joined(database_url) as service, receiving(Reply(200, body=b"thanks")) as receiver:
-        key = await service.add_key()
-        endpoint = await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
+    async with outbox_of(database_url) as outbox, receiving(Reply(200, body=b"thanks")) as receiver:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
 
-        assert await service.turn() == 1
-        assert await service.turn() == 0
+        assert await outbox.attempt_due() == 1
+        assert await outbox.attempt_due() == 0
 
-        [delivery], [attempt], [got] = await service.deliveries(), await service.attempts(), receiver.received
+        [delivery], [attempt], [got] = await outbox.deliveries(), await outbox.attempts(), receiver.requests
         assert (delivery.status, delivery.attempts_made, delivery.due_at) == (DeliveryStatus.delivered, 1, None)
         assert (attempt.status_code, attempt.response, attempt.error) == (200, "thanks", None)
         assert (got.body, got.webhook_id) == (delivery.body, delivery.event_id)
         assert got.headers["content-type"] == "application/json"
-        secret = secret_of(await service.endpoint(endpoint.id)).text(service.services.keyring)
+        secret = secret_of(await outbox.endpoint(endpoint.id)).text(outbox.services.keyring)
         standardwebhooks.Webhook(secret).verify(got.body, got.headers)
 
 
 async def test_webhook_url_is_signed_with_the_keys_default_secret(database_url: str) -> None:
-    async with joined(database_url) as service, receiving() as receiver:
-        key = await service.add_key()
-        await service.order_and_cancel(key, receiver.url)
+    async with outbox_of(database_url) as outbox, receiving() as receiver:
+        key = await add_key(outbox.database)
+        await outbox.create_canceled_task(key, receiver.url)
 
-        await service.turn()
+        await outbox.attempt_due()
 
-        [got] = receiver.received
-        async with service.services.database.reads() as session:
+        [got] = receiver.requests
+        async with outbox.database.reads() as session:
             owner = await session.get(ApiKey, key)
         assert owner is not None
-        standardwebhooks.Webhook(secret_of(owner).text(service.services.keyring)).verify(got.body, got.headers)
+        standardwebhooks.Webhook(secret_of(owner).text(outbox.services.keyring)).verify(got.body, got.headers)
 
 
 async def test_receiver_down_for_a_day_hears_of_it_at_the_times_of_the_schedule(database_url: str) -> None:
-    clock = HandClock()
-    async with joined(database_url, clock) as service, receiving(503) as receiver:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
-        began, times = clock.time, []
-        while clock.time < began + DAY:
-            times.append((clock.time - began).total_seconds())
-            assert await service.turn() == 1
-            [delivery] = await service.deliveries()
+    clock = Clock()
+    async with outbox_of(database_url, clock) as outbox, receiving(503) as receiver:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
+        began, times = clock.now, []
+        while clock.now < began + DAY:
+            times.append((clock.now - began).total_seconds())
+            assert await outbox.attempt_due() == 1
+            [delivery] = await outbox.deliveries()
             assert delivery.due_at is not None
-            clock.time = delivery.due_at - timedelta(milliseconds=1)
-            assert await service.turn() == 0
-            clock.time = delivery.due_at
+            clock.now = delivery.due_at - timedelta(milliseconds=1)
+            assert await outbox.attempt_due() == 0
+            clock.now = delivery.due_at
 
         receiver.answer(204)
-        await service.turn()
+        await outbox.attempt_due()
 
         waits = [later - earlier for earlier, later in pairwise(times)]
         nominal = [5, 300, 1800, 7200, 18000, 36000, 50400]
         assert len(waits) >= 5
         assert all(0.8 <= wait / span <= 1.2 for wait, span in zip(waits, nominal, strict=False))
-        [delivery] = await service.deliveries()
+        [delivery] = await outbox.deliveries()
         assert delivery.status is DeliveryStatus.delivered
-        assert {(got.webhook_id, got.body) for got in receiver.received} == {(delivery.event_id, delivery.body)}
-        assert len(await service.attempts()) == len(receiver.received) == delivery.attempts_made
+        assert {(got.webhook_id, got.body) for got in receiver.requests} == {(delivery.event_id, delivery.body)}
+        assert len(await outbox.attempts()) == len(receiver.requests) == delivery.attempts_made
 
 
 async def test_delivery_is_given_up_after_the_last_attempt_and_kept(database_url: str) -> None:
-    async with joined(database_url, webhook_schedule="0,0,0") as service, receiving(500) as receiver:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
+    async with outbox_of(database_url, webhook_schedule="0,0,0") as outbox, receiving(500) as receiver:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
 
-        assert [await service.turn() for _ in range(4)] == [1, 1, 1, 0]
+        assert [await outbox.attempt_due() for _ in range(4)] == [1, 1, 1, 0]
 
-        [delivery] = await service.deliveries()
+        [delivery] = await outbox.deliveries()
         assert (delivery.status, delivery.due_at) == (DeliveryStatus.given_up, None)
 
 
@@ -96,59 +98,59 @@ async def test_delivery_is_given_up_after_the_last_attempt_and_kept(database_url
         (Reply(302, headers=("Location: http://127.0.0.1:9/",)), 302, None, ""),
         (Reply(404, body=b"nobody \x00 here \xff"), 404, None, "nobody \ufffd here \ufffd"),
         (Reply(500, body=b"x" * 5000), 500, None, "x" * 1024),
-        (HANG, None, "ExchangeTooSlow: not done within 0.3 s", None),
+        (hang, None, "ExchangeTooSlow: not done within 0.3 s", None),
     ],
 )
 async def test_failed_attempt_tells_what_came_back(
     database_url: str, reply: Reply, status_code: int | None, error: str | None, response: str | None
 ) -> None:
-    async with joined(database_url, webhook_timeout=0.3) as service, receiving(reply) as receiver:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
+    async with outbox_of(database_url, webhook_timeout=0.3) as outbox, receiving(reply) as receiver:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
 
-        await service.turn()
+        await outbox.attempt_due()
 
-        [attempt], [delivery] = await service.attempts(), await service.deliveries()
+        [attempt], [delivery] = await outbox.attempts(), await outbox.deliveries()
         assert (attempt.status_code, attempt.error, attempt.response) == (status_code, error, response)
         assert delivery.status is DeliveryStatus.pending
-        assert len(receiver.received) == 1
+        assert len(receiver.requests) == 1
 
 
 async def test_address_that_the_guard_refuses_fails_its_attempts_with_that_reason(database_url: str) -> None:
-    async with joined(database_url) as service:
-        key = await service.add_key()
-        endpoint = await service.add_endpoint(key, "http://127.0.0.1:9/")
-        async with service.services.database.writes.begin() as session:
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, "http://127.0.0.1:9/")
+        async with outbox.database.writes.begin() as session:
             found = await session.get(type(endpoint), endpoint.id)
             assert found is not None
             found.url = "http://10.0.0.1/"
-        await service.order_and_cancel(key)
+        await outbox.create_canceled_task(key)
 
-        await service.turn()
+        await outbox.attempt_due()
 
-        [attempt] = await service.attempts()
+        [attempt] = await outbox.attempts()
         assert attempt.error == "refused: the URL's host is a private address"
 
 
 async def test_gone_receiver_is_disabled_and_what_waits_for_it_is_given_up(database_url: str) -> None:
-    async with joined(database_url) as service, receiving(500) as receiver, receiving() as elsewhere:
-        key = await service.add_key()
-        endpoint = await service.add_endpoint(key, receiver.url)
-        await service.add_endpoint(key, elsewhere.url, event_types=["endpoint.disabled"])
-        await service.order_and_cancel(key)
-        await service.turn()
+    async with outbox_of(database_url) as outbox, receiving(500) as receiver, receiving() as elsewhere:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, receiver.url)
+        await outbox.add_endpoint(key, elsewhere.url, event_types=["endpoint.disabled"])
+        await outbox.create_canceled_task(key)
+        await outbox.attempt_due()
         receiver.answer(410)
-        await service.order_and_cancel(key)
+        await outbox.create_canceled_task(key)
 
-        await service.turn()
-        await service.turn()
+        await outbox.attempt_due()
+        await outbox.attempt_due()
 
-        disabled = await service.endpoint(endpoint.id)
+        disabled = await outbox.endpoint(endpoint.id)
         assert disabled.disabled_by is DisabledBy.gone
-        mine = [delivery for delivery in await service.deliveries() if delivery.endpoint_id == endpoint.id]
+        mine = [delivery for delivery in await outbox.deliveries() if delivery.endpoint_id == endpoint.id]
         assert [delivery.status for delivery in mine] == [DeliveryStatus.given_up] * 2
-        [told] = elsewhere.received
+        [told] = elsewhere.requests
         body = json.loads(told.body)
         assert body["type"] == "endpoint.disabled"
         assert body["data"]["endpoint"]["id"] == endpoint.id
@@ -156,110 +158,114 @@ async def test_gone_receiver_is_disabled_and_what_waits_for_it_is_given_up(datab
 
 
 async def test_endpoint_failing_for_five_days_is_disabled_and_others_are_told(database_url: str) -> None:
-    clock = HandClock()
-    async with joined(database_url, clock) as service, receiving(500) as receiver, receiving() as elsewhere:
-        key = await service.add_key()
-        endpoint = await service.add_endpoint(key, receiver.url)
-        await service.add_endpoint(key, elsewhere.url, event_types=["endpoint.disabled"])
+    clock = Clock()
+    async with outbox_of(database_url, clock) as outbox, receiving(500) as receiver, receiving() as elsewhere:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, receiver.url)
+        await outbox.add_endpoint(key, elsewhere.url, event_types=["endpoint.disabled"])
         for _ in range(5):
-            await service.order_and_cancel(key)
-            await service.turn()
-            assert (await service.endpoint(endpoint.id)).disabled_at is None
-            clock.time += DAY
+            await outbox.create_canceled_task(key)
+            await outbox.attempt_due()
+            assert (await outbox.endpoint(endpoint.id)).disabled_at is None
+            clock.now += DAY
 
-        await service.turn()
-        await service.turn()
+        await outbox.attempt_due()
+        await outbox.attempt_due()
 
-        assert (await service.endpoint(endpoint.id)).disabled_by is DisabledBy.failing
-        assert [json.loads(told.body)["type"] for told in elsewhere.received] == ["endpoint.disabled"]
-        await service.order_and_cancel(key)
-        assert await service.turn() == 0
+        assert (await outbox.endpoint(endpoint.id)).disabled_by is DisabledBy.failing
+        assert [json.loads(told.body)["type"] for told in elsewhere.requests] == ["endpoint.disabled"]
+        await outbox.create_canceled_task(key)
+        assert await outbox.attempt_due() == 0
 
 
 async def test_one_success_ends_the_count_of_failing_days(database_url: str) -> None:
-    clock = HandClock()
-    async with joined(database_url, clock) as service, receiving(500, 204, 500) as receiver:
-        key = await service.add_key()
-        endpoint = await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
-        await service.turn()
-        assert (await service.endpoint(endpoint.id)).failing_since == clock.time
-        clock.time += 6 * SECOND
-        await service.turn()
+    clock = Clock()
+    async with outbox_of(database_url, clock) as outbox, receiving(500, 204, 500) as receiver:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
+        await outbox.attempt_due()
+        assert (await outbox.endpoint(endpoint.id)).failing_since == clock.now
+        clock.now += 6 * SECOND
+        await outbox.attempt_due()
 
-        assert (await service.endpoint(endpoint.id)).failing_since is None
-        clock.time += 6 * DAY
-        await service.order_and_cancel(key)
-        await service.turn()
-        assert (await service.endpoint(endpoint.id)).disabled_at is None
+        assert (await outbox.endpoint(endpoint.id)).failing_since is None
+        clock.now += 6 * DAY
+        await outbox.create_canceled_task(key)
+        await outbox.attempt_due()
+        assert (await outbox.endpoint(endpoint.id)).disabled_at is None
 
 
 async def test_throttling_receiver_gets_nothing_at_all_for_a_while(database_url: str) -> None:
-    clock = HandClock()
+    clock = Clock()
     slow_down = Reply(429, headers=("Retry-After: 9",))
-    async with joined(database_url, clock) as service, receiving(slow_down, 204) as receiver, receiving() as other:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
-        await service.add_endpoint(key, other.url)
-        await service.order_and_cancel(key)
-        await service.turn()
+    async with (
+        outbox_of(database_url, clock) as outbox,
+        receiving(slow_down, 204) as receiver,
+        receiving() as other,
+    ):
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
+        await outbox.add_endpoint(key, other.url)
+        await outbox.create_canceled_task(key)
+        await outbox.attempt_due()
 
-        await service.order_and_cancel(key)
-        clock.time += 8.9 * SECOND
-        await service.turn()
-        assert (len(receiver.received), len(other.received)) == (1, 2)
-        clock.time += 0.2 * SECOND
-        await service.turn()
+        await outbox.create_canceled_task(key)
+        clock.now += 8.9 * SECOND
+        await outbox.attempt_due()
+        assert (len(receiver.requests), len(other.requests)) == (1, 2)
+        clock.now += 0.2 * SECOND
+        await outbox.attempt_due()
 
-        assert len(receiver.received) == 3
-        assert {delivery.status for delivery in await service.deliveries()} == {DeliveryStatus.delivered}
+        assert len(receiver.requests) == 3
+        assert {delivery.status for delivery in await outbox.deliveries()} == {DeliveryStatus.delivered}
 
 
 async def test_worker_that_died_leaves_the_delivery_to_the_next_with_the_same_bytes(database_url: str) -> None:
-    clock = HandClock()
-    async with joined(database_url, clock) as service, receiving() as receiver:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
-        await service.loop.claim(10)
+    clock = Clock()
+    async with outbox_of(database_url, clock) as outbox, receiving() as receiver:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
+        await outbox.loop.claim(10)
 
-        assert await service.turn() == 0
-        clock.time += service.services.settings.webhook_lease
-        async with joined(database_url, clock) as survivor:
-            assert await survivor.turn() == 1
+        assert await outbox.attempt_due() == 0
+        clock.now += outbox.services.settings.webhook_lease
+        async with outbox_of(database_url, clock) as survivor:
+            assert await survivor.attempt_due() == 1
 
-        [delivery], [got] = await service.deliveries(), receiver.received
+        [delivery], [got] = await outbox.deliveries(), receiver.requests
         assert (got.webhook_id, got.body) == (delivery.event_id, delivery.body)
 
 
 async def test_late_result_of_an_overtaken_worker_is_dropped(database_url: str) -> None:
-    clock = HandClock()
-    async with joined(database_url, clock) as service, receiving(204, 500) as receiver:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
-        await service.order_and_cancel(key)
-        stalled = await service.loop.claim(10)
-        clock.time += service.services.settings.webhook_lease
-        await service.turn()
+    clock = Clock()
+    async with outbox_of(database_url, clock) as outbox, receiving(204, 500) as receiver:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
+        stalled = await outbox.loop.claim(10)
+        clock.now += outbox.services.settings.webhook_lease
+        await outbox.attempt_due()
 
-        await service.loop.work(stalled.items[0])
+        await outbox.loop.work(stalled.items[0])
 
-        [delivery] = await service.deliveries()
+        [delivery] = await outbox.deliveries()
         assert (delivery.status, delivery.attempts_made) == (DeliveryStatus.delivered, 1)
-        assert len(receiver.received) == 2
+        assert len(receiver.requests) == 2
 
 
 async def test_backlog_of_one_receiver_takes_only_its_share(database_url: str) -> None:
-    async with joined(database_url) as service, receiving(Reply(delay=0.05)) as receiver, receiving() as other:
-        key = await service.add_key()
-        await service.add_endpoint(key, receiver.url)
+    async with outbox_of(database_url) as outbox, receiving(Reply(delay=0.05)) as receiver, receiving() as other:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, receiver.url)
         for _ in range(30):
-            await service.order_and_cancel(key)
-        await service.order_and_cancel(key, other.url)
+            await outbox.create_canceled_task(key)
+        await outbox.create_canceled_task(key, other.url)
 
-        assert await service.turn() == 6
-        async with service.running():
+        assert await outbox.attempt_due() == 6
+        async with outbox.running():
             await receiver.until(30)
 
-        assert receiver.most_at_once == 5
-        assert len(other.received) == 1
+        assert receiver.max_at_once == 5
+        assert len(other.requests) == 1

@@ -13,30 +13,32 @@ from app.models import Task
 from app.tasks.payloads import TaskWebhook
 from app.tasks.repository import lock_task
 from app.upstream.types import Report, ReportedClip, Stage
-from tests.webhooks.service import HandClock, Service, joined
+from tests.support.clock import Clock
+from tests.support.rows import add_key
+from tests.webhooks.outbox import Outbox, outbox_of
 
 URL = "http://127.0.0.1:9/hook"
 CLIP = ReportedClip(upstream_clip_id="c1", audio_url="https://cdn.example/a.mp3")
 
 
-async def report(service: Service, task: Task, *reports: Report) -> None:
+async def report(outbox: Outbox, task: Task, *reports: Report) -> None:
     """Let the upstream say these, in one commit."""
-    async with service.services.database.writes.begin() as session:
+    async with outbox.database.writes.begin() as session:
         locked = await lock_task(session, task.id)
         assert locked is not None
         for said in reports:
-            now = await service.now_in(session)
-            await service.services.lifecycle.apply_report(session, locked, said, now, ResolvedBy.callback)
+            now = await outbox.database.now(session)
+            await outbox.services.lifecycle.apply_report(session, locked, said, now, ResolvedBy.callback)
 
 
 async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url: str) -> None:
-    async with joined(database_url) as service:
-        key = await service.add_key()
-        endpoint = await service.add_endpoint(key, URL)
-        task = await service.order(key)
-        await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, URL)
+        task = await outbox.create_task(key)
+        await report(outbox, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
 
-        deliveries = await service.deliveries()
+        deliveries = await outbox.deliveries()
 
         bodies = [TaskWebhook.model_validate_json(delivery.body) for delivery in deliveries]
         assert [body.type for body in bodies] == ["task.submitted", "task.progressed", "task.succeeded"]
@@ -48,12 +50,12 @@ async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url
 
 
 async def test_body_has_type_timestamp_and_the_task_as_it_is_read(database_url: str) -> None:
-    async with joined(database_url, HandClock(datetime(2026, 11, 1, 12, tzinfo=UTC))) as service:
-        key = await service.add_key()
-        await service.add_endpoint(key, URL)
-        task = await service.order_and_cancel(key)
+    async with outbox_of(database_url, Clock(datetime(2026, 11, 1, 12, tzinfo=UTC))) as outbox:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, URL)
+        task = await outbox.create_canceled_task(key)
 
-        [delivery] = await service.deliveries()
+        [delivery] = await outbox.deliveries()
 
         body: dict[str, Any] = json.loads(delivery.body)
         assert body.keys() == {"type", "timestamp", "data"}
@@ -64,12 +66,12 @@ async def test_body_has_type_timestamp_and_the_task_as_it_is_read(database_url: 
 
 
 async def test_webhook_url_hears_only_of_the_end(database_url: str) -> None:
-    async with joined(database_url) as service:
-        key = await service.add_key()
-        task = await service.order(key, URL)
-        await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        task = await outbox.create_task(key, URL)
+        await report(outbox, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
 
-        [delivery] = await service.deliveries()
+        [delivery] = await outbox.deliveries()
 
         assert (delivery.event_type, delivery.endpoint_id, delivery.url) == ("task.succeeded", None, URL)
 
@@ -87,77 +89,77 @@ async def test_webhook_url_hears_only_of_the_end(database_url: str) -> None:
 )
 async def test_every_url_that_is_admitted_can_be_told(database_url: str, url: str) -> None:
     check_url(url, ())
-    async with joined(database_url) as service:
-        await service.order_and_cancel(await service.add_key(), url)
+    async with outbox_of(database_url) as outbox:
+        await outbox.create_canceled_task(await add_key(outbox.database), url)
 
-        [delivery] = await service.deliveries()
+        [delivery] = await outbox.deliveries()
 
         assert delivery.url == url
 
 
 async def test_endpoints_hear_what_they_chose_of_their_own_key(database_url: str) -> None:
-    async with joined(database_url) as service:
-        key, other = await service.add_key(), await service.add_key("other")
-        everything = await service.add_endpoint(key, URL)
-        canceled = await service.add_endpoint(key, URL, event_types=[WebhookType.task_canceled])
-        await service.add_endpoint(key, URL, event_types=[WebhookType.task_failed])
-        await service.add_endpoint(key, URL, disabled=True)
-        await service.add_endpoint(other, URL)
-        await service.order_and_cancel(key)
+    async with outbox_of(database_url) as outbox:
+        key, other = await add_key(outbox.database), await add_key(outbox.database, "other")
+        everything = await outbox.add_endpoint(key, URL)
+        canceled = await outbox.add_endpoint(key, URL, event_types=[WebhookType.task_canceled])
+        await outbox.add_endpoint(key, URL, event_types=[WebhookType.task_failed])
+        await outbox.add_endpoint(key, URL, disabled=True)
+        await outbox.add_endpoint(other, URL)
+        await outbox.create_canceled_task(key)
 
-        told = {delivery.endpoint_id for delivery in await service.deliveries()}
+        told = {delivery.endpoint_id for delivery in await outbox.deliveries()}
 
         assert told == {everything.id, canceled.id}
 
 
 async def test_step_that_is_not_committed_is_not_told(database_url: str) -> None:
-    async with joined(database_url) as service:
-        key = await service.add_key()
-        await service.add_endpoint(key, URL)
-        task = await service.order(key, URL)
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, URL)
+        task = await outbox.create_task(key, URL)
 
         async def fail_in_the_middle() -> None:
-            async with service.services.database.writes.begin() as session:
+            async with outbox.database.writes.begin() as session:
                 locked = await lock_task(session, task.id)
                 assert locked is not None
-                service.services.lifecycle.cancel(session, locked, await service.now_in(session))
+                outbox.services.lifecycle.cancel(session, locked, await outbox.database.now(session))
                 raise LookupError
 
         with pytest.raises(LookupError):
             await fail_in_the_middle()
 
-        assert not await service.deliveries()
+        assert not await outbox.deliveries()
 
 
 @pytest.mark.parametrize(("endpoints", "queries", "deliveries"), [(0, 1, 0), (3, 1, 9)])
 async def test_endpoints_are_looked_up_once_for_a_commit_of_many_events(
     database_url: str, endpoints: int, queries: int, deliveries: int
 ) -> None:
-    async with joined(database_url) as service:
-        key = await service.add_key()
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
         for _ in range(endpoints):
-            await service.add_endpoint(key, URL)
-        task = await service.order(key)
+            await outbox.add_endpoint(key, URL)
+        task = await outbox.create_task(key)
         statements: list[str] = []
-        engine = service.services.database.writes.kw["bind"].sync_engine
+        engine = outbox.database.writes.kw["bind"].sync_engine
         event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
 
-        await report(service, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+        await report(outbox, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
 
         assert len([text for text in statements if "FROM webhook_endpoints" in text]) == queries
-        assert len(await service.deliveries()) == deliveries
+        assert len(await outbox.deliveries()) == deliveries
 
 
 async def test_deleting_a_task_erases_what_was_told_of_it(database_url: str) -> None:
-    async with joined(database_url) as service:
-        key = await service.add_key()
-        await service.add_endpoint(key, URL)
-        task = await service.order_and_cancel(key, URL)
-        await service.turn()
-        assert await service.attempts()
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, URL)
+        task = await outbox.create_canceled_task(key, URL)
+        await outbox.attempt_due()
+        assert await outbox.attempts()
 
-        async with service.services.database.writes.begin() as session:
+        async with outbox.database.writes.begin() as session:
             await session.delete(await lock_task(session, task.id))
 
-        assert not await service.deliveries()
-        assert not await service.attempts()
+        assert not await outbox.deliveries()
+        assert not await outbox.attempts()

@@ -8,42 +8,39 @@ from typing import Any
 
 import httpx
 import pytest
-import standardwebhooks
 from jsonschema_rs import validate
 
 from app.auth.api_keys import insert_configured_keys
-from app.config import Settings
 from app.main import create_app
-from app.services import build_services
-from tests.webhooks.receivers import Receiver, Reply, receiving
-from tests.webhooks.service import SECRET_KEY, Service, joined
+from tests.support.api import cancel, client_of, create_task
+from tests.support.receivers import Receiver, Reply, receiving, verifies
+from tests.support.settings import KEY, OTHER_KEY, UNREACHABLE
+from tests.webhooks.outbox import Outbox, outbox_of
 
 ENDPOINTS = "/v1/webhook-endpoints"
-URL = "http://127.0.0.1:9/hook"
+URL = f"{UNREACHABLE}/hook"
 
 
 @dataclass
 class Callers:
-    """Two callers of one service, whose deliver loop is turned by hand."""
+    """Two callers of one service, and its outbox."""
 
     http: httpx.AsyncClient
     stranger: httpx.AsyncClient
-    service: Service
+    outbox: Outbox
     openapi: dict[str, Any]
 
-    async def endpoint(self, url: str = URL, **order: Any) -> dict[str, Any]:
-        answer = await self.http.post(ENDPOINTS, json={"url": url, **order})
+    async def endpoint(self, url: str = URL, **fields: Any) -> dict[str, Any]:
+        answer = await self.http.post(ENDPOINTS, json={"url": url, **fields})
         assert answer.status_code == 201, answer.text
-        made: dict[str, Any] = answer.json()
-        return made
+        endpoint: dict[str, Any] = answer.json()
+        return endpoint
 
-    async def canceled_task(self, **order: Any) -> str:
+    async def canceled_task(self, **fields: Any) -> str:
         """The shortest way to a final event."""
-        answer = await self.http.post("/v1/tasks", json={"prompt": "rain", **order})
-        assert answer.status_code == 202, answer.text
-        task_id: str = answer.json()["id"]
-        assert (await self.http.post(f"/v1/tasks/{task_id}/cancel")).status_code == 200
-        return task_id
+        task = await create_task(self.http, **fields)
+        await cancel(self.http, task)
+        return str(task["id"])
 
     async def deliveries(self, **filters: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = (await self.http.get("/v1/deliveries", params=filters)).json()["items"]
@@ -51,20 +48,17 @@ class Callers:
 
 
 @asynccontextmanager
-async def calling(database_url: str, **options: Any) -> AsyncIterator[Callers]:
-    options = {"secret_keys": SECRET_KEY, "egress_allow": "127.0.0.0/8", **options}
-    services = build_services(Settings.model_validate({"database_url": database_url, **options}))
-    app = create_app(services, runs_workers=False)
-    await insert_configured_keys(services.database, "mine:key-one,other:key-two")
-    transport = httpx.ASGITransport(app)
-
-    def client(key: str) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(transport=transport, base_url="http://soundpost", headers=headers)
-
-    async with client("key-one") as http, client("key-two") as stranger, joined(database_url, **options) as service:
-        yield Callers(http, stranger, service, app.openapi())
-    await services.database.close()
+async def calling(database_url: str, **settings: Any) -> AsyncIterator[Callers]:
+    async with outbox_of(database_url, **settings) as outbox:
+        await insert_configured_keys(outbox.database, f"mine:{KEY},other:{OTHER_KEY}")
+        app = create_app(outbox.services, runs_workers=False)
+        # Nothing here needs a server or the lifespan of the application.
+        options = {"transport": httpx.ASGITransport(app)}
+        async with (
+            client_of("http://soundpost", KEY, **options) as http,
+            client_of("http://soundpost", OTHER_KEY, **options) as stranger,
+        ):
+            yield Callers(http, stranger, outbox, app.openapi())
 
 
 async def test_endpoint_is_made_read_changed_listed_and_deleted(database_url: str) -> None:
@@ -129,10 +123,10 @@ async def test_changing_the_url_checks_it_and_takes_what_waits_along(database_ur
         refused = await callers.http.patch(path, json={"url": "http://10.0.0.1/"})
         assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "#/url")
         await callers.http.patch(path, json={"url": receiver.url})
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
 
         assert [delivery["url"] for delivery in await callers.deliveries()] == [receiver.url]
-        assert len(receiver.received) == 1
+        assert len(receiver.requests) == 1
 
 
 async def test_what_is_anothers_reads_like_what_does_not_exist(database_url: str) -> None:
@@ -188,7 +182,7 @@ async def test_deliveries_are_filtered_by_status_endpoint_and_task(database_url:
     async with calling(database_url) as callers, receiving() as receiver:
         endpoint = await callers.endpoint()
         task = await callers.canceled_task(webhook_url=receiver.url)
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
         other = await callers.canceled_task()
 
         def ids(deliveries: list[dict[str, Any]]) -> list[tuple[str, str | None]]:
@@ -207,11 +201,11 @@ async def test_deliveries_are_filtered_by_status_endpoint_and_task(database_url:
 async def test_attempts_tell_what_came_back(database_url: str) -> None:
     async with calling(database_url, webhook_schedule="0,0") as callers, receiving(Reply(500, body=b"no")) as receiver:
         await callers.canceled_task(webhook_url=receiver.url)
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
         [delivery] = await callers.deliveries()
         assert (delivery["status"], delivery["attempts"]) == ("pending", 1)
         assert delivery["next_attempt_at"] is not None
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
 
         [delivery] = await callers.deliveries()
         attempts = (await callers.http.get(f"/v1/deliveries/{delivery['id']}/attempts")).json()["items"]
@@ -225,31 +219,31 @@ async def test_resending_sends_the_same_id_and_bytes_whatever_the_status(databas
     async with calling(database_url, webhook_schedule="0") as callers, receiving(500, 204) as receiver:
         await callers.canceled_task(webhook_url=receiver.url)
         for status in ("given_up", "delivered", "delivered"):
-            await callers.service.turn()
+            await callers.outbox.attempt_due()
             [delivery] = await callers.deliveries()
             assert delivery["status"] == status
             again = await callers.http.post(f"/v1/deliveries/{delivery['id']}/resend")
             assert (again.status_code, again.json()["status"], again.json()["id"]) == (202, "pending", delivery["id"])
 
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
 
-        assert len(receiver.received) == 4
-        assert len({(got.webhook_id, got.body) for got in receiver.received}) == 1
+        assert len(receiver.requests) == 4
+        assert len({(got.webhook_id, got.body) for got in receiver.requests}) == 1
         assert (await callers.deliveries())[0]["attempts"] == 4
 
 
 async def test_resending_what_is_under_way_does_not_send_it_twice_at_once(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver:
         await callers.canceled_task(webhook_url=receiver.url)
-        claimed = await callers.service.loop.claim(10)
+        claimed = await callers.outbox.loop.claim(10)
         [delivery] = await callers.deliveries()
 
         assert (await callers.http.post(f"/v1/deliveries/{delivery['id']}/resend")).status_code == 202
 
-        assert await callers.service.turn() == 0
-        await callers.service.loop.work(claimed.items[0])
+        assert await callers.outbox.attempt_due() == 0
+        await callers.outbox.loop.work(claimed.items[0])
         assert (await callers.deliveries())[0]["status"] == "delivered"
-        assert len(receiver.received) == 1
+        assert len(receiver.requests) == 1
 
 
 async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: str) -> None:
@@ -259,7 +253,7 @@ async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: 
         before = datetime.now(UTC).isoformat()
         for _ in range(3):
             await callers.canceled_task()
-            await callers.service.turn()
+            await callers.outbox.attempt_due()
         after = datetime.now(UTC).isoformat()
         receiver.answer(204)
 
@@ -268,7 +262,7 @@ async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: 
 
         assert (late.status_code, late.json()) == (202, {"deliveries": 0})
         assert recovered.json() == {"deliveries": 2}
-        assert await callers.service.turn() == 2
+        assert await callers.outbox.attempt_due() == 2
         assert {delivery["status"] for delivery in await callers.deliveries()} == {"delivered"}
 
 
@@ -296,11 +290,11 @@ async def test_endpoint_is_tested_whatever_it_chose_to_hear(database_url: str) -
         endpoint = await callers.endpoint(receiver.url, event_types=["task.failed"])
 
         answer = await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/test")
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
 
         assert answer.status_code == 202
         assert (answer.json()["event_type"], answer.json()["task_id"]) == ("webhook.test", None)
-        assert receiver.received[0].webhook_id == answer.json()["event_id"]
+        assert receiver.requests[0].webhook_id == answer.json()["event_id"]
 
 
 async def test_disabled_endpoint_is_sent_nothing_and_says_why(database_url: str) -> None:
@@ -308,12 +302,12 @@ async def test_disabled_endpoint_is_sent_nothing_and_says_why(database_url: str)
         endpoint = await callers.endpoint(receiver.url, disabled=True)
 
         await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/test")
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
 
         [delivery] = await callers.deliveries()
         [attempt] = (await callers.http.get(f"/v1/deliveries/{delivery['id']}/attempts")).json()["items"]
         assert (delivery["status"], attempt["error"]) == ("given_up", "the endpoint is disabled")
-        assert receiver.received == []
+        assert receiver.requests == []
 
 
 async def test_secrets_are_shown_and_rotated(database_url: str) -> None:
@@ -332,21 +326,11 @@ async def test_secrets_are_shown_and_rotated(database_url: str) -> None:
             assert (await callers.http.get(show)).json() == {"secret": after}
             assert before != after
             await callers.canceled_task(**({"webhook_url": webhook_url} if webhook_url else {}))
-            await callers.service.turn()
-            for got in receiver.received:
-                is_for_endpoint = verifies(after, got.headers, got.body) and verifies(before, got.headers, got.body)
+            await callers.outbox.attempt_due()
+            for got in receiver.requests:
+                is_for_endpoint = verifies(after, got) and verifies(before, got)
                 assert is_for_endpoint or webhook_url
-        assert verifies(after, receiver.received[-1].headers, receiver.received[-1].body) or verifies(
-            after, receiver.received[-2].headers, receiver.received[-2].body
-        )
-
-
-def verifies(secret: str, headers: dict[str, str], body: bytes) -> bool:
-    try:
-        standardwebhooks.Webhook(secret).verify(body, headers)
-    except standardwebhooks.WebhookVerificationError:
-        return False
-    return True
+        assert any(verifies(after, request) for request in receiver.requests[-2:])
 
 
 async def test_endpoints_that_failed_are_named_by_readiness(database_url: str) -> None:
@@ -356,7 +340,7 @@ async def test_endpoints_that_failed_are_named_by_readiness(database_url: str) -
         await callers.canceled_task()
         assert (await callers.http.get("/readyz")).json()["checks"]["webhooks"]["status"] == "ok"
 
-        await callers.service.turn()
+        await callers.outbox.attempt_due()
 
         ready = (await callers.http.get("/readyz")).json()
         assert endpoint["id"] in ready["checks"]["webhooks"]["detail"]
@@ -369,10 +353,10 @@ async def test_document_describes_what_receivers_are_sent(database_url: str) -> 
         await callers.endpoint(gone.url, event_types=["task.canceled"])
         await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/test")
         await callers.canceled_task(webhook_url=receiver.url)
-        while await callers.service.turn():
+        while await callers.outbox.attempt_due():
             pass
 
-        kinds = {described(callers.openapi, receiver, position) for position in range(len(receiver.received))}
+        kinds = {described(callers.openapi, receiver, position) for position in range(len(receiver.requests))}
 
         assert kinds == {"webhook.test", "task.canceled", "endpoint.disabled"}
         callbacks = callers.openapi["paths"]["/v1/tasks"]["post"]["callbacks"]
@@ -382,7 +366,7 @@ async def test_document_describes_what_receivers_are_sent(database_url: str) -> 
 
 def described(openapi: dict[str, Any], receiver: Receiver, position: int) -> str:
     """Return which event this was, having held its body against the schema of that webhook."""
-    got = receiver.received[position]
+    got = receiver.requests[position]
     outbound: dict[str, Any] = httpx.Response(200, content=got.body).json()
     kind: str = outbound["type"]
     operation = openapi["webhooks"][kind]["post"]

@@ -10,7 +10,8 @@ from sqlalchemy import select, update
 
 from app.models import Clip
 from app.sandbox import FAULTS
-from tests.clips.running import Service, eventually, running_service
+from tests.support.service import Service, serve_with_sandbox
+from tests.support.wait import eventually
 
 # Each fault strikes so often, and then the file can be had.
 PASSING_FAULTS = [
@@ -49,7 +50,7 @@ def test_every_fault_of_audio_is_tried() -> None:
 
 
 async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         events = (await service.client.get(f"/v1/tasks/{task['id']}/events")).json()["items"]
         event_types = [event for event in events if event["type"] == "clip.archived"]
@@ -67,9 +68,9 @@ async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) ->
 
 
 async def test_first_clip_is_kept_before_the_task_has_ended(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path, sandbox={"delay": 4}) as service:
+    async with serve_with_sandbox(database_url, tmp_path, sandbox={"delay": 4}) as service:
         task = await service.until(
-            await service.order(), lambda task: any(clip["archived_at"] for clip in task["clips"])
+            await service.create_task(), lambda task: any(clip["archived_at"] for clip in task["clips"])
         )
 
     assert task["status"] == "generating"
@@ -77,7 +78,7 @@ async def test_first_clip_is_kept_before_the_task_has_ended(database_url: str, t
 
 async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: Path) -> None:
     # This is how long a host may say nothing.
-    async with running_service(database_url, tmp_path, webhook_timeout=2) as service:
+    async with serve_with_sandbox(database_url, tmp_path, webhook_timeout=2) as service:
         tasks = await asyncio.gather(*(service.archived(f"soft rain [fault:{fault}]") for fault in PASSING_FAULTS))
         kept = {
             fault: [(await service.client.get(clip["audio_url"])).content for clip in task["clips"]]
@@ -93,8 +94,8 @@ async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: P
 
 
 async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path, audio_max_mb=1) as service:
-        tasks = {fault: await service.order(f"soft rain [fault:{fault}]") for fault in LASTING_FAULTS}
+    async with serve_with_sandbox(database_url, tmp_path, audio_max_mb=1) as service:
+        tasks = {fault: await service.create_task(f"soft rain [fault:{fault}]") for fault in LASTING_FAULTS}
         for task_id in tasks.values():
             await service.until(task_id, lambda task: task["status"] == "succeeded")
             await eventually(partial(knows_problem, service, task_id))
@@ -109,8 +110,8 @@ async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_u
 
 
 async def test_host_without_an_allowed_address_is_not_asked(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path, egress_allow="") as service:
-        task_id = await service.order()
+    async with serve_with_sandbox(database_url, tmp_path, egress_allow="") as service:
+        task_id = await service.create_task()
         await eventually(lambda: knows_problem(service, task_id))
         problem, downloads = await problem_of(service, task_id), await service.downloads()
 
@@ -119,8 +120,8 @@ async def test_host_without_an_allowed_address_is_not_asked(database_url: str, t
 
 
 async def test_clip_is_given_up_when_the_upstream_no_longer_has_it(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
-        task_id = await service.order("soft rain [fault:audio-404]")
+    async with serve_with_sandbox(database_url, tmp_path) as service:
+        task_id = await service.create_task("soft rain [fault:audio-404]")
         await eventually(lambda: knows_problem(service, task_id))
         async with service.database.writes.begin() as session:
             await session.execute(update(Clip).values(created_at=datetime.now(UTC) - timedelta(days=14)))
@@ -136,7 +137,7 @@ async def test_clip_is_given_up_when_the_upstream_no_longer_has_it(database_url:
 
 
 async def test_equal_sounds_share_one_file(database_url: str, tmp_path: Path) -> None:
-    async with running_service(database_url, tmp_path) as service:
+    async with serve_with_sandbox(database_url, tmp_path) as service:
         first = await service.archived("the same rain")
         second = await service.archived("the same rain")
 

@@ -1,128 +1,155 @@
 """Answers that come when the row was judged without them: what the upstream did is still true."""
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from app.database.engine import Session
 from app.enums import Charge, ErrorCode, TaskStatus
 from app.models import Task
-from app.tasks.lifecycle import TaskLifecycle
+from app.services import Services
 from app.tasks.repository import lock_task
 from app.workers.poll import poll_loop
+from app.workers.runner import Loop
 from app.workers.submit import submit_loop
-from tests.support.processes import (
-    UPSTREAM_KEY,
-    Processes,
-    client_of,
-    eventually,
-    order,
-    submits_at,
-    until_final,
-    until_status,
-)
-from tests.support.service import MORNING, add_task, event_types, inside, reread
-from tests.webhooks.service import joined
+from tests.support.api import client_of, create_task, until_final, until_status
+from tests.support.clock import MORNING
+from tests.support.processes import Processes
+from tests.support.rows import add_key, add_task, event_types, reread
+from tests.support.sandbox import serve_sandbox, submits_at
+from tests.support.service import serve, services_of
+from tests.support.wait import eventually
 
 S = TaskStatus
 DAY = timedelta(days=1)
-Meanwhile = Callable[[TaskLifecycle, Session, Task, Any], None]
 
 
-def _lease_ends(lifecycle: TaskLifecycle, session: Session, task: Task, now: Any) -> None:
-    lifecycle.mark_unconfirmed(session, task, now)
+class TaskState(NamedTuple):
+    """What a task shows after the answer."""
+
+    status: TaskStatus
+    charge: Charge
+    error: ErrorCode | None = None
 
 
-def _is_given_up(lifecycle: TaskLifecycle, session: Session, task: Task, now: Any) -> None:
-    lifecycle.mark_unconfirmed(session, task, now)
-    assert lifecycle.expire_if_overdue(session, task, now + DAY)
+GENERATING = TaskState(S.generating, Charge.charged)
+QUEUED = TaskState(S.queued, Charge.none)
+REFUSED = TaskState(S.failed, Charge.none, ErrorCode.invalid_request)
+UNCONFIRMED = TaskState(S.unconfirmed, Charge.possible)
+EXPIRED = TaskState(S.failed, Charge.charged, ErrorCode.outcome_unknown)
+CANCELED = TaskState(S.canceled, Charge.charged)
 
 
-def _is_canceled(lifecycle: TaskLifecycle, session: Session, task: Task, now: Any) -> None:
-    lifecycle.cancel(session, task, now)
+@dataclass(frozen=True)
+class LateSubmit:
+    """A task that a submit worker has claimed, and whose POST is made when a test says so."""
+
+    services: Services
+    sandbox_url: str
+    loop: Loop[Any]
+    claimed: Any
+    task_id: str
+
+    @asynccontextmanager
+    async def meanwhile(self) -> AsyncIterator[tuple[Session, Task, datetime]]:
+        """A transaction of another worker, with the task locked."""
+        async with self.services.database.writes.begin() as session:
+            task = await lock_task(session, self.task_id)
+            assert task is not None
+            yield session, task, await self.services.database.now(session)
+
+    async def answered(self) -> TaskState:
+        """Make the POST and settle its answer; return what the task shows then."""
+        await self.loop.work(self.claimed)
+        assert len(await submits_at(self.sandbox_url)) == 1
+        task = await reread(self.services.database, self.task_id)
+        assert (task.upstream_task_id is not None) == (task.charge is Charge.charged)
+        return TaskState(task.status, task.charge, task.error_code)
+
+
+@asynccontextmanager
+async def late_submit(database_url: str, fault: str) -> AsyncIterator[LateSubmit]:
+    async with (
+        serve_sandbox(fault="drop-callbacks") as sandbox_url,
+        services_of(database_url, upstream_url=sandbox_url) as services,
+    ):
+        database = services.database
+        async with database.writes.begin() as session:
+            await services.gateway.pacer.prepare(session, await database.now(session))
+        task = await add_task(database, await add_key(database), prompt=f"rain {fault}")
+        loop = submit_loop(services)
+        [claimed] = (await loop.claim(1)).items
+        yield LateSubmit(services, sandbox_url, loop, claimed, task.id)
 
 
 @pytest.mark.parametrize(
-    ("meanwhile", "fault", "status", "charge", "error"),
+    ("fault", "state"),
     [
-        (_lease_ends, "", S.generating, Charge.charged, None),
-        (_lease_ends, "[fault: code-405]", S.queued, Charge.none, None),
-        (_lease_ends, "[fault: code-429]", S.queued, Charge.none, None),
-        (_lease_ends, "[fault: code-413]", S.failed, Charge.none, ErrorCode.invalid_request),
-        (_lease_ends, "[fault: accept-then-500]", S.unconfirmed, Charge.possible, None),
-        (_is_given_up, "", S.failed, Charge.charged, ErrorCode.outcome_unknown),
-        (_is_given_up, "[fault: code-413]", S.failed, Charge.none, ErrorCode.outcome_unknown),
-        (_is_canceled, "", S.canceled, Charge.charged, None),
-        (_is_canceled, "[fault: code-400]", S.canceled, Charge.none, None),
-        (_is_canceled, "[fault: accept-then-500]", S.canceled, Charge.possible, None),
+        ("", GENERATING),
+        ("[fault: code-405]", QUEUED),
+        ("[fault: code-429]", QUEUED),
+        ("[fault: code-413]", REFUSED),
+        ("[fault: accept-then-500]", UNCONFIRMED),
     ],
 )
-async def test_answer_counts_after_the_row_was_judged(
-    database_url: str,
-    tmp_path: Path,
-    meanwhile: Meanwhile,
-    fault: str,
-    status: TaskStatus,
-    charge: Charge,
-    error: ErrorCode | None,
-) -> None:
-    with Processes(tmp_path) as processes:
-        sandbox = await processes.sandbox("--callback-retries", "60", fault="drop-callbacks")
-        async with joined(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
-            services = service.services
-            async with services.database.writes.begin() as session:
-                await services.gateway.pacer.prepare(session, await services.database.now(session))
-            task = await service.order(await service.add_key(), prompt=f"rain {fault}")
-            loop = submit_loop(services)
-            [submit] = (await loop.claim(1)).items
-            async with services.database.writes.begin() as session:
-                locked = await lock_task(session, task.id)
-                assert locked is not None
-                meanwhile(services.lifecycle, session, locked, await services.database.now(session))
+async def test_answer_counts_after_the_lease_has_ended(database_url: str, fault: str, state: TaskState) -> None:
+    async with late_submit(database_url, fault) as submit:
+        async with submit.meanwhile() as (session, task, now):
+            submit.services.lifecycle.mark_unconfirmed(session, task, now)
 
-            await loop.work(submit)
-
-            after = await reread(services.database, task.id)
-            submits = await submits_at(sandbox)
-
-    assert (after.status, after.charge, after.error_code, len(submits)) == (status, charge, error, 1)
-    assert (after.upstream_task_id is not None) == (charge is Charge.charged)
+        assert await submit.answered() == state
 
 
-async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: str, tmp_path: Path) -> None:
-    with Processes(tmp_path) as processes:
-        sandbox = await processes.sandbox(rate=1000)
-        async with joined(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
-            services = service.services
-            async with services.database.writes.begin() as session:
-                await services.gateway.pacer.prepare(session, await services.database.now(session))
-            task = await service.order(await service.add_key(), prompt="rain [fault: code-405]")
-            loop = submit_loop(services)
-            [submit] = (await loop.claim(1)).items
-            async with services.database.writes.begin() as session:
-                locked = await lock_task(session, task.id)
-                assert locked is not None
-                # Sent once more, and the answer to that is lost.
-                locked.submitted_at = await services.database.now(session)
-                services.lifecycle.mark_unconfirmed(session, locked, locked.submitted_at)
+@pytest.mark.parametrize(
+    ("fault", "state"), [("", EXPIRED), ("[fault: code-413]", EXPIRED._replace(charge=Charge.none))]
+)
+async def test_answer_tells_what_an_expired_task_has_cost(database_url: str, fault: str, state: TaskState) -> None:
+    async with late_submit(database_url, fault) as submit:
+        async with submit.meanwhile() as (session, task, now):
+            submit.services.lifecycle.mark_unconfirmed(session, task, now)
+            assert submit.services.lifecycle.expire_if_overdue(session, task, now + DAY)
 
-            await loop.work(submit)
+        assert await submit.answered() == state
 
-            after = await reread(services.database, task.id)
 
-    assert (after.status, after.charge) == (S.unconfirmed, Charge.possible)
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        ("", CANCELED),
+        ("[fault: code-400]", CANCELED._replace(charge=Charge.none)),
+        ("[fault: accept-then-500]", CANCELED._replace(charge=Charge.possible)),
+    ],
+)
+async def test_answer_tells_what_a_canceled_task_has_cost(database_url: str, fault: str, state: TaskState) -> None:
+    async with late_submit(database_url, fault) as submit:
+        async with submit.meanwhile() as (session, task, now):
+            submit.services.lifecycle.cancel(session, task, now)
+
+        assert await submit.answered() == state
+
+
+async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: str) -> None:
+    async with late_submit(database_url, "[fault: code-405]") as submit:
+        async with submit.meanwhile() as (session, task, now):
+            # It was submitted once more, and the answer to that is lost.
+            task.submitted_at = now
+            submit.services.lifecycle.mark_unconfirmed(session, task, now)
+
+        assert await submit.answered() == UNCONFIRMED
 
 
 async def test_what_was_given_up_is_asked_for_and_revived(database_url: str, tmp_path: Path) -> None:
     settings = {"task_deadline": "2", "poll_after": "1", "poll_every": "0.5"}
     with Processes(tmp_path, **settings) as processes:
         sandbox = await processes.sandbox(rate=1000)
-        service = await processes.serve(database_url, sandbox, public_url=None)
-        async with client_of(service) as client:
-            task_id = (await order(client, "rain [fault: poll-500=7]"))["id"]
+        service = await processes.serve(database_url, sandbox.url, public_url=None)
+        async with client_of(service.url) as client:
+            task_id = (await create_task(client, "rain [fault: poll-500=7]"))["id"]
             given_up = await until_final(client, task_id)
             found = await until_status(client, task_id, "succeeded", within=60)
             events = (await client.get(f"/v1/tasks/{task_id}/events")).json()["items"]
@@ -134,12 +161,11 @@ async def test_what_was_given_up_is_asked_for_and_revived(database_url: str, tmp
 
 
 async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str) -> None:
-    async with joined(database_url) as service:
-        services = service.services
+    async with services_of(database_url) as services:
         columns = {"error_code": ErrorCode.deadline_exceeded, "upstream_task_id": "u1", "due_at": MORNING}
-        key = await service.add_key()
+        key = await add_key(services.database)
         old = await add_task(services.database, key, S.failed, MORNING, **columns, submitted_at=MORNING)
-        now = await service.now()
+        now = datetime.now(UTC)
         young = await add_task(services.database, key, S.failed, MORNING, **columns, submitted_at=now - 13 * DAY)
         async with services.database.writes.begin() as session:
             await services.gateway.pacer.prepare(session, now)
@@ -155,11 +181,11 @@ async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str
 
 
 async def test_row_that_cannot_be_judged_costs_nobody_else_a_turn(database_url: str) -> None:
-    async with inside(database_url, runs_workers=True, submit_deadline=60) as service:
+    async with serve(database_url, runs_workers=True, submit_deadline=60) as service:
         lost = {"submitted_at": MORNING, "charge": Charge.possible}
         # Such a URL is refused where it comes in; the row stands for whatever else a step may stumble over.
-        broken = await service.task(S.unconfirmed, **lost, due_at=MORNING, webhook_url="http://a:b/")
-        sound = await service.task(S.unconfirmed, **lost, due_at=MORNING + DAY)
+        broken = await service.add_task(S.unconfirmed, **lost, due_at=MORNING, webhook_url="http://a:b/")
+        sound = await service.add_task(S.unconfirmed, **lost, due_at=MORNING + DAY)
 
         async def is_judged() -> bool:
             return (await reread(service.database, sound.id)).status is S.failed

@@ -14,9 +14,8 @@ import pytest
 
 from app.upstream.suno.client import SunoApi
 from app.upstream.types import HoldReason, LyricWord, Outcome, Result, SoundRequest, Stage
+from tests.support.receivers import Behaviour, Connection
 from tests.upstream.suno.servers import (
-    Behaviour,
-    Wire,
     answering,
     close_at_once,
     drip,
@@ -60,9 +59,9 @@ async def submit(behave: Behaviour, deadline: timedelta = LONG) -> Result[str]:
 async def test_order_goes_out_in_the_words_of_the_upstream() -> None:
     async with serving(answering(200, CREATED)) as server:
         answer = await submit_to(server.url)
-    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    head, body = server.requests[0].head, server.requests[0].body
     assert answer == Result(Outcome.ok, "abc", 200, "success")
-    assert head.startswith(b"POST /api/v1/generate/sounds HTTP/1.1\r\n")
+    assert head.startswith("POST /api/v1/generate/sounds HTTP/1.1\r\n")
     assert json.loads(body) == {
         "prompt": "soft rain",
         "model": "V5",
@@ -80,8 +79,8 @@ async def test_tempo_left_to_the_upstream_is_not_named() -> None:
     )
     async with serving(answering(200, CREATED)) as server, client(f"{server.url}/mirror") as http:
         await SunoApi(http, KEY, LONG).submit(request)
-    head, _, body = server.requests[0].partition(b"\r\n\r\n")
-    assert head.startswith(b"POST /mirror/api/v1/generate/sounds HTTP/1.1\r\n")
+    head, body = server.requests[0].head, server.requests[0].body
+    assert head.startswith("POST /mirror/api/v1/generate/sounds HTTP/1.1\r\n")
     assert "soundTempo" not in json.loads(body)
 
 
@@ -120,7 +119,7 @@ async def test_silent_tls_server_means_not_sent() -> None:
 async def test_full_pool_means_not_sent(patience: float, deadline: timedelta) -> None:
     async with serving(hang) as server, client(server.url, httpx.Timeout(5, pool=patience), max_connections=1) as http:
         first = asyncio.create_task(SunoApi(http, KEY, LONG).submit(REQUEST))
-        await asyncio.wait_for(server.was_asked.wait(), 5)
+        await server.until(1)
         second = await SunoApi(http, KEY, deadline).submit(REQUEST)
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
@@ -156,12 +155,12 @@ async def test_answer_without_an_end_is_ambiguous_at_the_deadline(behave: Behavi
 async def test_answer_too_large_is_left_unread_and_ambiguous() -> None:
     written = 0
 
-    async def flood(wire: Wire) -> None:
+    async def flood(connection: Connection) -> None:
         nonlocal written
-        await wire.read_request()
-        await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n" + CREATED)
+        await connection.read_request()
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10485760\r\n\r\n" + CREATED)
         while written < 10_000_000:
-            await wire.send(b" " * 65536)
+            await connection.send(b" " * 65536)
             written += 65536
 
     answer = await submit(flood)
@@ -194,7 +193,7 @@ async def test_wait_in_the_headers_is_heard() -> None:
 async def test_cancellation_passes_through() -> None:
     async with serving(hang) as server, client(server.url) as http:
         submitting = asyncio.create_task(SunoApi(http, KEY, LONG).submit(REQUEST))
-        await asyncio.wait_for(server.was_asked.wait(), 5)
+        await server.until(1)
         submitting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await submitting
@@ -228,7 +227,7 @@ async def test_poll_asks_for_one_task_and_reads_its_report() -> None:
     found = b'{"code":200,"data":{"taskId":"a-b","status":"SUCCESS","response":{"sunoData":[{"audioUrl":"https://c.example/a"}]}}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
         answer = await SunoApi(http, KEY, LONG).record_info("a-b")
-    assert server.requests[0].startswith(b"GET /api/v1/generate/record-info?taskId=a-b HTTP/1.1\r\n")
+    assert server.requests[0].head.startswith("GET /api/v1/generate/record-info?taskId=a-b HTTP/1.1\r\n")
     assert answer.value is not None
     assert (answer.outcome, answer.value.stage) == (Outcome.ok, Stage.succeeded)
 
@@ -236,7 +235,7 @@ async def test_poll_asks_for_one_task_and_reads_its_report() -> None:
 async def test_credits_are_asked_for_and_read() -> None:
     async with serving(answering(200, b'{"code":200,"data":1025.6}')) as server, client(server.url) as http:
         answer = await SunoApi(http, KEY, LONG).credits()
-    assert server.requests[0].startswith(b"GET /api/v1/generate/credit HTTP/1.1\r\n")
+    assert server.requests[0].head.startswith("GET /api/v1/generate/credit HTTP/1.1\r\n")
     assert answer.value == Decimal("1025.6")
 
 
@@ -244,8 +243,8 @@ async def test_lyrics_are_asked_for_by_task_and_clip() -> None:
     found = b'{"code":200,"data":{"alignedWords":[{"word":"rain","success":true,"startS":0.5,"endS":1}]}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
         answer = await SunoApi(http, KEY, LONG).lyrics("abc", "8551")
-    head, _, body = server.requests[0].partition(b"\r\n\r\n")
-    assert head.startswith(b"POST /api/v1/generate/get-timestamped-lyrics HTTP/1.1\r\n")
+    head, body = server.requests[0].head, server.requests[0].body
+    assert head.startswith("POST /api/v1/generate/get-timestamped-lyrics HTTP/1.1\r\n")
     assert json.loads(body) == {"taskId": "abc", "audioId": "8551"}
     assert answer.value == (LyricWord("rain", 0.5, 1.0),)
 

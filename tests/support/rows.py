@@ -1,0 +1,69 @@
+"""Rows that tests store and read, past the API."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select
+
+from app.database.engine import Database
+from app.dropin.callbacks import publish_to_callback_url
+from app.enums import Charge, TaskStatus
+from app.keyring import load_or_create_keyring
+from app.models import ApiKey, Event, Task
+from app.signed_urls import SignedUrls
+from app.tasks.lifecycle import TaskLifecycle
+from app.tasks.payloads import publish_to_webhook_url
+from app.tasks.schemas import TaskCreate
+from app.tasks.transitions import FINAL
+from tests.support.clock import MORNING
+from tests.support.settings import settings_of
+
+
+def lifecycle_of(database: Database, **settings: Any) -> TaskLifecycle:
+    """The writer of tasks as the service builds it, without all the rest."""
+    chosen = settings_of(database.url, **settings)
+    signed_urls = SignedUrls(load_or_create_keyring(chosen), chosen.link_base, chosen.link_ttl)
+    return TaskLifecycle(chosen, signed_urls, publishers=(publish_to_webhook_url, publish_to_callback_url))
+
+
+async def add_key(database: Database, name: str = "tests") -> str:
+    """Add an API key; return its id."""
+    async with database.writes.begin() as session:
+        key = ApiKey(name=name, key_hash=f"hash of {name}", created_at=MORNING)
+        session.add(key)
+    return key.id
+
+
+async def add_task(
+    database: Database, api_key_id: str, status: TaskStatus = TaskStatus.queued, now: datetime = MORNING, **columns: Any
+) -> Task:
+    """Add a task with this status, due at once unless it is final."""
+    was_sent = status is not TaskStatus.queued
+    is_due = status not in FINAL
+    columns = {
+        "status": status,
+        "charge": Charge.charged if was_sent else Charge.none,
+        "submitted_at": now if was_sent else None,
+        "due_at": now if is_due else None,
+        "completed_at": None if is_due else now,
+        **columns,
+    }
+    async with database.writes.begin() as session:
+        body = TaskCreate.model_validate({"prompt": "soft rain"})
+        task = lifecycle_of(database).create(session, api_key_id, body, now)
+        for name, value in columns.items():
+            setattr(task, name, value)
+    return task
+
+
+async def reread(database: Database, task_id: str) -> Task:
+    """The task as it is stored now."""
+    async with database.reads() as session:
+        return await session.get_one(Task, task_id)
+
+
+async def event_types(database: Database, task_id: str) -> list[str]:
+    """The types of a task's events, oldest first."""
+    async with database.reads() as session:
+        events = await session.scalars(select(Event).where(Event.task_id == task_id).order_by(Event.version))
+        return [event.type.value for event in events]
