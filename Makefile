@@ -41,11 +41,12 @@ storm: install-dev ## A minute of orders, upstream faults and kills on each data
 proof: install-dev ## The slow tests: the long storm, the large crowds, a thousand orders for four processes
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: install-dev ## Format, lint, types and import layers, changing nothing
+lint: install-dev ## Format, lint, types, import layers and the one writer of tasks, changing nothing
 	@$(BIN)/ruff format --check
 	@$(BIN)/ruff check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.lint_task_writers
 
 format: install-dev ## Bring the code into the house format
 	@$(BIN)/ruff format
