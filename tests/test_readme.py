@@ -11,7 +11,6 @@ import pytest
 
 from app.config import Settings
 from app.errors import AppError, cases
-from app.sandbox import FAULTS
 from tests.support.processes import free_port
 from tests.support.settings import ROOT
 
@@ -62,11 +61,6 @@ def test_every_setting_is_explained(setting: str) -> None:
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.slug)
 def test_every_problem_is_listed(case: type[AppError]) -> None:
     assert f"| `{case.slug}` | {case.status} | {case.title} |" in README
-
-
-@pytest.mark.parametrize("fault", sorted(FAULTS))
-def test_every_fault_of_the_sandbox_is_listed(fault: str) -> None:
-    assert f"| `{fault}` |" in README
 
 
 def test_the_two_commands_are_targets_of_make() -> None:

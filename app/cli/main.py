@@ -30,7 +30,7 @@ from app.errors import StorageUnavailable
 from app.lifecycle import run_worker
 from app.observability.logging import configure_logging
 from app.retention import Retention, remove_due_files
-from app.sandbox import FaultRefused, SandboxOptions, run_sandbox
+from app.sandbox import InvalidFault, SandboxOptions, list_faults, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
 from app.services import Services
@@ -153,8 +153,14 @@ def sandbox(
     seed: Annotated[int, typer.Option(help="Decides which tasks a fault with a probability meets.")] = 0,
     callback_retries: Annotated[str, typer.Option(help="Seconds before each retry of a callback.")] = "60,300,900",
     callback_hmac_key: Annotated[str | None, typer.Option(help="Signs callbacks.")] = None,
+    lists_faults: Annotated[
+        bool, typer.Option("--list-faults", help="Print every fault and how to ask for it.")
+    ] = False,
 ) -> None:
-    """A stand-in upstream, for callers' development and for tests; README lists its faults."""
+    """Run a stand-in for the upstream, for development and tests."""
+    if lists_faults:
+        typer.echo(list_faults())
+        return
     try:
         pace = parse_rate(rate)
         options = SandboxOptions(
@@ -168,7 +174,7 @@ def sandbox(
             callback_retry_delays=tuple(float(word) for word in callback_retries.split(",") if word),
             callback_hmac_key=callback_hmac_key,
         )
-    except (ValueError, FaultRefused) as error:
+    except (ValueError, InvalidFault) as error:
         fail(f"The sandbox cannot be started like this: {error}")
     run_sandbox(options, host, port)
 

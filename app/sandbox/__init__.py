@@ -15,8 +15,17 @@ and `GET` and `POST /control`. They need no key and show callback URLs whole, so
 sandbox is a machine or a network of one's own.
 """
 
-from app.sandbox.faults import FAULTS, Fault, FaultRefused
+from app.sandbox.faults import FAULTS, Fault, InvalidFault, list_faults
 from app.sandbox.server import SandboxServer, create_sandbox, run_sandbox
 from app.sandbox.state import SandboxOptions
 
-__all__ = ["FAULTS", "Fault", "FaultRefused", "SandboxOptions", "SandboxServer", "create_sandbox", "run_sandbox"]
+__all__ = [
+    "FAULTS",
+    "Fault",
+    "InvalidFault",
+    "SandboxOptions",
+    "SandboxServer",
+    "create_sandbox",
+    "list_faults",
+    "run_sandbox",
+]

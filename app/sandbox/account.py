@@ -17,7 +17,7 @@ class Account:
         self._admitted: deque[float] = deque()
         self._until: dict[Outage, float] = {}
 
-    def admits(self, now: float, rate: int, period: float) -> bool:
+    def try_acquire(self, now: float, rate: int, period: float) -> bool:
         """Whether one more request fits into the window. Refused ones do not count."""
         while self._admitted and self._admitted[0] <= now - period:
             self._admitted.popleft()
@@ -28,7 +28,7 @@ class Account:
 
     def balance(self, now: float) -> float:
         """Credits that can be spent."""
-        return 0.0 if self.is_out(now, "credits") else self._credits
+        return 0.0 if self.has_outage(now, "credits") else self._credits
 
     def charge(self, now: float) -> bool:
         """Take the price of one task, or nothing if there is too little."""
@@ -47,13 +47,13 @@ class Account:
         self._until.pop("credits", None)
 
     def stop(self, what: Outage, now: float, seconds: float | None) -> None:
-        """Let something not work for a time, or until `resume`."""
+        """Let something not work for a time, or until `end_outage`."""
         self._until[what] = math.inf if seconds is None else now + seconds
 
-    def resume(self, what: Outage) -> None:
+    def end_outage(self, what: Outage) -> None:
         """End an outage."""
         self._until.pop(what, None)
 
-    def is_out(self, now: float, what: Outage) -> bool:
+    def has_outage(self, now: float, what: Outage) -> bool:
         """Whether this does not work at the moment."""
         return now < self._until.get(what, -math.inf)

@@ -16,7 +16,7 @@ PITCHES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 KEYS = frozenset({"Any", *PITCHES, *(f"{pitch}m" for pitch in PITCHES)})
 
 _SECONDS = 4.0  # the usual length of a clip
-_LONGEST_BEAT = 8.0  # slower tempos would make a clip of a minute for one pulse
+_MAX_BEAT = 8.0  # slower tempos would make a clip of a minute for one pulse
 _C3 = 130.81
 _TABLE_BITS = 10
 _SINE = [round(3400 * math.sin(2 * math.pi * i / 2**_TABLE_BITS)) for i in range(2**_TABLE_BITS)]
@@ -39,7 +39,7 @@ class Sound:
     def beat(self) -> int:
         """Samples from one pulse to the next."""
         tempo = self.tempo or 70 + self._digest[0] % 70
-        return round(SAMPLE_RATE * min(60 / tempo, _LONGEST_BEAT))
+        return round(SAMPLE_RATE * min(60 / tempo, _MAX_BEAT))
 
     @property
     def bed(self) -> int:

@@ -15,23 +15,23 @@ import httpx
 from app.sandbox.journal import CallbackAttempt, caller_task_id
 from app.sandbox.payloads import callback_body
 from app.sandbox.state import Sandbox, Task, now
-from app.sandbox.timeline import Stage, Step, failure_of, plan_callbacks
+from app.sandbox.timeline import PlannedCallback, Stage, failure_for, plan_callbacks
 
-_AT_ONCE = 100
+_MAX_CONCURRENT = 100
 
 
-class Courier:
+class CallbackSender:
     """Sends the callbacks of every task. Use as an async context manager; leaving it drops what is unsent."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._jobs: set[asyncio.Task[None]] = set()
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
         # One client with a hundred connections looks at each of them for each request, and takes four
         # times the CPU of a hundred clients with one. The last one used is warm, so it goes first.
         self._idle: list[httpx.AsyncClient] = []
 
-    async def __aenter__(self) -> "Courier":
+    async def __aenter__(self) -> "CallbackSender":
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -41,30 +41,30 @@ class Courier:
         for client in self._idle:
             await client.aclose()
 
-    def follow(self, task: Task) -> None:
+    def start(self, task: Task) -> None:
         """Send this task's callbacks as its life goes on."""
-        self._start(self._follow(task))
+        self._spawn(self._send_all(task))
 
-    async def _follow(self, task: Task) -> None:
+    async def _send_all(self, task: Task) -> None:
         for step in plan_callbacks(task.faults, task.delay):
             await asyncio.sleep(task.created_monotonic + step.at - now())
             delivered = await self._post(task, step, attempt=1)
             task.first_callback_sent.set()
             if not delivered:
-                self._start(self._repeat(task, step))
+                self._spawn(self._retry(task, step))
         task.first_callback_sent.set()
 
-    async def _repeat(self, task: Task, step: Step) -> None:
+    async def _retry(self, task: Task, step: PlannedCallback) -> None:
         for attempt, delay in enumerate(self._sandbox.options.callback_retry_delays, start=2):
             await asyncio.sleep(delay)
             if await self._post(task, step, attempt):
                 return
         task.callbacks_given_up |= step.stage is Stage.complete
 
-    async def _post(self, task: Task, step: Step, attempt: int) -> bool:
+    async def _post(self, task: Task, step: PlannedCallback, attempt: int) -> bool:
         url = task.order.callback_url
-        body = callback_body(task, step, failure_of(task.faults))
-        async with self._places:
+        body = callback_body(task, step, failure_for(task.faults))
+        async with self._slots:
             note = CallbackAttempt(task.id, url, caller_task_id(url), step.kind, attempt)
             self._sandbox.journal.add(note)
             task.callbacks.append(note)
@@ -89,7 +89,7 @@ class Courier:
             headers |= signature_headers(key, task.id, int(time.time()))
         return (await client.post(url, content=body, headers=headers)).status_code
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         job = asyncio.create_task(work)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)

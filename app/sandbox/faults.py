@@ -1,13 +1,14 @@
-"""The faults that can be asked for, as a table, and how a prompt or an option asks for them."""
+"""The faults that the sandbox can simulate, as one table, and how a prompt or an option selects them."""
 
 import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Group = Literal["Submit", "Callback", "Poll", "Audio", "Account"]
-How = Literal["envelope", "status", "page", "empty", "reset", "hang"]
+Unit = Literal["times", "seconds", "code", "MB"]
+ResponseKind = Literal["envelope", "status", "html", "empty", "reset", "hang"]
 
 CODES: Mapping[int, str] = {
     400: "Invalid parameters",
@@ -28,15 +29,16 @@ CODES: Mapping[int, str] = {
     504: "Gateway timeout",
     505: "Wrong version",
 }
-"""The upstream's codes and the messages that go with them."""
+"""The upstream's envelope codes and their messages."""
 
 
 @dataclass(frozen=True)
-class BadAnswer:
-    """An answer that takes the place of the right one."""
+class FaultResponse:
+    """A response that replaces the normal one."""
 
-    how: How
+    kind: ResponseKind
     code: int = 200
+    """The envelope's code for `envelope`, the HTTP status for the others."""
     message: str | None = None
 
 
@@ -45,194 +47,230 @@ class Fault:
     """One row of the table."""
 
     group: Group
-    does: str
-    value: str | None = None
-    """What `=VALUE` means: `times`, `seconds`, `code` or `MB`; None if it takes none."""
+    description: str
+    """A sentence of at most 100 characters whose subject is the sandbox."""
+    unit: Unit | None = None
+    """What `=VALUE` counts, or None if the fault takes no value."""
     default: float | None = None
-    """The value if none is given; None stands for ever."""
-    instead: BadAnswer | None = None
-    """The answer given instead of the right one."""
+    """The value if none is given; None means that the fault never ends."""
+    response: FaultResponse | None = None
+    """The response that replaces the normal one, if the fault consists of that."""
     creates: bool = False
-    """Of submit faults: whether the task is created, and charged, all the same."""
+    """For submit faults: whether the task is created and charged in spite of the response."""
 
 
 def _code_faults() -> dict[str, Fault]:
     return {
         f"code-{code}": Fault(
-            "Submit", f'refused with code {code} in HTTP 200: "{msg}"', "times", instead=BadAnswer("envelope", code)
+            "Submit", f'Refuses with code {code}, "{message}", in HTTP 200.', "times", response=_envelope(code)
         )
-        for code, msg in CODES.items()
+        for code, message in CODES.items()
     }
 
 
 def _status_faults() -> dict[str, Fault]:
     return {
         f"http-{status}": Fault(
-            "Submit", f"refused with HTTP {status} and no envelope", "times", instead=BadAnswer("status", status)
+            "Submit", f"Refuses with HTTP {status} and no envelope.", "times", response=_status(status)
         )
         for status in (400, 401, 403, 404, 429, 500, 502, 503, 504)
     }
 
 
-_LOST_ANSWERS: Mapping[str, tuple[str, BadAnswer]] = {
-    "accept-then-500": ("answers HTTP 500", BadAnswer("status", 500)),
-    "accept-then-502": ("answers HTTP 502", BadAnswer("status", 502)),
-    "accept-then-504": ("answers HTTP 504", BadAnswer("status", 504)),
-    "accept-then-code-500": ("answers code 500 in HTTP 200", BadAnswer("envelope", 500)),
-    "accept-then-reset": ("resets the connection without an answer", BadAnswer("reset")),
-    "accept-then-hang": ("never answers", BadAnswer("hang")),
-    "accept-then-html": ("answers HTTP 200 with an HTML page", BadAnswer("page", 200)),
-    "empty-body": ("answers HTTP 200 with an empty body", BadAnswer("empty", 200)),
+def _envelope(code: int, message: str | None = None) -> FaultResponse:
+    return FaultResponse("envelope", code, message)
+
+
+def _status(status: int) -> FaultResponse:
+    return FaultResponse("status", status)
+
+
+_EMPTY, _RESET, _HANG = FaultResponse("empty"), FaultResponse("reset"), FaultResponse("hang")
+_HTML_PAGE, _BLOCK_PAGE = FaultResponse("html", 200), FaultResponse("html", 403)
+
+_LOST_RESPONSES: Mapping[str, tuple[str, FaultResponse]] = {
+    "accept-then-500": ("responds with HTTP 500", _status(500)),
+    "accept-then-502": ("responds with HTTP 502", _status(502)),
+    "accept-then-504": ("responds with HTTP 504", _status(504)),
+    "accept-then-code-500": ("responds with code 500 in HTTP 200", _envelope(500)),
+    "accept-then-reset": ("resets the connection without a response", _RESET),
+    "accept-then-hang": ("never responds", _HANG),
+    "accept-then-html": ("responds with HTTP 200 and an HTML page", _HTML_PAGE),
+    "empty-body": ("responds with HTTP 200 and an empty body", _EMPTY),
 }
 
 _SUBMIT = {
     **_code_faults(),
     **_status_faults(),
-    "html": Fault("Submit", "refused with an HTTP 403 block page", "times", instead=BadAnswer("page", 403)),
-    "reset": Fault("Submit", "creates nothing and resets the connection", "times", instead=BadAnswer("reset")),
-    "hang": Fault("Submit", "creates nothing and never answers", "times", instead=BadAnswer("hang")),
-    "retry-after": Fault("Submit", "HTTP 429 with Retry-After until that time is over", "seconds", 5),
+    "html": Fault("Submit", "Refuses with HTTP 403 and an HTML block page.", "times", response=_BLOCK_PAGE),
+    "reset": Fault("Submit", "Creates no task and resets the connection.", "times", response=_RESET),
+    "hang": Fault("Submit", "Creates no task and never responds.", "times", response=_HANG),
+    "retry-after": Fault("Submit", "Responds with HTTP 429 and Retry-After until that time is over.", "seconds", 5),
     **{
-        name: Fault("Submit", f"creates the task, then {does}", "times", instead=bad, creates=True)
-        for name, (does, bad) in _LOST_ANSWERS.items()
+        name: Fault("Submit", f"Creates the task, then {action}.", "times", response=response, creates=True)
+        for name, (action, response) in _LOST_RESPONSES.items()
     },
-    "slow": Fault("Submit", "creates the task at once and answers late", "seconds", 5, creates=True),
-    "drip": Fault("Submit", "creates the task and sends the answer byte by byte over that time", "seconds", 5),
-    "huge-answer": Fault("Submit", "creates the task and pads the answer to that size", "MB", 10),
-    "string-code": Fault("Submit", 'creates the task and answers with code "200" as a string'),
-    "snake-case-answer": Fault("Submit", "creates the task and names its id task_id"),
-    "no-task-id": Fault("Submit", "creates the task and answers code 200 with data null"),
-    "odd-types": Fault("Submit", "creates the task and answers code 200 with a list for data"),
-    "callback-before-answer": Fault("Submit", "answers only after the first callback was sent"),
+    "slow": Fault("Submit", "Creates the task at once and responds that much later.", "seconds", 5, creates=True),
+    "drip": Fault("Submit", "Creates the task and sends the response in small pieces over that time.", "seconds", 5),
+    "huge-answer": Fault("Submit", "Creates the task and pads the response to that size.", "MB", 10),
+    "string-code": Fault("Submit", 'Creates the task and responds with the code as a string, "200".'),
+    "snake-case-answer": Fault("Submit", "Creates the task and responds with task_id instead of taskId."),
+    "no-task-id": Fault("Submit", "Creates the task and responds with code 200 and null for data."),
+    "odd-types": Fault("Submit", "Creates the task and responds with code 200 and a list for data."),
+    "callback-before-answer": Fault("Submit", "Responds only after the first callback was sent."),
 }
 
 _CALLBACK = {
-    "drop-callbacks": Fault("Callback", "sends none"),
-    "only-complete": Fault("Callback", "skips text and first"),
-    "repeat-callbacks": Fault("Callback", "sends each that many times", "times", 2),
-    "reorder-callbacks": Fault("Callback", "sends complete, first, text, in this order"),
-    "delay-callbacks": Fault("Callback", "sends each that much later", "seconds", 5),
-    "second-callback": Fault("Callback", "adds one of type second between first and complete"),
-    "unknown-type": Fault("Callback", "gives every callback a type nobody knows"),
-    "upper-case-type": Fault("Callback", "writes the type in capitals"),
-    "poll-shaped": Fault("Callback", "posts the body of record-info"),
-    "camel-case": Fault("Callback", "writes taskId, audioUrl and so on"),
-    "top-level-id": Fault("Callback", "puts the task id at the top of the body"),
-    "missing-id": Fault("Callback", "leaves the task id out"),
-    "wrong-id": Fault("Callback", "names another task"),
-    "callback-string-code": Fault("Callback", 'writes the code as a string, "200"'),
-    "digit-times": Fault("Callback", "writes createTime as a string of epoch milliseconds"),
-    "null-data": Fault("Callback", "carries null for the clips"),
-    "empty-data": Fault("Callback", "carries an empty list for the clips"),
-    "malformed-callback": Fault("Callback", "cuts the JSON off in the middle"),
-    "failed": Fault("Callback", "the task fails with that code", "code", 500),
-    "failed-as-complete": Fault("Callback", "the task fails with that code, told as type complete", "code", 500),
-    "create-failed": Fault("Callback", "the task fails as CREATE_TASK_FAILED, code 500"),
-    "sensitive": Fault("Callback", "the task fails as SENSITIVE_WORD_ERROR, code 400"),
-    "refunded": Fault("Callback", "the task fails with code 531 and its credits come back"),
+    "drop-callbacks": Fault("Callback", "Sends no callbacks."),
+    "only-complete": Fault("Callback", "Skips the callbacks text and first."),
+    "repeat-callbacks": Fault("Callback", "Sends each callback that many times.", "times", 2),
+    "reorder-callbacks": Fault("Callback", "Sends complete, first and text, in this order."),
+    "delay-callbacks": Fault("Callback", "Sends each callback that much later.", "seconds", 5),
+    "second-callback": Fault("Callback", "Sends one of the type second between first and complete."),
+    "unknown-type": Fault("Callback", "Gives every callback an unknown type, progress."),
+    "upper-case-type": Fault("Callback", "Writes the type in upper case."),
+    "poll-shaped": Fault("Callback", "Sends the body of record-info."),
+    "camel-case": Fault("Callback", "Writes the body's names in camelCase: taskId, audioUrl and so on."),
+    "top-level-id": Fault("Callback", "Puts the task's id at the top level of the body."),
+    "missing-id": Fault("Callback", "Omits the task's id."),
+    "wrong-id": Fault("Callback", "Sends the id of a task that does not exist."),
+    "callback-string-code": Fault("Callback", 'Writes the code as a string, "200".'),
+    "digit-times": Fault("Callback", "Writes createTime as a string of epoch milliseconds."),
+    "null-data": Fault("Callback", "Sends null for the clips."),
+    "empty-data": Fault("Callback", "Sends an empty list for the clips."),
+    "malformed-callback": Fault("Callback", "Cuts the JSON off in the middle."),
+    "failed": Fault("Callback", "Fails the task with that code, in a callback of the type error.", "code", 500),
+    "failed-as-complete": Fault(
+        "Callback", "Fails the task with that code, in a callback of the type complete.", "code", 500
+    ),
+    "create-failed": Fault("Callback", "Fails the task with code 500 and the status CREATE_TASK_FAILED."),
+    "sensitive": Fault("Callback", "Fails the task with code 400 and the status SENSITIVE_WORD_ERROR."),
+    "refunded": Fault("Callback", "Fails the task with code 531 and refunds its credits."),
 }
 
 _POLL = {
-    "poll-500": Fault("Poll", "HTTP 500", "times", instead=BadAnswer("status", 500)),
-    "poll-code-500": Fault("Poll", "code 500 in HTTP 200", "times", instead=BadAnswer("envelope", 500)),
-    "poll-throttle": Fault("Poll", "code 405 in HTTP 200", "times", instead=BadAnswer("envelope", 405)),
+    "poll-500": Fault("Poll", "Responds with HTTP 500.", "times", response=_status(500)),
+    "poll-code-500": Fault("Poll", "Responds with code 500 in HTTP 200.", "times", response=_envelope(500)),
+    "poll-throttle": Fault("Poll", "Responds with code 405 in HTTP 200.", "times", response=_envelope(405)),
     "poll-record-null": Fault(
-        "Poll", 'code 422 "recordInfo is null"', "times", instead=BadAnswer("envelope", 422, "recordInfo is null")
+        "Poll", 'Responds with code 422, "recordInfo is null".', "times", response=_envelope(422, "recordInfo is null")
     ),
-    "poll-null": Fault("Poll", "code 200 with data null", "times", instead=BadAnswer("envelope", 200, "success")),
-    "poll-html": Fault("Poll", "an HTTP 403 block page", "times", instead=BadAnswer("page", 403)),
-    "poll-empty": Fault("Poll", "HTTP 200 with an empty body", "times", instead=BadAnswer("empty", 200)),
-    "poll-reset": Fault("Poll", "the connection is reset", "times", instead=BadAnswer("reset")),
-    "poll-hang": Fault("Poll", "no answer ever", "times", instead=BadAnswer("hang")),
-    "poll-slow": Fault("Poll", "answers late", "seconds", 5),
-    "poll-stale": Fault("Poll", "PENDING, whatever has happened", "times"),
-    "poll-lies": Fault("Poll", "SUCCESS with null for every audioUrl", "times"),
-    "poll-callback-exception": Fault("Poll", "CALLBACK_EXCEPTION once complete, with the audio"),
-    "poll-callback-exception-bare": Fault("Poll", "CALLBACK_EXCEPTION once complete, at first without audio", "times"),
-    "poll-odd-status": Fault("Poll", "GENERATING and FAILED for the usual words"),
-    "poll-snake-case": Fault("Poll", "writes task_id, audio_url and so on"),
-    "poll-response-text": Fault("Poll", "response is a string of JSON"),
-    "lyrics-null": Fault("Poll", "the lyrics call answers alignedWords null"),
-    "lyrics-500": Fault("Poll", "the lyrics call answers code 500"),
+    "poll-null": Fault("Poll", "Responds with code 200 and null for data.", "times", response=_envelope(200)),
+    "poll-html": Fault("Poll", "Responds with HTTP 403 and an HTML block page.", "times", response=_BLOCK_PAGE),
+    "poll-empty": Fault("Poll", "Responds with HTTP 200 and an empty body.", "times", response=_EMPTY),
+    "poll-reset": Fault("Poll", "Resets the connection.", "times", response=_RESET),
+    "poll-hang": Fault("Poll", "Never responds.", "times", response=_HANG),
+    "poll-slow": Fault("Poll", "Responds that much later.", "seconds", 5),
+    "poll-stale": Fault("Poll", "Reports PENDING, whatever the task's status is.", "times"),
+    "poll-lies": Fault("Poll", "Reports SUCCESS with null for every audioUrl.", "times"),
+    "poll-callback-exception": Fault("Poll", "Reports a complete task as CALLBACK_EXCEPTION, with its audio."),
+    "poll-callback-exception-bare": Fault(
+        "Poll", "Reports a complete task as CALLBACK_EXCEPTION with null for every audioUrl.", "times"
+    ),
+    "poll-odd-status": Fault("Poll", "Reports GENERATING and FAILED instead of the documented statuses."),
+    "poll-snake-case": Fault("Poll", "Writes the data's names in snake_case: task_id, audio_url and so on."),
+    "poll-response-text": Fault("Poll", "Sends the field response as a string of JSON."),
+    "lyrics-null": Fault("Poll", "Responds to the lyrics call with null for alignedWords."),
+    "lyrics-500": Fault("Poll", "Responds to the lyrics call with code 500."),
 }
 
 _AUDIO = {
     **{
-        f"audio-{status}": Fault("Audio", f"HTTP {status}", "times", instead=BadAnswer("status", status))
+        f"audio-{status}": Fault("Audio", f"Responds with HTTP {status}.", "times", response=_status(status))
         for status in (403, 404, 410, 441, 500)
     },
-    "audio-empty": Fault("Audio", "HTTP 200 with an empty body", "times", instead=BadAnswer("empty", 200)),
-    "audio-html": Fault("Audio", "HTTP 200 with an HTML page", "times", instead=BadAnswer("page", 200)),
-    "audio-hang": Fault("Audio", "no answer ever", "times", instead=BadAnswer("hang")),
-    "audio-reset": Fault("Audio", "the connection is reset", "times", instead=BadAnswer("reset")),
-    "audio-truncated": Fault("Audio", "the connection breaks after half of the promised bytes", "times"),
-    "audio-cut": Fault("Audio", "half of the file, with a Content-Length that agrees", "times"),
-    "audio-slow": Fault("Audio", "the file comes in drops over that time", "seconds", 5),
-    "audio-too-large": Fault("Audio", "the file is padded to that size", "MB", 60),
-    "audio-source-only": Fault("Audio", "audio_url is HTTP 404, source_audio_url works"),
-    "audio-mislabelled": Fault("Audio", "a WAV file is called .mp3 and audio/mpeg"),
-    "audio-redirect": Fault("Audio", "HTTP 302 to another path of this host"),
-    "audio-expired-then-fresh": Fault("Audio", "links answer HTTP 403; after that, record-info gives working ones"),
+    "audio-empty": Fault("Audio", "Responds with HTTP 200 and an empty body.", "times", response=_EMPTY),
+    "audio-html": Fault("Audio", "Responds with HTTP 200 and an HTML page.", "times", response=_HTML_PAGE),
+    "audio-hang": Fault("Audio", "Never responds.", "times", response=_HANG),
+    "audio-reset": Fault("Audio", "Resets the connection.", "times", response=_RESET),
+    "audio-truncated": Fault("Audio", "Closes the connection after half of the bytes in Content-Length.", "times"),
+    "audio-cut": Fault("Audio", "Sends half of the file, with a Content-Length that agrees.", "times"),
+    "audio-slow": Fault("Audio", "Sends the file in small pieces over that time.", "seconds", 5),
+    "audio-too-large": Fault("Audio", "Pads the file to that size.", "MB", 60),
+    "audio-source-only": Fault("Audio", "Responds with HTTP 404 to audio_url; source_audio_url works."),
+    "audio-mislabelled": Fault("Audio", "Serves a WAV file as .mp3 and audio/mpeg."),
+    "audio-redirect": Fault("Audio", "Redirects with HTTP 302 to another URL of the same host."),
+    "audio-expired-then-fresh": Fault("Audio", "Responds with HTTP 403 until record-info gives fresh links."),
 }
 
 _ACCOUNT = {
-    "no-credits": Fault("Account", "empties the account, from this submit on, for that time", "seconds"),
-    "credits-falling": Fault("Account", "this task takes all credits that were left"),
-    "key-revoked": Fault("Account", "the key stops working, from this submit on, for that time", "seconds"),
-    "maintenance": Fault("Account", "code 455 to everything, from this submit on, for that time", "seconds"),
+    "no-credits": Fault("Account", "Has no credits left for that time.", "seconds"),
+    "credits-falling": Fault("Account", "Charges all remaining credits for this task."),
+    "key-revoked": Fault("Account", "Refuses the key for that time.", "seconds"),
+    "maintenance": Fault("Account", "Responds with code 455 to every call for that time.", "seconds"),
 }
+
+HOW_TO_ASK = """\
+For one task, a tag in its prompt: [fault: drop-callbacks] or [fault: code-405=2, slow=3].
+For all tasks: --fault drop-callbacks:0.2,code-500:0.1 (name, =value, :probability).
+
+GET /journal lists the requests and callbacks with their times, GET /tasks the tasks; GET and POST /control read and
+change the options while the sandbox runs. They need no key and show callback URLs whole."""
 
 FAULTS: Mapping[str, Fault] = {**_SUBMIT, **_CALLBACK, **_POLL, **_AUDIO, **_ACCOUNT}
 
-Chosen = Mapping[str, float | None]
-"""The faults of one task and their values; None means that the fault never ends by itself."""
+TaskFaults = Mapping[str, float | None]
+"""The faults of one task by name, with their values; None means that the fault never ends."""
 
 _TAG = re.compile(r"\[fault:([^\]]*)\]", re.IGNORECASE)
-_TERM = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<value>\d+(\.\d+)?))?(:(?P<chance>[01]?\.?\d+))?")
+_SPEC = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<value>\d+(\.\d+)?))?(:(?P<probability>[01]?\.?\d+))?")
 
 
-class FaultRefused(ValueError):
-    """A fault was asked for that does not exist, or in a way that cannot be read."""
+class InvalidFault(ValueError):
+    """The fault does not exist, or its specification cannot be parsed."""
 
 
 @dataclass(frozen=True)
-class Term:
-    """One fault as asked for: `name`, `name=value`, `name:probability` or `name=value:probability`."""
+class FaultSpec:
+    """One selected fault: `name`, `name=value`, `name:probability` or `name=value:probability`."""
 
     name: str
     value: float | None
-    chance: float
+    probability: float
 
 
-def parse_terms(text: str) -> tuple[Term, ...]:
-    """Read a comma list of faults; raise FaultRefused for what is not in the table."""
-    return tuple(_parse_term(term.strip().lower()) for term in text.split(",") if term.strip())
+def parse_faults(text: str) -> tuple[FaultSpec, ...]:
+    """Parse a comma-separated list of faults. Raises InvalidFault."""
+    return tuple(_parse_fault(part.strip().lower()) for part in text.split(",") if part.strip())
 
 
-def terms_in_prompt(prompt: str) -> tuple[Term, ...] | None:
-    """The faults that a prompt's tags ask for, or None if it has no tag."""
+def parse_prompt_faults(prompt: str) -> tuple[FaultSpec, ...] | None:
+    """Parse the faults in a prompt's tags; None if it has no tag. Raises InvalidFault."""
     tags = _TAG.findall(prompt)
-    return parse_terms(",".join(tags)) if tags else None
+    return parse_faults(",".join(tags)) if tags else None
 
 
-def without_tags(prompt: str) -> str:
-    """The prompt as it sounds."""
+def strip_tags(prompt: str) -> str:
+    """Return the prompt without its fault tags."""
     return " ".join(_TAG.sub(" ", prompt).split())
 
 
-def draw(terms: tuple[Term, ...], rng: random.Random) -> Chosen:
-    """Decide which of these faults one submit meets."""
-    return {term.name: term.value for term in terms if term.chance >= 1 or rng.random() < term.chance}
+def select_faults(specs: tuple[FaultSpec, ...], rng: random.Random) -> TaskFaults:
+    """Draw which of these faults apply to one submit."""
+    return {spec.name: spec.value for spec in specs if spec.probability >= 1 or rng.random() < spec.probability}
 
 
-def _parse_term(text: str) -> Term:
-    match = _TERM.fullmatch(text)
+def _parse_fault(text: str) -> FaultSpec:
+    match = _SPEC.fullmatch(text)
     fault = FAULTS.get(match["name"]) if match else None
     if match is None or fault is None:
-        raise FaultRefused(f"unknown fault {text!r}; known are: {', '.join(FAULTS)}")
-    if match["value"] is not None and fault.value is None:
-        raise FaultRefused(f"fault {match['name']!r} takes no value")
-    chance = float(match["chance"] or 1)
-    if chance > 1:
-        raise FaultRefused(f"the probability of fault {match['name']!r} is above 1")
-    return Term(match["name"], float(match["value"]) if match["value"] else fault.default, chance)
+        raise InvalidFault(f"unknown fault {text!r}; known faults: {', '.join(FAULTS)}")
+    if match["value"] is not None and fault.unit is None:
+        raise InvalidFault(f"fault {match['name']!r} takes no value")
+    probability = float(match["probability"] or 1)
+    if probability > 1:
+        raise InvalidFault(f"the probability of fault {match['name']!r} is above 1")
+    return FaultSpec(match["name"], float(match["value"]) if match["value"] else fault.default, probability)
+
+
+def list_faults() -> str:
+    """The table of faults as text in columns, and how to ask for them."""
+    names = {name: name if fault.unit is None else f"{name}={fault.unit}" for name, fault in FAULTS.items()}
+    width = max(map(len, names.values()))
+    lines = [HOW_TO_ASK]
+    for group in get_args(Group):
+        lines.append(f"\n{group}")
+        lines += [
+            f"  {names[name]:<{width}}  {fault.description}" for name, fault in FAULTS.items() if fault.group == group
+        ]
+    return "\n".join(lines)

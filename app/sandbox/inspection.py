@@ -11,15 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.sandbox.account import Outage
 from app.sandbox.api_routes import SandboxDep, status_of
-from app.sandbox.faults import FaultRefused
+from app.sandbox.faults import InvalidFault
 from app.sandbox.journal import caller_task_id
 from app.sandbox.state import Sandbox, Task, now
-from app.sandbox.timeline import failure_of
+from app.sandbox.timeline import failure_for
 
 router = APIRouter()
 
 
-class Changes(BaseModel):
+class ControlUpdate(BaseModel):
     """What may be changed while the sandbox runs; what is not named stays."""
 
     model_config = ConfigDict(extra="forbid")
@@ -46,7 +46,7 @@ def journal(
 @router.get("/tasks")
 def tasks(sandbox: SandboxDep) -> Response:
     """Every task that was created, and charged, whatever the caller was told."""
-    return _as_json(_record(task) for task in list(sandbox.tasks.values()))
+    return _as_json(_record_data(task) for task in list(sandbox.tasks.values()))
 
 
 @router.get("/control")
@@ -59,37 +59,37 @@ async def control(sandbox: SandboxDep) -> dict[str, Any]:
         "period": options.period,
         "fault": options.fault,
         "credits": account.balance(time),
-        "key_works": not account.is_out(time, "key"),
-        "maintenance": account.is_out(time, "maintenance"),
+        "key_works": not account.has_outage(time, "key"),
+        "maintenance": account.has_outage(time, "maintenance"),
     }
 
 
 @router.post("/control")
-async def change(sandbox: SandboxDep, changes: Changes) -> dict[str, Any]:
+async def update_control(sandbox: SandboxDep, changes: ControlUpdate) -> dict[str, Any]:
     """Change it."""
     given = changes.model_dump(exclude_none=True, include={"api_key", "delay", "rate", "period", "fault"})
     try:
         sandbox.options = replace(sandbox.options, **given)
-    except FaultRefused as error:
+    except InvalidFault as error:
         raise HTTPException(422, str(error)) from None
     if changes.credits is not None:
         sandbox.account.set_credits(changes.credits)
     if changes.key_works is not None:
-        _switch(sandbox, "key", works=changes.key_works)
+        _set_outage(sandbox, "key", works=changes.key_works)
     if changes.maintenance is not None:
-        _switch(sandbox, "maintenance", works=not changes.maintenance)
+        _set_outage(sandbox, "maintenance", works=not changes.maintenance)
     return await control(sandbox)
 
 
-def _switch(sandbox: Sandbox, what: Outage, *, works: bool) -> None:
+def _set_outage(sandbox: Sandbox, what: Outage, *, works: bool) -> None:
     if works:
-        sandbox.account.resume(what)
+        sandbox.account.end_outage(what)
     else:
         sandbox.account.stop(what, now(), None)
 
 
-def _record(task: Task) -> dict[str, Any]:
-    failure = failure_of(task.faults)
+def _record_data(task: Task) -> dict[str, Any]:
+    failure = failure_for(task.faults)
     return {
         "task_id": task.id,
         "callback_url": task.order.callback_url,

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_KEPT = 200_000
-_INSTRUMENTS = frozenset({"/journal", "/tasks", "/control"})
+_MAX_ENTRIES = 200_000
+_UNRECORDED_PATHS = frozenset({"/journal", "/tasks", "/control"})
 
 
 @dataclass
-class Arrival:
+class RequestEntry:
     """One request."""
 
     kind: ClassVar[str] = "request"
@@ -58,19 +58,19 @@ class Journal:
     """The latest entries, oldest first."""
 
     def __init__(self) -> None:
-        self._entries: deque[Arrival | CallbackAttempt] = deque(maxlen=_KEPT)
+        self._entries: deque[RequestEntry | CallbackAttempt] = deque(maxlen=_MAX_ENTRIES)
 
-    def add(self, entry: Arrival | CallbackAttempt) -> None:
+    def add(self, entry: RequestEntry | CallbackAttempt) -> None:
         """Note an entry; its result may be filled in later."""
         self._entries.append(entry)
 
-    def find(self, **wanted: str | None) -> Iterator[dict[str, Any]]:
+    def find(self, **fields: str | None) -> Iterator[dict[str, Any]]:
         """The entries whose fields have these values; a None asks for nothing."""
-        asked = {name: value for name, value in wanted.items() if value is not None}
+        filters = {name: value for name, value in fields.items() if value is not None}
         # A copy, since readers run in threads of their own while the journal goes on.
         for entry in self._entries.copy():
             record = {"kind": entry.kind, **vars(entry)}
-            if all(record.get(name) == value for name, value in asked.items()):
+            if all(record.get(name) == value for name, value in filters.items()):
                 yield record
 
 
@@ -82,19 +82,19 @@ class JournalMiddleware:
         self._journal = journal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _INSTRUMENTS:
+        if scope["type"] != "http" or scope["path"] in _UNRECORDED_PATHS:
             await self._app(scope, receive, send)
             return
-        arrival = Arrival(scope["method"], scope["path"])
-        self._journal.add(arrival)
-        scope["arrival"] = arrival
+        entry = RequestEntry(scope["method"], scope["path"])
+        self._journal.add(entry)
+        scope["journal_entry"] = entry
 
-        async def note_status(message: Message) -> None:
+        async def record_status(message: Message) -> None:
             if message["type"] == "http.response.start":
-                arrival.status = message["status"]
+                entry.status = message["status"]
             await send(message)
 
-        await self._app(scope, receive, note_status)
+        await self._app(scope, receive, record_status)
 
 
 def caller_task_id(callback_url: str) -> str | None:

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from app.sandbox.faults import CODES, without_tags
+from app.sandbox.faults import CODES, strip_tags
 from app.sandbox.state import Clip, Task
-from app.sandbox.timeline import STATUSES, Failure, Stage, Step, is_audible
+from app.sandbox.timeline import STATUSES, Failure, PlannedCallback, Stage, has_audio
 
 _Body = dict[str, Any]
 
@@ -22,14 +22,14 @@ def envelope(code: int, data: Any = None, message: str | None = None) -> dict[st
     return {"code": code, "msg": message or ("success" if code == 200 else CODES[code]), "data": data}
 
 
-def record_info(task: Task, status: str, failure: Failure | None = None, *, bare: bool = False) -> dict[str, Any]:
-    """The data of a poll's answer. `bare` leaves the audio URLs null, whatever the status says."""
+def record_info(task: Task, status: str, failure: Failure | None = None, *, omit_audio: bool = False) -> dict[str, Any]:
+    """The data of a poll's answer. `omit_audio` leaves the audio URLs null, whatever the status says."""
     order = task.order
-    stage = _SHOWN_AS.get(status)
+    stage = _STAGE_BY_STATUS.get(status)
     items = None if stage is None else [_item(task, i, stage, fresh=True) for i in range(len(task.clips))]
     for item in items or []:
-        item["audioUrl"] = None if bare else item["audioUrl"] or None
-        item["sourceAudioUrl"] = None if bare else item["sourceAudioUrl"] or None
+        item["audioUrl"] = None if omit_audio else item["audioUrl"] or None
+        item["sourceAudioUrl"] = None if omit_audio else item["sourceAudioUrl"] or None
     param = {
         "callBackUrl": order.callback_url,
         "grabLyrics": order.lyrics,
@@ -71,7 +71,7 @@ def callback(task: Task, kind: str, stage: Stage, failure: Failure | None) -> di
 
 def lyrics(task: Task, clip: Clip) -> dict[str, Any]:
     """The prompt's words, spread over the clip; none unless the submit asked for lyrics."""
-    words = without_tags(task.order.prompt).split() if task.order.lyrics else []
+    words = strip_tags(task.order.prompt).split() if task.order.lyrics else []
     span = clip.sound.duration / max(1, len(words))
     aligned = [
         {
@@ -92,13 +92,13 @@ def in_snake_case(body: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def in_camel_case(body: dict[str, Any]) -> dict[str, Any]:
+def _in_camel_case(body: dict[str, Any]) -> dict[str, Any]:
     """The same with its names in camelCase."""
     renamed: dict[str, Any] = _renamed(body, _to_camel_case)
     return renamed
 
 
-_SHOWN_AS = {
+_STAGE_BY_STATUS = {
     "TEXT_SUCCESS": Stage.text,
     "FIRST_SUCCESS": Stage.first,
     "SUCCESS": Stage.complete,
@@ -108,10 +108,10 @@ _SHOWN_AS = {
 
 def _item(task: Task, index: int, stage: Stage, *, fresh: bool = False) -> dict[str, Any]:
     clip, base = task.clips[index], task.base_url
-    ready = is_audible(stage, index)
+    ready = has_audio(stage, index)
     extension = "mp3" if "audio-mislabelled" in task.faults else "wav"
-    query = "?fresh=1" if fresh and clip.refused else ""
-    prompt = without_tags(task.order.prompt)
+    query = "?fresh=1" if fresh and clip.link_expired else ""
+    prompt = strip_tags(task.order.prompt)
     item = {
         "id": clip.id,
         "audioUrl": f"{base}audio/{clip.id}.{extension}{query}" if ready else "",
@@ -155,19 +155,19 @@ def _millis(at: datetime) -> int:
     return int(at.astimezone(UTC).timestamp() * 1000)
 
 
-def callback_body(task: Task, step: Step, failure: Failure | None) -> bytes:
+def callback_body(task: Task, step: PlannedCallback, failure: Failure | None) -> bytes:
     """What is POSTed for this step."""
     body = callback(task, step.kind, step.stage, failure)
     if "poll-shaped" in task.faults:
         body = _poll_shaped(task, step, failure)
-    for fault, change in _CHANGES.items():
+    for fault, change in _BODY_FAULTS.items():
         if fault in task.faults:
             body = change(body, task)
     content = json.dumps(body, ensure_ascii=False).encode()
     return content[: len(content) // 2] if "malformed-callback" in task.faults else content
 
 
-def _poll_shaped(task: Task, step: Step, failure: Failure | None) -> _Body:
+def _poll_shaped(task: Task, step: PlannedCallback, failure: Failure | None) -> _Body:
     if failure is not None and step.stage is Stage.complete:
         return envelope(200, record_info(task, failure.status, failure))
     return envelope(200, record_info(task, STATUSES[step.stage]))
@@ -177,11 +177,11 @@ def _with_data(**fields: Any) -> Callable[[_Body, Task], _Body]:
     return lambda body, _: {**body, "data": {**body["data"], **fields}}
 
 
-def _in_capitals(body: _Body, _: Task) -> _Body:
+def _upper_case_type(body: _Body, _: Task) -> _Body:
     return _change_field(body, "callbackType", str.upper)
 
 
-def _other_id(body: _Body, _: Task) -> _Body:
+def _wrong_id(body: _Body, _: Task) -> _Body:
     return _change_field(_change_field(body, "task_id", lambda own: own[::-1]), "taskId", lambda own: own[::-1])
 
 
@@ -194,7 +194,7 @@ def _without_id(body: _Body, _: Task) -> _Body:
     return {**body, "data": {name: value for name, value in body["data"].items() if name not in ("task_id", "taskId")}}
 
 
-def _id_on_top(body: _Body, task: Task) -> _Body:
+def _top_level_id(body: _Body, task: Task) -> _Body:
     return {**_without_id(body, task), "task_id": task.id}
 
 
@@ -204,16 +204,16 @@ def _digit_times(body: _Body, task: Task) -> _Body:
     return {**body, "data": {**body["data"], "data": items}} if items else body
 
 
-_CHANGES: Mapping[str, Callable[[_Body, Task], _Body]] = {
+_BODY_FAULTS: Mapping[str, Callable[[_Body, Task], _Body]] = {
     "null-data": _with_data(data=None),
     "empty-data": _with_data(data=[]),
     "unknown-type": _with_data(callbackType="progress"),
-    "upper-case-type": _in_capitals,
+    "upper-case-type": _upper_case_type,
     "digit-times": _digit_times,
     "missing-id": _without_id,
-    "top-level-id": _id_on_top,
-    "wrong-id": _other_id,
-    "camel-case": lambda body, _: in_camel_case(body),
+    "top-level-id": _top_level_id,
+    "wrong-id": _wrong_id,
+    "camel-case": lambda body, _: _in_camel_case(body),
     "callback-string-code": lambda body, _: {**body, "code": str(body["code"])},
 }
 """In the order in which they are made, so that they can be combined."""

@@ -15,13 +15,13 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.sandbox import api_routes, inspection, media_routes
-from app.sandbox.callbacks import Courier
-from app.sandbox.fault_responses import SEVER, NoAnswer, enveloped
+from app.sandbox.callbacks import CallbackSender
+from app.sandbox.fault_responses import ABORT_EXTENSION, NoResponse, envelope_response
 from app.sandbox.journal import JournalMiddleware
 from app.sandbox.state import Sandbox, SandboxOptions
-from app.sandbox.validation import Refused
+from app.sandbox.validation import ApiError
 
-_AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
+_LINGER_ZERO = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
 
 
 def create_sandbox(options: SandboxOptions) -> FastAPI:
@@ -33,9 +33,9 @@ def create_sandbox(options: SandboxOptions) -> FastAPI:
     app = FastAPI(title="Soundpost sandbox", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.sandbox = Sandbox(options)
     app.add_middleware(JournalMiddleware, journal=app.state.sandbox.journal)
-    app.add_exception_handler(Refused, _refuse)
-    app.add_exception_handler(HTTPException, _not_here)
-    app.add_exception_handler(ClientDisconnect, _drop)
+    app.add_exception_handler(ApiError, _handle_api_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(ClientDisconnect, _handle_disconnect)
     for room in (api_routes, media_routes, inspection):
         app.include_router(room.router)
     return app
@@ -51,7 +51,7 @@ class SandboxServer(uvicorn.Server):
             app,
             host=host,
             port=port,
-            http=_BreakableProtocol,
+            http=_AbortableProtocol,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -82,55 +82,55 @@ def run_sandbox(options: SandboxOptions, host: str = "127.0.0.1", port: int = 0)
     # Until the server listens to signals these end the process; after it, the server raises the signal again.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    with suppress(_Stopped):
-        _TalkingServer(options, host, port).run()
+    with suppress(_StopSignal):
+        _AnnouncingServer(options, host, port).run()
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with Courier(app.state.sandbox) as app.state.courier:
+    async with CallbackSender(app.state.sandbox) as app.state.callback_sender:
         yield
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)  # noqa: S101 - what it is registered for
-    return enveloped(request, error.code, message=error.message)
+async def _handle_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)  # noqa: S101 - what it is registered for
+    return envelope_response(request, error.code, message=error.message)
 
 
-async def _drop(request: Request, error: Exception) -> Response:
-    return NoAnswer()
+async def _handle_disconnect(request: Request, error: Exception) -> Response:
+    return NoResponse()
 
 
-async def _not_here(request: Request, error: Exception) -> Response:
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
     if request.url.path.startswith("/api/"):
-        return enveloped(request, 404)
+        return envelope_response(request, 404)
     return PlainTextResponse(error.detail, error.status_code)
 
 
-class _TalkingServer(SandboxServer):
+class _AnnouncingServer(SandboxServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(f"sandbox listening on {self.url}", flush=True)  # noqa: T201 - what starters wait for
 
 
-class _BreakableProtocol(HttpToolsProtocol):
+class _AbortableProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope["extensions"] = {SEVER: self._sever}
+        scope["extensions"] = {ABORT_EXTENSION: self._abort}
 
-    def _sever(self, hard: bool) -> None:
+    def _abort(self, hard: bool) -> None:
         if not hard or self.transport.is_closing():
             self.transport.close()
             return
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         self.transport.abort()
 
 
-class _Stopped(SystemExit):
+class _StopSignal(SystemExit):
     """The process was asked to end."""
 
 
 def _stop(*_: object) -> None:
-    raise _Stopped(0)
+    raise _StopSignal(0)

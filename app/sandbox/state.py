@@ -10,13 +10,13 @@ from datetime import datetime
 
 from app.sandbox.account import Account
 from app.sandbox.audio import Sound
-from app.sandbox.faults import Chosen, parse_terms
+from app.sandbox.faults import TaskFaults, parse_faults
 from app.sandbox.journal import CallbackAttempt, Journal
 
 
 @dataclass(frozen=True)
 class SandboxOptions:
-    """Every knob; all spans are seconds. Raises FaultRefused when `fault` names an unknown fault."""
+    """Every knob; all spans are seconds. Raises InvalidFault when `fault` names an unknown fault."""
 
     api_key: str = field(default="sandbox", repr=False)
     delay: float = 3.0
@@ -35,7 +35,7 @@ class SandboxOptions:
     """Signs callbacks when set."""
 
     def __post_init__(self) -> None:
-        parse_terms(self.fault or "")
+        parse_faults(self.fault or "")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Clip:
 
     id: str
     sound: Sound
-    refused: bool = False
+    link_expired: bool = False
     """A dead link was tried, so that the next record-info may give a fresh one."""
 
 
@@ -67,21 +67,21 @@ class Task:
 
     id: str
     order: Order
-    faults: Chosen
+    faults: TaskFaults
     delay: float
     base_url: str
     created_at: datetime
     created_monotonic: float
     clips: tuple[Clip, ...]
     callbacks: list[CallbackAttempt] = field(default_factory=list)
-    struck: Counter[str] = field(default_factory=Counter)
+    trigger_counts: Counter[str] = field(default_factory=Counter)
     """How often each limited fault has met this task."""
     first_callback_sent: asyncio.Event = field(default_factory=asyncio.Event)
     callbacks_given_up: bool = False
 
-    def strikes(self, fault: str, what: str = "") -> bool:
+    def trigger(self, fault: str, what: str = "") -> bool:
         """Whether this task has this fault, and has it still; counts towards the fault's end."""
-        return fault in self.faults and not is_over(self.faults[fault], self.struck, fault + what)
+        return fault in self.faults and not is_exhausted(self.faults[fault], self.trigger_counts, fault + what)
 
 
 class Sandbox:
@@ -94,7 +94,7 @@ class Sandbox:
         self.tasks: dict[str, Task] = {}
         self.clips: dict[str, tuple[Task, Clip]] = {}
         self.rng = random.Random(options.seed)  # noqa: S311 - faults by chance, not secrets
-        self.struck: Counter[str] = Counter()
+        self.trigger_counts: Counter[str] = Counter()
         """How often each limited fault has met the submits of one callback URL."""
         self.first_seen: dict[str, float] = {}
         self.stopping = asyncio.Event()
@@ -118,10 +118,10 @@ class Sandbox:
             return
 
 
-def is_over(limit: float | None, struck: Counter[str], key: str) -> bool:
+def is_exhausted(limit: float | None, trigger_counts: Counter[str], key: str) -> bool:
     """Count one more stroke of a fault; whether it has struck as often as it may."""
-    struck[key] += 1
-    return limit is not None and struck[key] > limit
+    trigger_counts[key] += 1
+    return limit is not None and trigger_counts[key] > limit
 
 
 def now() -> float:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from app.sandbox.faults import Chosen
+from app.sandbox.faults import TaskFaults
 
 
 class Stage(StrEnum):
@@ -16,7 +16,7 @@ class Stage(StrEnum):
     complete = "complete"
 
 
-SHARES: Mapping[Stage, float] = {Stage.pending: 0.0, Stage.text: 0.4, Stage.first: 0.7, Stage.complete: 1.0}
+STAGE_FRACTIONS: Mapping[Stage, float] = {Stage.pending: 0.0, Stage.text: 0.4, Stage.first: 0.7, Stage.complete: 1.0}
 """The part of the delay after which each stage is reached."""
 
 STATUSES: Mapping[Stage, str] = {
@@ -37,7 +37,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedCallback:
     """One callback to be sent, this many seconds after the submit."""
 
     at: float
@@ -55,17 +55,17 @@ _FAILURES: Mapping[str, Failure] = {
 }
 
 
-def stage_after(elapsed: float, delay: float) -> Stage:
+def stage_at(elapsed: float, delay: float) -> Stage:
     """The stage of a task of this age."""
-    return max((stage for stage in Stage if elapsed >= SHARES[stage] * delay), key=SHARES.__getitem__)
+    return max((stage for stage in Stage if elapsed >= STAGE_FRACTIONS[stage] * delay), key=STAGE_FRACTIONS.__getitem__)
 
 
-def is_audible(stage: Stage, take: int) -> bool:
+def has_audio(stage: Stage, take: int) -> bool:
     """Whether this clip of the task has its audio: the first comes before the others."""
     return stage is Stage.complete or (stage is Stage.first and take == 0)
 
 
-def failure_of(faults: Chosen) -> Failure | None:
+def failure_for(faults: TaskFaults) -> Failure | None:
     """How a task with these faults fails, or None if it succeeds."""
     for name, failure in _FAILURES.items():
         if name in faults:
@@ -74,20 +74,23 @@ def failure_of(faults: Chosen) -> Failure | None:
     return None
 
 
-def plan_callbacks(faults: Chosen, delay: float) -> tuple[Step, ...]:
+def plan_callbacks(faults: TaskFaults, delay: float) -> tuple[PlannedCallback, ...]:
     """The callbacks of a task with these faults, in the order of their sending."""
     if "drop-callbacks" in faults:
         return ()
-    steps = [Step(SHARES[stage] * delay, stage.value, stage) for stage in (Stage.text, Stage.first, Stage.complete)]
-    if failure_of(faults) is not None:
+    steps = [
+        PlannedCallback(STAGE_FRACTIONS[stage] * delay, stage.value, stage)
+        for stage in (Stage.text, Stage.first, Stage.complete)
+    ]
+    if failure_for(faults) is not None:
         kind = "complete" if "failed-as-complete" in faults else "error"
-        steps = [steps[0], Step(delay, kind, Stage.complete)]
+        steps = [steps[0], PlannedCallback(delay, kind, Stage.complete)]
     elif "second-callback" in faults:
-        steps.insert(2, Step(0.85 * delay, "second", Stage.complete))
+        steps.insert(2, PlannedCallback(0.85 * delay, "second", Stage.complete))
     if "only-complete" in faults:
         steps = steps[-1:]
     if "reorder-callbacks" in faults:
-        steps = [Step(delay, step.kind, step.stage) for step in reversed(steps)]
+        steps = [PlannedCallback(delay, step.kind, step.stage) for step in reversed(steps)]
     later = faults.get("delay-callbacks") or 0.0
     times = int(faults.get("repeat-callbacks") or 1)
-    return tuple(Step(step.at + later, step.kind, step.stage) for step in steps for _ in range(times))
+    return tuple(PlannedCallback(step.at + later, step.kind, step.stage) for step in steps for _ in range(times))

@@ -10,10 +10,10 @@ from app.sandbox.state import Order
 
 MODELS = frozenset({"V5", "V5_5", "V6", "V6_WILD", "V6_MINI"})
 
-_LONGEST_PROMPT = 500
+_MAX_PROMPT_LENGTH = 500
 
 
-class Refused(Exception):
+class ApiError(Exception):
     """The upstream answers with this code, and its usual message unless another is given."""
 
     def __init__(self, code: int, message: str | None = None) -> None:
@@ -35,10 +35,10 @@ def read_order(fields: dict[str, Any]) -> Order:
     """A valid submit; raise Refused for any other. Unknown fields are ignored."""
     return Order(
         prompt=_prompt(fields.get("prompt")),
-        model=_one_of(fields, "model", MODELS),
+        model=_choice(fields, "model", MODELS),
         loop=_flag(fields, "soundLoop"),
         tempo=_tempo(fields.get("soundTempo")),
-        key=_one_of({"soundKey": "Any"} | _given(fields), "soundKey", KEYS),
+        key=_choice({"soundKey": "Any"} | _without_nulls(fields), "soundKey", KEYS),
         lyrics=_flag(fields, "grabLyrics"),
         callback_url=_callback_url(fields.get("callBackUrl")),
     )
@@ -46,9 +46,9 @@ def read_order(fields: dict[str, Any]) -> Order:
 
 def _prompt(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise Refused(400, "prompt cannot be empty")
-    if len(value) > _LONGEST_PROMPT:
-        raise Refused(413, f"prompt cannot exceed {_LONGEST_PROMPT} characters")
+        raise ApiError(400, "prompt cannot be empty")
+    if len(value) > _MAX_PROMPT_LENGTH:
+        raise ApiError(413, f"prompt cannot exceed {_MAX_PROMPT_LENGTH} characters")
     return value
 
 
@@ -56,25 +56,25 @@ def _tempo(value: Any) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 1 <= value <= 300:
-        raise Refused(400, "soundTempo must be an integer between 1 and 300")
+        raise ApiError(400, "soundTempo must be an integer between 1 and 300")
     return value
 
 
 def _flag(fields: dict[str, Any], name: str) -> bool:
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
-        raise Refused(400, f"{name} must be a boolean")
+        raise ApiError(400, f"{name} must be a boolean")
     return bool(value)
 
 
-def _one_of(fields: dict[str, Any], name: str, allowed: frozenset[str]) -> str:
+def _choice(fields: dict[str, Any], name: str, allowed: frozenset[str]) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or value not in allowed:
-        raise Refused(400, f"{name} is invalid, allowed: {', '.join(sorted(allowed))}")
+        raise ApiError(400, f"{name} is invalid, allowed: {', '.join(sorted(allowed))}")
     return value
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
+def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -86,5 +86,5 @@ def _callback_url(value: Any) -> str:
     except (httpx.InvalidURL, TypeError, ValueError):
         usable = False
     if not usable:
-        raise Refused(400, "Please enter callBackUrl.")
+        raise ApiError(400, "Please enter callBackUrl.")
     return str(value)

@@ -5,20 +5,20 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from tests.sandbox.running import Caller, calling, client_of, sandbox_in_a_thread
+from tests.sandbox.running import CallbackReceiver, client_of, sandbox_in_thread, serving_receiver
 
 
 @pytest.fixture
-async def caller() -> AsyncIterator[Caller]:
+async def receiver() -> AsyncIterator[CallbackReceiver]:
     """A caller that answers 200."""
-    async with calling() as one:
+    async with serving_receiver() as one:
         yield one
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[str]:
     """One sandbox for all tests that need no options of their own."""
-    with sandbox_in_a_thread() as base:
+    with sandbox_in_thread() as base:
         yield base
 
 

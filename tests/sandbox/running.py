@@ -19,7 +19,7 @@ from app.sandbox import SandboxOptions, SandboxServer
 Asgi = Callable[..., Awaitable[Any]]
 
 
-class Caller:
+class CallbackReceiver:
     """A backend's callback URL: answers what it is told, remembers what it got."""
 
     def __init__(self, *answers: int) -> None:
@@ -60,30 +60,30 @@ async def serving(server: uvicorn.Server) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def calling(*answers: int) -> AsyncIterator[Caller]:
+async def serving_receiver(*answers: int) -> AsyncIterator[CallbackReceiver]:
     """A caller that listens."""
-    caller = Caller(*answers)
-    config = uvicorn.Config(caller, port=0, lifespan="off", log_level="warning", access_log=False)
+    receiver = CallbackReceiver(*answers)
+    config = uvicorn.Config(receiver, port=0, lifespan="off", log_level="warning", access_log=False)
     async with serving(uvicorn.Server(config)) as base:
-        caller.url = f"{base}/callbacks/0123abcd/secret-token"
-        yield caller
+        receiver.url = f"{base}/callbacks/0123abcd/secret-token"
+        yield receiver
 
 
-QUICK = SandboxOptions(delay=0.06, rate=100_000, credits=1e6, callback_retry_delays=(0.02, 0.02, 60))
+FAST = SandboxOptions(delay=0.06, rate=100_000, credits=1e6, callback_retry_delays=(0.02, 0.02, 60))
 
 
 @asynccontextmanager
-async def sandboxed(**options: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def running_sandbox(**options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a sandbox of its own, which is quick unless told otherwise."""
-    server = SandboxServer(replace(QUICK, **options), "127.0.0.1", 0)
+    server = SandboxServer(replace(FAST, **options), "127.0.0.1", 0)
     async with serving(server) as base, client_of(base) as client:
         yield client
 
 
 @contextmanager
-def sandbox_in_a_thread() -> Iterator[str]:
+def sandbox_in_thread() -> Iterator[str]:
     """A quick sandbox that outlives the loop of one test."""
-    server = SandboxServer(QUICK, "127.0.0.1", 0)
+    server = SandboxServer(FAST, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
@@ -112,7 +112,7 @@ async def eventually(condition: Callable[[], Any], within: float = 10) -> None:
         await asyncio.sleep(0.005)
 
 
-def nowhere() -> str:
+def unreachable_url() -> str:
     """A new callback URL that leads nowhere."""
     return f"http://soundpost.invalid/callbacks/{uuid.uuid4().hex}/secret"
 
@@ -121,11 +121,11 @@ async def submit(
     client: httpx.AsyncClient, prompt: str = "soft rain", within: float = 10, **fields: Any
 ) -> httpx.Response:
     """Ask for a sound. The callback URL leads nowhere unless one is given."""
-    body = {"prompt": prompt, "model": "V5", "callBackUrl": nowhere(), **fields}
+    body = {"prompt": prompt, "model": "V5", "callBackUrl": unreachable_url(), **fields}
     return await client.post("/api/v1/generate/sounds", json=body, timeout=within)
 
 
-async def created(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> str:
+async def create_task(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> str:
     """Ask for a sound and return the task's id."""
     answer = (await submit(client, prompt, **fields)).json()
     assert answer["code"] == 200, answer
@@ -138,7 +138,7 @@ async def poll(client: httpx.AsyncClient, task_id: str, within: float = 10) -> A
     return (await client.get("/api/v1/generate/record-info", params=query, timeout=within)).json()
 
 
-async def finished(client: httpx.AsyncClient, task_id: str, *, status: str | None = None) -> Any:
+async def poll_until_final(client: httpx.AsyncClient, task_id: str, *, status: str | None = None) -> Any:
     """The record-info data of a task once it is over, or has this status."""
     running = ("PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS")
     deadline = time.monotonic() + 10
@@ -150,7 +150,7 @@ async def finished(client: httpx.AsyncClient, task_id: str, *, status: str | Non
     return data
 
 
-async def known(client: httpx.AsyncClient, callback_url: str) -> list[Any]:
+async def tasks_for(client: httpx.AsyncClient, callback_url: str) -> list[Any]:
     """The tasks that the sandbox has created, and charged, for this callback URL."""
     return [task for task in (await client.get("/tasks")).json() if task["callback_url"] == callback_url]
 

@@ -12,7 +12,17 @@ import httpx
 import pytest
 
 from app.sandbox import FAULTS
-from tests.sandbox.running import Caller, client_of, created, eventually, known, nowhere, poll, sandboxed, submit
+from tests.sandbox.running import (
+    CallbackReceiver,
+    client_of,
+    create_task,
+    eventually,
+    poll,
+    running_sandbox,
+    submit,
+    tasks_for,
+    unreachable_url,
+)
 
 START = (
     "from app.sandbox import SandboxOptions, run_sandbox; run_sandbox(SandboxOptions(rate=10_000, api_key='sandbox'))"
@@ -37,7 +47,7 @@ def started() -> Iterator[tuple["subprocess.Popen[str]", str]]:
 async def test_process_ends_at_once_cleanly_and_in_silence(number: signal.Signals) -> None:
     with started() as (process, base):
         async with client_of(base) as client:
-            await created(client, "rain [fault: delay-callbacks=60]", callBackUrl=nowhere())
+            await create_task(client, "rain [fault: delay-callbacks=60]", callBackUrl=unreachable_url())
             hanging = asyncio.create_task(submit(client, "rain [fault: hang]"))
             while len((await client.get("/journal", params={"kind": "request"})).json()) < 2:
                 pass
@@ -52,20 +62,22 @@ async def test_process_ends_at_once_cleanly_and_in_silence(number: signal.Signal
         assert process.communicate() == ("", "")
 
 
-async def test_two_hundred_tasks_at_once_are_all_told(caller: Caller) -> None:
+async def test_two_hundred_tasks_at_once_are_all_told(receiver: CallbackReceiver) -> None:
     with started() as (_, base):
         async with client_of(base) as client:
-            ids = await asyncio.gather(*(created(client, f"rain {n}", callBackUrl=caller.url) for n in range(200)))
-            await eventually(lambda: len(caller.bodies) >= 600, within=60)
+            ids = await asyncio.gather(
+                *(create_task(client, f"rain {n}", callBackUrl=receiver.url) for n in range(200))
+            )
+            await eventually(lambda: len(receiver.bodies) >= 600, within=60)
             tasks = (await client.get("/tasks")).json()
 
-    assert sorted(caller.types) == ["complete"] * 200 + ["first"] * 200 + ["text"] * 200
+    assert sorted(receiver.types) == ["complete"] * 200 + ["first"] * 200 + ["text"] * 200
     assert {task["task_id"] for task in tasks} == set(ids)
     assert all(task["delivered"] == ["text", "first", "complete"] for task in tasks)
 
 
 async def test_no_fault_is_an_error_of_the_sandbox_itself(caplog: pytest.LogCaptureFixture) -> None:
-    async with sandboxed() as client:
+    async with running_sandbox() as client:
         names = iter([name for name, fault in FAULTS.items() if fault.group != "Account" and "hang" not in name])
         await asyncio.gather(*(_use_each(client, names) for _ in range(10)))
 
@@ -79,11 +91,11 @@ async def _use_each(client: httpx.AsyncClient, names: Iterator[str]) -> None:
 
 async def _use(client: httpx.AsyncClient, fault: str) -> None:
     """Do with a task of this fault all that a caller may do."""
-    url = nowhere()
-    value = {"times": "=1", "seconds": "=0.05", "MB": "=1", "code": "=500", None: ""}[FAULTS[fault].value]
+    url = unreachable_url()
+    value = {"times": "=1", "seconds": "=0.05", "MB": "=1", "code": "=500", None: ""}[FAULTS[fault].unit]
     with suppress(httpx.TransportError):
         await submit(client, f"rain [fault: {fault}{value}]", callBackUrl=url)
-    for task in await known(client, url):
+    for task in await tasks_for(client, url):
         for _ in range(3):
             with suppress(httpx.TransportError, ValueError):
                 await poll(client, task["task_id"])
@@ -94,7 +106,7 @@ async def _use(client: httpx.AsyncClient, fault: str) -> None:
 
 
 async def test_caller_who_leaves_amid_a_submit_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    async with sandboxed() as client:
+    async with running_sandbox() as client:
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /api/v1/generate/sounds HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
         await writer.drain()

@@ -3,13 +3,13 @@
 import httpx
 import pytest
 
-from tests.sandbox.running import created, finished, known, nowhere
+from tests.sandbox.running import create_task, poll_until_final, tasks_for, unreachable_url
 
 
 async def links_of(client: httpx.AsyncClient, fault: str) -> list[str]:
     """The audio links of a finished task with this fault."""
-    task_id = await created(client, f"rain [fault: drop-callbacks, {fault}]")
-    return [clip["audioUrl"] for clip in (await finished(client, task_id))["response"]["sunoData"]]
+    task_id = await create_task(client, f"rain [fault: drop-callbacks, {fault}]")
+    return [clip["audioUrl"] for clip in (await poll_until_final(client, task_id))["response"]["sunoData"]]
 
 
 @pytest.mark.parametrize("status", [403, 404, 410, 441, 500])
@@ -66,8 +66,8 @@ async def test_large_and_slow_files(client: httpx.AsyncClient) -> None:
 
 
 async def test_only_the_source_link_works(client: httpx.AsyncClient) -> None:
-    task_id = await created(client, "rain [fault: audio-source-only]")
-    clip = (await finished(client, task_id))["response"]["sunoData"][0]
+    task_id = await create_task(client, "rain [fault: audio-source-only]")
+    clip = (await poll_until_final(client, task_id))["response"]["sunoData"][0]
 
     assert (await client.get(clip["audioUrl"])).status_code == 404
     assert (await client.get(clip["sourceAudioUrl"])).content[:4] == b"RIFF"
@@ -90,13 +90,13 @@ async def test_link_leads_elsewhere(client: httpx.AsyncClient) -> None:
 
 
 async def test_expired_link_is_renewed_by_record_info_once_it_was_tried(client: httpx.AsyncClient) -> None:
-    url = nowhere()
-    task_id = await created(client, "rain [fault: audio-expired-then-fresh]", callBackUrl=url)
+    url = unreachable_url()
+    task_id = await create_task(client, "rain [fault: audio-expired-then-fresh]", callBackUrl=url)
     links = []
     for _ in range(2):
-        clip = (await finished(client, task_id))["response"]["sunoData"][0]
+        clip = (await poll_until_final(client, task_id))["response"]["sunoData"][0]
         links.append((clip["audioUrl"], (await client.get(clip["audioUrl"])).status_code))
-    [task] = await known(client, url)
+    [task] = await tasks_for(client, url)
 
     assert [status for _, status in links] == [403, 200]
     assert links[0][0] != links[1][0]

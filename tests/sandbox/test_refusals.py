@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.sandbox.running import codes, created, nowhere, poll, sandboxed, submit
+from tests.sandbox.running import codes, create_task, poll, running_sandbox, submit, unreachable_url
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ async def test_a_bad_key_is_401_in_both_places(client: httpx.AsyncClient, header
 
 
 async def test_no_more_than_the_rate_is_let_in_and_nothing_else_is_counted() -> None:
-    async with sandboxed(rate=3, period=60) as client:
-        task_id = await created(client)
+    async with running_sandbox(rate=3, period=60) as client:
+        task_id = await create_task(client)
         for _ in range(5):
             await client.get("/api/v1/generate/credit")
         answers = [await submit(client), await submit(client), await submit(client)]
@@ -89,7 +89,7 @@ async def test_a_wrong_path_or_method_is_code_404(client: httpx.AsyncClient) -> 
 
 
 async def test_controls_change_a_running_sandbox() -> None:
-    async with sandboxed() as client:
+    async with running_sandbox() as client:
         results = []
         for change in (
             {"credits": 2},
@@ -114,8 +114,8 @@ async def test_controls_refuse_what_they_do_not_know(client: httpx.AsyncClient, 
 
 
 async def test_journal_tells_arrivals_and_callbacks_of_each_task(client: httpx.AsyncClient) -> None:
-    url = nowhere()
-    task_id = await created(client, "rain [fault: only-complete]", callBackUrl=url)
+    url = unreachable_url()
+    task_id = await create_task(client, "rain [fault: only-complete]", callBackUrl=url)
     await poll(client, task_id)
     requests = (await client.get("/journal", params={"task_id": task_id, "kind": "request"})).json()
     submits = (await client.get("/journal", params={"path": "/api/v1/generate/sounds"})).json()

@@ -6,14 +6,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.sandbox.running import created, finished, poll, sandboxed
+from tests.sandbox.running import create_task, poll, poll_until_final, running_sandbox
 
 RECORD_INFO = "/api/v1/generate/record-info"
 
 
 async def task_with(client: httpx.AsyncClient, fault: str) -> str:
     """A task that tells nothing by callback, so that only polls show how it is."""
-    return await created(client, f"rain [fault: drop-callbacks, {fault}]")
+    return await create_task(client, f"rain [fault: drop-callbacks, {fault}]")
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ async def test_poll_can_be_reset_or_left_hanging(client: httpx.AsyncClient) -> N
 
 async def test_lying_polls_say_success_without_links(client: httpx.AsyncClient) -> None:
     task_id = await task_with(client, "poll-lies=1")
-    lie = await finished(client, task_id)
-    truth = await finished(client, task_id)
+    lie = await poll_until_final(client, task_id)
+    truth = await poll_until_final(client, task_id)
 
     assert lie["status"] == truth["status"] == "SUCCESS"
     assert [clip["audioUrl"] for clip in lie["response"]["sunoData"]] == [None, None]
@@ -62,7 +62,7 @@ async def test_lying_polls_say_success_without_links(client: httpx.AsyncClient) 
 
 
 async def test_stale_polls_stay_pending() -> None:
-    async with sandboxed(delay=0) as client:
+    async with running_sandbox(delay=0) as client:
         task_id = await task_with(client, "poll-stale=3")
         statuses = [(await poll(client, task_id))["data"]["status"] for _ in range(4)]
 
@@ -70,19 +70,24 @@ async def test_stale_polls_stay_pending() -> None:
 
 
 async def test_callback_exception_hides_a_task_that_is_done(client: httpx.AsyncClient) -> None:
-    shown = await finished(client, await task_with(client, "poll-callback-exception"))
+    shown = await poll_until_final(client, await task_with(client, "poll-callback-exception"))
     task_id = await task_with(client, "poll-callback-exception-bare=1")
-    bare, later = await finished(client, task_id), await finished(client, task_id)
+    omit_audio, later = await poll_until_final(client, task_id), await poll_until_final(client, task_id)
 
-    assert [data["status"] for data in (shown, bare, later)] == ["CALLBACK_EXCEPTION", "CALLBACK_EXCEPTION", "SUCCESS"]
-    assert [bool(_first(data)["audioUrl"]) for data in (shown, bare, later)] == [True, False, True]
+    assert [data["status"] for data in (shown, omit_audio, later)] == [
+        "CALLBACK_EXCEPTION",
+        "CALLBACK_EXCEPTION",
+        "SUCCESS",
+    ]
+    assert [bool(_first(data)["audioUrl"]) for data in (shown, omit_audio, later)] == [True, False, True]
 
 
 async def test_polls_in_odd_spelling(client: httpx.AsyncClient) -> None:
-    snake = await finished(client, await task_with(client, "poll-snake-case"))
-    text = await finished(client, await task_with(client, "poll-response-text"))
-    running = (await poll(client, await task_with(client, "poll-odd-status")))["data"]
-    failed = await finished(client, await task_with(client, "poll-odd-status, failed"), status="FAILED")
+    snake = await poll_until_final(client, await task_with(client, "poll-snake-case"))
+    text = await poll_until_final(client, await task_with(client, "poll-response-text"))
+    async with running_sandbox(delay=60) as slow:
+        running = (await poll(slow, await task_with(slow, "poll-odd-status")))["data"]
+    failed = await poll_until_final(client, await task_with(client, "poll-odd-status, failed"), status="FAILED")
 
     assert snake["response"]["suno_data"][0]["audio_url"]
     assert json.loads(text["response"])["sunoData"][0]["audioUrl"]
@@ -94,7 +99,7 @@ async def test_lyrics_can_be_null_or_fail(client: httpx.AsyncClient) -> None:
     answers = []
     for fault in ("lyrics-null", "lyrics-500"):
         task_id = await task_with(client, fault)
-        clip = _first(await finished(client, task_id))
+        clip = _first(await poll_until_final(client, task_id))
         body = {"taskId": task_id, "audioId": clip["id"]}
         answers.append((await client.post("/api/v1/generate/get-timestamped-lyrics", json=body)).json())
 

@@ -11,44 +11,44 @@ from tinytag import TinyTag
 
 from app.sandbox.callbacks import signature_headers
 from tests.sandbox.running import (
-    Caller,
-    calling,
+    CallbackReceiver,
     codes,
-    created,
+    create_task,
     eventually,
-    finished,
-    known,
-    nowhere,
     poll,
-    sandboxed,
+    poll_until_final,
+    running_sandbox,
+    serving_receiver,
     submit,
+    tasks_for,
+    unreachable_url,
 )
 
 LYRICS = "/api/v1/generate/get-timestamped-lyrics"
 
 
-async def test_task_tells_text_first_complete_in_order(client: httpx.AsyncClient, caller: Caller) -> None:
-    task_id = await created(client, callBackUrl=caller.url)
-    await eventually(lambda: len(caller.bodies) == 3)
+async def test_task_tells_text_first_complete_in_order(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+    task_id = await create_task(client, callBackUrl=receiver.url)
+    await eventually(lambda: len(receiver.bodies) == 3)
 
-    assert caller.types == ["text", "first", "complete"]
-    assert {message["data"]["task_id"] for message in caller.messages} == {task_id}
-    assert {message["code"] for message in caller.messages} == {200}
+    assert receiver.types == ["text", "first", "complete"]
+    assert {message["data"]["task_id"] for message in receiver.messages} == {task_id}
+    assert {message["code"] for message in receiver.messages} == {200}
 
 
-async def test_clips_become_audible_one_after_the_other(client: httpx.AsyncClient, caller: Caller) -> None:
-    await created(client, callBackUrl=caller.url)
-    await eventually(lambda: len(caller.bodies) == 3)
+async def test_clips_become_audible_one_after_the_other(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+    await create_task(client, callBackUrl=receiver.url)
+    await eventually(lambda: len(receiver.bodies) == 3)
 
-    urls = [[clip["audio_url"] != "" for clip in message["data"]["data"]] for message in caller.messages]
+    urls = [[clip["audio_url"] != "" for clip in message["data"]["data"]] for message in receiver.messages]
     assert urls == [[False, False], [True, False], [True, True]]
-    timed = [["duration" in clip for clip in message["data"]["data"]] for message in caller.messages]
+    timed = [["duration" in clip for clip in message["data"]["data"]] for message in receiver.messages]
     assert timed == urls
 
 
 async def test_record_info_of_a_finished_task_has_working_links(client: httpx.AsyncClient) -> None:
-    task_id = await created(client, "soft rain on a tin roof", soundTempo=120, soundKey="F#m", soundLoop=True)
-    data = await finished(client, task_id)
+    task_id = await create_task(client, "soft rain on a tin roof", soundTempo=120, soundKey="F#m", soundLoop=True)
+    data = await poll_until_final(client, task_id)
     clips = data["response"]["sunoData"]
     files = [await client.get(clip["audioUrl"]) for clip in clips]
     covers = [await client.get(clip["imageUrl"]) for clip in clips]
@@ -66,8 +66,8 @@ async def test_record_info_of_a_finished_task_has_working_links(client: httpx.As
 
 
 async def test_audio_is_not_there_before_its_stage() -> None:
-    async with sandboxed(delay=30) as client:
-        task_id = await created(client)
+    async with running_sandbox(delay=30) as client:
+        task_id = await create_task(client)
         task = (await client.get("/tasks")).json()[0]
         early = await client.get(f"/audio/{task['clips'][0]}.wav")
         data = (await poll(client, task_id))["data"]
@@ -77,29 +77,29 @@ async def test_audio_is_not_there_before_its_stage() -> None:
 
 
 async def test_param_echoes_the_submit_as_text(client: httpx.AsyncClient) -> None:
-    url = nowhere()
-    task_id = await created(client, soundTempo=90, callBackUrl=url)
+    url = unreachable_url()
+    task_id = await create_task(client, soundTempo=90, callBackUrl=url)
     param = json.loads((await poll(client, task_id))["data"]["param"])
 
     assert (param["callBackUrl"], param["soundTempo"], param["soundKey"]) == (url, 90, "Any")
 
 
 async def test_a_callback_is_repeated_until_it_is_answered_200(client: httpx.AsyncClient) -> None:
-    async with calling(500, 204, 200) as caller:
-        await created(client, "[fault: only-complete]", callBackUrl=caller.url)
-        await eventually(lambda: len(caller.bodies) == 3)
-        [task] = await known(client, caller.url)
+    async with serving_receiver(500, 204, 200) as receiver:
+        await create_task(client, "[fault: only-complete]", callBackUrl=receiver.url)
+        await eventually(lambda: len(receiver.bodies) == 3)
+        [task] = await tasks_for(client, receiver.url)
 
     assert [attempt["status"] for attempt in task["callbacks"]][:2] == [500, 204]
-    assert len(set(caller.bodies)) == 1
+    assert len(set(receiver.bodies)) == 1
 
 
 async def test_a_caller_that_never_answers_is_given_up_and_polled_as_exception() -> None:
-    async with sandboxed(callback_retry_delays=(0.01, 0.01, 0.01)) as client:
-        url = nowhere()
-        task_id = await created(client, callBackUrl=url)
-        data = await finished(client, task_id, status="CALLBACK_EXCEPTION")
-        [task] = await known(client, url)
+    async with running_sandbox(callback_retry_delays=(0.01, 0.01, 0.01)) as client:
+        url = unreachable_url()
+        task_id = await create_task(client, callBackUrl=url)
+        data = await poll_until_final(client, task_id, status="CALLBACK_EXCEPTION")
+        [task] = await tasks_for(client, url)
 
     assert all(clip["audioUrl"] for clip in data["response"]["sunoData"])
     assert [attempt["attempt"] for attempt in task["callbacks"] if attempt["type"] == "complete"] == [1, 2, 3, 4]
@@ -107,11 +107,11 @@ async def test_a_caller_that_never_answers_is_given_up_and_polled_as_exception()
 
 
 async def test_callbacks_are_signed_when_there_is_a_key_for_it() -> None:
-    async with sandboxed(callback_hmac_key="test-key") as client, calling() as caller:
-        task_id = await created(client, callBackUrl=caller.url)
-        await eventually(lambda: caller.headers)
+    async with running_sandbox(callback_hmac_key="test-key") as client, serving_receiver() as receiver:
+        task_id = await create_task(client, callBackUrl=receiver.url)
+        await eventually(lambda: receiver.headers)
 
-    headers = caller.headers[0]
+    headers = receiver.headers[0]
     message = f"{task_id}.{headers['x-webhook-timestamp']}".encode()
     expected = base64.b64encode(hmac.digest(b"test-key", message, "sha256")).decode()
     assert headers["x-webhook-signature"] == expected
@@ -126,8 +126,8 @@ def test_the_signature_is_the_known_one() -> None:
 async def test_lyrics_are_the_words_of_the_prompt_where_asked_for(client: httpx.AsyncClient) -> None:
     words = {}
     for wanted in (True, False):
-        task_id = await created(client, "rain on tin", grabLyrics=wanted)
-        clip = (await finished(client, task_id))["response"]["sunoData"][0]
+        task_id = await create_task(client, "rain on tin", grabLyrics=wanted)
+        clip = (await poll_until_final(client, task_id))["response"]["sunoData"][0]
         answer = await client.post(LYRICS, json={"taskId": task_id, "audioId": clip["id"]})
         words[wanted] = answer.json()["data"]["alignedWords"]
         assert codes(await client.post(LYRICS, json={"taskId": task_id, "audioId": "none"})) == [400]
@@ -138,7 +138,7 @@ async def test_lyrics_are_the_words_of_the_prompt_where_asked_for(client: httpx.
 
 
 async def test_each_task_costs_two_and_a_half_credits() -> None:
-    async with sandboxed(credits=6.1) as client:
+    async with running_sandbox(credits=6.1) as client:
         answers = [(await submit(client)).json()["code"] for _ in range(3)]
         credit: Any = (await client.get("/api/v1/generate/credit")).json()
 

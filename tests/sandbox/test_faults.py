@@ -4,17 +4,34 @@ import random
 from typing import get_args
 
 import pytest
+from typer.testing import CliRunner
 
-from app.sandbox import FAULTS, FaultRefused, SandboxOptions
-from app.sandbox.faults import Group, draw, parse_terms, terms_in_prompt, without_tags
-from app.sandbox.timeline import Stage, plan_callbacks, stage_after
+from app.cli.main import main
+from app.sandbox import FAULTS, InvalidFault, SandboxOptions
+from app.sandbox.faults import Group, parse_faults, parse_prompt_faults, select_faults, strip_tags
+from app.sandbox.timeline import Stage, plan_callbacks, stage_at
 
 
 def test_every_row_says_in_few_words_what_it_does() -> None:
     for name, fault in FAULTS.items():
         assert fault.group in get_args(Group)
-        assert 0 < len(fault.does) <= 100, name
-        assert fault.value in (None, "times", "seconds", "code", "MB")
+        assert 0 < len(fault.description) <= 100, name
+        assert fault.unit in (None, "times", "seconds", "code", "MB")
+
+
+def test_list_names_every_fault_once_with_its_sentence() -> None:
+    listed = CliRunner().invoke(main, ["sandbox", "--list-faults"])
+    rows = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if line.startswith("  ")]
+
+    assert listed.exit_code == 0
+    assert {name.partition("=")[0]: (name.partition("=")[2] or None, sentence) for name, sentence in rows} == {
+        name: (fault.unit, fault.description) for name, fault in FAULTS.items()
+    }
+    assert len(rows) == len(FAULTS)
+    for group in get_args(Group):
+        assert f"\n{group}\n" in listed.stdout
+    for path in ("/journal", "/tasks", "/control", "[fault: ", "--fault "):
+        assert path in listed.stdout
 
 
 @pytest.mark.parametrize(
@@ -29,26 +46,26 @@ def test_every_row_says_in_few_words_what_it_does() -> None:
     ],
 )
 def test_faults_are_read_with_values_and_probabilities(text: str, drawn: dict[str, float | None]) -> None:
-    assert draw(parse_terms(text), random.Random(0)) == drawn  # noqa: S311
+    assert select_faults(parse_faults(text), random.Random(0)) == drawn  # noqa: S311
 
 
 @pytest.mark.parametrize("text", ["no-such", "slow=", "slow=x", "slow=-1", "drop-callbacks=2", "slow:1.5", "="])
 def test_what_is_not_in_the_table_is_refused(text: str) -> None:
-    with pytest.raises(FaultRefused):
-        parse_terms(text)
-    with pytest.raises(FaultRefused):
+    with pytest.raises(InvalidFault):
+        parse_faults(text)
+    with pytest.raises(InvalidFault):
         SandboxOptions(fault=text)
 
 
 def test_tags_are_found_anywhere_and_do_not_sound() -> None:
     prompt = "soft [fault: slow=1] rain [FAULT:only-complete, failed=408]"
-    terms = terms_in_prompt(prompt)
+    terms = parse_prompt_faults(prompt)
 
     assert terms is not None
     assert [(term.name, term.value) for term in terms] == [("slow", 1), ("only-complete", None), ("failed", 408)]
-    assert without_tags(prompt) == "soft rain"
-    assert terms_in_prompt("soft rain") is None
-    assert terms_in_prompt("soft rain [fault:]") == ()
+    assert strip_tags(prompt) == "soft rain"
+    assert parse_prompt_faults("soft rain") is None
+    assert parse_prompt_faults("soft rain [fault:]") == ()
 
 
 def test_options_do_not_show_their_secrets() -> None:
@@ -69,8 +86,8 @@ def test_options_do_not_show_their_secrets() -> None:
     ],
 )
 def test_stages_are_spread_over_the_delay(elapsed: float, stage: Stage) -> None:
-    assert stage_after(elapsed, delay=10) is stage
-    assert stage_after(elapsed, delay=0) is Stage.complete
+    assert stage_at(elapsed, delay=10) is stage
+    assert stage_at(elapsed, delay=0) is Stage.complete
 
 
 def test_callbacks_are_planned_as_the_stages_come() -> None:

@@ -4,35 +4,44 @@ import httpx
 import pytest
 
 from app.sandbox import FAULTS
-from tests.sandbox.running import Caller, calling, codes, created, known, nowhere, sandboxed, submit
+from tests.sandbox.running import (
+    CallbackReceiver,
+    codes,
+    create_task,
+    running_sandbox,
+    serving_receiver,
+    submit,
+    tasks_for,
+    unreachable_url,
+)
 
-REFUSING = [name for name, fault in FAULTS.items() if fault.group == "Submit" and fault.instead and not fault.creates]
-CREATING = [name for name, fault in FAULTS.items() if fault.group == "Submit" and fault.instead and fault.creates]
+REFUSING = [name for name, fault in FAULTS.items() if fault.group == "Submit" and fault.response and not fault.creates]
+CREATING = [name for name, fault in FAULTS.items() if fault.group == "Submit" and fault.response and fault.creates]
 SILENT = {"reset", "hang", "accept-then-reset", "accept-then-hang"}
 
 
 @pytest.mark.parametrize("fault", sorted({*REFUSING, *CREATING} - SILENT))
 async def test_bad_answer_hides_or_tells_whether_the_task_exists(client: httpx.AsyncClient, fault: str) -> None:
-    url = nowhere()
+    url = unreachable_url()
     answer = await submit(client, f"rain [fault: {fault}]", callBackUrl=url)
-    bad = FAULTS[fault].instead
+    bad = FAULTS[fault].response
 
     assert bad is not None
-    assert answer.status_code == (200 if bad.how == "envelope" else bad.code)
-    if bad.how == "envelope":
+    assert answer.status_code == (200 if bad.kind == "envelope" else bad.code)
+    if bad.kind == "envelope":
         assert (answer.json()["code"], answer.json()["data"]) == (bad.code, None)
     else:
         assert not answer.content.startswith(b"{")
-    assert len(await known(client, url)) == (1 if fault in CREATING else 0)
+    assert len(await tasks_for(client, url)) == (1 if fault in CREATING else 0)
 
 
 @pytest.mark.parametrize(("fault", "tasks"), [("reset", 0), ("accept-then-reset", 1)])
 async def test_reset_leaves_no_answer(client: httpx.AsyncClient, fault: str, tasks: int) -> None:
-    url = nowhere()
+    url = unreachable_url()
     with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
         await submit(client, f"rain [fault: {fault}]", callBackUrl=url)
 
-    assert len(await known(client, url)) == tasks
+    assert len(await tasks_for(client, url)) == tasks
     entries = (await client.get("/journal", params={"path": "/api/v1/generate/sounds"})).json()
     [entry] = [entry for entry in entries if entry["callback_url"] == url]
     assert (entry["created"], entry["status"], entry["code"]) == (tasks == 1, None, None)
@@ -40,22 +49,22 @@ async def test_reset_leaves_no_answer(client: httpx.AsyncClient, fault: str, tas
 
 @pytest.mark.parametrize(("fault", "tasks"), [("hang", 0), ("accept-then-hang", 1)])
 async def test_hanging_submit_never_answers(client: httpx.AsyncClient, fault: str, tasks: int) -> None:
-    url = nowhere()
+    url = unreachable_url()
     with pytest.raises(httpx.ReadTimeout):
         await submit(client, f"rain [fault: {fault}]", within=0.5, callBackUrl=url)
 
-    assert len(await known(client, url)) == tasks
+    assert len(await tasks_for(client, url)) == tasks
 
 
 async def test_hanging_submits_do_not_keep_the_sandbox_from_ending() -> None:
-    async with sandboxed() as client:
+    async with running_sandbox() as client:
         for fault in ("hang", "slow=60", "drip=60"):
             with pytest.raises(httpx.ReadTimeout):
                 await submit(client, f"[fault: {fault}] rain", within=0.2)
 
 
 async def test_counted_fault_ends_after_that_many_submits_of_one_task(client: httpx.AsyncClient) -> None:
-    first, other = nowhere(), nowhere()
+    first, other = unreachable_url(), unreachable_url()
     prompt = "rain [fault: code-405=2]"
     answers = [await submit(client, prompt, callBackUrl=url) for url in (first, first, other, first, other, other)]
 
@@ -63,8 +72,8 @@ async def test_counted_fault_ends_after_that_many_submits_of_one_task(client: ht
 
 
 async def test_retry_after_ends_by_itself() -> None:
-    async with sandboxed() as client:
-        url = nowhere()
+    async with running_sandbox() as client:
+        url = unreachable_url()
         answers = [await submit(client, "[fault: retry-after=0.3] rain", callBackUrl=url)]
         while answers[-1].status_code == 429:
             answers.append(await submit(client, "[fault: retry-after=0.3] rain", callBackUrl=url))
@@ -76,9 +85,9 @@ async def test_retry_after_ends_by_itself() -> None:
 async def test_odd_answers_of_created_tasks(client: httpx.AsyncClient) -> None:
     bodies = {}
     for fault in ("string-code", "snake-case-answer", "no-task-id", "odd-types", "huge-answer=1", "slow=0.1"):
-        url = nowhere()
+        url = unreachable_url()
         bodies[fault] = (await submit(client, f"rain [fault: {fault}]", callBackUrl=url)).json()
-        [task] = await known(client, url)
+        [task] = await tasks_for(client, url)
         bodies[fault]["id"] = task["task_id"]
 
     assert bodies["string-code"]["code"] == "200"
@@ -96,18 +105,18 @@ async def test_dripping_answer_is_whole_in_the_end(client: httpx.AsyncClient) ->
     assert codes(answer) == [200]
 
 
-async def test_callback_comes_before_the_answer(client: httpx.AsyncClient, caller: Caller) -> None:
-    await created(client, "rain [fault: callback-before-answer]", callBackUrl=caller.url)
+async def test_callback_comes_before_the_answer(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+    await create_task(client, "rain [fault: callback-before-answer]", callBackUrl=receiver.url)
 
-    assert caller.types[0] == "text"
+    assert receiver.types[0] == "text"
 
 
 async def test_sandbox_that_ends_answers_a_submit_that_waits_for_its_callback() -> None:
-    async with sandboxed(delay=60) as client, calling() as caller:
+    async with running_sandbox(delay=60) as client, serving_receiver() as receiver:
         with pytest.raises(httpx.ReadTimeout):
-            await submit(client, "rain [fault: callback-before-answer]", within=0.2, callBackUrl=caller.url)
+            await submit(client, "rain [fault: callback-before-answer]", within=0.2, callBackUrl=receiver.url)
 
-    assert caller.bodies == []
+    assert receiver.bodies == []
 
 
 async def test_unknown_fault_is_an_invalid_submit_that_names_the_known_ones(client: httpx.AsyncClient) -> None:
@@ -118,7 +127,7 @@ async def test_unknown_fault_is_an_invalid_submit_that_names_the_known_ones(clie
 
 
 async def test_fault_of_the_option_meets_prompts_without_a_tag() -> None:
-    async with sandboxed(fault="code-455") as client:
+    async with running_sandbox(fault="code-455") as client:
         answers = [await submit(client, "rain"), await submit(client, "rain [fault: code-430]")]
 
     assert codes(*answers) == [455, 430]
@@ -127,7 +136,7 @@ async def test_fault_of_the_option_meets_prompts_without_a_tag() -> None:
 async def test_seed_decides_which_submits_a_mix_of_faults_meets() -> None:
     runs = []
     for seed in (1, 1, 2):
-        async with sandboxed(fault="code-430:0.4,code-455:0.3", seed=seed) as client:
+        async with running_sandbox(fault="code-430:0.4,code-455:0.3", seed=seed) as client:
             runs.append(codes(*[await submit(client) for _ in range(30)]))
 
     assert runs[0] == runs[1] != runs[2]

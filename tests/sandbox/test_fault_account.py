@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from app.sandbox.account import Account
-from tests.sandbox.running import codes, created, nowhere, sandboxed, submit
+from tests.sandbox.running import codes, create_task, running_sandbox, submit, unreachable_url
 
 
 async def credits_left(client: httpx.AsyncClient) -> Any:
@@ -23,8 +23,8 @@ async def credits_left(client: httpx.AsyncClient) -> Any:
     ],
 )
 async def test_account_stops_working_for_everyone_and_recovers(fault: str, code: int, end: dict[str, Any]) -> None:
-    async with sandboxed() as client:
-        url, prompt = nowhere(), f"rain [fault: {fault}]"
+    async with running_sandbox() as client:
+        url, prompt = unreachable_url(), f"rain [fault: {fault}]"
         stopped = [await submit(client, prompt, callBackUrl=url), await submit(client, "wind")]
         await client.post("/control", json=end)
         resumed = [await submit(client, prompt, callBackUrl=url), await submit(client, "wind")]
@@ -38,20 +38,20 @@ def test_outages_end_when_their_time_is_over() -> None:
     account.stop("key", 100, 5)
     account.stop("maintenance", 100, None)
 
-    assert [account.is_out(now, "key") for now in (100, 104.9, 105)] == [True, True, False]
-    assert account.is_out(1e9, "maintenance")
-    assert not account.is_out(100, "credits")
+    assert [account.has_outage(now, "key") for now in (100, 104.9, 105)] == [True, True, False]
+    assert account.has_outage(1e9, "maintenance")
+    assert not account.has_outage(100, "credits")
 
 
 def test_window_slides_over_the_arrivals_that_were_let_in() -> None:
     account = Account(10)
     arrivals = [0, 4, 5, 9.9, 10, 13.9, 14, 14.1]
 
-    assert [account.admits(now, 2, 10) for now in arrivals] == [True, True, False, False, True, False, True, False]
+    assert [account.try_acquire(now, 2, 10) for now in arrivals] == [True, True, False, False, True, False, True, False]
 
 
 async def test_empty_account_shows_no_credits_until_they_are_set() -> None:
-    async with sandboxed(credits=100) as client:
+    async with running_sandbox(credits=100) as client:
         await submit(client, "rain [fault: no-credits]")
         empty = await credits_left(client)
         await client.post("/control", json={"credits": 7.6})
@@ -62,7 +62,7 @@ async def test_empty_account_shows_no_credits_until_they_are_set() -> None:
 
 
 async def test_falling_credits_end_with_this_task() -> None:
-    async with sandboxed() as client:
+    async with running_sandbox() as client:
         answers = [await submit(client, "rain [fault: credits-falling]"), await submit(client, "wind")]
         left = await credits_left(client)
 
@@ -70,8 +70,8 @@ async def test_falling_credits_end_with_this_task() -> None:
 
 
 async def test_refunded_task_gives_its_credits_back() -> None:
-    async with sandboxed(credits=10) as client:
-        await created(client, "rain [fault: refunded]")
+    async with running_sandbox(credits=10) as client:
+        await create_task(client, "rain [fault: refunded]")
         spent = await credits_left(client)
         seen = [spent]
 
