@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from app.database.engine import Database, Session
+from app.database.engine import TRANSIENT, Database, Session
 from app.upstream.hold import Hold, hold_submits
 from app.upstream.pacing import Pacer, Share, Slot, poll_share
 from app.upstream.types import HoldReason, Outcome, Result, Upstream
@@ -15,19 +17,22 @@ Value = TypeVar("Value")
 Call = Callable[[Upstream], Awaitable[Result[Value]]]
 
 SLOT_TIMEOUT = timedelta(seconds=10)
+# Calls are cancelled when the grace is over. A database that is away must not delay the exit further.
+RELEASE_TIMEOUT = timedelta(seconds=0.5)
 
 
 class UpstreamGateway:
     """
     Calls the upstream for every use: submits, polls, lyrics, fresh links, credits and the recheck of a hold.
 
-    Submits and polls reserve their slots in the transaction that claims their rows, and
-    hand them to `finish` in the one that settles them. All other calls are one `call`.
+    Submits and polls reserve their slots in the transaction that claims their rows, make
+    their call with `call_in`, and hand its result to `finish` in the transaction that
+    settles the rows. All other calls are one `call`.
     """
 
     def __init__(self, upstream: Upstream, pacer: Pacer, database: Database, hold_recheck: timedelta) -> None:
-        self.upstream, self.pacer = upstream, pacer
-        self._database, self._hold_recheck = database, hold_recheck
+        self.pacer = pacer
+        self._upstream, self._database, self._hold_recheck = upstream, database, hold_recheck
 
     async def call(
         self, call: Call[Value], share: Share = poll_share, *, may_hold: bool = True
@@ -35,22 +40,31 @@ class UpstreamGateway:
         """
         Make one call as soon as a slot of this share is free; None if none is within SLOT_TIMEOUT.
 
-        `may_hold` is False for an operator's check, which should not stop the submits of
-        others. A cancelled call releases its slot too: its request may have arrived.
+        `may_hold` is False for an operator's check, which should not stop the submits of others.
         """
         slot = await self.pacer.wait_for_slot(self._database, SLOT_TIMEOUT, share)
         if slot is None:
             return None
-        result: Result[Value] | None = None
-        try:
-            result = await call(self.upstream)
-        finally:
-            async with self._database.transaction() as (session, now):
-                if result is None or (result.outcome is Outcome.held and not may_hold):
-                    await self.pacer.release(session, slot, now)
-                else:
-                    await self.finish(session, slot, result, now)
+        result = await self.call_in(slot, call)
+        async with self._database.transaction() as (session, now):
+            if result.outcome is Outcome.held and not may_hold:
+                await self.pacer.release(session, slot, now)
+            else:
+                await self.finish(session, slot, result, now)
         return result
+
+    async def call_in(self, slot: Slot, call: Call[Value]) -> Result[Value]:
+        """
+        Make one call in a reserved slot, which `finish` then releases.
+
+        The slot of a cancelled call is released here. Left alone, it would be lost to
+        the other replicas for the pacer's `hold` as well.
+        """
+        try:
+            return await call(self._upstream)
+        except BaseException:
+            await self._release(slot)
+            raise
 
     async def finish(self, session: Session, slot: Slot, result: Result[Any], now: datetime) -> None:
         """Release the slot of a call, and do for all replicas what its result asks for: pause, or hold submits."""
@@ -60,3 +74,11 @@ class UpstreamGateway:
         elif result.outcome is Outcome.held:
             hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message)
             await hold_submits(session, hold, self._hold_recheck)
+
+    async def _release(self, slot: Slot) -> None:
+        with suppress(*TRANSIENT):
+            async with (
+                asyncio.timeout(RELEASE_TIMEOUT.total_seconds()),
+                self._database.transaction() as (session, now),
+            ):
+                await self.pacer.release(session, slot, now)

@@ -57,12 +57,12 @@ class _PollWorker:
 
     async def work(self, poll: Poll) -> None:
         """Poll one task and settle the result."""
-        began, services = time.monotonic(), self._services
-        result = await self._gateway.upstream.record_info(poll.task.upstream_task_id or "")
+        began, services, upstream_task_id = time.monotonic(), self._services, poll.task.upstream_task_id or ""
+        result = await self._gateway.call_in(poll.slot, lambda upstream: upstream.record_info(upstream_task_id))
         log.info(
             "poll",
             task_id=poll.task.id,
-            upstream_task_id=poll.task.upstream_task_id,
+            upstream_task_id=upstream_task_id,
             attempt=poll.task.attempts,
             outcome=result.outcome.value,
             stage=result.value and result.value.stage.value,

@@ -94,7 +94,8 @@ class _SubmitWorker:
         task = submit.task
         token = self._services.keyring.callback_token(task.id)
         callback_url = f"{self._services.settings.callback_base}{CALLBACKS_PATH}{task.id}/{token}"
-        return await self._gateway.upstream.submit(_sound_request(task, callback_url))
+        request = _sound_request(task, callback_url)
+        return await self._gateway.call_in(submit.slot, lambda upstream: upstream.submit(request))
 
     async def _settle(self, submit: Submit, result: Result[str]) -> None:
         async with self._services.database.transaction() as (session, now):

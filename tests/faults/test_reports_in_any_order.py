@@ -18,10 +18,11 @@ from app.models import Task
 from app.services import build_services
 from app.tasks.repository import lock_task
 from app.tasks.transitions import FINAL
+from app.upstream.suno.client import SunoApi
 from tests.faults.ledger import Ledger, final_tasks_are_final_events, no_step_goes_back, read_rows
 from tests.support.clock import Clock
 from tests.support.rows import add_key, add_task
-from tests.support.settings import settings_of
+from tests.support.settings import UPSTREAM_KEY, settings_of
 
 S = TaskStatus
 OURS, ANOTHERS = "2fac9f72", "7d9e0000"
@@ -96,7 +97,7 @@ class Reports(RuleBasedStateMachine):
             self.database,
             services.keyring,
             services.lifecycle,
-            services.gateway.upstream,
+            SunoApi(services.upstream_http, UPSTREAM_KEY, timedelta(seconds=1)),
             services.metrics,
         )
 

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from app.database.engine import Database
+from app.enums import TaskStatus
 from app.models import PaceSlot
 from app.services import Services
 from app.upstream.credits import CreditsUnavailable
@@ -15,10 +17,15 @@ from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits
 from app.upstream.pacing import PAUSE_SLOT, full_share
 from app.upstream.types import HoldReason, Outcome, Result, Upstream
 from app.workers.periodic import periodic_loop
+from app.workers.poll import poll_loop
+from app.workers.runner import Loop
+from app.workers.submit import submit_loop
+from tests.support.rows import add_key, add_task, reread
 from tests.support.sandbox import serve_sandbox
 from tests.support.service import services_of
-from tests.upstream.suno.servers import answering, serving
+from tests.upstream.suno.servers import answering, hang, serving
 
+S = TaskStatus
 Use = Callable[[Services], Awaitable[object]]
 
 
@@ -94,18 +101,38 @@ async def test_cancelled_call_releases_its_slot(database_url: str) -> None:
         await _prepare(services)
         has_begun = asyncio.Event()
 
-        async def hang(_: Upstream) -> Result[None]:
+        async def never_return(_: Upstream) -> Result[None]:
             has_begun.set()
             await asyncio.sleep(60)
             raise AssertionError("it was not cancelled")
 
-        calling = asyncio.create_task(services.gateway.call(hang))
+        calling = asyncio.create_task(services.gateway.call(never_return))
         await has_begun.wait()
         reserved = await _reserved(services.database)
         calling.cancel()
         await asyncio.gather(calling, return_exceptions=True)
 
         assert (reserved, await _reserved(services.database)) == (1, 0)
+
+
+@pytest.mark.parametrize(("status", "make_loop"), [(S.queued, submit_loop), (S.generating, poll_loop)])
+async def test_cancelled_submit_or_poll_releases_its_slot_and_leaves_its_row_to_the_lease(
+    database_url: str, status: TaskStatus, make_loop: Callable[[Services], Loop[Any]]
+) -> None:
+    async with serving(hang) as server, services_of(database_url, upstream_url=server.url) as services:
+        await _prepare(services)
+        task = await add_task(services.database, await add_key(services.database), status, upstream_task_id="up-1")
+        loop = make_loop(services)
+        [claimed] = (await loop.claim(1)).items
+
+        working = asyncio.ensure_future(loop.work(claimed))
+        await server.until(1)
+        reserved = await _reserved(services.database)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+        assert (reserved, await _reserved(services.database)) == (1, 0)
+        assert (await reread(services.database, task.id)).fence == claimed.task.fence
 
 
 async def _prepare(services: Services) -> None:
