@@ -28,7 +28,6 @@ from app.web.routing import Router
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
 
-KEEP_ALIVE = 15.0
 # In milliseconds: when to come again after a stop of this process, and after the end of a task, where a client that
 # knows no end would find the same end again.
 RETRY_AFTER_STOP = 1_000
@@ -108,7 +107,8 @@ async def _stream(waiters: Waiters, task_id: str, after: int, *asgi: Any) -> Non
         is_over = scope["method"] == "HEAD"
         while not is_over and not subscription.is_closed:
             after, is_over = await _tell_news(waiters, subscription, task_id, after, tell)
-            while not is_over and not await subscription.wait(KEEP_ALIVE, partial(wait_for_disconnect, receive)):
+            keep_alive = waiters.keep_alive.total_seconds()
+            while not is_over and not await subscription.wait(keep_alive, partial(wait_for_disconnect, receive)):
                 await tell(":\n\n")
         if not is_over:
             await tell(f"retry: {RETRY_AFTER_STOP}\n\n")

@@ -66,6 +66,9 @@ class TaskSnapshot:
 class Waiters:
     """Everybody in this process who waits for news of a task."""
 
+    # After this time without an event, a stream sends a comment. Many proxies close what is silent for 30 s or more.
+    keep_alive = timedelta(seconds=15)
+
     def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
         self.wakeups = wakeups
         self._database, self._signed_urls = database, signed_urls

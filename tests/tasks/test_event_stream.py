@@ -9,9 +9,10 @@ import pytest
 
 from app.enums import ErrorCode, TaskStatus
 from app.models import Task
-from app.tasks.event_stream import KEEP_ALIVE, STREAM
+from app.tasks.event_stream import STREAM
 from app.tasks.resolution import resolve
 from app.tasks.transitions import Failure
+from app.tasks.waiting import Waiters
 from app.web.negotiation import prefers
 from tests.support.api import cancel, create_task, events_in, sse_blocks
 from tests.support.service import Service
@@ -96,11 +97,11 @@ async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service
 
 
 def test_proxies_that_wait_for_half_a_minute_see_that_a_stream_lives() -> None:
-    assert KEEP_ALIVE == 15
+    assert Waiters.keep_alive == timedelta(seconds=15)
 
 
-async def test_silent_stream_shows_that_it_is_alive(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.tasks.event_stream.KEEP_ALIVE", 0.1)
+async def test_silent_stream_shows_that_it_is_alive(service: Service) -> None:
+    service.services.waiters.keep_alive = timedelta(seconds=0.1)
     task = await create_task(service.client)
 
     async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
