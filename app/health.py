@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Literal
 
 import httpx
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.config import CALLBACKS_PATH, Settings
 from app.database.claims import count_overdue
-from app.database.engine import Database, reason
+from app.database.engine import Database
+from app.egress import plain_client
 from app.enums import TaskStatus
 from app.errors import StorageUnavailable
 from app.keyring import Keyring
 from app.models import Clip, PeriodicJob, Task
 from app.observability.metrics import Metrics
+from app.services import Services
 from app.storage.store import Storage
-from app.upstream.gateway import UpstreamGateway
-from app.upstream.hold import EXPLANATIONS, current_hold
+from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold
 from app.upstream.pacing import full_share
+from app.upstream.types import HoldReason
 from app.web.openapi import response_headers
 from app.web.provided import DatabaseDep, provided
 from app.web.routing import Router
@@ -36,6 +38,8 @@ OVERDUE_AFTER = timedelta(seconds=60)
 SHOWN_ENDPOINTS = 5
 STORAGE_TIMEOUT = timedelta(seconds=5)
 PUBLIC_URL_TIMEOUT = timedelta(seconds=15)
+# The checks that fail with the database; if its own does, the others are left out.
+NEED_DATABASE = frozenset({"database", "queue", "overdue", "webhooks", "upstream"})
 State = Literal["ok", "degraded", "down"]
 
 
@@ -48,6 +52,9 @@ class Check(BaseModel):
     detail: str = Field(
         description="What was found, and what to do about it.", examples=["overdue: 12 tasks; does a worker run?"]
     )
+
+
+Checks = Mapping[str, Callable[[], Awaitable[Check]]]
 
 
 class Readiness(BaseModel):
@@ -94,9 +101,7 @@ async def readyz(
     The response is 503 only if the database, its schema or the storage fails. A held
     queue or overdue work is `degraded` and 200, because callbacks must still come in.
     """
-    checks = {"database": await check_database(database), "storage": await check_storage(storage)}
-    if checks["database"].status == "ok":
-        checks |= {name: await check(database) for name, check in DATABASE_CHECKS.items()}
+    checks = {name: check async for name, check in run_checks(readiness_checks(database, storage), _case)}
     status = worst(checks)
     response.status_code = 503 if status == "down" else 200
     response.headers["Cache-Control"] = "no-store"
@@ -110,24 +115,60 @@ async def get_metrics(metrics: Annotated[Metrics, provided(Metrics)]) -> Respons
 
 
 def worst(checks: Mapping[str, Check]) -> State:
-    """The worst state of these checks."""
+    """The worst status of these checks."""
     found = {check.status for check in checks.values()}
     return "down" if "down" in found else "degraded" if "degraded" in found else "ok"
 
 
-async def check_database(database: Database, *, with_reason: bool = False) -> Check:
+def readiness_checks(database: Database, storage: Storage) -> Checks:
+    """The checks by name that are cheap enough for a probe every few seconds."""
+    return {
+        "database": partial(check_database, database),
+        "storage": partial(check_storage, storage),
+        "queue": partial(check_queue, database),
+        "overdue": partial(check_overdue, database),
+        "webhooks": partial(check_webhooks, database),
+    }
+
+
+def all_checks(services: Services) -> Checks:
+    """Those of readiness, and the checks that call the upstream and the public URL."""
+    return {
+        **readiness_checks(services.database, services.storage),
+        "upstream": partial(check_upstream, services),
+        "public_url": partial(check_public_url, services.settings, services.keyring),
+    }
+
+
+async def run_checks(checks: Checks, reason: Callable[[Exception], str]) -> AsyncIterator[tuple[str, Check]]:
     """
-    Whether the database answers and has this release's schema.
+    Run checks one after the other. Yields each with its name.
 
-    `with_reason` adds the driver's message, which is for operators alone: it may name hosts.
+    `reason` says why the database does not answer. A driver's message may name hosts, so
+    it is for operators only.
     """
+    is_database_ok = True
+    for name, check in checks.items():
+        if name in NEED_DATABASE and not is_database_ok:
+            continue
+        try:
+            result = await check()
+        # Not only TRANSIENT: drivers raise TypeError for parameters of the URL that they do not know.
+        except Exception as error:
+            if name not in NEED_DATABASE:
+                raise
+            detail = f"the database does not answer ({reason(error)}): check SOUNDPOST_DATABASE_URL"
+            result = Check(status="down", detail=detail)
+        if name == "database":
+            is_database_ok = result.status == "ok"
+        yield name, result
 
-    async def check() -> Check:
-        if await database.is_migrated():
-            return Check(status="ok", detail="it answers, and its schema is this release's")
-        return Check(status="down", detail="its schema is not this release's: run `soundpost migrate`")
 
-    return await _reached(check, with_reason=with_reason)
+async def check_database(database: Database) -> Check:
+    """Whether the database answers and has this release's schema. Raises what the driver raises."""
+    if await database.is_migrated():
+        return Check(status="ok", detail="it answers, and its schema is this release's")
+    return Check(status="down", detail="its schema is not this release's: run `soundpost migrate`")
 
 
 async def check_storage(storage: Storage) -> Check:
@@ -142,69 +183,51 @@ async def check_storage(storage: Storage) -> Check:
 
 
 async def check_queue(database: Database) -> Check:
-    """Whether submits are held."""
-
-    async def check() -> Check:
-        async with database.reads() as session:
-            hold = await current_hold(session)
-        if hold is None:
-            return Check(status="ok", detail="submits are not held")
-        # Anybody may read this: the upstream's own message stays out of it.
-        since = hold.since.isoformat(timespec="seconds")
-        return Check(status="degraded", detail=f"submits are held since {since}: {EXPLANATIONS[hold.reason]}")
-
-    return await _reached(check)
+    """Whether submits are held. The upstream's own message is left out, because anybody may read /readyz."""
+    async with database.reads() as session:
+        hold = await current_hold(session)
+    if hold is None:
+        return Check(status="ok", detail="submits are not held")
+    since = hold.since.isoformat(timespec="seconds")
+    return Check(status="degraded", detail=f"submits are held since {since}: {EXPLANATIONS[hold.reason]}")
 
 
 async def check_overdue(database: Database) -> Check:
-    """Whether due rows wait for longer than a minute."""
-
-    async def check() -> Check:
-        async with database.reads() as session:
-            late = await database.now(session) - OVERDUE_AFTER
-            held = await current_hold(session)
-            statuses = [status for status in TaskStatus if not (held and status is TaskStatus.queued)]
-            counts = {
-                "tasks": await count_overdue(session, Task, late, Task.status.in_(statuses)),
-                "clips": await count_overdue(session, Clip, late),
-                "deliveries": await count_overdue_deliveries(session, late),
-                "periodic jobs": await count_overdue(session, PeriodicJob, late),
-            }
-        found = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        if not found:
-            return Check(status="ok", detail="nothing is overdue")
-        return Check(status="degraded", detail=f"overdue: {found}; does a worker run?")
-
-    return await _reached(check)
+    """Whether rows have been due for more than OVERDUE_AFTER. Queued tasks do not count while submits are held."""
+    async with database.reads() as session:
+        late = await database.now(session) - OVERDUE_AFTER
+        held = await current_hold(session)
+        statuses = [status for status in TaskStatus if not (held and status is TaskStatus.queued)]
+        counts = {
+            "tasks": await count_overdue(session, Task, late, Task.status.in_(statuses)),
+            "clips": await count_overdue(session, Clip, late),
+            "deliveries": await count_overdue_deliveries(session, late),
+            "periodic jobs": await count_overdue(session, PeriodicJob, late),
+        }
+    overdue = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    if not overdue:
+        return Check(status="ok", detail="nothing is overdue")
+    return Check(status="degraded", detail=f"overdue: {overdue}; does a worker run?")
 
 
-async def check_endpoints(database: Database) -> Check:
-    """Which webhook endpoints failures disabled: their owners are told, and nothing is degraded."""
-
-    async def check() -> Check:
-        async with database.reads() as session:
-            disabled = await disabled_after_failures(session, SHOWN_ENDPOINTS + 1)
-        if not disabled:
-            return Check(status="ok", detail="no endpoint is disabled because it failed")
-        shown = ", ".join(disabled[:SHOWN_ENDPOINTS]) + (", …" if len(disabled) > SHOWN_ENDPOINTS else "")
-        return Check(status="ok", detail=f"endpoints that are disabled because they failed: {shown}")
-
-    return await _reached(check)
+async def check_webhooks(database: Database) -> Check:
+    """Which webhook endpoints were disabled because they failed: only their owners can repair them, so always `ok`."""
+    async with database.reads() as session:
+        disabled = await disabled_after_failures(session, SHOWN_ENDPOINTS + 1)
+    if not disabled:
+        return Check(status="ok", detail="no endpoint is disabled because it failed")
+    shown = ", ".join(disabled[:SHOWN_ENDPOINTS]) + (", …" if len(disabled) > SHOWN_ENDPOINTS else "")
+    return Check(status="ok", detail=f"endpoints that are disabled because they failed: {shown}")
 
 
-DATABASE_CHECKS: Mapping[str, Callable[[Database], Awaitable[Check]]] = {
-    "queue": check_queue,
-    "overdue": check_overdue,
-    "webhooks": check_endpoints,
-}
-
-
-async def check_upstream(settings: Settings, gateway: UpstreamGateway) -> Check:
-    """Whether the upstream accepts our key and the account has credits. Holds no submits: it is an operator's check."""
-    if settings.upstream_api_key is None:
-        detail = "SOUNDPOST_UPSTREAM_API_KEY is not set, so nothing can be ordered: set it to the upstream's key"
-        return Check(status="down", detail=detail)
-    result = await gateway.call(lambda upstream: upstream.credits(), full_share, may_hold=False)
+async def check_upstream(services: Services) -> Check:
+    """Whether the upstream accepts our key and the account has credits. A failure does not hold submits."""
+    if services.settings.upstream_api_key is None:
+        return Check(status="down", detail=f"{NO_KEY}: set it to the upstream's key")
+    # The database may be new: the pacer's rows are otherwise created when a service starts.
+    async with services.database.transaction() as (session, now):
+        await services.gateway.pacer.prepare(session, now)
+    result = await services.gateway.call(lambda upstream: upstream.credits(), full_share, may_hold=False)
     if result is None:
         return Check(status="degraded", detail="no request was free within its rate; check again in some seconds")
     if result.hold_reason is not None:
@@ -213,32 +236,26 @@ async def check_upstream(settings: Settings, gateway: UpstreamGateway) -> Check:
         message = f" ({result.message})" if result.message else ""
         return Check(status="degraded", detail=f"its answer is not usable: check SOUNDPOST_UPSTREAM_URL{message}")
     if result.value <= 0:
-        return Check(status="degraded", detail="the key works, but the account has no credits: buy some")
+        return Check(status="degraded", detail=EXPLANATIONS[HoldReason.no_credits])
     return Check(status="ok", detail=f"the key works; {result.value} credits are left")
 
 
 async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
-    """Whether SOUNDPOST_PUBLIC_URL leads to a service with our keys, proven by a challenge."""
+    """Whether SOUNDPOST_PUBLIC_URL leads to a service with our secret keys, which answers a random challenge."""
     if settings.public_url is None:
         return Check(status="ok", detail="not set: no callback can come, and polls do the work")
     challenge = secrets.token_hex(16)
-    timeout = PUBLIC_URL_TIMEOUT.total_seconds()
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=timeout) as http:
+        async with plain_client(PUBLIC_URL_TIMEOUT) as http:
             response = await http.get(f"{settings.public_url}{CALLBACKS_PATH}{challenge}")
     except httpx.HTTPError as error:
-        name = type(error).__name__
-        detail = f"SOUNDPOST_PUBLIC_URL cannot be reached from here ({name}): does `soundpost serve` run?"
-        return Check(status="degraded", detail=detail)
+        problem = f"cannot be reached from here ({_case(error)}): does `soundpost serve` run?"
+        return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
     if response.is_success and response.text == keyring.prove_reach(challenge):
         return Check(status="ok", detail="it reaches this service")
-    found = f"another server (HTTP {response.status_code})"
-    return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL reaches {found}: it must pass {CALLBACKS_PATH} on")
+    problem = f"reaches another server (HTTP {response.status_code}): it must pass {CALLBACKS_PATH} on"
+    return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
 
 
-async def _reached(check: Callable[[], Awaitable[Check]], *, with_reason: bool = False) -> Check:
-    try:
-        return await check()
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
-        said = reason(error) if with_reason else type(error).__name__
-        return Check(status="down", detail=f"it does not answer ({said}): check SOUNDPOST_DATABASE_URL")
+def _case(error: Exception) -> str:
+    return type(error).__name__

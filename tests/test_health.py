@@ -1,4 +1,4 @@
-"""Whether the service lives and can work, told to those who run it."""
+"""Liveness, readiness and metrics: when this instance can accept requests, and what its operator should do."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,18 +18,18 @@ LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
-    ("states", "whole"),
+    ("statuses", "readiness"),
     [
         (("ok", "ok"), "ok"),
         (("ok", "degraded"), "degraded"),
         (("degraded", "down", "ok"), "down"),
     ],
 )
-def test_whole_is_as_well_as_its_worst_part(states: tuple[State, ...], whole: State) -> None:
-    assert worst({str(number): Check(status=state, detail="") for number, state in enumerate(states)}) == whole
+def test_readiness_is_the_worst_status_of_its_checks(statuses: tuple[State, ...], readiness: State) -> None:
+    assert worst({str(number): Check(status=status, detail="") for number, status in enumerate(statuses)}) == readiness
 
 
-async def test_service_is_ready_and_asks_for_no_key(service: Service) -> None:
+async def test_health_routes_need_no_key(service: Service) -> None:
     async with httpx.AsyncClient(base_url=service.client.base_url, trust_env=False) as anybody:
         alive, ready, metrics = [await anybody.get(path) for path in ("/livez", "/readyz", "/metrics")]
 
@@ -51,7 +51,7 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
     assert answer.json()["checks"]["overdue"]["detail"] == "overdue: 2 tasks; does a worker run?"
 
 
-async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
+async def test_overdue_rows_of_every_table_are_counted(service: Service) -> None:
     task = await service.add_task(TaskStatus.succeeded)
     async with service.database.writes.begin() as session:
         session.add(Clip(task_id=task.id, index=0, created_at=LONG_AGO, due_at=LONG_AGO, attempts=0))
@@ -71,7 +71,7 @@ async def test_rows_of_every_kind_may_be_overdue(service: Service) -> None:
     assert await overdue() == "overdue: 1 clips, 1 periodic jobs; does a worker run?"
 
 
-async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str, tmp_path: Path) -> None:
+async def test_key_refused_by_the_credits_call_degrades_readiness(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         sandbox = await processes.sandbox(key_works=False)
         async with serve(database_url, upstream_url=sandbox.url, upstream_api_key=UPSTREAM_KEY) as service:
@@ -83,7 +83,7 @@ async def test_key_that_credits_show_to_be_bad_holds_the_queue(database_url: str
     assert "the upstream refuses our key" in after["checks"]["queue"]["detail"]
 
 
-async def test_database_without_the_schema_makes_it_unready_but_alive(empty_database_url: str) -> None:
+async def test_service_without_the_schema_is_alive_but_not_ready(empty_database_url: str) -> None:
     async with serve(empty_database_url, runs_workers=True) as service:
         ready, alive = await service.client.get("/readyz"), await service.client.get("/livez")
 

@@ -15,6 +15,7 @@ from app.config import PREFIX, Settings
 from app.database.engine import UnknownSchema, migrate, reason
 from app.keyring import KeyringUnusable, load_or_create_keyring
 from app.services import Services, build_services
+from app.upstream.hold import NO_KEY
 
 Answer = TypeVar("Answer")
 
@@ -50,8 +51,8 @@ def require_upstream_key(settings: Settings) -> None:
     """Fail if the upstream key is not set."""
     if settings.upstream_api_key is None:
         fail(
-            "SOUNDPOST_UPSTREAM_API_KEY is not set: no task could be submitted. Set it to the upstream's key; or start "
-            "`soundpost sandbox`, set SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and the key to `sandbox`."
+            f"{NO_KEY}: set it to the upstream's key. Or start `soundpost sandbox`, and set "
+            "SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and SOUNDPOST_UPSTREAM_API_KEY=sandbox."
         )
 
 

@@ -1,6 +1,6 @@
 """Outbound HTTP: opens every client, and keeps URLs of callers from reaching our own network (SSRF)."""
 
-from app.egress.clients import EgressRefused, Resolver, guarded_client, upstream_client
+from app.egress.clients import EgressRefused, Resolver, guarded_client, plain_client, upstream_client
 from app.egress.exchange import (
     AnswerTooLarge,
     CappedResponse,
@@ -24,6 +24,7 @@ __all__ = [
     "check_url",
     "guarded_client",
     "is_forbidden",
+    "plain_client",
     "read_capped",
     "send_capped",
     "stream_following",

@@ -26,9 +26,9 @@ class EgressRefused(httpx.TransportError):
     """The guard refused a destination; nothing was sent to it. The message names the class of address."""
 
 
-def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.AsyncClient:
+def plain_client(timeout: timedelta) -> httpx.AsyncClient:
     """
-    Open the client for the upstream. It is not guarded, since the operator chose the URL.
+    Open a client for URLs that the operator chose, which are not guarded.
 
     `timeout` is for each single read or write. Connecting has at most five seconds of it, so that
     a connection that was never made is a connect timeout, unlike an answer that was lost.
@@ -37,7 +37,12 @@ def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.As
     # whose answer was lost. Therefore each request has a new connection.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
-    client = _client(transport, timeout)
+    return _client(transport, timeout)
+
+
+def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.AsyncClient:
+    """Open the plain client for the upstream, which sends our key to its URL."""
+    client = plain_client(timeout)
     client.base_url = httpx.URL(base_url)
     client.headers["Authorization"] = f"Bearer {api_key}"
     return client

@@ -14,6 +14,7 @@ from app.models import PeriodicJob
 from app.upstream.types import HoldReason
 
 RECHECK = "recheck_hold"
+NO_KEY = "SOUNDPOST_UPSTREAM_API_KEY is not set, so no task can be submitted"
 EXPLANATIONS: Mapping[HoldReason, str] = {
     HoldReason.no_credits: "the upstream account has no credits; buy some, submits go on by themselves",
     HoldReason.bad_key: "the upstream refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works and restart",
@@ -28,11 +29,6 @@ class Hold:
     reason: HoldReason
     since: datetime
     message: str | None
-
-    @property
-    def explanation(self) -> str:
-        """What the operator can do."""
-        return EXPLANATIONS[self.reason] + (f" (it said: {self.message})" if self.message else "")
 
 
 async def current_hold(session: Session) -> Hold | None:

@@ -173,13 +173,27 @@ async def test_doctor_sees_a_held_queue_and_the_way_in(database_url: str, tmp_pa
                 return bool(checks["queue"]["status"] == "degraded")
 
             await eventually(is_held)
+            ready = (await client.get("/readyz")).json()["checks"]
         reached = {"database_url": database_url, "upstream_url": sandbox.url, "public_url": service.url}
         looked = await processes.run("doctor", "--json", **reached)
 
     found = {finding["check"]: finding for finding in json.loads(looked.stdout)}
+    assert {name: found[name]["detail"] for name in ready} == {name: check["detail"] for name, check in ready.items()}
     assert not found["queue"]["ok"]
     assert "buy some" in found["queue"]["detail"]
     assert found["public_url"] == {"check": "public_url", "ok": True, "detail": "it reaches this service"}
+
+
+async def test_doctor_leaves_out_what_needs_a_database_that_does_not_answer(tmp_path: Path) -> None:
+    with Processes(tmp_path, database_url="sqlite+aiosqlite:////proc/soundpost.db") as processes:
+        ended = await processes.run("doctor", "--json")
+
+    findings = json.loads(ended.stdout)
+    assert [finding["check"] for finding in findings] == ["settings", "database", "storage", "public_url"]
+    assert [finding["detail"] for finding in findings if not finding["ok"]] == [
+        "the database does not answer (unable to open database file): check SOUNDPOST_DATABASE_URL"
+    ]
+    assert ended.code == 1
 
 
 async def test_doctor_asks_for_a_migration(empty_database_url: str, tmp_path: Path) -> None:
