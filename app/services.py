@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import httpx
@@ -39,6 +40,7 @@ class Services:
     signed_urls: SignedUrls
     wakeups: Wakeups
     metrics: Metrics
+    rng: random.Random
     lifecycle: TaskLifecycle
     tasks: TaskService
     clips: ClipService
@@ -66,8 +68,9 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     database = Database(settings.database_url, clock)
     wakeups = Wakeups(database)
     metrics = Metrics()
-    lifecycle = TaskLifecycle(settings, signed_urls, publishers=(publish_to_webhook_url, publish_to_callback_url))
-    webhook_lifecycle = WebhookLifecycle(settings)
+    rng = random.Random()  # noqa: S311 - spreads retries, not for security
+    lifecycle = TaskLifecycle(settings, signed_urls, (publish_to_webhook_url, publish_to_callback_url), rng)
+    webhook_lifecycle = WebhookLifecycle(settings, rng)
     tasks = TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate())
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
@@ -82,6 +85,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         signed_urls=signed_urls,
         wakeups=wakeups,
         metrics=metrics,
+        rng=rng,
         lifecycle=lifecycle,
         tasks=tasks,
         clips=ClipService(tasks, signed_urls),

@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from app.database.backoff import exponential
 from app.database.engine import TRANSIENT, Database
 from app.database.wakeups import Wakeups
 
@@ -103,7 +104,7 @@ async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
             for topic in topics.split(","):
                 wakeups.notify(topic)
 
-    delay = MIN_RETRY
+    retries = 0
     while True:
         began = time.monotonic()
         try:
@@ -111,8 +112,8 @@ async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
         except Exception as error:
             log.warning("listen_lost", error=type(error).__name__)
         lasted = timedelta(seconds=time.monotonic() - began)
-        delay = MIN_RETRY if lasted > HEARTBEAT else min(delay * 2, MAX_RETRY)
-        await asyncio.sleep(delay.total_seconds())
+        retries = 0 if lasted > HEARTBEAT else retries + 1
+        await asyncio.sleep(exponential(retries, MIN_RETRY, MAX_RETRY).total_seconds())
 
 
 async def _listen_once(url: str, on_payload: Callable[[str], None]) -> None:

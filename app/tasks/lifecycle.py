@@ -18,7 +18,7 @@ from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.clips import ClipLifecycle, any_modified, merge_clips, schedule_lyrics
 from app.tasks.events import EventRecorder
-from app.tasks.payloads import EventPublisher, publish_to_webhook_url
+from app.tasks.payloads import EventPublisher
 from app.tasks.schedule import MIN_POLL_INTERVAL, deadline_of, next_late_poll_at, next_poll_at
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move, is_about_another
@@ -37,13 +37,12 @@ class TaskLifecycle:
         self,
         settings: Settings,
         signed_urls: SignedUrls,
-        rng: random.Random | None = None,
-        publishers: Sequence[EventPublisher] = (publish_to_webhook_url,),
+        publishers: Sequence[EventPublisher],
+        rng: random.Random,
     ) -> None:
-        self._settings = settings
+        self._settings, self._rng = settings, rng
         self._recorder = EventRecorder(signed_urls, publishers, settings.webhook_schedule[0])
         self.clips = ClipLifecycle(self._recorder)
-        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     @property
     def default_model(self) -> str:

@@ -43,10 +43,10 @@ def check_receiver(url: str, allow: Networks, pointer: str) -> None:
 class WebhookLifecycle:
     """The only code that changes the state of endpoints and deliveries. Methods take a session and never commit."""
 
-    def __init__(self, settings: Settings, rng: random.Random | None = None) -> None:
+    def __init__(self, settings: Settings, rng: random.Random) -> None:
         self._schedule = settings.webhook_schedule
         self._allow = settings.egress_allow
-        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, not for security
+        self._rng = rng
 
     def create_endpoint(
         self, session: Session, api_key_id: str, body: EndpointCreate, now: datetime

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from app.database.backoff import jittered
 from app.enums import DisabledBy
 
 GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 MAX_FAILING_TIME = timedelta(days=5)
 MAX_PAUSE = timedelta(minutes=5)
-JITTER = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def next_delay(
     if attempts >= len(schedule):
         return None
     base = schedule[attempts]
-    return max(base * rng.uniform(1 - JITTER, 1 + JITTER), min(retry_after or timedelta(), 2 * base))
+    return max(jittered(base, rng), min(retry_after or timedelta(), 2 * base))
 
 
 def pause_after(result: AttemptResult, delay: timedelta | None) -> timedelta | None:

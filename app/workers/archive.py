@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -75,7 +74,6 @@ class _ArchiveWorker:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._audio = audio_of(services.settings.audio_limit)
-        self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Clip]:
         """Claim clips that still miss something."""
@@ -193,7 +191,7 @@ class _ArchiveWorker:
                 row.given_up_at = held.now
                 log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
             is_wanting = needs_audio(row) or needs_cover(row) or needs_lyrics(row, held.task)
-            row.due_at = held.now + jittered(retry_delay(row.attempts), self._rng) if is_wanting else None
+            row.due_at = held.now + jittered(retry_delay(row.attempts), self._services.rng) if is_wanting else None
 
     @asynccontextmanager
     async def _locked(self, clip: Clip) -> AsyncIterator[_Locked]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -53,7 +52,6 @@ class _DeliveryWorker:
         self._in_flight: Counter[str] = Counter()
         # The lanes that may have more due deliveries than were claimed.
         self._full_lanes: set[str] = set()
-        self._rng = random.Random()  # noqa: S311 - shuffles lanes, not for security
 
     async def claim(self, limit: int) -> Claimed[ClaimedDelivery]:
         """Claim due deliveries, a share from each lane, so that the backlog of one receiver delays no other."""
@@ -61,7 +59,7 @@ class _DeliveryWorker:
         async with services.database.transaction() as (session, now):
             lanes = list(await repository.due_lanes(session, now))
             # When there are more lanes than places, a random choice gives each lane a turn.
-            self._rng.shuffle(lanes)
+            self._services.rng.shuffle(lanes)
             shares = share_places(lanes, self._in_flight, limit, MAX_CONCURRENT_PER_LANE)
             claimed: list[Delivery] = []
             for lane, share in shares.items():

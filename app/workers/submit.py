@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -52,7 +51,6 @@ def submit_loop(services: Services) -> Loop[Submit]:
 class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
-        self._rng = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     async def claim(self, limit: int) -> Claimed[Submit]:
         """Lock free slots first, then claim as many tasks, in one commit: what is claimed is sent at once."""
@@ -111,7 +109,7 @@ class _SubmitWorker:
         if result.outcome is Outcome.ok:
             await lifecycle.begin_generating(session, task, result.value, now)
         elif result.outcome in RETRYABLE:
-            due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._rng)
+            due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._services.rng)
             lifecycle.requeue(session, task, now, due_at, was_sent=result.outcome is not Outcome.not_sent)
         elif result.outcome is Outcome.held and result.hold_reason is HoldReason.blocked:
             # A firewall may dislike the words of this prompt: the tasks behind it go first next time.
