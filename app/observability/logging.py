@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from collections.abc import MutableMapping
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import structlog
 
 from app.config import Settings
+from app.observability.redaction import redact_log_value
 
 # In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
-# URLs with secrets can reach the log through the message of a library's exception.
-SECRET_PARTS = re.compile(
-    r"(/callbacks/[^/\s]+/)[^/?\s\"']+|((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.I
-)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -53,14 +49,11 @@ def _renderer(settings: Settings) -> Any:
 
 
 def _redact_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # URLs with secrets can reach the log through the message of a library's exception.
     for name, value in entry.items():
         if isinstance(value, str):
-            entry[name] = _shortened(SECRET_PARTS.sub(_masked, value))
+            entry[name] = _shortened(redact_log_value(value))
     return entry
-
-
-def _masked(match: re.Match[str]) -> str:
-    return next(part for part in match.groups() if part) + "***"
 
 
 def _shortened(text: str) -> str:

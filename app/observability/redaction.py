@@ -1,26 +1,32 @@
-"""Keeping the tokens of our callback URLs out of what is stored or shown."""
+"""Secrets are replaced by `***` before text is stored, shown or logged."""
 
 import re
 from collections.abc import Sequence
 from typing import AnyStr
 
+# A shorter secret protects nothing, and its removal would garble the text.
+MIN_SECRET_LENGTH = 8
 # A slash as it is, escaped in JSON (however deeply quoted), or percent-encoded (however often).
 _SLASH = r"(?:\\*/|\\+u002f|%(?:25)*2f)"
-MIN_SECRET_LENGTH = 8
 _CALLBACK_URL = re.compile(rf"(callbacks{_SLASH}[\w-]+{_SLASH})[\w.~=-]+", re.ASCII | re.IGNORECASE)
+_CREDENTIAL = re.compile(r"((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.IGNORECASE)
 
 
 def redact(body: AnyStr, *secrets: str) -> AnyStr:
-    """Return the text with the token of every callback URL in it, and these secrets, replaced by `***`."""
+    """Return the text without the tokens of callback URLs and without these secrets."""
     if isinstance(body, bytes):
-        # Latin-1 maps every byte to one character and back, so the rest stays as it is.
-        return _mask(body.decode("latin-1"), secrets).encode("latin-1")
-    return _mask(body, secrets)
+        # Latin-1 maps every byte to one character and back, so the rest is unchanged.
+        return _redact(body.decode("latin-1"), secrets).encode("latin-1")
+    return _redact(body, secrets)
 
 
-def _mask(text: str, secrets: Sequence[str]) -> str:
+def redact_log_value(text: str) -> str:
+    """Return the text without the tokens of callback URLs, and without anything written like a credential."""
+    return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2]}***", redact(text))
+
+
+def _redact(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
-        # What is as short as a word would take words away, and hides nothing.
         if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, "***")
     return _CALLBACK_URL.sub(r"\1***", text)

@@ -37,6 +37,7 @@ def _loggers_stay_as_they_are() -> Iterator[None]:
     [
         f"https://sounds.example/callbacks/{'0' * 32}/{TOKEN}",
         f"POST /callbacks/{'0' * 32}/{TOKEN}?x=1 failed",
+        f"https%3A%2F%2Fsounds.example%2Fcallbacks%2F{'0' * 32}%2F{TOKEN}",
         f"https://sounds.example/v1/tasks/1/clips/0/audio?expires=1&signature={TOKEN}",
         f"'Authorization': 'Bearer {TOKEN}'",
         f"whsec_{TOKEN}",
