@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.clips.media_types import measure
-from tests.support.processes import Process, Processes
+from tests.support.processes import Processes
 from tests.support.wait import eventually
 
 # What would break the service, were it to see it.
@@ -18,11 +18,8 @@ NONSENSE = {"database_url": "nonsense", "upstream_url": "nonsense", "grace": "no
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[Processes]:
-    # What a shell starts in the background ignores SIGINT, and so would what is started here.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with Processes(tmp_path, **NONSENSE) as processes:
         yield processes
-    signal.signal(signal.SIGINT, before)
 
 
 async def test_two_demos_at_once_end_with_files_that_play(processes: Processes) -> None:
@@ -51,7 +48,7 @@ async def test_demo_without_a_sound_says_why_and_fails(processes: Processes) -> 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_demo_that_is_stopped_ends_what_it_started(processes: Processes, number: signal.Signals) -> None:
     demo = processes.start("demo", "soft rain")
-    await asyncio.to_thread(_read_until, demo, "Task ")
+    await eventually(lambda: "\nTask " in demo.output, within=60)
     children = demo.children
 
     began = time.monotonic()
@@ -61,11 +58,3 @@ async def test_demo_that_is_stopped_ends_what_it_started(processes: Processes, n
     assert time.monotonic() - began < 20
     assert len(children) == 2
     await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
-
-
-def _read_until(running: Process, beginning: str) -> None:
-    assert running.process.stdout
-    for line in running.process.stdout:
-        if line.startswith(beginning):
-            return
-    raise AssertionError(running.log)
