@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
 
 import httpx
 
@@ -46,9 +45,9 @@ async def check_crowd(
             requests = [_request(f"/v1/tasks/{task}{path}", preference) for task in tasks]
             await join(WARM_UP, [_request(f"/v1/tasks/{task}/events", AS_STREAM) for task in tasks])
             await join(WARM_UP // 5, requests)
-            before = _memory_kib(service)
+            before = service.memory_kib()
             callers = await join(crowd, requests)
-            each = (_memory_kib(service) - before) / len(callers)
+            each = (service.memory_kib() - before) / len(callers)
             measured(f"{len(callers)} idle requests with {preference!r}: {each:.1f} KiB each")
             began = time.monotonic()
 
@@ -93,19 +92,13 @@ def _ending(caller: socket.socket) -> bytes:
 
 
 async def _idle(service: Process) -> None:
-    """Wait until the process has taken in everybody: it needs hardly any time then."""
+    """
+    Wait until the process has taken in everybody: it has hardly anything to do then.
+
+    Processor time alone would also be low where others use the processors.
+    """
     while True:
-        spent = _cpu_seconds(service)
+        before = service.runnable_seconds
         await asyncio.sleep(1)
-        if _cpu_seconds(service) - spent < 0.3:
+        if service.runnable_seconds - before < 0.3:
             return
-
-
-def _cpu_seconds(service: Process) -> float:
-    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
-
-
-def _memory_kib(service: Process) -> int:
-    status = Path(f"/proc/{service.pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])
