@@ -132,9 +132,13 @@ POLL: Mapping[str, End] = {
 }
 EVERY = {**SUBMIT, **CALLBACK, **{f"drop-callbacks, {fault}": end for fault, end in POLL.items()}}
 
+NEEDS_POLLS = {fault: end for fault, end in EVERY.items() if end.resolved_by == "poll" or end == GIVEN_UP}
+NEEDS_NO_POLL = {fault: end for fault, end in EVERY.items() if fault not in NEEDS_POLLS}
+
 # Each of these is about the account, so that it meets every order there is.
 ACCOUNT = ("no-credits=1", "key-revoked=1", "maintenance=1")
 ELSEWHERE = frozenset({"credits-falling", "lyrics-null", "lyrics-500"})
+SETTINGS = {"upstream_rate": "20/0.5", "upstream_timeout": "2", "hold_recheck": "0.3"}
 
 
 def test_every_fault_of_the_upstream_has_an_expected_end() -> None:
@@ -144,23 +148,23 @@ def test_every_fault_of_the_upstream_has_an_expected_end() -> None:
     assert met | ELSEWHERE == known
 
 
-async def test_every_fault_ends_as_it_should(database_url: str, tmp_path: Path) -> None:
-    settings = {
-        "upstream_rate": "20/0.5",
-        "upstream_timeout": "2",
-        "hold_recheck": "0.3",
-        "submit_deadline": "12",
-        "task_deadline": "24",
-        "poll_after": "5",
-        "poll_every": "0.5",
-    }
+async def test_every_fault_ends_as_it_should_without_polls(database_url: str, tmp_path: Path) -> None:
+    # However slow the machine is, no poll is made before the callbacks have come.
+    settings = {**SETTINGS, "submit_deadline": "15", "poll_after": "600", "task_deadline": "900"}
     async with service_process(database_url, tmp_path, **settings) as (client, sandbox):
         await control(sandbox.url, delay=0.5, rate=1000)
-        assert await _ends(client, sandbox, list(EVERY)) == EVERY
+        assert await _ends(client, sandbox, list(NEEDS_NO_POLL)) == NEEDS_NO_POLL
 
         # One after the other: each is an outage for whatever is sent meanwhile.
         for fault in ACCOUNT:
             assert await _ends(client, sandbox, [fault]) == {fault: SENT_AGAIN}
+
+
+async def test_every_fault_that_callbacks_do_not_end_is_ended_by_polls(database_url: str, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "poll_after": "1", "poll_every": "0.5", "task_deadline": "15"}
+    async with service_process(database_url, tmp_path, **settings) as (client, sandbox):
+        await control(sandbox.url, delay=0.5, rate=1000)
+        assert await _ends(client, sandbox, list(NEEDS_POLLS)) == NEEDS_POLLS
 
 
 async def _ends(client: httpx.AsyncClient, sandbox: Process, faults: list[str]) -> dict[str, End]:
