@@ -278,8 +278,7 @@ class SpentCharge(Base):
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     charge: Mapped[Charge]
     posts: Mapped[int]
-    # When the task was created.
-    created_at: Mapped[datetime]
+    created_at: Mapped[datetime]  # Of the task.
 
 
 class PeriodicJob(Due, Base):

@@ -25,8 +25,7 @@ from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move, is_about_
 from app.upstream.types import Report, Stage
 
 S = TaskStatus
-# How often audio that the upstream says is there is looked for again before we believe that it is not; an eager ladder
-# takes no less time for it than a steady one, since a sound may be called ready long before it is.
+# Polls for announced audio before it counts as missing, in no less time than at the steady pace: it may come late.
 MAX_AUDIO_CHECKS = 5
 
 
@@ -60,7 +59,7 @@ class TaskLifecycle:
         return task
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
-        """Take due orders to send; committed before they leave, since the upstream may have them from then on."""
+        """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
         sent = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": claim.now}
         changed = {"version": Task.version + 1, "updated_at": claim.now}
         tasks = await claim_due(session, Task, claim, Task.status == S.queued, **sent, **changed)
@@ -198,10 +197,8 @@ class TaskLifecycle:
 
     async def expire_unpollable(self, session: Session, task: Task, now: datetime) -> None:
         """
-        Handle one due task that cannot be polled.
-
-        `submitting` becomes `unconfirmed`, since its lease has ended; the others fail
-        at their deadline.
+        Handle one due task that cannot be polled: `submitting` becomes `unconfirmed`, since its lease has ended, and
+        the others fail at their deadline.
         """
         if task.status is S.submitting:
             self.mark_unconfirmed(session, task, now)
@@ -209,7 +206,7 @@ class TaskLifecycle:
             task.due_at = await self._next_poll_at(session, task, now)
 
     def cancel(self, session: Session, task: Task, now: datetime) -> None:
-        """Stop caring about a task; what the upstream already has, it may still charge. Raises TaskAlreadyFinal."""
+        """Cancel a task; the upstream may still charge what it already has. Raises TaskAlreadyFinal."""
         if not can_move(task.status, S.canceled):
             raise TaskAlreadyFinal
         self.finish(session, task, S.canceled, now, None)
