@@ -134,7 +134,7 @@ async def test_service_erases_by_itself_what_is_old(database_url: str, tmp_path:
         await eventually(lambda: files_in(tmp_path) == [])
 
 
-async def test_prune_tells_and_then_does(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_prune_prints_what_it_would_delete_and_then_deletes_it(migrated_sqlite: Path, tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
     async with serve_with_sandbox(database_url, tmp_path) as service:
         await service.archived()
@@ -149,9 +149,9 @@ async def test_prune_tells_and_then_does(migrated_sqlite: Path, tmp_path: Path) 
         done = await processes.run("prune")
 
     assert (dry_run.code, done.code) == (0, 0)
-    assert "1 tasks would go" in dry_run.stdout
-    assert "2 audio would go" in dry_run.stdout
-    assert "1 tasks erased" in done.stdout
+    assert "1 tasks would be deleted" in dry_run.stdout
+    assert "2 audio would be deleted" in dry_run.stdout
+    assert "1 tasks deleted" in done.stdout
     assert (len(before), files_in(tmp_path)) == (2, [])
 
 
