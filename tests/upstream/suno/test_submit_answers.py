@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from app.upstream.suno.envelope import RESULTS_BY_BODY_CODE
 from app.upstream.suno.reports import read_submit
 from app.upstream.types import HoldReason, Outcome, Result
 
@@ -57,6 +58,10 @@ def test_code_in_the_body_decides_whatever_the_http_status(
 ) -> None:
     answer = submit(status, {"code": code, "msg": "why", "data": None})
     assert answer == Result(outcome, code=code, message="why", hold_reason=reason)
+
+
+def test_every_code_of_the_table_has_a_row_here() -> None:
+    assert set(RESULTS_BY_BODY_CODE) - {200} - {code for code, _, _ in BODY_CODES} == set()
 
 
 @pytest.mark.parametrize("code", [405, "405", " 405 ", 405.0])
