@@ -58,6 +58,15 @@ def test_every_promise_names_tests() -> None:
     assert [promise for promise, tests in promises if not TESTS.search(tests)] == []
 
 
+def test_every_threat_names_what_stops_it_and_tests_or_is_said_not_to_be_stopped() -> None:
+    threats = _rows("SECURITY.md", "Threats")
+
+    assert len(threats) > 30
+    assert all(who and aim and stopped_by for who, aim, stopped_by, _ in threats)
+    unproven = [stopped_by for _, _, stopped_by, tests in threats if not TESTS.search(tests)]
+    assert [stopped_by for stopped_by in unproven if not stopped_by.startswith("**Not stopped**")] == []
+
+
 def test_every_webhook_type_is_in_the_openapi_document() -> None:
     assert set(document()["webhooks"]) == set(WebhookType)
 
