@@ -1,18 +1,17 @@
 """
 A stand-in for the upstream, for demos, for tests, and for callers' own development.
 
-It imitates what is known of the upstream's sounds API: submit, record-info, credits and timestamped
-lyrics with their envelope (errors come as HTTP 200, a rate limit as code 405, an empty account as
-code 429), the check of the key, 2.5 credits a task, 20 submits and polls in any 10 s, the callbacks
-`text`, `first` and `complete` with their repeats, two clips a task, and links to audio and covers.
-Faults are played when asked for, by a tag in the prompt or for all tasks: see FAULTS.
+It imitates the known behaviour of the upstream's sounds API: submit, record-info, credits and
+timestamped lyrics in their envelope (errors are HTTP 200, the rate limit is code 405, an empty
+account is code 429), the check of the key, a price of 2.5 credits per task, a limit of 20 submits
+and polls in any 10 s, the callbacks `text`, `first` and `complete` with their retries, two clips per
+task, and links to audio and covers. A tag in a prompt or an option adds faults, see FAULTS.
 
-It does not imitate the music: a clip is a pulse at the tempo over a chord in the key, made from the
-request alone, so that the same request sounds the same. Its files are WAV where the upstream's are
-MP3, its links never expire unless a fault says so, the only waveform it knows is a placeholder, and
-it forgets everything when it ends. What the upstream does not have: `GET /journal`, `GET /tasks`,
-and `GET` and `POST /control`. They need no key and show callback URLs whole, so the place for a
-sandbox is a machine or a network of one's own.
+It differs in these points: a clip is a pulse at the tempo over a chord in the key, synthesised from
+the request alone, so that equal requests give equal bytes. Audio is WAV, where the upstream sends
+MP3. Links expire only by a fault. The waveform is a placeholder. All state is lost when the process
+ends. `GET /journal`, `GET /tasks`, `GET /control` and `POST /control` do not exist upstream. They
+require no key and show callback URLs in full, so run a sandbox on a private machine or network.
 """
 
 from app.sandbox.faults import FAULTS, Fault, InvalidFault, list_faults

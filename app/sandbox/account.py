@@ -1,4 +1,4 @@
-"""The account behind the key: its credits, its pace, and the times when it does not work."""
+"""The account that the API key belongs to: its credits, its rate limit and its outages."""
 
 import math
 from collections import deque
@@ -10,7 +10,7 @@ Outage = Literal["credits", "key", "maintenance"]
 
 
 class Account:
-    """Times are seconds of one monotonic clock, passed in."""
+    """Times are seconds of one monotonic clock and are passed in."""
 
     def __init__(self, credits_left: float) -> None:
         self._credits = credits_left
@@ -18,7 +18,7 @@ class Account:
         self._until: dict[Outage, float] = {}
 
     def try_acquire(self, now: float, rate: int, period: float) -> bool:
-        """Whether one more request fits into the window. Refused ones do not count."""
+        """Count a request if it fits into the sliding window; refused requests do not count."""
         while self._admitted and self._admitted[0] <= now - period:
             self._admitted.popleft()
         if len(self._admitted) >= rate:
@@ -27,33 +27,33 @@ class Account:
         return True
 
     def balance(self, now: float) -> float:
-        """Credits that can be spent."""
+        """The credits that can be spent."""
         return 0.0 if self.has_outage(now, "credits") else self._credits
 
     def charge(self, now: float) -> bool:
-        """Take the price of one task, or nothing if there is too little."""
+        """Take the price of one task; take nothing and return False if the credits do not suffice."""
         if self.balance(now) < PRICE:
             return False
         self._credits -= PRICE
         return True
 
     def refund(self) -> None:
-        """Give the price of one task back."""
+        """Give back the price of one task."""
         self._credits += PRICE
 
     def set_credits(self, amount: float) -> None:
-        """Replace what is left; ends an outage of credits."""
+        """Set the credits; ends an outage of the kind `credits`."""
         self._credits = amount
         self._until.pop("credits", None)
 
-    def stop(self, what: Outage, now: float, seconds: float | None) -> None:
-        """Let something not work for a time, or until `end_outage`."""
-        self._until[what] = math.inf if seconds is None else now + seconds
+    def start_outage(self, outage: Outage, now: float, seconds: float | None) -> None:
+        """Start an outage of this many seconds; None: until `end_outage`."""
+        self._until[outage] = math.inf if seconds is None else now + seconds
 
-    def end_outage(self, what: Outage) -> None:
+    def end_outage(self, outage: Outage) -> None:
         """End an outage."""
-        self._until.pop(what, None)
+        self._until.pop(outage, None)
 
-    def has_outage(self, now: float, what: Outage) -> bool:
-        """Whether this does not work at the moment."""
-        return now < self._until.get(what, -math.inf)
+    def has_outage(self, now: float, outage: Outage) -> bool:
+        """Whether this outage is under way."""
+        return now < self._until.get(outage, -math.inf)

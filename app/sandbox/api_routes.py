@@ -1,4 +1,4 @@
-"""The upstream's own calls: submit, record-info, credits, lyrics."""
+"""The upstream's API: submit, record-info, credits and timestamped lyrics."""
 
 import asyncio
 import hmac
@@ -15,10 +15,10 @@ from app.sandbox import payloads
 from app.sandbox.account import Outage
 from app.sandbox.audio import Sound
 from app.sandbox.callbacks import CallbackSender
-from app.sandbox.fault_responses import envelope_response, fault_response, selected_responses, slow_response
+from app.sandbox.fault_responses import envelope_response, make_response, selected_responses, slow_response
 from app.sandbox.faults import InvalidFault, TaskFaults, parse_faults, parse_prompt_faults, select_faults, strip_tags
 from app.sandbox.journal import RequestEntry, caller_task_id
-from app.sandbox.state import Clip, Order, Sandbox, Task, is_exhausted, new_id, now
+from app.sandbox.state import Clip, Order, Sandbox, Task, count_trigger, new_id, now
 from app.sandbox.timeline import STATUSES, Stage, failure_for, stage_at
 from app.sandbox.validation import ApiError, read_fields, read_order
 
@@ -29,7 +29,7 @@ router = APIRouter(prefix="/api/v1/generate")
 
 
 async def get_sandbox(request: Request) -> Sandbox:
-    """The state behind this app."""
+    """Return the state of this app."""
     sandbox: Sandbox = request.app.state.sandbox
     return sandbox
 
@@ -39,7 +39,7 @@ SandboxDep = Annotated[Sandbox, Depends(get_sandbox)]
 
 @router.post("/sounds")
 async def submit(request: Request, sandbox: SandboxDep) -> Response:
-    """Create a task, unless the account, the fields or a fault are against it."""
+    """Create a task, unless the account, the fields or a fault forbid it."""
     entry: RequestEntry = request.scope["journal_entry"]
     fields = read_fields(await request.body())
     entry.callback_url = str(fields.get("callBackUrl") or "") or None
@@ -51,8 +51,8 @@ async def submit(request: Request, sandbox: SandboxDep) -> Response:
     entry.faults = list(faults)
     _start_outages(faults, order, sandbox)
     _check_access(request, sandbox)
-    if (refusal := await _early_response(request, sandbox, order, faults)) is not None:
-        return refusal
+    if (response := await _refusal(request, sandbox, order, faults)) is not None:
+        return response
     if not sandbox.account.charge(now()):
         raise ApiError(429)
     task = _create_task(request, sandbox, order, faults)
@@ -62,7 +62,7 @@ async def submit(request: Request, sandbox: SandboxDep) -> Response:
 
 @router.get("/record-info")
 async def record_info(request: Request, sandbox: SandboxDep, taskId: str = "") -> Response:  # noqa: N803
-    """Say how far a task is."""
+    """Return the status of a task, and its clips."""
     entry: RequestEntry = request.scope["journal_entry"]
     entry.task_id = taskId or None
     _check_access(request, sandbox)
@@ -70,23 +70,23 @@ async def record_info(request: Request, sandbox: SandboxDep, taskId: str = "") -
     task = _find_task(taskId, sandbox)
     entry.callback_url, entry.caller_task_id = task.order.callback_url, caller_task_id(task.order.callback_url)
     entry.faults = list(task.faults)
-    for name, bad in selected_responses(task.faults, "Poll"):
+    for name, response in selected_responses(task.faults, "Poll"):
         if task.trigger(name):
-            return await fault_response(request, sandbox, bad)
+            return await make_response(request, sandbox, response)
     await sandbox.sleep(task.faults.get("poll-slow", 0.0))
     return envelope_response(request, 200, _record_data(task))
 
 
 @router.get("/credit")
 async def credit(request: Request, sandbox: SandboxDep) -> Response:
-    """Say how many credits are left."""
+    """Return the remaining credits."""
     _check_access(request, sandbox)
     return envelope_response(request, 200, sandbox.account.balance(now()))
 
 
 @router.post("/get-timestamped-lyrics")
 async def timestamped_lyrics(request: Request, sandbox: SandboxDep) -> Response:
-    """Say which word of a clip is sung when."""
+    """Return the words of a clip with their start and end in seconds."""
     entry: RequestEntry = request.scope["journal_entry"]
     fields = read_fields(await request.body())
     _check_access(request, sandbox)
@@ -101,10 +101,20 @@ async def timestamped_lyrics(request: Request, sandbox: SandboxDep) -> Response:
     return envelope_response(request, 200, data | {"alignedWords": None} if "lyrics-null" in task.faults else data)
 
 
+def status_of(task: Task) -> str:
+    """The task's true status, spelled as in record-info, whatever a fault makes record-info show."""
+    stage, failure = stage_at(now() - task.created_monotonic, task.delay), failure_for(task.faults)
+    if stage is not Stage.complete:
+        return STATUSES[stage]
+    if failure is not None:
+        return failure.status
+    return "CALLBACK_EXCEPTION" if task.callbacks_given_up else STATUSES[stage]
+
+
 def _check_access(request: Request, sandbox: Sandbox) -> None:
-    given = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
-    works = not sandbox.account.has_outage(now(), "key")
-    if not works or not hmac.compare_digest(given, sandbox.options.api_key.encode()):
+    api_key = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+    is_revoked = sandbox.account.has_outage(now(), "key")
+    if is_revoked or not hmac.compare_digest(api_key, sandbox.options.api_key.encode()):
         raise ApiError(401)
     if sandbox.account.has_outage(now(), "maintenance"):
         raise ApiError(455)
@@ -117,23 +127,23 @@ def _check_rate(entry: RequestEntry, sandbox: Sandbox) -> None:
 
 def _select_faults(order: Order, sandbox: Sandbox) -> TaskFaults:
     try:
-        terms = parse_prompt_faults(order.prompt)
+        specs = parse_prompt_faults(order.prompt)
     except InvalidFault as error:
         raise ApiError(400, str(error)) from None
-    return select_faults(parse_faults(sandbox.options.fault or "") if terms is None else terms, sandbox.rng)
+    return select_faults(parse_faults(sandbox.options.fault or "") if specs is None else specs, sandbox.rng)
 
 
 def _start_outages(faults: TaskFaults, order: Order, sandbox: Sandbox) -> None:
-    for name, what in _OUTAGES.items():
-        # Once for each task: the same submit comes again when the outage is over.
-        if name in faults and not is_exhausted(1, sandbox.trigger_counts, name + order.callback_url):
-            sandbox.account.stop(what, now(), faults[name])
+    for name, outage in _OUTAGES.items():
+        # Once per task, because the caller repeats the same submit after the outage.
+        if name in faults and count_trigger(sandbox.trigger_counts, name + order.callback_url, 1):
+            sandbox.account.start_outage(outage, now(), faults[name])
 
 
-async def _early_response(request: Request, sandbox: Sandbox, order: Order, faults: TaskFaults) -> Response | None:
-    for name, bad in selected_responses(faults, "Submit"):
-        if not is_exhausted(faults[name], sandbox.trigger_counts, name + order.callback_url):
-            return await fault_response(request, sandbox, bad)
+async def _refusal(request: Request, sandbox: Sandbox, order: Order, faults: TaskFaults) -> Response | None:
+    for name, response in selected_responses(faults, "Submit"):
+        if count_trigger(sandbox.trigger_counts, name + order.callback_url, faults[name]):
+            return await make_response(request, sandbox, response)
     if "retry-after" in faults:
         until = sandbox.first_seen.setdefault(order.callback_url, now()) + (faults["retry-after"] or 0)
         if (wait := until - now()) > 0:
@@ -169,18 +179,18 @@ async def _created_response(request: Request, sandbox: Sandbox, task: Task) -> R
     faults = task.faults
     if "callback-before-answer" in faults:
         await task.first_callback_sent.wait()
-    for name, bad in selected_responses(faults, "Submit", creates=True):
-        if not is_exhausted(faults[name], sandbox.trigger_counts, name + task.order.callback_url):
-            return await fault_response(request, sandbox, bad)
+    for name, response in selected_responses(faults, "Submit", creates=True):
+        if count_trigger(sandbox.trigger_counts, name + task.order.callback_url, faults[name]):
+            return await make_response(request, sandbox, response)
     await sandbox.sleep(faults.get("slow", 0.0))
     request.scope["journal_entry"].code = 200
-    response = JSONResponse(_created_body(task))
-    return slow_response(sandbox, response, faults["drip"] or 0) if "drip" in faults else response
+    created = JSONResponse(_created_body(task))
+    return slow_response(sandbox, created, faults["drip"] or 0) if "drip" in faults else created
 
 
 def _created_body(task: Task) -> dict[str, Any]:
     faults = task.faults
-    data = next((odd(task.id) for name, odd in _MALFORMED_DATA.items() if name in faults), {"taskId": task.id})
+    data = next((make(task.id) for name, make in _MALFORMED_DATA.items() if name in faults), {"taskId": task.id})
     body = payloads.envelope(200, data)
     if "string-code" in faults:
         body["code"] = "200"
@@ -204,16 +214,6 @@ def _find_task(task_id: str, sandbox: Sandbox) -> Task:
     if task_id not in sandbox.tasks:
         raise ApiError(422, "recordInfo is null")
     return sandbox.tasks[task_id]
-
-
-def status_of(task: Task) -> str:
-    """What is true of the task, in record-info's words."""
-    stage, failure = stage_at(now() - task.created_monotonic, task.delay), failure_for(task.faults)
-    if stage is not Stage.complete:
-        return STATUSES[stage]
-    if failure is not None:
-        return failure.status
-    return "CALLBACK_EXCEPTION" if task.callbacks_given_up else STATUSES[stage]
 
 
 def _record_data(task: Task) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The sounds themselves: a pulse at the tempo over a chord in the key, made from the request alone."""
+"""Synthesis of audio and covers: a pulse at the tempo over a chord in the key, from the request alone."""
 
 import hashlib
 import io
@@ -15,19 +15,19 @@ SAMPLE_RATE = 24_000
 PITCHES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 KEYS = frozenset({"Any", *PITCHES, *(f"{pitch}m" for pitch in PITCHES)})
 
-_SECONDS = 4.0  # the usual length of a clip
-_MAX_BEAT = 8.0  # slower tempos would make a clip of a minute for one pulse
+_SECONDS = 4.0  # the usual duration of a clip
+_MAX_BEAT = 8.0  # seconds; at slower tempos one pulse would take a clip of a minute
 _C3 = 130.81
 _TABLE_BITS = 10
 _SINE = [round(3400 * math.sin(2 * math.pi * i / 2**_TABLE_BITS)) for i in range(2**_TABLE_BITS)]
-_PHASE_BITS = 16  # fraction of a table step, so that a tone drifts by far less than one sample over a clip
+_PHASE_BITS = 16  # bits below one table step, so that a tone drifts by far less than one sample over a clip
 _PULSE = SAMPLE_RATE // 8
 _FADE = SAMPLE_RATE // 10
 
 
 @dataclass(frozen=True)
 class Sound:
-    """What a clip sounds like. Equal sounds are equal bytes."""
+    """The parameters of a clip. Equal parameters give equal bytes."""
 
     prompt: str
     tempo: int | None
@@ -43,26 +43,26 @@ class Sound:
 
     @property
     def bed(self) -> int:
-        """Samples of the repeated chord: one part of a slow beat, or several quick beats."""
+        """Samples of the repeated chord: a fraction of a slow beat, or several quick beats."""
         if self.beat > SAMPLE_RATE:
             return self.beat // math.ceil(self.beat / SAMPLE_RATE)
         return self.beat * math.ceil(SAMPLE_RATE / 2 / self.beat)
 
     @property
     def beds(self) -> int:
-        """Whole beds in the clip; a slow beat is filled up, so that a loop keeps its tempo."""
+        """Number of whole beds in the clip; a slow beat is completed, so that a loop keeps its tempo."""
         per_beat = max(1, round(self.beat / self.bed))
         beats = max(1, round(SAMPLE_RATE * _SECONDS / (self.bed * per_beat)))
         return beats * per_beat
 
     @property
     def duration(self) -> float:
-        """Seconds."""
+        """The duration in seconds."""
         return round(self.bed * self.beds / SAMPLE_RATE, 2)
 
     @property
     def chord(self) -> tuple[float, float, float]:
-        """The three frequencies, in Hz; each take of a request plays an octave above the one before."""
+        """The three frequencies in Hz; each take of a request is an octave above the previous one."""
         key = self.key if self.key != "Any" else PITCHES[self._digest[1] % 12] + "m" * (self._digest[2] % 2)
         third = 3 if key.endswith("m") else 4
         root = _C3 * 2**self.take * 2 ** (PITCHES.index(key.removesuffix("m")) / 12)
@@ -75,7 +75,7 @@ class Sound:
 
 @lru_cache(maxsize=32)
 def synthesise(sound: Sound) -> bytes:
-    """A mono 16-bit WAV. Takes some 10 ms of CPU, so call it from a thread."""
+    """A mono 16-bit WAV file. Takes about 10 ms of CPU, so call it from a thread."""
     quiet = _chord_bed(sound)
     pulsed = _with_pulses(quiet, sound)
     per_beat = max(1, round(sound.beat / sound.bed))
@@ -93,7 +93,7 @@ def synthesise(sound: Sound) -> bytes:
 
 
 def cover(seed: str) -> bytes:
-    """A small PNG in one colour of the seed's own."""
+    """A small PNG in one colour that depends on the seed."""
     side = 16
     row = b"\0" + hashlib.sha256(seed.encode()).digest()[:3] * side
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
@@ -105,11 +105,11 @@ def cover(seed: str) -> bytes:
 
 def _chord_bed(sound: Sound) -> "array[int]":
     length = sound.bed
-    # A whole number of cycles in every bed: it can then be repeated, and a loop joined, without a click.
+    # A whole number of cycles per bed, so that repeating the bed, or looping the clip, makes no click.
     cycles = [round(pitch * length / SAMPLE_RATE) for pitch in sound.chord]
     steps = [(count << (_TABLE_BITS + _PHASE_BITS)) // length for count in cycles]
     phases = [range(0, step * length, step) for step in steps]
-    hiss = random.Random(f"{sound.prompt}/{sound.take}").randbytes(length)  # noqa: S311 - rain, not a secret
+    hiss = random.Random(f"{sound.prompt}/{sound.take}").randbytes(length)  # noqa: S311 - noise, not a secret
     table, shift, mask = _SINE, _PHASE_BITS, 2**_TABLE_BITS - 1
     return array(
         "h",

@@ -1,4 +1,4 @@
-"""Telling callers how their task goes: each callback is POSTed, and repeated while it is not answered 200."""
+"""Sends callbacks: each one is POSTed, and retried unless the response is HTTP 200."""
 
 import asyncio
 import base64
@@ -21,14 +21,15 @@ _MAX_CONCURRENT = 100
 
 
 class CallbackSender:
-    """Sends the callbacks of every task. Use as an async context manager; leaving it drops what is unsent."""
+    """Sends the callbacks of every task. An async context manager; leaving it drops unsent callbacks."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._jobs: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
-        # One client with a hundred connections looks at each of them for each request, and takes four
-        # times the CPU of a hundred clients with one. The last one used is warm, so it goes first.
+        # A client with a hundred connections scans all of them for each request, which costs four times
+        # the CPU of a hundred clients with one connection each. The last client used is the most likely
+        # to have an open connection, so it is used first.
         self._idle: list[httpx.AsyncClient] = []
 
     async def __aenter__(self) -> "CallbackSender":
@@ -42,7 +43,7 @@ class CallbackSender:
             await client.aclose()
 
     def start(self, task: Task) -> None:
-        """Send this task's callbacks as its life goes on."""
+        """Start sending this task's callbacks at their times."""
         self._spawn(self._send_all(task))
 
     async def _send_all(self, task: Task) -> None:
@@ -65,38 +66,39 @@ class CallbackSender:
         url = task.order.callback_url
         body = callback_body(task, step, failure_for(task.faults))
         async with self._slots:
-            note = CallbackAttempt(task.id, url, caller_task_id(url), step.kind, attempt)
-            self._sandbox.journal.add(note)
-            task.callbacks.append(note)
+            record = CallbackAttempt(task.id, url, caller_task_id(url), step.kind, attempt)
+            self._sandbox.journal.add(record)
+            task.callbacks.append(record)
             client = self._idle.pop() if self._idle else _new_client()
             try:
                 async with asyncio.timeout(self._sandbox.options.callback_timeout):
-                    note.status = await self._send(client, task, body)
-            except (httpx.HTTPError, OSError, OverflowError, ValueError) as error:  # the URL may be any text
-                note.error = type(error).__name__
+                    record.status = await self._send(client, task, body)
+            except (httpx.HTTPError, OSError, OverflowError, ValueError) as error:  # the URL may be malformed
+                record.error = type(error).__name__
             finally:
                 self._idle.append(client)
-        note.duration = now() - note.monotonic
-        note.delivered = note.status == 200
-        return note.delivered
+        record.duration = now() - record.monotonic
+        record.delivered = record.status == 200
+        return record.delivered
 
     async def _send(self, client: httpx.AsyncClient, task: Task, body: bytes) -> int:
         url = httpx.URL(task.order.callback_url)
         if url.host.endswith(".invalid"):
-            raise httpx.ConnectError("reserved names lead nowhere")  # RFC 6761; asking a resolver would take seconds
+            # RFC 6761, section 6.4: such names never resolve. A resolver would take seconds to say so.
+            raise httpx.ConnectError("reserved name")
         headers = {"Content-Type": "application/json"}
         if key := self._sandbox.options.callback_hmac_key:
             headers |= signature_headers(key, task.id, int(time.time()))
         return (await client.post(url, content=body, headers=headers)).status_code
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        job = asyncio.create_task(work)
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.create_task(coroutine)
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
 
 def signature_headers(key: str, task_id: str, timestamp: int) -> dict[str, str]:
-    """The headers that sign a callback; they do not cover its body."""
+    """The signature headers of a callback. The signature does not cover the body."""
     digest = hmac.digest(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256)
     return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": base64.b64encode(digest).decode()}
 
@@ -104,14 +106,14 @@ def signature_headers(key: str, task_id: str, timestamp: int) -> dict[str, str]:
 def _new_client() -> httpx.AsyncClient:
     return httpx.AsyncClient(
         trust_env=False,
-        verify=_trusted(),
-        timeout=None,  # noqa: S113 - a whole exchange has one deadline
-        # Shorter than receivers keep idle connections, so that none is closed just as it is used again.
+        verify=_tls_context(),
+        timeout=None,  # noqa: S113 - one deadline covers the whole exchange
+        # Shorter than the usual keep-alive timeout of receivers, so that no connection is closed while it is reused.
         limits=httpx.Limits(max_connections=1, keepalive_expiry=2),
         headers={"User-Agent": "soundpost-sandbox"},
     )
 
 
 @cache
-def _trusted() -> ssl.SSLContext:
+def _tls_context() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)

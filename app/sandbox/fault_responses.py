@@ -1,4 +1,4 @@
-"""Answers that are not the right one: error envelopes, block pages, silence, and broken connections."""
+"""The responses of faults: error envelopes, HTML pages, hanging, slow and aborted connections."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -12,17 +12,17 @@ from app.sandbox import payloads
 from app.sandbox.faults import FAULTS, FaultResponse, Group, TaskFaults
 from app.sandbox.state import Sandbox
 
-ABORT_EXTENSION = "soundpost.sever"
-"""The ASGI extension, a callable, by which the sandbox's own server breaks a connection."""
+ABORT_EXTENSION = "soundpost.abort"
+"""The ASGI extension, a callable, with which the sandbox's own server aborts a connection."""
 
-_BLOCK_PAGE = "<!DOCTYPE html><html><head><title>Attention Required!</title></head><body>error code: 1010</body></html>"
-_DROPS = 20
+_HTML_PAGE = "<!DOCTYPE html><html><head><title>Attention Required!</title></head><body>error code: 1010</body></html>"
+_PIECES = 20
 
 
 def selected_responses(
     faults: TaskFaults, group: Group, *, creates: bool = False
 ) -> Iterable[tuple[str, FaultResponse]]:
-    """The bad answers among a task's faults that belong to this kind of call."""
+    """The faults of a task that replace the response to this kind of call, with their responses."""
     for name in faults:
         fault = FAULTS[name]
         if fault.response and fault.group == group and fault.creates == creates:
@@ -30,29 +30,29 @@ def selected_responses(
 
 
 def envelope_response(request: Request, code: int, data: Any = None, message: str | None = None) -> Response:
-    """An answer in the upstream's envelope: errors are HTTP 200 too, but for a bad key."""
+    """A response in the upstream's envelope. Errors are HTTP 200 too, except for a wrong key."""
     request.scope["journal_entry"].code = code
     return JSONResponse(payloads.envelope(code, data, message), status_code=401 if code == 401 else 200)
 
 
-async def fault_response(request: Request, sandbox: Sandbox, bad: FaultResponse) -> Response:
-    """Give the bad answer; returns once it can be sent, or when there is no one left to send it to."""
-    if bad.kind == "envelope":
-        request.scope["journal_entry"].code = bad.code
-        return JSONResponse(payloads.envelope(bad.code, message=bad.message))
-    if bad.kind == "html":
-        return HTMLResponse(_BLOCK_PAGE, bad.code)
-    if bad.kind == "status":
-        return PlainTextResponse(f"HTTP {bad.code}", bad.code)
-    if bad.kind == "empty":
-        return Response(status_code=bad.code)
-    if bad.kind == "hang":
+async def make_response(request: Request, sandbox: Sandbox, fault: FaultResponse) -> Response:
+    """Build a fault's response. Returns when it can be sent, or when the client has disconnected."""
+    if fault.kind == "envelope":
+        request.scope["journal_entry"].code = fault.code
+        return JSONResponse(payloads.envelope(fault.code, message=fault.message))
+    if fault.kind == "html":
+        return HTMLResponse(_HTML_PAGE, fault.code)
+    if fault.kind == "status":
+        return PlainTextResponse(f"HTTP {fault.code}", fault.code)
+    if fault.kind == "empty":
+        return Response(status_code=fault.code)
+    if fault.kind == "hang":
         await _wait_for_disconnect_or_stop(request, sandbox)
     return await abort_connection(request, hard=True)
 
 
 class NoResponse(Response):
-    """For a connection that is gone: nothing is sent, and the journal shows no status."""
+    """Sends nothing, for a closed connection; the journal shows no status."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send nothing."""
@@ -60,38 +60,39 @@ class NoResponse(Response):
 
 async def abort_connection(request: Request, *, hard: bool) -> Response:
     """
-    End the connection in the middle: `hard` resets it, else what was written still arrives.
+    Close the connection before the response is complete.
 
-    Outside the sandbox's own server the app raises ConnectionResetError instead.
+    `hard` resets it at once; otherwise the client still receives the bytes written so far.
+    Raises ConnectionResetError on a server other than the sandbox's own.
     """
-    cut = request.scope.get("extensions", {}).get(ABORT_EXTENSION)
-    if cut is None:
-        raise ConnectionResetError("cut by a fault")
-    cut(hard)
-    # Only after this does the server know that no answer will come, and not complain about it.
+    abort = request.scope.get("extensions", {}).get(ABORT_EXTENSION)
+    if abort is None:
+        raise ConnectionResetError("aborted by a fault")
+    abort(hard)
+    # The server logs an error for a request without a response unless it has seen the disconnect.
     await _wait_for_disconnect(request)
     return NoResponse()
 
 
 def slow_response(sandbox: Sandbox, response: Response, seconds: float) -> Response:
-    """The same answer, sent little by little over this time."""
+    """The same response, sent in small pieces over this many seconds."""
     body = bytes(response.body)
-    size = -(-len(body) // _DROPS)
+    size = -(-len(body) // _PIECES)
 
-    async def drops() -> AsyncIterator[bytes]:
+    async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), size):
             yield body[start : start + size]
-            await sandbox.sleep(seconds / _DROPS)
+            await sandbox.sleep(seconds / _PIECES)
 
     headers = {"Content-Length": str(len(body))}
-    return StreamingResponse(drops(), response.status_code, headers, response.media_type)
+    return StreamingResponse(pieces(), response.status_code, headers, response.media_type)
 
 
 async def _wait_for_disconnect_or_stop(request: Request, sandbox: Sandbox) -> None:
-    ends = [asyncio.create_task(_wait_for_disconnect(request)), asyncio.create_task(sandbox.sleep(None))]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-    for end in ends:
-        end.cancel()
+    waits = [asyncio.create_task(_wait_for_disconnect(request)), asyncio.create_task(sandbox.sleep(None))]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 async def _wait_for_disconnect(request: Request) -> None:

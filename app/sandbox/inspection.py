@@ -1,4 +1,4 @@
-"""What the upstream does not have: its journal, its tasks as they truly are, and its controls."""
+"""Routes that the upstream does not have: the journal, the true state of each task, and the controls."""
 
 import json
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ router = APIRouter()
 
 
 class ControlUpdate(BaseModel):
-    """What may be changed while the sandbox runs; what is not named stays."""
+    """What can be changed while the sandbox runs. A field that is not given stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,7 +29,7 @@ class ControlUpdate(BaseModel):
     rate: int | None = Field(default=None, ge=0)
     period: float | None = Field(default=None, gt=0)
     fault: str | None = None
-    """The fault of every task without a tag; empty for none."""
+    """The faults of every task without a tag, as in `--fault`; empty for none."""
     credits: float | None = Field(default=None, ge=0)
     key_works: bool | None = None
     maintenance: bool | None = None
@@ -39,53 +39,53 @@ class ControlUpdate(BaseModel):
 def journal(
     sandbox: SandboxDep, kind: str | None = None, path: str | None = None, task_id: str | None = None
 ) -> Response:
-    """Every request that arrived and every callback attempt, oldest first."""
+    """All requests and callback attempts, oldest first."""
     return _as_json(sandbox.journal.find(kind=kind, path=path, task_id=task_id))
 
 
 @router.get("/tasks")
 def tasks(sandbox: SandboxDep) -> Response:
-    """Every task that was created, and charged, whatever the caller was told."""
+    """All tasks that were created and charged, whatever the response to the submit was."""
     return _as_json(_record_data(task) for task in list(sandbox.tasks.values()))
 
 
 @router.get("/control")
 async def control(sandbox: SandboxDep) -> dict[str, Any]:
-    """How the sandbox is set at the moment."""
-    options, account, time = sandbox.options, sandbox.account, now()
+    """The current settings."""
+    options, account, current = sandbox.options, sandbox.account, now()
     return {
         "delay": options.delay,
         "rate": options.rate,
         "period": options.period,
         "fault": options.fault,
-        "credits": account.balance(time),
-        "key_works": not account.has_outage(time, "key"),
-        "maintenance": account.has_outage(time, "maintenance"),
+        "credits": account.balance(current),
+        "key_works": not account.has_outage(current, "key"),
+        "maintenance": account.has_outage(current, "maintenance"),
     }
 
 
 @router.post("/control")
 async def update_control(sandbox: SandboxDep, changes: ControlUpdate) -> dict[str, Any]:
-    """Change it."""
-    given = changes.model_dump(exclude_none=True, include={"api_key", "delay", "rate", "period", "fault"})
+    """Change settings and return all of them."""
+    options = changes.model_dump(exclude_none=True, include={"api_key", "delay", "rate", "period", "fault"})
     try:
-        sandbox.options = replace(sandbox.options, **given)
+        sandbox.options = replace(sandbox.options, **options)
     except InvalidFault as error:
         raise HTTPException(422, str(error)) from None
     if changes.credits is not None:
         sandbox.account.set_credits(changes.credits)
     if changes.key_works is not None:
-        _set_outage(sandbox, "key", works=changes.key_works)
+        _set_outage(sandbox, "key", is_on=not changes.key_works)
     if changes.maintenance is not None:
-        _set_outage(sandbox, "maintenance", works=not changes.maintenance)
+        _set_outage(sandbox, "maintenance", is_on=changes.maintenance)
     return await control(sandbox)
 
 
-def _set_outage(sandbox: Sandbox, what: Outage, *, works: bool) -> None:
-    if works:
-        sandbox.account.end_outage(what)
+def _set_outage(sandbox: Sandbox, outage: Outage, *, is_on: bool) -> None:
+    if is_on:
+        sandbox.account.start_outage(outage, now(), None)
     else:
-        sandbox.account.stop(what, now(), None)
+        sandbox.account.end_outage(outage)
 
 
 def _record_data(task: Task) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What happened, in order: every request that arrived and every callback that was sent."""
+"""The journal: all received requests and all callback attempts, in order."""
 
 import time
 from collections import deque
@@ -15,7 +15,7 @@ _UNRECORDED_PATHS = frozenset({"/journal", "/tasks", "/control"})
 
 @dataclass
 class RequestEntry:
-    """One request."""
+    """One received request."""
 
     kind: ClassVar[str] = "request"
 
@@ -28,11 +28,11 @@ class RequestEntry:
     caller_task_id: str | None = None
     faults: list[str] = field(default_factory=list)
     created: bool = False
-    """A submit that made a task, whatever was answered."""
+    """Whether this submit created a task, whatever the response was."""
     status: int | None = None
-    """The HTTP status; None if the connection was reset, the caller left, or there is no answer yet."""
+    """The HTTP status; None before the response, and if the connection was closed without one."""
     code: int | None = None
-    """The code in the answer's envelope, if it had one."""
+    """The code in the response's envelope, if it has one."""
 
 
 @dataclass
@@ -61,13 +61,13 @@ class Journal:
         self._entries: deque[RequestEntry | CallbackAttempt] = deque(maxlen=_MAX_ENTRIES)
 
     def add(self, entry: RequestEntry | CallbackAttempt) -> None:
-        """Note an entry; its result may be filled in later."""
+        """Add an entry; its result may be filled in later."""
         self._entries.append(entry)
 
     def find(self, **fields: str | None) -> Iterator[dict[str, Any]]:
-        """The entries whose fields have these values; a None asks for nothing."""
+        """The entries whose fields have these values; None matches every value."""
         filters = {name: value for name, value in fields.items() if value is not None}
-        # A copy, since readers run in threads of their own while the journal goes on.
+        # Iterate over a copy: readers run in other threads while entries are added.
         for entry in self._entries.copy():
             record = {"kind": entry.kind, **vars(entry)}
             if all(record.get(name) == value for name, value in filters.items()):
@@ -75,7 +75,7 @@ class Journal:
 
 
 class JournalMiddleware:
-    """Notes each request as it arrives and the status it was answered with."""
+    """Records each request when it arrives, and the status of its response."""
 
     def __init__(self, app: ASGIApp, journal: Journal) -> None:
         self._app = app
@@ -98,6 +98,6 @@ class JournalMiddleware:
 
 
 def caller_task_id(callback_url: str) -> str | None:
-    """The second to last part of a callback URL's path, where callers name their own task."""
-    services = callback_url.partition("?")[0].split("/")
-    return services[-2] if len(services) > 4 else None
+    """The second to last segment of a callback URL's path, where Soundpost puts the id of its task."""
+    segments = callback_url.partition("?")[0].split("/")
+    return segments[-2] if len(segments) > 4 else None

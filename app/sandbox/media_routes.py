@@ -1,4 +1,4 @@
-"""The hosts of audio and covers that the links lead to. They know no key."""
+"""The hosts of audio files and covers. They require no key."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from app.sandbox.api_routes import SandboxDep
 from app.sandbox.audio import cover, synthesise
-from app.sandbox.fault_responses import abort_connection, fault_response, selected_responses, slow_response
+from app.sandbox.fault_responses import abort_connection, make_response, selected_responses, slow_response
 from app.sandbox.state import Clip, Sandbox, Task, now
 from app.sandbox.timeline import has_audio, stage_at
 
@@ -35,7 +35,7 @@ async def source_audio(request: Request, sandbox: SandboxDep, clip_id: str, exte
 
 @router.get("/stream/{clip_id}")
 async def stream(sandbox: SandboxDep, clip_id: str) -> Response:
-    """Nothing, as the upstream's stream links may once a task is complete."""
+    """An empty body, like the upstream's stream links after a task is complete."""
     _find(clip_id, sandbox)
     return Response(media_type="audio/mpeg")
 
@@ -59,9 +59,9 @@ async def _serve(request: Request, sandbox: Sandbox, task: Task, clip: Clip) -> 
     request.scope["journal_entry"].faults = list(faults)
     if not has_audio(stage_at(now() - task.created_monotonic, task.delay), clip.sound.take):
         raise HTTPException(404)
-    for name, bad in selected_responses(faults, "Audio"):
+    for name, response in selected_responses(faults, "Audio"):
         if task.trigger(name, clip.id):
-            return await fault_response(request, sandbox, bad)
+            return await make_response(request, sandbox, response)
     if "audio-expired-then-fresh" in faults and "fresh" not in request.query_params:
         clip.link_expired = True
         raise HTTPException(403)

@@ -1,4 +1,4 @@
-"""The upstream's bodies, spelled as it spells them: envelope, record-info, callback, lyrics."""
+"""The upstream's JSON bodies: envelope, record-info, lyrics and callbacks, with the malformations of faults."""
 
 import json
 import re
@@ -18,12 +18,12 @@ _NEWEST_MODEL_NAME = "chirp-fenix"
 
 
 def envelope(code: int, data: Any = None, message: str | None = None) -> dict[str, Any]:
-    """What every answer is wrapped in."""
+    """The envelope of every response."""
     return {"code": code, "msg": message or ("success" if code == 200 else CODES[code]), "data": data}
 
 
 def record_info(task: Task, status: str, failure: Failure | None = None, *, omit_audio: bool = False) -> dict[str, Any]:
-    """The data of a poll's answer. `omit_audio` leaves the audio URLs null, whatever the status says."""
+    """The data of record-info. `omit_audio` makes the audio URLs null, whatever the status is."""
     order = task.order
     stage = _STAGE_BY_STATUS.get(status)
     items = None if stage is None else [_item(task, i, stage, fresh=True) for i in range(len(task.clips))]
@@ -53,24 +53,20 @@ def record_info(task: Task, status: str, failure: Failure | None = None, *, omit
     }
 
 
-def callback(task: Task, kind: str, stage: Stage, failure: Failure | None) -> dict[str, Any]:
-    """A callback's body. Unlike record-info it writes snake_case, but for createTime."""
-    if failure is not None and kind in ("error", "complete"):
-        data = {"callbackType": kind, "task_id": task.id, "data": None}
-        return {"code": failure.code, "msg": failure.message, "data": data}
-    messages = {"text": "Text generated successfully.", "first": "First audio generated successfully."}
-    items = [in_snake_case(_item(task, i, stage)) for i in range(len(task.clips))]
-    for item in items:
-        item["createTime"] = f"{task.created_at:%Y-%m-%d %H:%M:%S}"
-    return {
-        "code": 200,
-        "msg": messages.get(kind, "All generated successfully."),
-        "data": {"callbackType": kind, "task_id": task.id, "data": items},
-    }
+def callback_body(task: Task, step: PlannedCallback, failure: Failure | None) -> bytes:
+    """The bytes that are POSTed for this callback."""
+    body = _callback(task, step.kind, step.stage, failure)
+    if "poll-shaped" in task.faults:
+        body = _poll_shaped(task, step, failure)
+    for fault, change in _BODY_FAULTS.items():
+        if fault in task.faults:
+            body = change(body, task)
+    content = json.dumps(body, ensure_ascii=False).encode()
+    return content[: len(content) // 2] if "malformed-callback" in task.faults else content
 
 
 def lyrics(task: Task, clip: Clip) -> dict[str, Any]:
-    """The prompt's words, spread over the clip; none unless the submit asked for lyrics."""
+    """The prompt's words, spread evenly over the clip; empty unless the submit had grabLyrics."""
     words = strip_tags(task.order.prompt).split() if task.order.lyrics else []
     span = clip.sound.duration / max(1, len(words))
     aligned = [
@@ -87,14 +83,8 @@ def lyrics(task: Task, clip: Clip) -> dict[str, Any]:
 
 
 def in_snake_case(body: dict[str, Any]) -> dict[str, Any]:
-    """The same with its names in snake_case; `createTime` and `callbackType` stay, as they do upstream."""
-    renamed: dict[str, Any] = _renamed(body, _to_snake_case)
-    return renamed
-
-
-def _in_camel_case(body: dict[str, Any]) -> dict[str, Any]:
-    """The same with its names in camelCase."""
-    renamed: dict[str, Any] = _renamed(body, _to_camel_case)
+    """The same body with names in snake_case, except for `createTime` and `callbackType`, as upstream."""
+    renamed: dict[str, Any] = _rename_keys(body, _to_snake_case)
     return renamed
 
 
@@ -129,11 +119,17 @@ def _item(task: Task, index: int, stage: Stage, *, fresh: bool = False) -> dict[
     return {**item, "duration": clip.sound.duration} if ready else item
 
 
-def _renamed(value: Any, rename: Callable[[str], str]) -> Any:
+def _in_camel_case(body: dict[str, Any]) -> dict[str, Any]:
+    """The same body with names in camelCase."""
+    renamed: dict[str, Any] = _rename_keys(body, _to_camel_case)
+    return renamed
+
+
+def _rename_keys(value: Any, rename: Callable[[str], str]) -> Any:
     if isinstance(value, list):
-        return [_renamed(item, rename) for item in value]
+        return [_rename_keys(item, rename) for item in value]
     if isinstance(value, dict):
-        return {rename(name): _renamed(item, rename) for name, item in value.items()}
+        return {rename(name): _rename_keys(item, rename) for name, item in value.items()}
     return value
 
 
@@ -155,16 +151,20 @@ def _millis(at: datetime) -> int:
     return int(at.astimezone(UTC).timestamp() * 1000)
 
 
-def callback_body(task: Task, step: PlannedCallback, failure: Failure | None) -> bytes:
-    """What is POSTed for this step."""
-    body = callback(task, step.kind, step.stage, failure)
-    if "poll-shaped" in task.faults:
-        body = _poll_shaped(task, step, failure)
-    for fault, change in _BODY_FAULTS.items():
-        if fault in task.faults:
-            body = change(body, task)
-    content = json.dumps(body, ensure_ascii=False).encode()
-    return content[: len(content) // 2] if "malformed-callback" in task.faults else content
+def _callback(task: Task, kind: str, stage: Stage, failure: Failure | None) -> dict[str, Any]:
+    """A callback's body. Unlike record-info it is in snake_case, except for createTime and callbackType."""
+    if failure is not None and kind in ("error", "complete"):
+        data = {"callbackType": kind, "task_id": task.id, "data": None}
+        return {"code": failure.code, "msg": failure.message, "data": data}
+    messages = {"text": "Text generated successfully.", "first": "First audio generated successfully."}
+    items = [in_snake_case(_item(task, i, stage)) for i in range(len(task.clips))]
+    for item in items:
+        item["createTime"] = f"{task.created_at:%Y-%m-%d %H:%M:%S}"
+    return {
+        "code": 200,
+        "msg": messages.get(kind, "All generated successfully."),
+        "data": {"callbackType": kind, "task_id": task.id, "data": items},
+    }
 
 
 def _poll_shaped(task: Task, step: PlannedCallback, failure: Failure | None) -> _Body:
@@ -182,7 +182,11 @@ def _upper_case_type(body: _Body, _: Task) -> _Body:
 
 
 def _wrong_id(body: _Body, _: Task) -> _Body:
-    return _change_field(_change_field(body, "task_id", lambda own: own[::-1]), "taskId", lambda own: own[::-1])
+    return _change_field(_change_field(body, "task_id", _reverse), "taskId", _reverse)
+
+
+def _reverse(text: str) -> str:
+    return text[::-1]
 
 
 def _change_field(body: _Body, field: str, change: Callable[[str], str]) -> _Body:
@@ -216,4 +220,4 @@ _BODY_FAULTS: Mapping[str, Callable[[_Body, Task], _Body]] = {
     "camel-case": lambda body, _: _in_camel_case(body),
     "callback-string-code": lambda body, _: {**body, "code": str(body["code"])},
 }
-"""In the order in which they are made, so that they can be combined."""
+"""The changes that faults make to a callback's body, in the order of their application, so that they combine."""

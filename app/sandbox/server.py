@@ -26,9 +26,9 @@ _LINGER_ZERO = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
 
 def create_sandbox(options: SandboxOptions) -> FastAPI:
     """
-    Make a stand-in upstream that remembers only what happens to this one app.
+    Create a stand-in upstream as an ASGI app with a state of its own.
 
-    Its lifespan must run: it opens and closes what sends the callbacks.
+    The server must run its lifespan, which starts and stops the callback sender.
     """
     app = FastAPI(title="Soundpost sandbox", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan)
     app.state.sandbox = Sandbox(options)
@@ -36,13 +36,13 @@ def create_sandbox(options: SandboxOptions) -> FastAPI:
     app.add_exception_handler(ApiError, _handle_api_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(ClientDisconnect, _handle_disconnect)
-    for room in (api_routes, media_routes, inspection):
-        app.include_router(room.router)
+    for module in (api_routes, media_routes, inspection):
+        app.include_router(module.router)
     return app
 
 
 class SandboxServer(uvicorn.Server):
-    """A server that ends what its app keeps waiting, and knows its own address once it has started."""
+    """A server that wakes all waiting requests when it stops, and knows its URL once it has started."""
 
     def __init__(self, options: SandboxOptions, host: str, port: int) -> None:
         app = create_sandbox(options)
@@ -63,12 +63,12 @@ class SandboxServer(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """Where it listens, with the port that the system chose."""
+        """The base URL, with the port that the system chose."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer or drop what waits, then stop."""
+        """Wake all waiting requests, then stop."""
         self._sandbox.stop()
         await super().shutdown(sockets)
 
@@ -79,7 +79,8 @@ def run_sandbox(options: SandboxOptions, host: str = "127.0.0.1", port: int = 0)
 
     Prints `sandbox listening on http://HOST:PORT` once it accepts connections; port 0 takes a free one.
     """
-    # Until the server listens to signals these end the process; after it, the server raises the signal again.
+    # These handlers end the process before the server installs its own, and again after the server has
+    # stopped, when it raises the captured signal once more.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     with suppress(_StopSignal):
@@ -93,7 +94,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _handle_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - what it is registered for
+    assert isinstance(error, ApiError)  # noqa: S101 - registered for this class alone
     return envelope_response(request, error.code, message=error.message)
 
 
@@ -102,7 +103,7 @@ async def _handle_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - what it is registered for
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this class alone
     if request.url.path.startswith("/api/"):
         return envelope_response(request, 404)
     return PlainTextResponse(error.detail, error.status_code)
@@ -111,7 +112,7 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
 class _AnnouncingServer(SandboxServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        print(f"sandbox listening on {self.url}", flush=True)  # noqa: T201 - what starters wait for
+        print(f"sandbox listening on {self.url}", flush=True)  # noqa: T201 - callers wait for this line
 
 
 class _AbortableProtocol(HttpToolsProtocol):
@@ -129,7 +130,7 @@ class _AbortableProtocol(HttpToolsProtocol):
 
 
 class _StopSignal(SystemExit):
-    """The process was asked to end."""
+    """SIGTERM or SIGINT arrived."""
 
 
 def _stop(*_: object) -> None:

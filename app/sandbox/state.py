@@ -1,4 +1,4 @@
-"""What one sandbox is started with and what it remembers: options, account, tasks, journal."""
+"""The options and the state of one sandbox: account, tasks, clips and journal."""
 
 import asyncio
 import random
@@ -16,23 +16,23 @@ from app.sandbox.journal import CallbackAttempt, Journal
 
 @dataclass(frozen=True)
 class SandboxOptions:
-    """Every knob; all spans are seconds. Raises InvalidFault when `fault` names an unknown fault."""
+    """All settings; durations are in seconds. Raises InvalidFault for an invalid `fault`."""
 
     api_key: str = field(default="sandbox", repr=False)
     delay: float = 3.0
-    """From submit to complete; the stages between are spread inside."""
+    """From submit to complete; the stages before are spread over it."""
     rate: int = 20
     period: float = 10.0
     """At most `rate` submits and polls in any `period`."""
     credits: float = 1000.0
     fault: str | None = None
-    """Applied to each task whose prompt has no tag of its own, e.g. `drop-callbacks:0.2,http-500:0.1`."""
+    """Faults of each task whose prompt has no tag, as in `drop-callbacks:0.2,http-500:0.1`."""
     seed: int = 0
-    """Decides which tasks a fault with a probability meets, in the order of their arrival."""
+    """Seeds the draws for faults with a probability, one after the other in the order of the submits."""
     callback_retry_delays: tuple[float, ...] = (60.0, 300.0, 900.0)
     callback_timeout: float = 15.0
     callback_hmac_key: str | None = field(default=None, repr=False)
-    """Signs callbacks when set."""
+    """Callbacks are signed with this key if it is set."""
 
     def __post_init__(self) -> None:
         parse_faults(self.fault or "")
@@ -40,7 +40,7 @@ class SandboxOptions:
 
 @dataclass(frozen=True)
 class Order:
-    """A valid submit, as the vendor's page names its fields."""
+    """A valid submit."""
 
     prompt: str
     model: str
@@ -53,12 +53,12 @@ class Order:
 
 @dataclass
 class Clip:
-    """One audio result, and what has become of its links."""
+    """One audio result of a task."""
 
     id: str
     sound: Sound
     link_expired: bool = False
-    """A dead link was tried, so that the next record-info may give a fresh one."""
+    """Whether an expired link was requested, so that record-info gives a fresh one from then on."""
 
 
 @dataclass
@@ -75,17 +75,17 @@ class Task:
     clips: tuple[Clip, ...]
     callbacks: list[CallbackAttempt] = field(default_factory=list)
     trigger_counts: Counter[str] = field(default_factory=Counter)
-    """How often each limited fault has met this task."""
+    """How often each fault has been triggered for this task."""
     first_callback_sent: asyncio.Event = field(default_factory=asyncio.Event)
     callbacks_given_up: bool = False
 
-    def trigger(self, fault: str, what: str = "") -> bool:
-        """Whether this task has this fault, and has it still; counts towards the fault's end."""
-        return fault in self.faults and not is_exhausted(self.faults[fault], self.trigger_counts, fault + what)
+    def trigger(self, fault: str, clip_id: str = "") -> bool:
+        """Whether this fault applies now; if the task has it, count it towards its limit."""
+        return fault in self.faults and count_trigger(self.trigger_counts, fault + clip_id, self.faults[fault])
 
 
 class Sandbox:
-    """The state behind one app. `options` may be replaced while it runs."""
+    """The state of one app. `options` can be replaced while it runs."""
 
     def __init__(self, options: SandboxOptions) -> None:
         self.options = options
@@ -93,42 +93,42 @@ class Sandbox:
         self.journal = Journal()
         self.tasks: dict[str, Task] = {}
         self.clips: dict[str, tuple[Task, Clip]] = {}
-        self.rng = random.Random(options.seed)  # noqa: S311 - faults by chance, not secrets
+        self.rng = random.Random(options.seed)  # noqa: S311 - draws faults, not secrets
         self.trigger_counts: Counter[str] = Counter()
-        """How often each limited fault has met the submits of one callback URL."""
+        """How often each fault has been triggered for the submits of one callback URL."""
         self.first_seen: dict[str, float] = {}
         self.stopping = asyncio.Event()
 
     def add(self, task: Task) -> None:
-        """Make the task and its clips known."""
+        """Store a task and its clips."""
         self.tasks[task.id] = task
         self.clips |= {clip.id: (task, clip) for clip in task.clips}
 
     def stop(self) -> None:
-        """Let everything go on that waits."""
+        """Wake everything that waits."""
         self.stopping.set()
         for task in self.tasks.values():
             task.first_callback_sent.set()
 
     async def sleep(self, seconds: float | None) -> None:
-        """Wait this long (None: for ever), or until the sandbox stops."""
+        """Wait for this many seconds (None: without end), or until the sandbox stops."""
         try:
             await asyncio.wait_for(self.stopping.wait(), seconds)
         except TimeoutError:
             return
 
 
-def is_exhausted(limit: float | None, trigger_counts: Counter[str], key: str) -> bool:
-    """Count one more stroke of a fault; whether it has struck as often as it may."""
-    trigger_counts[key] += 1
-    return limit is not None and trigger_counts[key] > limit
+def count_trigger(counts: Counter[str], key: str, limit: float | None) -> bool:
+    """Count a fault once more; return whether it is still within its limit. None means no limit."""
+    counts[key] += 1
+    return limit is None or counts[key] <= limit
 
 
 def now() -> float:
-    """The clock of everything the sandbox times; the same for every process of one machine."""
+    """Seconds of the monotonic clock, which all processes of one machine share."""
     return time.monotonic()
 
 
 def new_id() -> str:
-    """Ids are 32 hex digits, and new in each run whatever the seed: callers keep the old ones."""
+    """An id of 32 hex digits. It does not depend on the seed, because callers keep ids from earlier runs."""
     return uuid.uuid4().hex

@@ -1,4 +1,4 @@
-"""The life of a task as pure tables: which stage it is in after how long, and which callbacks it sends when."""
+"""When a task reaches each stage, which callbacks it sends when, and how it fails: tables and pure functions."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from app.sandbox.faults import TaskFaults
 
 
 class Stage(StrEnum):
-    """How far a task has come; the names are those of the callbacks."""
+    """A task's progress, named after the callbacks."""
 
     pending = "pending"
     text = "text"
@@ -17,7 +17,7 @@ class Stage(StrEnum):
 
 
 STAGE_FRACTIONS: Mapping[Stage, float] = {Stage.pending: 0.0, Stage.text: 0.4, Stage.first: 0.7, Stage.complete: 1.0}
-"""The part of the delay after which each stage is reached."""
+"""The fraction of the delay after which a task reaches each stage."""
 
 STATUSES: Mapping[Stage, str] = {
     Stage.pending: "PENDING",
@@ -29,7 +29,7 @@ STATUSES: Mapping[Stage, str] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a task fails in the end: as a callback's code and message, and as record-info's status."""
+    """How a task fails: the code and message of its callback, and its status in record-info."""
 
     code: int
     message: str
@@ -38,12 +38,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class PlannedCallback:
-    """One callback to be sent, this many seconds after the submit."""
+    """One callback to send."""
 
     at: float
+    """Seconds after the submit."""
     kind: str
     stage: Stage
-    """What the callback shows."""
+    """The progress that the callback reports."""
 
 
 _FAILURES: Mapping[str, Failure] = {
@@ -56,17 +57,17 @@ _FAILURES: Mapping[str, Failure] = {
 
 
 def stage_at(elapsed: float, delay: float) -> Stage:
-    """The stage of a task of this age."""
+    """The stage of a task this many seconds after its submit."""
     return max((stage for stage in Stage if elapsed >= STAGE_FRACTIONS[stage] * delay), key=STAGE_FRACTIONS.__getitem__)
 
 
 def has_audio(stage: Stage, take: int) -> bool:
-    """Whether this clip of the task has its audio: the first comes before the others."""
+    """Whether this clip has its audio: the first clip has it one stage before the others."""
     return stage is Stage.complete or (stage is Stage.first and take == 0)
 
 
 def failure_for(faults: TaskFaults) -> Failure | None:
-    """How a task with these faults fails, or None if it succeeds."""
+    """The failure of a task with these faults, or None if it succeeds."""
     for name, failure in _FAILURES.items():
         if name in faults:
             code = faults[name]
@@ -75,7 +76,7 @@ def failure_for(faults: TaskFaults) -> Failure | None:
 
 
 def plan_callbacks(faults: TaskFaults, delay: float) -> tuple[PlannedCallback, ...]:
-    """The callbacks of a task with these faults, in the order of their sending."""
+    """The callbacks of a task with these faults, in the order in which they are sent."""
     if "drop-callbacks" in faults:
         return ()
     steps = [

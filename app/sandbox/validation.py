@@ -1,4 +1,4 @@
-"""Which submits the upstream takes, and what it says to the others."""
+"""Validation of submits, with the upstream's error messages."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _MAX_PROMPT_LENGTH = 500
 
 
 class ApiError(Exception):
-    """The upstream answers with this code, and its usual message unless another is given."""
+    """An error in the upstream's envelope: a code, with its usual message unless another is given."""
 
     def __init__(self, code: int, message: str | None = None) -> None:
         super().__init__(code, message)
@@ -23,7 +23,7 @@ class ApiError(Exception):
 
 
 def read_fields(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON body; none if it cannot be read."""
+    """The fields of a JSON object; empty for any other body."""
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError:
@@ -32,7 +32,7 @@ def read_fields(body: bytes) -> dict[str, Any]:
 
 
 def read_order(fields: dict[str, Any]) -> Order:
-    """A valid submit; raise Refused for any other. Unknown fields are ignored."""
+    """Validate a submit; unknown fields are ignored. Raises ApiError."""
     return Order(
         prompt=_prompt(fields.get("prompt")),
         model=_choice(fields, "model", MODELS),
@@ -79,7 +79,7 @@ def _without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _callback_url(value: Any) -> str:
-    # Documented as optional, enforced all the same.
+    # The upstream documents it as optional, but requires it.
     try:
         url = httpx.URL(value or "")
         usable = url.scheme in ("http", "https") and url.host != ""

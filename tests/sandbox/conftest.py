@@ -1,4 +1,4 @@
-"""What every test of the sandbox may ask for."""
+"""Fixtures of the sandbox's tests."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,14 +10,14 @@ from tests.sandbox.running import CallbackReceiver, client_of, sandbox_in_thread
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[CallbackReceiver]:
-    """A caller that answers 200."""
-    async with serving_receiver() as one:
-        yield one
+    """A callback receiver that responds with 200."""
+    async with serving_receiver() as it:
+        yield it
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[str]:
-    """One sandbox for all tests that need no options of their own."""
+    """One sandbox for all tests that need no special options."""
     with sandbox_in_thread() as base:
         yield base
 
@@ -25,5 +25,5 @@ def sandbox() -> Iterator[str]:
 @pytest.fixture
 async def client(sandbox: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of that sandbox."""
-    async with client_of(sandbox) as one:
-        yield one
+    async with client_of(sandbox) as it:
+        yield it

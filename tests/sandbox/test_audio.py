@@ -1,4 +1,4 @@
-"""What is heard: the tempo, the key and the loop of a request, and the same for the same request."""
+"""Audio has the tempo, the key and the loop of its request, and equal requests give equal audio."""
 
 import io
 import itertools
@@ -21,7 +21,7 @@ def samples_of(sound: Sound) -> "array[int]":
 
 
 def loudness_of(samples: "array[int]", hertz: float) -> float:
-    """How much of this frequency is in there (Goertzel)."""
+    """The level of this frequency (Goertzel algorithm)."""
     factor = 2 * math.cos(2 * math.pi * hertz / SAMPLE_RATE)
     last, before = 0.0, 0.0
     for sample in samples:
@@ -29,7 +29,7 @@ def loudness_of(samples: "array[int]", hertz: float) -> float:
     return math.sqrt(last**2 + before**2 - factor * last * before) / len(samples)
 
 
-def test_same_request_is_the_same_bytes() -> None:
+def test_equal_requests_give_equal_bytes() -> None:
     first = synthesise(RAIN)
     synthesise.cache_clear()
 
@@ -37,7 +37,7 @@ def test_same_request_is_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("other", [{"prompt": "wind"}, {"tempo": 121}, {"key": "Am"}, {"loop": True}, {"take": 1}])
-def test_any_difference_in_the_request_is_heard(other: dict[str, object]) -> None:
+def test_any_difference_in_the_request_changes_the_audio(other: dict[str, object]) -> None:
     assert synthesise(replace(RAIN, **other)) != synthesise(RAIN)  # type: ignore[arg-type]
 
 
@@ -79,18 +79,18 @@ def test_loop_has_no_seam_and_a_single_sound_fades() -> None:
 
 
 @pytest.mark.parametrize("tempo", [None, 1, 7, 29, 61, 120, 233, 300])
-def test_length_is_known_before_and_stays_within_seconds(tempo: int | None) -> None:
+def test_duration_is_known_before_synthesis_and_is_a_few_seconds(tempo: int | None) -> None:
     sound = replace(RAIN, tempo=tempo)
 
     assert len(samples_of(sound)) == pytest.approx(sound.duration * SAMPLE_RATE, abs=SAMPLE_RATE * 0.01)
     assert 2 <= sound.duration <= 12
 
 
-def test_a_clip_is_cheap() -> None:
+def test_synthesis_takes_little_cpu_time() -> None:
     spent = []
     for tempo in (1, 60, 61, 120, 300):
         started = time.process_time()
-        synthesise(replace(RAIN, prompt="never heard before", tempo=tempo))
+        synthesise(replace(RAIN, prompt="a prompt that is in no cache", tempo=tempo))
         spent.append(time.process_time() - started)
 
     assert min(spent) < 0.06

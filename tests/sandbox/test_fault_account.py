@@ -1,4 +1,4 @@
-"""Faults of the account: they begin with one submit and meet everyone."""
+"""Faults of the account: they start with one submit and apply to all callers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.sandbox.running import codes, create_task, running_sandbox, submit, u
 
 
 async def credits_left(client: httpx.AsyncClient) -> Any:
-    """What the credit call says."""
+    """The credits that the upstream reports."""
     return (await client.get("/api/v1/generate/credit")).json()["data"]
 
 
@@ -22,7 +22,7 @@ async def credits_left(client: httpx.AsyncClient) -> Any:
         ("maintenance=60", 455, {"maintenance": False}),
     ],
 )
-async def test_account_stops_working_for_everyone_and_recovers(fault: str, code: int, end: dict[str, Any]) -> None:
+async def test_outage_meets_all_submits_until_it_ends(fault: str, code: int, end: dict[str, Any]) -> None:
     async with running_sandbox() as client:
         url, prompt = unreachable_url(), f"rain [fault: {fault}]"
         stopped = [await submit(client, prompt, callBackUrl=url), await submit(client, "wind")]
@@ -35,19 +35,19 @@ async def test_account_stops_working_for_everyone_and_recovers(fault: str, code:
 
 def test_outages_end_when_their_time_is_over() -> None:
     account = Account(10)
-    account.stop("key", 100, 5)
-    account.stop("maintenance", 100, None)
+    account.start_outage("key", 100, 5)
+    account.start_outage("maintenance", 100, None)
 
     assert [account.has_outage(now, "key") for now in (100, 104.9, 105)] == [True, True, False]
     assert account.has_outage(1e9, "maintenance")
     assert not account.has_outage(100, "credits")
 
 
-def test_window_slides_over_the_arrivals_that_were_let_in() -> None:
+def test_rate_window_slides_over_the_accepted_requests() -> None:
     account = Account(10)
-    arrivals = [0, 4, 5, 9.9, 10, 13.9, 14, 14.1]
+    times = [0, 4, 5, 9.9, 10, 13.9, 14, 14.1]
 
-    assert [account.try_acquire(now, 2, 10) for now in arrivals] == [True, True, False, False, True, False, True, False]
+    assert [account.try_acquire(now, 2, 10) for now in times] == [True, True, False, False, True, False, True, False]
 
 
 async def test_empty_account_shows_no_credits_until_they_are_set() -> None:
@@ -61,7 +61,7 @@ async def test_empty_account_shows_no_credits_until_they_are_set() -> None:
     assert codes(*answers) == [200, 200]
 
 
-async def test_falling_credits_end_with_this_task() -> None:
+async def test_all_credits_are_charged_for_this_task() -> None:
     async with running_sandbox() as client:
         answers = [await submit(client, "rain [fault: credits-falling]"), await submit(client, "wind")]
         left = await credits_left(client)
@@ -73,12 +73,8 @@ async def test_refunded_task_gives_its_credits_back() -> None:
     async with running_sandbox(credits=10) as client:
         await create_task(client, "rain [fault: refunded]")
         spent = await credits_left(client)
-        seen = [spent]
+        left = spent
+        while left == spent:
+            left = await credits_left(client)
 
-        async def look() -> None:
-            seen.append(await credits_left(client))
-
-        while seen[-1] == spent:
-            await look()
-
-    assert (spent, seen[-1]) == (7.5, 10)
+    assert (spent, left) == (7.5, 10)

@@ -13,14 +13,14 @@ async def links_of(client: httpx.AsyncClient, fault: str) -> list[str]:
 
 
 @pytest.mark.parametrize("status", [403, 404, 410, 441, 500])
-async def test_link_is_dead_for_as_often_as_it_is_told(client: httpx.AsyncClient, status: int) -> None:
+async def test_link_fails_as_often_as_the_fault_says(client: httpx.AsyncClient, status: int) -> None:
     first, second = await links_of(client, f"audio-{status}=1")
     answers = [await client.get(link) for link in (first, first, second, second)]
 
     assert [answer.status_code for answer in answers] == [status, 200, status, 200]
 
 
-async def test_file_is_not_what_it_should_be(client: httpx.AsyncClient) -> None:
+async def test_file_is_empty_html_or_cut_in_half(client: httpx.AsyncClient) -> None:
     contents = {}
     for fault in ("audio-empty=1", "audio-html=1", "audio-cut=1"):
         [link, _] = await links_of(client, fault)
@@ -33,17 +33,17 @@ async def test_file_is_not_what_it_should_be(client: httpx.AsyncClient) -> None:
     assert 0.4 < contents["audio-cut=1"] < 0.6
 
 
-async def test_connection_breaks_after_half_of_the_promised_bytes(client: httpx.AsyncClient) -> None:
+async def test_connection_closes_after_half_of_the_content_length(client: httpx.AsyncClient) -> None:
     [link, _] = await links_of(client, "audio-truncated=1")
     async with client.stream("GET", link) as answer:
         chunks = answer.aiter_bytes(1)
-        promised = int(answer.headers["content-length"])
-        for _ in range(promised // 2):
+        length = int(answer.headers["content-length"])
+        for _ in range(length // 2):
             await anext(chunks)
         with pytest.raises(httpx.RemoteProtocolError):
             await anext(chunks)
 
-    assert len((await client.get(link)).content) == promised
+    assert len((await client.get(link)).content) == length
 
 
 async def test_audio_can_be_reset_or_left_hanging(client: httpx.AsyncClient) -> None:
@@ -73,7 +73,7 @@ async def test_only_the_source_link_works(client: httpx.AsyncClient) -> None:
     assert (await client.get(clip["sourceAudioUrl"])).content[:4] == b"RIFF"
 
 
-async def test_file_is_called_what_it_is_not(client: httpx.AsyncClient) -> None:
+async def test_wav_file_is_served_as_mp3(client: httpx.AsyncClient) -> None:
     [link, _] = await links_of(client, "audio-mislabelled")
     answer = await client.get(link)
 
@@ -81,7 +81,7 @@ async def test_file_is_called_what_it_is_not(client: httpx.AsyncClient) -> None:
     assert (answer.headers["content-type"], answer.content[:4]) == ("audio/mpeg", b"RIFF")
 
 
-async def test_link_leads_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_link_redirects_to_the_file(client: httpx.AsyncClient) -> None:
     [link, _] = await links_of(client, "audio-redirect")
     moved = await client.get(link)
     followed = await client.get(moved.headers["location"])
@@ -89,7 +89,7 @@ async def test_link_leads_elsewhere(client: httpx.AsyncClient) -> None:
     assert (moved.status_code, followed.content[:4]) == (302, b"RIFF")
 
 
-async def test_expired_link_is_renewed_by_record_info_once_it_was_tried(client: httpx.AsyncClient) -> None:
+async def test_record_info_gives_a_fresh_link_once_the_expired_one_was_requested(client: httpx.AsyncClient) -> None:
     url = unreachable_url()
     task_id = await create_task(client, "rain [fault: audio-expired-then-fresh]", callBackUrl=url)
     links = []

@@ -1,4 +1,4 @@
-"""Faults of callbacks: which are sent, in which order, and how they are spelled."""
+"""Faults of callbacks: which are sent, in which order, and with which body."""
 
 import json
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.sandbox.running import CallbackReceiver, create_task, eventually, poll_until_final, tasks_for
+from tests.sandbox.running import CallbackReceiver, create_task, poll_until_final, tasks_for
+from tests.support.wait import eventually
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ from tests.sandbox.running import CallbackReceiver, create_task, eventually, pol
         ("sensitive, only-complete", ["error"]),
     ],
 )
-async def test_callbacks_come_in_this_order(
+async def test_callbacks_are_sent_in_this_order(
     client: httpx.AsyncClient, receiver: CallbackReceiver, fault: str, types: list[str]
 ) -> None:
     task_id = await create_task(client, f"rain [fault: {fault}]", callBackUrl=receiver.url)
@@ -35,7 +36,7 @@ async def test_callbacks_come_in_this_order(
     assert receiver.types == types
 
 
-async def test_dropped_callbacks_never_come(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+async def test_dropped_callbacks_are_never_sent(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
     task_id = await create_task(client, "rain [fault: drop-callbacks]", callBackUrl=receiver.url)
     data = await poll_until_final(client, task_id)
     [task] = await tasks_for(client, receiver.url)
@@ -55,7 +56,7 @@ async def test_dropped_callbacks_never_come(client: httpx.AsyncClient, receiver:
         ("refunded", 531, "GENERATE_AUDIO_FAILED"),
     ],
 )
-async def test_failure_is_told_by_callback_and_poll(
+async def test_failure_is_reported_by_callback_and_poll(
     client: httpx.AsyncClient, receiver: CallbackReceiver, fault: str, code: int, status: str
 ) -> None:
     task_id = await create_task(client, f"rain [fault: {fault}]", callBackUrl=receiver.url)
@@ -70,9 +71,9 @@ async def test_failure_is_told_by_callback_and_poll(
 
 
 async def complete_body(client: httpx.AsyncClient, receiver: CallbackReceiver, fault: str) -> tuple[str, Any]:
-    """The task's id and the body of its complete callback under this fault."""
+    """The id of a task with this fault, and the body of its complete callback."""
     task_id = await create_task(client, f"rain [fault: only-complete, {fault}]", callBackUrl=receiver.url)
-    await eventually(lambda: receiver.bodies)
+    await eventually(lambda: bool(receiver.bodies))
     return task_id, receiver.messages[0]
 
 
@@ -105,20 +106,20 @@ async def test_callback_in_camel_case(client: httpx.AsyncClient, receiver: Callb
     assert "audioUrl" in body["data"]["data"][0]
 
 
-async def test_callback_with_the_id_elsewhere(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+async def test_callback_with_the_id_at_the_top_level(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
     task_id, body = await complete_body(client, receiver, "top-level-id")
 
     assert body["task_id"] == task_id
     assert "task_id" not in body["data"]
 
 
-@pytest.mark.parametrize(("fault", "named"), [("missing-id", False), ("wrong-id", True)])
-async def test_callback_that_does_not_name_its_task(
-    client: httpx.AsyncClient, receiver: CallbackReceiver, fault: str, named: bool
+@pytest.mark.parametrize(("fault", "has_id"), [("missing-id", False), ("wrong-id", True)])
+async def test_callback_without_the_id_of_its_task(
+    client: httpx.AsyncClient, receiver: CallbackReceiver, fault: str, has_id: bool
 ) -> None:
     task_id, body = await complete_body(client, receiver, fault)
 
-    assert ("task_id" in body["data"]) is named
+    assert ("task_id" in body["data"]) is has_id
     assert task_id not in json.dumps(body).replace("/", "")
 
 
@@ -129,9 +130,9 @@ async def test_callback_with_strings_for_numbers(client: httpx.AsyncClient, rece
     assert body["data"]["data"][0]["createTime"].isdigit()
 
 
-async def test_malformed_callback_cannot_be_read(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+async def test_malformed_callback_cannot_be_parsed(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
     await create_task(client, "rain [fault: only-complete, malformed-callback]", callBackUrl=receiver.url)
-    await eventually(lambda: receiver.bodies)
+    await eventually(lambda: bool(receiver.bodies))
 
     with pytest.raises(json.JSONDecodeError):
         _ = receiver.messages

@@ -12,7 +12,7 @@ RECORD_INFO = "/api/v1/generate/record-info"
 
 
 async def task_with(client: httpx.AsyncClient, fault: str) -> str:
-    """A task that tells nothing by callback, so that only polls show how it is."""
+    """A task with this fault that sends no callbacks, so that only polls show its status."""
     return await create_task(client, f"rain [fault: drop-callbacks, {fault}]")
 
 
@@ -28,7 +28,9 @@ async def task_with(client: httpx.AsyncClient, fault: str) -> str:
         ("poll-empty", 200, None),
     ],
 )
-async def test_bad_polls_end_when_counted(client: httpx.AsyncClient, fault: str, status: int, code: int | None) -> None:
+async def test_poll_fault_ends_after_its_count(
+    client: httpx.AsyncClient, fault: str, status: int, code: int | None
+) -> None:
     task_id = await task_with(client, f"{fault}=2")
     answers = [await client.get(RECORD_INFO, params={"taskId": task_id}) for _ in range(3)]
 
@@ -51,14 +53,14 @@ async def test_poll_can_be_reset_or_left_hanging(client: httpx.AsyncClient) -> N
         await poll(client, await task_with(client, "poll-slow=30"), within=0.2)
 
 
-async def test_lying_polls_say_success_without_links(client: httpx.AsyncClient) -> None:
+async def test_poll_reports_success_without_links(client: httpx.AsyncClient) -> None:
     task_id = await task_with(client, "poll-lies=1")
-    lie = await poll_until_final(client, task_id)
-    truth = await poll_until_final(client, task_id)
+    first = await poll_until_final(client, task_id)
+    second = await poll_until_final(client, task_id)
 
-    assert lie["status"] == truth["status"] == "SUCCESS"
-    assert [clip["audioUrl"] for clip in lie["response"]["sunoData"]] == [None, None]
-    assert all(clip["audioUrl"] for clip in truth["response"]["sunoData"])
+    assert first["status"] == second["status"] == "SUCCESS"
+    assert [clip["audioUrl"] for clip in first["response"]["sunoData"]] == [None, None]
+    assert all(clip["audioUrl"] for clip in second["response"]["sunoData"])
 
 
 async def test_stale_polls_stay_pending() -> None:
@@ -69,20 +71,20 @@ async def test_stale_polls_stay_pending() -> None:
     assert statuses == ["PENDING"] * 3 + ["SUCCESS"]
 
 
-async def test_callback_exception_hides_a_task_that_is_done(client: httpx.AsyncClient) -> None:
+async def test_complete_task_is_reported_as_callback_exception(client: httpx.AsyncClient) -> None:
     shown = await poll_until_final(client, await task_with(client, "poll-callback-exception"))
     task_id = await task_with(client, "poll-callback-exception-bare=1")
-    omit_audio, later = await poll_until_final(client, task_id), await poll_until_final(client, task_id)
+    bare, later = await poll_until_final(client, task_id), await poll_until_final(client, task_id)
 
-    assert [data["status"] for data in (shown, omit_audio, later)] == [
+    assert [data["status"] for data in (shown, bare, later)] == [
         "CALLBACK_EXCEPTION",
         "CALLBACK_EXCEPTION",
         "SUCCESS",
     ]
-    assert [bool(_first(data)["audioUrl"]) for data in (shown, omit_audio, later)] == [True, False, True]
+    assert [bool(_first(data)["audioUrl"]) for data in (shown, bare, later)] == [True, False, True]
 
 
-async def test_polls_in_odd_spelling(client: httpx.AsyncClient) -> None:
+async def test_polls_with_other_names_types_and_statuses(client: httpx.AsyncClient) -> None:
     snake = await poll_until_final(client, await task_with(client, "poll-snake-case"))
     text = await poll_until_final(client, await task_with(client, "poll-response-text"))
     async with running_sandbox(delay=60) as slow:

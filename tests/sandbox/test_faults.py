@@ -1,4 +1,4 @@
-"""The table of faults and the ways to ask for them."""
+"""The fault table, its listing, the ways to select faults, and the timeline of a task."""
 
 import random
 from typing import get_args
@@ -8,15 +8,15 @@ from typer.testing import CliRunner
 
 from app.cli.main import main
 from app.sandbox import FAULTS, InvalidFault, SandboxOptions
-from app.sandbox.faults import Group, parse_faults, parse_prompt_faults, select_faults, strip_tags
+from app.sandbox.faults import Group, Unit, parse_faults, parse_prompt_faults, select_faults, strip_tags
 from app.sandbox.timeline import Stage, plan_callbacks, stage_at
 
 
-def test_every_row_says_in_few_words_what_it_does() -> None:
+def test_every_fault_has_a_group_a_unit_and_a_short_sentence() -> None:
     for name, fault in FAULTS.items():
         assert fault.group in get_args(Group)
         assert 0 < len(fault.description) <= 100, name
-        assert fault.unit in (None, "times", "seconds", "code", "MB")
+        assert fault.unit in (None, *get_args(Unit))
 
 
 def test_list_names_every_fault_once_with_its_sentence() -> None:
@@ -45,24 +45,24 @@ def test_list_names_every_fault_once_with_its_sentence() -> None:
         ("slow=2:1.0", {"slow": 2}),
     ],
 )
-def test_faults_are_read_with_values_and_probabilities(text: str, drawn: dict[str, float | None]) -> None:
+def test_faults_are_parsed_with_values_and_probabilities(text: str, drawn: dict[str, float | None]) -> None:
     assert select_faults(parse_faults(text), random.Random(0)) == drawn  # noqa: S311
 
 
 @pytest.mark.parametrize("text", ["no-such", "slow=", "slow=x", "slow=-1", "drop-callbacks=2", "slow:1.5", "="])
-def test_what_is_not_in_the_table_is_refused(text: str) -> None:
+def test_invalid_fault_is_refused(text: str) -> None:
     with pytest.raises(InvalidFault):
         parse_faults(text)
     with pytest.raises(InvalidFault):
         SandboxOptions(fault=text)
 
 
-def test_tags_are_found_anywhere_and_do_not_sound() -> None:
+def test_tags_are_found_anywhere_and_stripped_from_the_prompt() -> None:
     prompt = "soft [fault: slow=1] rain [FAULT:only-complete, failed=408]"
-    terms = parse_prompt_faults(prompt)
+    specs = parse_prompt_faults(prompt)
 
-    assert terms is not None
-    assert [(term.name, term.value) for term in terms] == [("slow", 1), ("only-complete", None), ("failed", 408)]
+    assert specs is not None
+    assert [(spec.name, spec.value) for spec in specs] == [("slow", 1), ("only-complete", None), ("failed", 408)]
     assert strip_tags(prompt) == "soft rain"
     assert parse_prompt_faults("soft rain") is None
     assert parse_prompt_faults("soft rain [fault:]") == ()

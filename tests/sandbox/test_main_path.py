@@ -1,4 +1,4 @@
-"""The stand-in upstream does what the upstream does when all goes well."""
+"""Without faults, the sandbox behaves like the upstream."""
 
 import base64
 import hmac
@@ -14,7 +14,6 @@ from tests.sandbox.running import (
     CallbackReceiver,
     codes,
     create_task,
-    eventually,
     poll,
     poll_until_final,
     running_sandbox,
@@ -23,11 +22,12 @@ from tests.sandbox.running import (
     tasks_for,
     unreachable_url,
 )
+from tests.support.wait import eventually
 
 LYRICS = "/api/v1/generate/get-timestamped-lyrics"
 
 
-async def test_task_tells_text_first_complete_in_order(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+async def test_task_sends_text_first_complete_in_order(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
     task_id = await create_task(client, callBackUrl=receiver.url)
     await eventually(lambda: len(receiver.bodies) == 3)
 
@@ -36,7 +36,7 @@ async def test_task_tells_text_first_complete_in_order(client: httpx.AsyncClient
     assert {message["code"] for message in receiver.messages} == {200}
 
 
-async def test_clips_become_audible_one_after_the_other(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
+async def test_clips_get_their_audio_one_after_the_other(client: httpx.AsyncClient, receiver: CallbackReceiver) -> None:
     await create_task(client, callBackUrl=receiver.url)
     await eventually(lambda: len(receiver.bodies) == 3)
 
@@ -65,7 +65,7 @@ async def test_record_info_of_a_finished_task_has_working_links(client: httpx.As
     assert stream.content == b""
 
 
-async def test_audio_is_not_there_before_its_stage() -> None:
+async def test_audio_is_404_before_its_stage() -> None:
     async with running_sandbox(delay=30) as client:
         task_id = await create_task(client)
         task = (await client.get("/tasks")).json()[0]
@@ -76,7 +76,7 @@ async def test_audio_is_not_there_before_its_stage() -> None:
     assert (data["status"], data["response"]) == ("PENDING", None)
 
 
-async def test_param_echoes_the_submit_as_text(client: httpx.AsyncClient) -> None:
+async def test_param_echoes_the_submit_as_json_text(client: httpx.AsyncClient) -> None:
     url = unreachable_url()
     task_id = await create_task(client, soundTempo=90, callBackUrl=url)
     param = json.loads((await poll(client, task_id))["data"]["param"])
@@ -84,7 +84,7 @@ async def test_param_echoes_the_submit_as_text(client: httpx.AsyncClient) -> Non
     assert (param["callBackUrl"], param["soundTempo"], param["soundKey"]) == (url, 90, "Any")
 
 
-async def test_a_callback_is_repeated_until_it_is_answered_200(client: httpx.AsyncClient) -> None:
+async def test_callback_is_retried_until_it_gets_http_200(client: httpx.AsyncClient) -> None:
     async with serving_receiver(500, 204, 200) as receiver:
         await create_task(client, "[fault: only-complete]", callBackUrl=receiver.url)
         await eventually(lambda: len(receiver.bodies) == 3)
@@ -94,7 +94,7 @@ async def test_a_callback_is_repeated_until_it_is_answered_200(client: httpx.Asy
     assert len(set(receiver.bodies)) == 1
 
 
-async def test_a_caller_that_never_answers_is_given_up_and_polled_as_exception() -> None:
+async def test_task_with_undeliverable_callbacks_polls_as_callback_exception() -> None:
     async with running_sandbox(callback_retry_delays=(0.01, 0.01, 0.01)) as client:
         url = unreachable_url()
         task_id = await create_task(client, callBackUrl=url)
@@ -106,10 +106,10 @@ async def test_a_caller_that_never_answers_is_given_up_and_polled_as_exception()
     assert task["delivered"] == []
 
 
-async def test_callbacks_are_signed_when_there_is_a_key_for_it() -> None:
+async def test_callbacks_are_signed_if_a_key_is_set() -> None:
     async with running_sandbox(callback_hmac_key="test-key") as client, serving_receiver() as receiver:
         task_id = await create_task(client, callBackUrl=receiver.url)
-        await eventually(lambda: receiver.headers)
+        await eventually(lambda: bool(receiver.headers))
 
     headers = receiver.headers[0]
     message = f"{task_id}.{headers['x-webhook-timestamp']}".encode()
@@ -117,19 +117,19 @@ async def test_callbacks_are_signed_when_there_is_a_key_for_it() -> None:
     assert headers["x-webhook-signature"] == expected
 
 
-def test_the_signature_is_the_known_one() -> None:
+def test_signature_matches_the_test_vector() -> None:
     headers = signature_headers("test-key", "2fac9f72", 1_700_000_000)
 
     assert headers["X-Webhook-Signature"] == "WtzV65swf0LZzsInJvP0mLo1FSny6bKpqDqus37Q1RM="
 
 
-async def test_lyrics_are_the_words_of_the_prompt_where_asked_for(client: httpx.AsyncClient) -> None:
+async def test_lyrics_are_the_words_of_the_prompt_if_requested(client: httpx.AsyncClient) -> None:
     words = {}
-    for wanted in (True, False):
-        task_id = await create_task(client, "rain on tin", grabLyrics=wanted)
+    for requested in (True, False):
+        task_id = await create_task(client, "rain on tin", grabLyrics=requested)
         clip = (await poll_until_final(client, task_id))["response"]["sunoData"][0]
         answer = await client.post(LYRICS, json={"taskId": task_id, "audioId": clip["id"]})
-        words[wanted] = answer.json()["data"]["alignedWords"]
+        words[requested] = answer.json()["data"]["alignedWords"]
         assert codes(await client.post(LYRICS, json={"taskId": task_id, "audioId": "none"})) == [400]
 
     assert [word["word"] for word in words[True]] == ["rain ", "on ", "tin "]

@@ -1,4 +1,4 @@
-"""The stand-in upstream as a process: its address, its end, its load, its silence."""
+"""The sandbox as a process: the address it prints, its stop, its load, and no output apart from that."""
 
 import asyncio
 import signal
@@ -16,13 +16,13 @@ from tests.sandbox.running import (
     CallbackReceiver,
     client_of,
     create_task,
-    eventually,
     poll,
     running_sandbox,
     submit,
     tasks_for,
     unreachable_url,
 )
+from tests.support.wait import eventually
 
 START = (
     "from app.sandbox import SandboxOptions, run_sandbox; run_sandbox(SandboxOptions(rate=10_000, api_key='sandbox'))"
@@ -30,8 +30,8 @@ START = (
 
 
 @contextmanager
-def started() -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A sandbox of its own process and its address."""
+def sandbox_process() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A sandbox in its own process; yields the process and the URL."""
     process = subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -44,8 +44,8 @@ def started() -> Iterator[tuple["subprocess.Popen[str]", str]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_process_ends_at_once_cleanly_and_in_silence(number: signal.Signals) -> None:
-    with started() as (process, base):
+async def test_process_stops_at_once_with_exit_code_zero_and_no_output(number: signal.Signals) -> None:
+    with sandbox_process() as (process, base):
         async with client_of(base) as client:
             await create_task(client, "rain [fault: delay-callbacks=60]", callBackUrl=unreachable_url())
             hanging = asyncio.create_task(submit(client, "rain [fault: hang]"))
@@ -62,8 +62,8 @@ async def test_process_ends_at_once_cleanly_and_in_silence(number: signal.Signal
         assert process.communicate() == ("", "")
 
 
-async def test_two_hundred_tasks_at_once_are_all_told(receiver: CallbackReceiver) -> None:
-    with started() as (_, base):
+async def test_two_hundred_concurrent_tasks_get_all_their_callbacks(receiver: CallbackReceiver) -> None:
+    with sandbox_process() as (_, base):
         async with client_of(base) as client:
             ids = await asyncio.gather(
                 *(create_task(client, f"rain {n}", callBackUrl=receiver.url) for n in range(200))
@@ -76,21 +76,21 @@ async def test_two_hundred_tasks_at_once_are_all_told(receiver: CallbackReceiver
     assert all(task["delivered"] == ["text", "first", "complete"] for task in tasks)
 
 
-async def test_no_fault_is_an_error_of_the_sandbox_itself(caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_fault_makes_the_sandbox_log_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async with running_sandbox() as client:
         names = iter([name for name, fault in FAULTS.items() if fault.group != "Account" and "hang" not in name])
-        await asyncio.gather(*(_use_each(client, names) for _ in range(10)))
+        await asyncio.gather(*(_use_faults(client, names) for _ in range(10)))
 
     assert [record.getMessage() for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
-async def _use_each(client: httpx.AsyncClient, names: Iterator[str]) -> None:
+async def _use_faults(client: httpx.AsyncClient, names: Iterator[str]) -> None:
     for name in names:
-        await _use(client, name)
+        await _use_fault(client, name)
 
 
-async def _use(client: httpx.AsyncClient, fault: str) -> None:
-    """Do with a task of this fault all that a caller may do."""
+async def _use_fault(client: httpx.AsyncClient, fault: str) -> None:
+    """Submit a task with this fault, poll it and download its clips."""
     url = unreachable_url()
     value = {"times": "=1", "seconds": "=0.05", "MB": "=1", "code": "=500", None: ""}[FAULTS[fault].unit]
     with suppress(httpx.TransportError):
@@ -105,7 +105,7 @@ async def _use(client: httpx.AsyncClient, fault: str) -> None:
                 assert answer.status_code != 500 or fault == "audio-500"
 
 
-async def test_caller_who_leaves_amid_a_submit_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+async def test_disconnect_during_a_submit_logs_no_error(caplog: pytest.LogCaptureFixture) -> None:
     async with running_sandbox() as client:
         _, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
         writer.write(b"POST /api/v1/generate/sounds HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")

@@ -1,4 +1,4 @@
-"""What the stand-in upstream refuses, and in which words."""
+"""Submits and calls that the sandbox refuses, its controls and its journal."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ from tests.sandbox.running import codes, create_task, poll, running_sandbox, sub
         ({"title": "unknown fields are ignored"}, 200),
     ],
 )
-async def test_submit_is_judged_as_the_upstream_does(
+async def test_submit_is_validated_as_by_the_upstream(
     client: httpx.AsyncClient, fields: dict[str, Any], code: int
 ) -> None:
     answer = await submit(client, **{"prompt": "rain", **fields})
@@ -50,18 +50,18 @@ async def test_submit_is_judged_as_the_upstream_does(
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"prompt": "\\ud800"}', b"[" * 9999])
-async def test_a_body_that_is_no_object_is_an_invalid_submit(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_body_that_is_no_json_object_is_an_invalid_submit(client: httpx.AsyncClient, body: bytes) -> None:
     assert codes(await client.post("/api/v1/generate/sounds", content=body)) == [400]
 
 
 @pytest.mark.parametrize("header", ["", "sandbox2", "Bearer", "Bearer nonsense", "Bearer sandbox\xe9"])
-async def test_a_bad_key_is_401_in_both_places(client: httpx.AsyncClient, header: str) -> None:
+async def test_wrong_key_is_401_as_status_and_as_code(client: httpx.AsyncClient, header: str) -> None:
     answer = await client.get("/api/v1/generate/credit", headers={b"Authorization": header.encode("latin-1")})
 
     assert (answer.status_code, answer.json()["code"]) == (401, 401)
 
 
-async def test_no_more_than_the_rate_is_let_in_and_nothing_else_is_counted() -> None:
+async def test_rate_limits_submits_and_polls_and_counts_nothing_else() -> None:
     async with running_sandbox(rate=3, period=60) as client:
         task_id = await create_task(client)
         for _ in range(5):
@@ -74,21 +74,21 @@ async def test_no_more_than_the_rate_is_let_in_and_nothing_else_is_counted() -> 
     assert polled["code"] == 405
 
 
-async def test_a_task_nobody_knows_is_record_info_null(client: httpx.AsyncClient) -> None:
+async def test_unknown_task_is_record_info_null(client: httpx.AsyncClient) -> None:
     answer = await poll(client, "0" * 32)
 
     assert (answer["code"], answer["msg"], answer["data"]) == (422, "recordInfo is null", None)
     assert (await poll(client, ""))["code"] == 400
 
 
-async def test_a_wrong_path_or_method_is_code_404(client: httpx.AsyncClient) -> None:
+async def test_wrong_path_or_method_is_code_404(client: httpx.AsyncClient) -> None:
     answers = [await client.get("/api/v1/generate/nothing"), await client.get("/api/v1/generate/sounds")]
 
     assert codes(*answers) == [404, 404]
     assert (await client.get("/audio/none.wav")).status_code == 404
 
 
-async def test_controls_change_a_running_sandbox() -> None:
+async def test_control_changes_a_running_sandbox() -> None:
     async with running_sandbox() as client:
         results = []
         for change in (
@@ -109,11 +109,13 @@ async def test_controls_change_a_running_sandbox() -> None:
 
 
 @pytest.mark.parametrize("change", [{"fault": "no-such"}, {"colour": "red"}, {"rate": -1}])
-async def test_controls_refuse_what_they_do_not_know(client: httpx.AsyncClient, change: dict[str, Any]) -> None:
+async def test_control_refuses_unknown_names_and_invalid_values(
+    client: httpx.AsyncClient, change: dict[str, Any]
+) -> None:
     assert (await client.post("/control", json=change)).status_code == 422
 
 
-async def test_journal_tells_arrivals_and_callbacks_of_each_task(client: httpx.AsyncClient) -> None:
+async def test_journal_records_the_requests_of_each_task(client: httpx.AsyncClient) -> None:
     url = unreachable_url()
     task_id = await create_task(client, "rain [fault: only-complete]", callBackUrl=url)
     await poll(client, task_id)
