@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ from app.errors import StorageUnavailable
 from app.lifecycle import run_worker
 from app.observability.logging import configure_logging
 from app.retention import Retention, remove_due_files
-from app.sandbox import InvalidFault, SandboxOptions, list_faults, run_sandbox
+from app.sandbox import ROUTES_HELP, InvalidFault, SandboxOptions, list_faults, run_sandbox
 from app.server import PortTaken
 from app.server import serve as run_server
 from app.services import Services
@@ -145,21 +146,24 @@ async def _erase_expired(database: Database, retention: Retention) -> None:
 def sandbox(
     host: Host = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8001,
-    api_key: Annotated[str, typer.Option(help="The key that submits must show.")] = "sandbox",
+    api_key: Annotated[str, typer.Option(help="The key that callers must send.")] = "sandbox",
     delay: Annotated[float, typer.Option(min=0, help="Seconds from submit to complete.")] = 3.0,
-    rate: Annotated[str, typer.Option(help="Requests/seconds that are let through.")] = "20/10",
-    credits_: Annotated[float, typer.Option("--credits", min=0, help="What is on the account.")] = 1000.0,
-    fault: Annotated[str | None, typer.Option(help="For every task, as in drop-callbacks:0.2,code-500:0.1.")] = None,
-    seed: Annotated[int, typer.Option(help="Decides which tasks a fault with a probability meets.")] = 0,
+    rate: Annotated[str, typer.Option(help="The limit of submits and polls, as REQUESTS/SECONDS.")] = "20/10",
+    credits_: Annotated[float, typer.Option("--credits", min=0, help="The account's credits.")] = 1000.0,
+    fault: Annotated[
+        str | None, typer.Option(help="Faults of tasks without a tag, as in drop-callbacks:0.2,code-500:0.1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seeds the draws for faults with a probability.")] = 0,
     callback_retries: Annotated[str, typer.Option(help="Seconds before each retry of a callback.")] = "60,300,900",
-    callback_hmac_key: Annotated[str | None, typer.Option(help="Signs callbacks.")] = None,
+    callback_hmac_key: Annotated[str | None, typer.Option(help="Sign callbacks with this key.")] = None,
     lists_faults: Annotated[
-        bool, typer.Option("--list-faults", help="Print every fault and how to ask for it.")
+        bool, typer.Option("--list-faults", help="Print all faults and how to select them.")
     ] = False,
 ) -> None:
-    """Run a stand-in for the upstream, for development and tests."""
+    """Run a stand-in for the upstream, with faults on demand, for development and tests."""
     if lists_faults:
-        typer.echo(list_faults())
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        typer.echo(f"{list_faults(width)}\n\n{ROUTES_HELP}")
         return
     try:
         pace = parse_rate(rate)

@@ -15,11 +15,13 @@ require no key and show callback URLs in full, so run a sandbox on a private mac
 """
 
 from app.sandbox.faults import FAULTS, Fault, InvalidFault, list_faults
+from app.sandbox.inspection import ROUTES_HELP
 from app.sandbox.server import SandboxServer, create_sandbox, run_sandbox
 from app.sandbox.state import SandboxOptions
 
 __all__ = [
     "FAULTS",
+    "ROUTES_HELP",
     "Fault",
     "InvalidFault",
     "SandboxOptions",

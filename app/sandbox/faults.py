@@ -2,13 +2,23 @@
 
 import random
 import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal
 
 Group = Literal["Submit", "Callback", "Poll", "Audio", "Account"]
 Unit = Literal["times", "seconds", "code", "MB"]
 ResponseKind = Literal["envelope", "status", "html", "empty", "reset", "hang"]
+
+GROUPS: Mapping[Group, str] = {
+    "Submit": "the response to a submit",
+    "Callback": "the callbacks of a task, and how it fails",
+    "Poll": "the responses to record-info and to the lyrics call",
+    "Audio": "the responses to the links of a clip",
+    "Account": "all calls of all callers, from this submit on",
+}
 
 CODES: Mapping[int, str] = {
     400: "Invalid parameters",
@@ -200,14 +210,15 @@ _ACCOUNT = {
     "maintenance": Fault("Account", "Responds with code 455 to every call for that time.", "seconds"),
 }
 
-HOW_TO_ASK = """\
-For one task, a tag in its prompt: [fault: drop-callbacks] or [fault: code-405=2, slow=3].
-For all tasks: --fault drop-callbacks:0.2,code-500:0.1 (name, =value, :probability).
-
-GET /journal lists the requests and callbacks with their times, GET /tasks the tasks; GET and POST /control read and
-change the options while the sandbox runs. They need no key and show callback URLs whole."""
-
 FAULTS: Mapping[str, Fault] = {**_SUBMIT, **_CALLBACK, **_POLL, **_AUDIO, **_ACCOUNT}
+
+_HOW_TO_SELECT = """\
+A tag in a prompt selects faults for one task: [fault: drop-callbacks] or
+[fault: code-405=2, slow=3]. --fault selects them for all tasks without a tag,
+with a probability if given: --fault drop-callbacks:0.2,code-500=1:0.1.
+
+A value is optional; its default is in parentheses. Without one the fault never
+ends. Times are counted per task, for audio per clip."""
 
 TaskFaults = Mapping[str, float | None]
 """The faults of one task by name, with their values; None means that the fault never ends."""
@@ -250,6 +261,26 @@ def select_faults(specs: tuple[FaultSpec, ...], rng: random.Random) -> TaskFault
     return {spec.name: spec.value for spec in specs if spec.probability >= 1 or rng.random() < spec.probability}
 
 
+def list_faults(width: int | None = None) -> str:
+    """The table as text in columns, wrapped at `width` if given, after a text on how to select faults."""
+    labels = {name: _label(name, fault) for name, fault in FAULTS.items()}
+    column = max(map(len, labels.values())) + 4
+    wrap = partial(textwrap.wrap, subsequent_indent=" " * column, break_on_hyphens=False)
+    lines = [_HOW_TO_SELECT]
+    for group, subject in GROUPS.items():
+        lines += ["", f"{group}: {subject}"]
+        for name, fault in FAULTS.items():
+            if fault.group == group:
+                row = f"  {labels[name]}".ljust(column) + fault.description
+                lines += [row] if width is None else wrap(row, max(width, column + 20))
+    return "\n".join(lines)
+
+
+def _label(name: str, fault: Fault) -> str:
+    value = "" if fault.unit is None else f"={fault.unit}"
+    return name + value + ("" if fault.default is None else f" ({fault.default:g})")
+
+
 def _parse_fault(text: str) -> FaultSpec:
     match = _SPEC.fullmatch(text)
     fault = FAULTS.get(match["name"]) if match else None
@@ -261,16 +292,3 @@ def _parse_fault(text: str) -> FaultSpec:
     if probability > 1:
         raise InvalidFault(f"the probability of fault {match['name']!r} is above 1")
     return FaultSpec(match["name"], float(match["value"]) if match["value"] else fault.default, probability)
-
-
-def list_faults() -> str:
-    """The table of faults as text in columns, and how to ask for them."""
-    names = {name: name if fault.unit is None else f"{name}={fault.unit}" for name, fault in FAULTS.items()}
-    width = max(map(len, names.values()))
-    lines = [HOW_TO_ASK]
-    for group in get_args(Group):
-        lines.append(f"\n{group}")
-        lines += [
-            f"  {names[name]:<{width}}  {fault.description}" for name, fault in FAULTS.items() if fault.group == group
-        ]
-    return "\n".join(lines)

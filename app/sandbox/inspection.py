@@ -18,6 +18,19 @@ from app.sandbox.timeline import failure_for
 
 router = APIRouter()
 
+ROUTES_HELP = """\
+Routes that the upstream does not have. They require no key and show callback
+URLs in full.
+
+  GET /journal   All requests and callback attempts with their times, oldest
+                 first. Filters: kind (request or callback), path, task_id.
+  GET /tasks     All tasks with their true status, faults and callback attempts.
+  GET /control   The current settings.
+  POST /control  Changes settings, as in {"delay": 1, "fault": "code-500:0.1"}:
+                 api_key, delay (seconds from submit to complete), rate (submits
+                 and polls in any period), period (seconds), fault (as in
+                 --fault, empty for none), credits, key_works, maintenance."""
+
 
 class ControlUpdate(BaseModel):
     """What can be changed while the sandbox runs. A field that is not given stays as it is."""

@@ -1,14 +1,16 @@
 """The fault table, its listing, the ways to select faults, and the timeline of a task."""
 
 import random
+import re
 from typing import get_args
 
 import pytest
+from fastapi.routing import APIRoute
 from typer.testing import CliRunner
 
 from app.cli.main import main
-from app.sandbox import FAULTS, InvalidFault, SandboxOptions
-from app.sandbox.faults import Group, Unit, parse_faults, parse_prompt_faults, select_faults, strip_tags
+from app.sandbox import FAULTS, ROUTES_HELP, InvalidFault, SandboxOptions, inspection, list_faults
+from app.sandbox.faults import GROUPS, Group, Unit, parse_faults, parse_prompt_faults, select_faults, strip_tags
 from app.sandbox.timeline import Stage, plan_callbacks, stage_at
 
 
@@ -19,19 +21,46 @@ def test_every_fault_has_a_group_a_unit_and_a_short_sentence() -> None:
         assert fault.unit in (None, *get_args(Unit))
 
 
-def test_list_names_every_fault_once_with_its_sentence() -> None:
+def test_list_has_every_fault_once_in_its_group_with_value_default_and_sentence() -> None:
     listed = CliRunner().invoke(main, ["sandbox", "--list-faults"])
-    rows = [line.split(maxsplit=1) for line in listed.stdout.splitlines() if line.startswith("  ")]
+    table = listed.stdout.partition("\nSubmit: ")[2].partition("\n\nRoutes ")[0]
+    row = re.compile(r"  ([a-z0-9-]+)(?:=([A-Za-z]+))?(?: \(([0-9.]+)\))? {2,}(.+)")
+    rows = [
+        (group, match[1], match[2], float(match[3]) if match[3] else None, match[4])
+        for group, part in zip(GROUPS, table.split("\n\n"), strict=True)
+        for line in part.splitlines()[1:]
+        if (match := row.fullmatch(line))
+    ]
 
     assert listed.exit_code == 0
-    assert {name.partition("=")[0]: (name.partition("=")[2] or None, sentence) for name, sentence in rows} == {
-        name: (fault.unit, fault.description) for name, fault in FAULTS.items()
-    }
-    assert len(rows) == len(FAULTS)
-    for group in get_args(Group):
-        assert f"\n{group}\n" in listed.stdout
-    for path in ("/journal", "/tasks", "/control", "[fault: ", "--fault "):
-        assert path in listed.stdout
+    assert rows == [(f.group, name, f.unit, f.default, f.description) for name, f in FAULTS.items()]
+    assert all(fault.description[0].isupper() and fault.description.endswith(".") for fault in FAULTS.values())
+
+
+def test_examples_of_the_list_are_valid() -> None:
+    tagged = parse_prompt_faults(list_faults())
+    [option] = re.findall(r"--fault (\S+[0-9])", list_faults())
+
+    assert tagged is not None
+    assert [spec.name for spec in tagged] == ["drop-callbacks", "code-405", "slow"]
+    assert [spec.name for spec in parse_faults(option)] == ["drop-callbacks", "code-500"]
+
+
+def test_list_ends_with_every_route_and_control_of_the_sandbox() -> None:
+    text = CliRunner().invoke(main, ["sandbox", "--list-faults"]).stdout
+
+    assert text.endswith(f"\n\n{ROUTES_HELP}\n")
+    for route in inspection.router.routes:
+        assert isinstance(route, APIRoute)
+        assert all(f"\n  {method} {route.path} " in text for method in route.methods or ())
+    for name in inspection.ControlUpdate.model_fields:
+        assert re.search(rf"\b{name}\b", ROUTES_HELP.partition("POST /control")[2])
+
+
+def test_list_fits_into_a_terminal() -> None:
+    assert max(map(len, list_faults(80).splitlines())) <= 80
+    assert max(map(len, ROUTES_HELP.splitlines())) <= 80
+    assert " ".join(list_faults(80).split()) == " ".join(list_faults().split())
 
 
 @pytest.mark.parametrize(
