@@ -1,1 +1,1 @@
-"""What the upstream tells us."""
+"""Callbacks: messages from the upstream about its tasks."""

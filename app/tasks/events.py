@@ -1,4 +1,4 @@
-"""What happens to a task, written down: its version, its events, and what they have callers told."""
+"""Recording the events of tasks: each raises the task's version and is published to callers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.tasks.transitions import EVENT_BY_STATUS, can_move
 
 
 class EventRecorder:
-    """Writes in the caller's transaction; `first_attempt_delay` is the pause before a webhook's first attempt."""
+    """Writes in the transaction of its caller. `first_attempt_delay` comes before the first attempt of a webhook."""
 
     def __init__(
         self, signed_urls: SignedUrls, publishers: Sequence[EventPublisher], first_attempt_delay: timedelta
@@ -27,9 +27,9 @@ class EventRecorder:
     def transition(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
     ) -> None:
-        """Take one step of the table, and tell it where it is told. Raises AssertionError for any other."""
+        """Make an allowed transition, and record its event if it has one. Raises AssertionError for any other."""
         if not can_move(task.status, status):
-            raise AssertionError(f"no step leads from {task.status} to {status}")
+            raise AssertionError(f"no transition leads from {task.status} to {status}")
         task.status = status
         data = {"status": status, "charge": task.charge, **(changed or {})}
         if status in EVENT_BY_STATUS:
@@ -38,7 +38,7 @@ class EventRecorder:
             self.bump_version(session, task, now)
 
     def record(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
-        """Write an event, and have callers told of it."""
+        """Insert an event and publish it."""
         self.bump_version(session, task, now)
         event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
         session.add(event)
@@ -46,7 +46,7 @@ class EventRecorder:
             publish(session, task, event, self._signed_urls, now + self._first_attempt_delay)
 
     def bump_version(self, session: Session, task: Task, now: datetime) -> None:
-        """Count a change that no event tells of, and wake those who wait for one."""
+        """Raise the version for a change without an event, and notify the waits for this task."""
         task.version += 1
         task.updated_at = now
         notify_on_commit(session, task.id)

@@ -1,4 +1,4 @@
-"""The state machine of tasks: every transition, with its event and its clips, is written here and nowhere else."""
+"""The state machine of tasks: every transition is written here, with its event and its clips, in one commit."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from app.tasks import repository
 from app.tasks.clips import ClipLifecycle, any_modified, merge_clips, schedule_lyrics
 from app.tasks.events import EventRecorder
 from app.tasks.payloads import EventPublisher
-from app.tasks.schedule import MIN_POLL_INTERVAL, deadline_of, next_late_poll_at, next_poll_at
+from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move, is_about_another
 from app.upstream.types import Report, Stage
 
 S = TaskStatus
-# Polls for announced audio before it counts as missing, in no less time than at the steady pace: it may come late.
-MAX_AUDIO_CHECKS = 5
 
 
 class TaskLifecycle:
@@ -45,13 +43,13 @@ class TaskLifecycle:
 
     @property
     def default_model(self) -> str:
-        """What makes a sound whose order names no model."""
+        """The model of a task whose request names none."""
         return self._settings.models[0]
 
     def create(
         self, session: Session, api_key_id: str, body: TaskCreate, now: datetime, callback_url: str | None = None
     ) -> Task:
-        """Keep an order; it is sent as soon as a submit loop finds it."""
+        """Store a task, due to be submitted now."""
         task = repository.new_task(api_key_id, body, body.model or self.default_model, now, callback_url)
         session.add(task)
         self._recorder.record(session, task, EventType.task_created, now, {"status": S.queued})
@@ -90,7 +88,7 @@ class TaskLifecycle:
         before = task.version
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
-            self.revive(session, task, now)
+            self._revive(session, task, now)
         if task.status is S.succeeded:
             self._merge_late_clips(session, task, report, now)
             return task.version != before
@@ -100,11 +98,11 @@ class TaskLifecycle:
         if task.status is not S.generating:
             await self.begin_generating(session, task, report.upstream_task_id, now)
         elif task.upstream_task_id is None and report.upstream_task_id is not None:
-            # What was heard before named no task; without its name nobody could be asked.
+            # An earlier report carried no upstream id; without one the task cannot be polled.
             task.upstream_task_id = report.upstream_task_id
             self._recorder.bump_version(session, task, now)
         if self._needs_confirmation(report, via):
-            schedule_poll(session, task, now)
+            self._poll_early(session, task, now)
             return True
         fresh = merge_clips(task, report.clips, now)
         if fresh:
@@ -122,7 +120,7 @@ class TaskLifecycle:
         return task.version != before
 
     async def begin_generating(self, session: Session, task: Task, upstream_task_id: str | None, now: datetime) -> None:
-        """The upstream has the task: told by its answer to the submit, or adopted from a report."""
+        """The upstream has the task: its response to the submit says so, or a report adopts the task."""
         task.upstream_task_id = task.upstream_task_id or upstream_task_id
         task.charge = Charge.charged
         task.submitted_at = task.submitted_at or now
@@ -146,7 +144,7 @@ class TaskLifecycle:
             task.fence, task.due_at = None, next_late_poll_at(task, self._settings, now, self._rng)
 
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime, *, was_sent: bool = True) -> None:
-        """Submit again when due a task of which the upstream provably has nothing."""
+        """Queue a task again of which the upstream provably has nothing. `was_sent`: the POST counts."""
         task.charge, task.submitted_at, task.fence = Charge.none, None, None
         if not was_sent:
             task.posts -= 1
@@ -163,12 +161,17 @@ class TaskLifecycle:
         task.charge = Charge.none
         self.fail(session, task, failure, now)
 
-    def attach(self, task: Task, upstream_task_id: str, now: datetime) -> None:
-        """Bind a task to an upstream task that an operator found; its deadlines count from now on."""
+    async def attach(self, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
+        """Bind a task to an upstream task that an operator found, and poll it; its deadline counts from now."""
         task.upstream_task_id, task.submitted_at = upstream_task_id, now
+        if task.status is S.failed:
+            self._revive(session, task, now)
+        else:
+            await self.begin_generating(session, task, upstream_task_id, now)
+        self._poll_early(session, task, now)
 
     def mark_unconfirmed(self, session: Session, task: Task, now: datetime) -> None:
-        """The submit's answer is lost: never send it again, and wait for the upstream to call."""
+        """The response to the submit is lost: never submit again, and wait for a callback until the deadline."""
         task.was_unconfirmed, task.fence = True, None
         self._recorder.transition(session, task, S.unconfirmed, now)
         task.due_at = (task.submitted_at or now) + self._settings.submit_deadline
@@ -176,7 +179,7 @@ class TaskLifecycle:
     def fail(
         self, session: Session, task: Task, failure: Failure, now: datetime, via: ResolvedBy | None = None
     ) -> None:
-        """End a task that has no sound; `via` tells who said so, None that we did."""
+        """End a task without a sound. `via` is the source of this, None where we decided it."""
         task.error_code, task.error_message = failure.code, failure.message
         task.upstream_code = failure.upstream_code
         error = {"code": failure.code, "message": failure.message, "upstream_code": failure.upstream_code}
@@ -212,7 +215,7 @@ class TaskLifecycle:
         self.finish(session, task, S.canceled, now, None)
 
     def clear_charge(self, session: Session, task: Task, now: datetime) -> None:
-        """The upstream made nothing of a task that ended meanwhile, so that it costs nothing."""
+        """The upstream has refused the submit of a task that ended meanwhile: it costs nothing."""
         if task.status in FINAL and task.charge is Charge.possible:
             task.charge = Charge.none
             self._recorder.bump_version(session, task, now)
@@ -220,7 +223,7 @@ class TaskLifecycle:
     def finish(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, via: ResolvedBy | None, **changed: Any
     ) -> None:
-        """Take the last step of a task; `via` tells who said so, None that we did."""
+        """Take the last transition of a task. `via` is the source of this, None where we decided it."""
         is_adopted = task.was_unconfirmed and via not in (None, ResolvedBy.operator)
         task.resolved_by = ResolvedBy.adoption if is_adopted else via
         task.completed_at, task.due_at, task.fence = now, None, None
@@ -229,15 +232,15 @@ class TaskLifecycle:
             schedule_lyrics(task, now)
             notify_on_commit(session, ARCHIVES)
 
-    def revive(self, session: Session, task: Task, now: datetime) -> None:
-        """A task that we gave up on turns out to be on its way."""
+    def _revive(self, session: Session, task: Task, now: datetime) -> None:
+        """A task that we gave up on is with the upstream after all."""
         task.error_code, task.error_message, task.upstream_code = None, None, None
         task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
         task.status = S.generating
         self._recorder.record(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
-        """A task that ended without a sound turns out to be with the upstream: only its name and cost are news."""
+        """The upstream has a task that ended without a sound: only its upstream id and charge change."""
         is_refunded = report.refunded or task.charge is Charge.refunded
         charge = Charge.refunded if is_refunded else Charge.charged
         upstream_task_id = task.upstream_task_id or report.upstream_task_id
@@ -250,20 +253,25 @@ class TaskLifecycle:
             self._schedule_late_poll(task, now)
 
     def _schedule_late_poll(self, task: Task, now: datetime) -> None:
-        """Whatever kept the answer from us before its deadline may end: what was paid for is asked for until then."""
+        """Go on polling a task that we gave up on: it is paid for, and what hid its end may pass."""
         if task.status is S.failed and task.error_code in REVIVABLE and task.upstream_task_id is not None:
             task.attempts, task.fence = 0, None
             task.due_at = next_late_poll_at(task, self._settings, now, self._rng)
 
     def _merge_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
-        """A task that has succeeded stays as it is, but for clips whose audio shows later than that of the others."""
+        """Add the clips of a succeeded task whose audio came later than that of the others; nothing else changes."""
         if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, refreshes=False):
             self._recorder.bump_version(session, task, now)
             notify_on_commit(session, ARCHIVES)
 
     def _needs_confirmation(self, report: Report, via: ResolvedBy) -> bool:
-        is_told_by_callback = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
-        return is_told_by_callback and report.stage is not Stage.running
+        """Whether a poll must repeat what a callback says before it counts."""
+        is_untrusted = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
+        return is_untrusted and report.stage is not Stage.running
+
+    def _poll_early(self, session: Session, task: Task, now: datetime) -> None:
+        task.due_at = early_poll_at(task, now)
+        notify_on_commit(session, POLLS)
 
     async def _next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
         away = await repository.callbacks_stay_away(session)
@@ -277,22 +285,14 @@ class TaskLifecycle:
 
     def _recheck_audio(self, session: Session, task: Task, now: datetime, via: ResolvedBy) -> None:
         if via is not ResolvedBy.poll:
-            # Repeats of a callback must not use up the looks.
-            schedule_poll(session, task, now)
+            # A repeated callback must not use up the checks.
+            self._poll_early(session, task, now)
             return
         task.audio_checks += 1
-        looked_for = now - (task.submitted_at or task.created_at)
-        if task.audio_checks <= MAX_AUDIO_CHECKS or looked_for < MAX_AUDIO_CHECKS * self._settings.poll_every:
+        if not is_audio_missing(task, self._settings, now):
             return
         if task.clips:
             self.finish(session, task, S.succeeded, now, via)
             return
         message = "The upstream said that the sound is ready, but no audio appeared."
         self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)
-
-
-def schedule_poll(session: Session, task: Task, now: datetime) -> None:
-    """What a callback leaves open, a poll answers; callbacks that repeat do not have it asked more often."""
-    soon = now + MIN_POLL_INTERVAL
-    task.due_at = min(task.due_at or soon, soon)
-    notify_on_commit(session, POLLS)

@@ -7,7 +7,7 @@ from datetime import datetime
 from app.database.engine import Session
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
-from app.tasks.lifecycle import TaskLifecycle, schedule_poll
+from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.transitions import REVIVABLE, Failure, can_move
 
 S = TaskStatus
@@ -33,7 +33,7 @@ async def resolve(
     """
     is_revivable = task.status is S.failed and task.error_code in REVIVABLE
     if status is S.generating and upstream_task_id and (is_revivable or can_move(task.status, S.generating)):
-        await _attach(lifecycle, session, task, upstream_task_id, now)
+        await lifecycle.attach(session, task, upstream_task_id, now)
     elif status is S.succeeded and task.clips and can_move(task.status, S.succeeded):
         lifecycle.finish(session, task, S.succeeded, now, ResolvedBy.operator)
     elif status is S.failed and can_move(task.status, S.failed):
@@ -45,16 +45,6 @@ async def resolve(
         raise CannotResolve(
             f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
         )
-
-
-async def _attach(lifecycle: TaskLifecycle, session: Session, task: Task, upstream_task_id: str, now: datetime) -> None:
-    # The deadline that passed was that of a task which nobody could poll.
-    lifecycle.attach(task, upstream_task_id, now)
-    if task.status is S.failed:
-        lifecycle.revive(session, task, now)
-    else:
-        await lifecycle.begin_generating(session, task, upstream_task_id, now)
-    schedule_poll(session, task, now)
 
 
 def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:

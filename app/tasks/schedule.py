@@ -18,6 +18,8 @@ EAGER_GROWTH = 1.5
 # The upstream allows three polls a second for one task.
 MIN_POLL_INTERVAL = timedelta(seconds=0.34)
 MAX_LATE_POLL_DELAY = timedelta(hours=1)
+# Polls for announced audio before it counts as missing, in no less time than at the steady pace: it may come late.
+MAX_AUDIO_CHECKS = 5
 MIN_SUBMIT_RETRY = timedelta(seconds=1)
 MAX_SUBMIT_RETRY = timedelta(minutes=2)
 
@@ -61,6 +63,18 @@ def next_late_poll_at(task: Task, settings: Settings, now: datetime, rng: random
     """When a task that we gave up on is polled next; None once the upstream no longer has its audio."""
     delay = poll_delay(late_poll_delay(task.attempts, settings.poll_every), rng)
     return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_RETENTION else None
+
+
+def early_poll_at(task: Task, now: datetime) -> datetime:
+    """When a poll completes what a callback left open; callbacks that repeat do not make polls more frequent."""
+    soon = now + MIN_POLL_INTERVAL
+    return min(task.due_at or soon, soon)
+
+
+def is_audio_missing(task: Task, settings: Settings, now: datetime) -> bool:
+    """Whether enough polls over enough time have found no audio of a task that is over."""
+    looked_for = now - (task.submitted_at or task.created_at)
+    return task.audio_checks > MAX_AUDIO_CHECKS and looked_for >= MAX_AUDIO_CHECKS * settings.poll_every
 
 
 def deadline_of(task: Task, settings: Settings) -> datetime:

@@ -1,1 +1,1 @@
-"""The Suno API and nothing but: the only place that knows its URLs, codes and quirks."""
+"""The upstream: how it is called, at what pace, whether submits are held, and what is left on its account."""

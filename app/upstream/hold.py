@@ -1,4 +1,4 @@
-"""The held queue: submits stop for all replicas while the upstream takes none, and go on by themselves."""
+"""The held queue: submits stop for all replicas while the upstream takes none, and resume without a restart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXPLANATIONS: Mapping[HoldReason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Why no submit leaves, and since when."""
+    """Why no task is submitted, and since when."""
 
     reason: HoldReason
     since: datetime
@@ -32,7 +32,7 @@ class Hold:
 
 
 async def current_hold(session: Session) -> Hold | None:
-    """The hold in force, if any: a periodic job to check again, as long as that is due."""
+    """The hold in force, if any. It is a periodic job that is due; a job that is not due holds nothing."""
     job = await session.scalar(select(PeriodicJob).where(PeriodicJob.name == RECHECK, PeriodicJob.due_at.isnot(None)))
     if job is None:
         return None
@@ -40,17 +40,17 @@ async def current_hold(session: Session) -> Hold | None:
     return Hold(HoldReason(detail["reason"]), datetime.fromisoformat(detail["since"]), detail["message"])
 
 
-async def hold_submits(session: Session, hold: Hold, look_again_in: timedelta) -> None:
-    """Stop submits for all replicas until a look says otherwise; a hold in force only learns its newest reason."""
+async def hold_submits(session: Session, hold: Hold, recheck_in: timedelta) -> None:
+    """Stop submits for all replicas until a recheck ends it. A hold in force keeps its start and takes the reason."""
     await insert_new(session, PeriodicJob, {"name": RECHECK, "attempts": 0, "detail": {}})
     job = await session.get_one(PeriodicJob, RECHECK, with_for_update=True, populate_existing=True)
     since = job.detail["since"] if job.due_at else hold.since.isoformat()
     job.detail = {"reason": hold.reason.value, "since": since, "message": hold.message}
-    job.due_at = job.due_at or hold.since + look_again_in
+    job.due_at = job.due_at or hold.since + recheck_in
 
 
 async def release_submits(session: Session) -> None:
-    """The upstream takes submits again."""
+    """End the hold, if any, and notify the submit workers."""
     job = await session.get(PeriodicJob, RECHECK, with_for_update=True)
     if job is not None:
         job.due_at, job.fence, job.attempts = None, None, 0

@@ -1,1 +1,1 @@
-"""What runs by itself: each loop claims due rows, calls, and settles."""
+"""Background work: each loop claims due rows, calls, and settles."""

@@ -9,9 +9,8 @@ import pytest
 from app.database.engine import Database
 from app.enums import CallbackOutcome, Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
-from app.tasks.lifecycle import MAX_AUDIO_CHECKS
 from app.tasks.repository import lock_task
-from app.tasks.schedule import MIN_POLL_INTERVAL
+from app.tasks.schedule import MAX_AUDIO_CHECKS, MIN_POLL_INTERVAL
 from app.upstream.types import Report, ReportedClip, Stage
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread

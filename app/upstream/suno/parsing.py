@@ -1,4 +1,4 @@
-"""Reading what the upstream writes loosely: text, numbers, ids, URLs and headers of any type."""
+"""Lenient readers of single values: text, numbers, ids, URLs and headers of any type and spelling."""
 
 import json
 import math
@@ -10,17 +10,17 @@ _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _URL = re.compile("https?://[^\\s/?#\x00-\x1f\x7f\ud800-\udfff][^\\s\x00-\x1f\x7f\ud800-\udfff]*", re.IGNORECASE)
-_URL_LENGTH = 4096
+_MAX_URL_LENGTH = 4096
 _MAX_INTEGER = 2**31 - 1
-# Far beyond what they send; a body of nothing but keys would hold up everybody else.
+# Far more than they send. Without a limit, a body of nothing but keys would block the event loop.
 _MAX_FIELDS = 1000
 
 
 def read_json(body: bytes | str) -> object:
     """
-    Return what the body says, or None when it is no JSON.
+    Return the decoded body, or None when it is not JSON.
 
-    Broken UTF-8, a byte order mark, NaN and lone surrogates are put up with: one bad
+    Broken UTF-8, a byte order mark, NaN and lone surrogates are accepted: one bad
     character in a title must not cost a paid sound.
     """
     try:
@@ -31,7 +31,7 @@ def read_json(body: bytes | str) -> object:
 
 
 def unpacked(value: object) -> object:
-    """Return the value, read once more where it is JSON written as text."""
+    """Return the value, decoded once more where it is JSON inside a string."""
     return read_json(value) if isinstance(value, str) else value
 
 
@@ -39,7 +39,7 @@ def fields(value: object) -> dict[str, object]:
     """
     Return the object's fields under names in lower case without underscores.
 
-    So `task_id` and `taskId` are one name; where both stand, the one that says something counts.
+    `task_id` and `taskId` become one name. Where both are sent, the first that is not empty counts.
     """
     named: dict[str, object] = {}
     if isinstance(value, dict):
@@ -51,21 +51,21 @@ def fields(value: object) -> dict[str, object]:
 
 
 def read_text(value: object, limit: int) -> str | None:
-    """Return text that any database takes, or None when there is none."""
+    """Return text that any database can store, at most `limit` characters, or None when it is empty."""
     if not isinstance(value, str):
         return None
     return _NOT_STORABLE.sub("", value).strip()[:limit] or None
 
 
 def read_id(value: object) -> str | None:
-    """Return an id of the upstream's, which may be a number."""
+    """Return an id of the upstream, which may be sent as a number."""
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         value = str(value)
     return value if isinstance(value, str) and _ID.fullmatch(value) else None
 
 
 def read_integer(value: object) -> int | None:
-    """Return a number that fits a column: 405, "405" and 405.0, but not true."""
+    """Return an integer that fits a column: from 405, "405" and 405.0, but not from true."""
     if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
         return int(value)
     if isinstance(value, float) and value.is_integer():
@@ -76,7 +76,7 @@ def read_integer(value: object) -> int | None:
 
 
 def read_number(value: object) -> float | None:
-    """Return a finite number, also when written as text."""
+    """Return a finite number, also from text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -87,13 +87,13 @@ def read_number(value: object) -> float | None:
 
 
 def read_url(value: object) -> str | None:
-    """Return an http(s) URL. Anything else is no URL to us, and half a URL leads nowhere."""
+    """Return an http(s) URL. One that is too long is dropped, since half a URL leads nowhere."""
     if not isinstance(value, str):
         return None
     url = value.strip()
-    return url if len(url) <= _URL_LENGTH and _URL.fullmatch(url) else None
+    return url if len(url) <= _MAX_URL_LENGTH and _URL.fullmatch(url) else None
 
 
 def header(headers: Mapping[str, str], name: str) -> str | None:
-    """Return a header by its name in lower case."""
+    """Return a header; `name` is in lower case."""
     return next((value for key, value in headers.items() if key.lower() == name), None)

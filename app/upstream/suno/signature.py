@@ -1,4 +1,4 @@
-"""Whether a callback was signed by the upstream, where it signs at all."""
+"""The signature of callbacks, which only some resellers of the API send."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ def callback_signature_matches(
     """
     Whether the upstream signed this callback within the last five minutes.
 
-    It signs `taskId.timestamp` and not the body, so this proves who wrote, not what.
+    It signs `taskId.timestamp` and not the body: this proves who sent the callback, not what it says.
     """
     timestamp = header(headers, "x-webhook-timestamp")
     signature = header(headers, "x-webhook-signature")
@@ -36,5 +36,5 @@ def _is_recent(timestamp: str, now: datetime) -> bool:
 
 
 def _octets(text: str) -> bytes:
-    # A header may carry any bytes, which reach us as text that plain UTF-8 refuses.
+    # A header may hold any bytes. They reach us as text that strict UTF-8 refuses to encode.
     return text.encode("utf-8", "surrogatepass")
