@@ -149,7 +149,7 @@ async def test_what_was_given_up_is_asked_for_and_revived(database_url: str, tmp
         sandbox = await processes.sandbox(rate=1000)
         service = await processes.serve(database_url, sandbox.url, public_url=None)
         async with client_of(service.url) as client:
-            task_id = (await create_task(client, "rain [fault: poll-500=7]"))["id"]
+            task_id = (await create_task(client, "rain [fault: poll-500=5]"))["id"]
             given_up = await until_final(client, task_id)
             found = await until_status(client, task_id, "succeeded", within=60)
             events = (await client.get(f"/v1/tasks/{task_id}/events")).json()["items"]
