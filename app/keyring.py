@@ -17,7 +17,7 @@ MIN_KEY_LENGTH = 16
 
 
 class KeyringUnusable(Exception):
-    """SOUNDPOST_SECRET_KEYS is missing or too short to be a secret."""
+    """The secret keys are missing or too short, or their file cannot be created; the message says what to do."""
 
 
 class Keyring:
@@ -74,7 +74,13 @@ def load_or_create_keyring(settings: Settings) -> Keyring:
         return Keyring(*(key.strip() for key in settings.secret_keys.get_secret_value().split(",") if key.strip()))
     if not settings.is_sqlite:
         raise KeyringUnusable("SOUNDPOST_SECRET_KEYS must be set when the database is not SQLite")
-    return Keyring(_key_beside(Path(str(make_url(settings.database_url).database))))
+    try:
+        return Keyring(_key_beside(Path(str(make_url(settings.database_url).database))))
+    except OSError as error:
+        raise KeyringUnusable(
+            f"No key file can be created beside the database ({error.strerror}): check SOUNDPOST_DATABASE_URL and who "
+            "may write there, or set SOUNDPOST_SECRET_KEYS"
+        ) from error
 
 
 def _key_beside(database: Path) -> str:

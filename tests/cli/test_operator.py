@@ -1,4 +1,4 @@
-"""What an operator finds out and does by the command line."""
+"""The commands by which an operator reads and resolves tasks, and applies stored callbacks again."""
 
 import asyncio
 import json
@@ -16,12 +16,9 @@ from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
 from app.tasks.repository import lock_task
 from app.tasks.resolution import CannotResolve, resolve
-from tests.support.api import client_of, create_task
 from tests.support.clock import MORNING
-from tests.support.processes import Processes, free_port
 from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
-from tests.support.settings import SECRET_KEY, UPSTREAM_KEY
-from tests.support.wait import eventually
+from tests.support.settings import SECRET_KEY
 
 S = TaskStatus
 LIVE = (S.queued, S.submitting, S.unconfirmed, S.generating)
@@ -36,7 +33,7 @@ COMPLETE = json.dumps(
     }
 ).encode()
 
-# From where an operator may bring a task into a state that its own steps allow.
+# The statuses from which an operator may set each status.
 ALLOWED: dict[S, set[S]] = {
     S.generating: {S.queued, S.submitting, S.unconfirmed, S.failed},
     S.succeeded: {S.generating},
@@ -47,7 +44,7 @@ ALLOWED: dict[S, set[S]] = {
 
 @pytest.mark.parametrize("wanted", list(S))
 @pytest.mark.parametrize("current", list(S))
-async def test_operator_takes_the_steps_of_the_table(
+async def test_operator_makes_only_the_transitions_of_the_table(
     database: Database, current: TaskStatus, wanted: TaskStatus
 ) -> None:
     task = await _task(database, current, error_code=ErrorCode.outcome_unknown if current is S.failed else None)
@@ -63,7 +60,7 @@ async def test_operator_takes_the_steps_of_the_table(
         assert after.resolved_by is ResolvedBy.operator
 
 
-async def test_operator_is_told_what_is_missing(database: Database) -> None:
+async def test_refused_transition_names_what_is_missing(database: Database) -> None:
     lost, silent = await _task(database, S.unconfirmed), await _task(database, S.generating, clips=())
 
     with pytest.raises(CannotResolve, match="unconfirmed cannot be made generating without --upstream-task-id"):
@@ -74,7 +71,7 @@ async def test_operator_is_told_what_is_missing(database: Database) -> None:
         await _try(database, lost, S.succeeded, None)
 
 
-def test_task_is_found_shown_and_resolved(command: Callable[..., Any], database_url: str) -> None:
+def test_tasks_commands_list_show_and_resolve_a_task(command: Callable[..., Any], database_url: str) -> None:
     task_id = asyncio.run(_stored(database_url, S.unconfirmed))
 
     listed = json.loads(command("tasks", "list", "--status", "unconfirmed", "--json").stdout)
@@ -94,7 +91,7 @@ def test_task_is_found_shown_and_resolved(command: Callable[..., Any], database_
 
 
 @pytest.mark.parametrize("which", ["--task", "--since", "--since in another zone", "all"])
-def test_kept_callbacks_are_read_again(command: Callable[..., Any], database_url: str, which: str) -> None:
+def test_replay_applies_the_chosen_callbacks_once(command: Callable[..., Any], database_url: str, which: str) -> None:
     task_id = asyncio.run(_stored(database_url, S.generating, COMPLETE))
     chosen = {
         "--task": ["--task", task_id],
@@ -113,7 +110,7 @@ def test_kept_callbacks_are_read_again(command: Callable[..., Any], database_url
     assert (after["status"], after["resolved_by"], len(after["clips"])) == ("succeeded", "replay", 1)
 
 
-def test_replay_of_what_cannot_be_chosen_says_why(command: Callable[..., Any]) -> None:
+def test_replay_refuses_a_choice_that_is_not_clear(command: Callable[..., Any]) -> None:
     later = command("callbacks", "replay", "--since", "2999-01-01")
     unread = command("callbacks", "replay", "--since", "yesterday")
     both = command("callbacks", "replay", "--since", "2026-01-01", "--task", "x")
@@ -124,89 +121,9 @@ def test_replay_of_what_cannot_be_chosen_says_why(command: Callable[..., Any]) -
     assert "not both" in both.stderr
 
 
-@pytest.mark.parametrize(
-    ("settings", "controls", "check", "advice"),
-    [
-        ({}, {}, None, ""),
-        ({"upstream_api_key": "wrong"}, {}, "upstream", "SOUNDPOST_UPSTREAM_API_KEY"),
-        ({"upstream_api_key": ""}, {}, "upstream", "set it to the upstream's key"),
-        ({}, {"credits": 0}, "upstream", "buy some"),
-        ({"upstream_url": "http://127.0.0.1:9"}, {}, "upstream", "SOUNDPOST_UPSTREAM_URL"),
-        ({"storage_url": "file:/proc/audio"}, {}, "storage", "SOUNDPOST_STORAGE_URL"),
-        ({"public_url": "http://127.0.0.1:9"}, {}, "public_url", "does `soundpost serve` run?"),
-        ({"poll_every": "often"}, {}, "settings", "SOUNDPOST_POLL_EVERY"),
-        ({"secret_keys": "short"}, {}, "settings", "SOUNDPOST_SECRET_KEYS"),
-    ],
-)
-async def test_doctor_says_what_is_wrong_and_what_to_do(
-    database_url: str,
-    tmp_path: Path,
-    settings: dict[str, str],
-    controls: dict[str, Any],
-    check: str | None,
-    advice: str,
-) -> None:
-    with Processes(tmp_path, database_url=database_url, upstream_api_key=UPSTREAM_KEY) as processes:
-        sandbox = await processes.sandbox(**controls)
-        chosen = {"upstream_url": sandbox.url, **settings}
-        event_types, as_json = [await processes.run("doctor", *options, **chosen) for options in ((), ("--json",))]
-
-    findings = json.loads(as_json.stdout)
-    problems = [finding for finding in findings if not finding["ok"]]
-    assert (event_types.code, as_json.code) == ((1, 1) if check else (0, 0))
-    assert [finding["check"] for finding in problems] == ([check] if check else [])
-    assert all(advice in finding["detail"] for finding in problems)
-    assert event_types.stdout.count("PROBLEM") == len(problems)
-    assert event_types.stdout.count("ok     ") == len(findings) - len(problems)
-
-
-async def test_doctor_sees_a_held_queue_and_the_way_in(database_url: str, tmp_path: Path) -> None:
-    with Processes(tmp_path, upstream_api_key=UPSTREAM_KEY, hold_recheck="600") as processes:
-        sandbox = await processes.sandbox(credits=0)
-        port = free_port()
-        service = await processes.serve(database_url, sandbox.url, port=port)
-        async with client_of(service.url) as client:
-            await create_task(client)
-
-            async def is_held() -> bool:
-                checks = (await client.get("/readyz")).json()["checks"]
-                return bool(checks["queue"]["status"] == "degraded")
-
-            await eventually(is_held)
-            ready = (await client.get("/readyz")).json()["checks"]
-        reached = {"database_url": database_url, "upstream_url": sandbox.url, "public_url": service.url}
-        looked = await processes.run("doctor", "--json", **reached)
-
-    found = {finding["check"]: finding for finding in json.loads(looked.stdout)}
-    assert {name: found[name]["detail"] for name in ready} == {name: check["detail"] for name, check in ready.items()}
-    assert not found["queue"]["ok"]
-    assert "buy some" in found["queue"]["detail"]
-    assert found["public_url"] == {"check": "public_url", "ok": True, "detail": "it reaches this service"}
-
-
-async def test_doctor_leaves_out_what_needs_a_database_that_does_not_answer(tmp_path: Path) -> None:
-    with Processes(tmp_path, database_url="sqlite+aiosqlite:////proc/soundpost.db") as processes:
-        ended = await processes.run("doctor", "--json")
-
-    findings = json.loads(ended.stdout)
-    assert [finding["check"] for finding in findings] == ["settings", "database", "storage", "public_url"]
-    assert [finding["detail"] for finding in findings if not finding["ok"]] == [
-        "the database does not answer (unable to open database file): check SOUNDPOST_DATABASE_URL"
-    ]
-    assert ended.code == 1
-
-
-async def test_doctor_asks_for_a_migration(empty_database_url: str, tmp_path: Path) -> None:
-    with Processes(tmp_path, database_url=empty_database_url) as processes:
-        looked = await processes.run("doctor")
-
-    assert looked.code == 1
-    assert "run `soundpost migrate`" in looked.stdout
-
-
 @pytest.fixture
 def command(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs `soundpost` on the test's database."""
+    """Run `soundpost` on the test's database, inside this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOUNDPOST_DATABASE_URL", database_url)
     monkeypatch.setenv("SOUNDPOST_SECRET_KEYS", SECRET_KEY)
@@ -224,7 +141,7 @@ async def _task(database: Database, status: TaskStatus, clips: tuple[int, ...] =
 
 
 async def _stored(database_url: str, status: TaskStatus, heard: bytes | None = None) -> str:
-    """A task, and a callback about it that could not be read when it came."""
+    """Store a task, and a callback for it that was unreadable when it was received."""
     database = Database(database_url)
     task = await _task(database, status, clips=(), submitted_at=MORNING)
     if heard is not None:

@@ -1,0 +1,96 @@
+"""`soundpost doctor` says what is wrong and what to do about it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.api import client_of, create_task
+from tests.support.processes import Processes, free_port
+from tests.support.settings import UPSTREAM_KEY
+from tests.support.wait import eventually
+
+# A folder in which no file can be created.
+NO_DATABASE = "sqlite+aiosqlite:////proc/soundpost.db"
+
+
+@pytest.mark.parametrize(
+    ("settings", "controls", "check", "advice"),
+    [
+        ({}, {}, None, ""),
+        ({"upstream_api_key": "wrong"}, {}, "upstream", "SOUNDPOST_UPSTREAM_API_KEY"),
+        ({"upstream_api_key": ""}, {}, "upstream", "set it to the upstream's key"),
+        ({}, {"credits": 0}, "upstream", "buy some"),
+        ({"upstream_url": "http://127.0.0.1:9"}, {}, "upstream", "SOUNDPOST_UPSTREAM_URL"),
+        ({"storage_url": "file:/proc/audio"}, {}, "storage", "SOUNDPOST_STORAGE_URL"),
+        ({"public_url": "http://127.0.0.1:9"}, {}, "public_url", "does `soundpost serve` run?"),
+        ({"poll_every": "often"}, {}, "settings", "SOUNDPOST_POLL_EVERY"),
+        ({"secret_keys": "short"}, {}, "settings", "SOUNDPOST_SECRET_KEYS"),
+        ({"secret_keys": None, "database_url": NO_DATABASE}, {}, "settings", "SOUNDPOST_SECRET_KEYS"),
+    ],
+)
+async def test_problem_is_reported_with_what_to_do(
+    database_url: str,
+    tmp_path: Path,
+    settings: dict[str, str | None],
+    controls: dict[str, Any],
+    check: str | None,
+    advice: str,
+) -> None:
+    with Processes(tmp_path, database_url=database_url, upstream_api_key=UPSTREAM_KEY) as processes:
+        sandbox = await processes.sandbox(**controls)
+        chosen = {"upstream_url": sandbox.url, **settings}
+        as_text, as_json = [await processes.run("doctor", *options, **chosen) for options in ((), ("--json",))]
+
+    findings = json.loads(as_json.stdout)
+    problems = [finding for finding in findings if not finding["ok"]]
+    assert (as_text.code, as_json.code) == ((1, 1) if check else (0, 0))
+    assert [finding["check"] for finding in problems] == ([check] if check else [])
+    assert all(advice in finding["detail"] for finding in problems)
+    assert as_text.stdout.count("PROBLEM") == len(problems)
+    assert as_text.stdout.count("ok     ") == len(findings) - len(problems)
+
+
+async def test_held_queue_is_reported_in_the_words_of_readyz(database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path, upstream_api_key=UPSTREAM_KEY, hold_recheck="600") as processes:
+        sandbox = await processes.sandbox(credits=0)
+        port = free_port()
+        service = await processes.serve(database_url, sandbox.url, port=port)
+        async with client_of(service.url) as client:
+            await create_task(client)
+
+            async def is_held() -> bool:
+                checks = (await client.get("/readyz")).json()["checks"]
+                return bool(checks["queue"]["status"] == "degraded")
+
+            await eventually(is_held)
+            ready = (await client.get("/readyz")).json()["checks"]
+        reached = {"database_url": database_url, "upstream_url": sandbox.url, "public_url": service.url}
+        ended = await processes.run("doctor", "--json", **reached)
+
+    found = {finding["check"]: finding for finding in json.loads(ended.stdout)}
+    assert {name: found[name]["detail"] for name in ready} == {name: check["detail"] for name, check in ready.items()}
+    assert not found["queue"]["ok"]
+    assert "buy some" in found["queue"]["detail"]
+    assert found["public_url"] == {"check": "public_url", "ok": True, "detail": "it reaches this service"}
+
+
+async def test_checks_that_need_the_database_are_left_out_while_it_does_not_answer(tmp_path: Path) -> None:
+    with Processes(tmp_path, database_url=NO_DATABASE) as processes:
+        ended = await processes.run("doctor", "--json")
+
+    findings = json.loads(ended.stdout)
+    assert [finding["check"] for finding in findings] == ["settings", "database", "storage", "public_url"]
+    assert [finding["detail"] for finding in findings if not finding["ok"]] == [
+        "the database does not answer (unable to open database file): check SOUNDPOST_DATABASE_URL"
+    ]
+    assert ended.code == 1
+
+
+async def test_schema_of_another_release_needs_a_migration(empty_database_url: str, tmp_path: Path) -> None:
+    with Processes(tmp_path, database_url=empty_database_url) as processes:
+        ended = await processes.run("doctor")
+
+    assert ended.code == 1
+    assert "run `soundpost migrate`" in ended.stdout
