@@ -1,4 +1,4 @@
-"""A stop ends every wait with an answer, and the process within its grace."""
+"""SIGTERM: waiting requests get their responses, streams end, and the process exits within its grace period."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from tests.support.processes import Process, Processes
 GRACE = 5.0
 
 
-async def test_stop_answers_waits_ends_streams_and_ends_the_process_within_its_grace(
+async def test_sigterm_answers_waits_ends_streams_and_exits_within_the_grace_period(
     tmp_path: Path, database_url: str
 ) -> None:
     with Processes(tmp_path, grace=str(GRACE)) as processes:
@@ -21,21 +21,21 @@ async def test_stop_answers_waits_ends_streams_and_ends_the_process_within_its_g
         async with client_of(service.url) as client:
             task = await create_task(client)
             prefer = {"Prefer": "wait=50"}
-            ordering = asyncio.create_task(client.post("/v1/tasks", json={"prompt": "rain"}, headers=prefer))
+            creating = asyncio.create_task(client.post("/v1/tasks", json={"prompt": "rain"}, headers=prefer))
             reading = asyncio.create_task(client.get(f"/v1/tasks/{task['id']}", headers=prefer))
-            hearing = asyncio.create_task(_blocks(client, task))
-            silent = await _half_a_request(service)
+            streaming = asyncio.create_task(_blocks(client, task))
+            unfinished = await _send_half_a_request(service)
             await let_earlier_requests_arrive(client)
             began = time.monotonic()
 
             exit_code = await service.stop()
 
             seconds = time.monotonic() - began
-            ordered, read, heard = await asyncio.gather(ordering, reading, hearing)
-            silent.close()
-    assert (ordered.status_code, ordered.json()["status"]) == (202, "queued")
+            created, read, blocks = await asyncio.gather(creating, reading, streaming)
+            unfinished.close()
+    assert (created.status_code, created.json()["status"]) == (202, "queued")
     assert (read.status_code, read.json()["id"]) == (200, task["id"])
-    assert "retry" in heard[-1]
+    assert "retry" in blocks[-1]
     assert exit_code == 0
     assert seconds < GRACE
 
@@ -47,7 +47,7 @@ async def _blocks(client: httpx.AsyncClient, task: dict[str, Any]) -> list[dict[
         return [block async for block in sse_blocks(response)]
 
 
-async def _half_a_request(service: Process) -> asyncio.StreamWriter:
+async def _send_half_a_request(service: Process) -> asyncio.StreamWriter:
     url = httpx.URL(service.url)
     _, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(b"GET /livez HTTP/1.1\r\nHost: ")

@@ -1,4 +1,4 @@
-"""The demo: one command from nothing to files that play, whatever surrounds it."""
+"""`soundpost demo` ends with files that play, whatever the environment, and leaves no process behind."""
 
 import asyncio
 import signal
@@ -12,7 +12,7 @@ from app.clips.media_types import measure
 from tests.support.processes import Processes
 from tests.support.wait import eventually
 
-# What would break the service, were it to see it.
+# Invalid settings: a demo that read them would fail.
 NONSENSE = {"database_url": "nonsense", "upstream_url": "nonsense", "grace": "nonsense", "api_keys": "nonsense"}
 
 
@@ -22,7 +22,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
         yield processes
 
 
-async def test_two_demos_at_once_end_with_files_that_play(processes: Processes) -> None:
+async def test_demos_that_run_at_once_end_with_files_that_play(processes: Processes) -> None:
     ended = await asyncio.gather(*(processes.run("demo", "soft rain :cat: [dim]") for _ in range(2)))
 
     for each in ended:
@@ -37,7 +37,7 @@ async def test_two_demos_at_once_end_with_files_that_play(processes: Processes) 
         assert "  POST /v1/tasks → 202" in lines
 
 
-async def test_demo_without_a_sound_says_why_and_fails(processes: Processes) -> None:
+async def test_demo_fails_with_the_error_of_its_task(processes: Processes) -> None:
     ended = await processes.run("demo", "soft rain [fault:failed]")
 
     assert ended.code == 1
@@ -46,7 +46,7 @@ async def test_demo_without_a_sound_says_why_and_fails(processes: Processes) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_demo_that_is_stopped_ends_what_it_started(processes: Processes, number: signal.Signals) -> None:
+async def test_stopped_demo_stops_the_processes_that_it_started(processes: Processes, number: signal.Signals) -> None:
     demo = processes.start("demo", "soft rain")
     await eventually(lambda: "\nTask " in demo.output, within=60)
     children = demo.children
