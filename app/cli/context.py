@@ -60,16 +60,24 @@ def prepare(settings: Settings) -> None:
     """Check the secret keys and migrate an SQLite database, for which nothing else runs `soundpost migrate`."""
     try:
         load_or_create_keyring(settings)
-        if settings.is_sqlite:
-            migrate(settings.database_url)
-    except (KeyringUnusable, UnknownSchema) as error:
+    except KeyringUnusable as error:
+        fail(str(error))
+    if settings.is_sqlite:
+        upgrade_schema(settings)
+
+
+def upgrade_schema(settings: Settings) -> None:
+    """Upgrade the database to this release's schema, or fail with a sentence that says why not."""
+    try:
+        migrate(settings.database_url)
+    except UnknownSchema as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be opened ({reason(error)}): check SOUNDPOST_DATABASE_URL.")
+        fail(f"The database cannot be migrated ({reason(error)}): check SOUNDPOST_DATABASE_URL and try again.")
 
 
 def with_services(work: Callable[[Services], Awaitable[Answer]]) -> Answer:
-    """Run one piece of work with the services of a process, or end with a sentence that says why not."""
+    """Run `work` with the services of a process, or fail if the database does not answer."""
     settings = load_settings()
     prepare(settings)
 
@@ -87,6 +95,6 @@ def with_services(work: Callable[[Services], Awaitable[Answer]]) -> Answer:
 
 
 def fail(message: str) -> NoReturn:
-    """Say why on standard error and end with 1."""
+    """Print a message to standard error and exit with code 1."""
     typer.echo(message, err=True)
     raise typer.Exit(1)

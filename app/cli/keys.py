@@ -16,7 +16,10 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
 
 @keys.command("create")
 def create_key(
-    name: Annotated[str, typer.Argument(help="Whose key it is: 1 to 100 characters, shown by `soundpost keys list`.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="NAME", help="Whose key it is: 1 to 100 characters, shown by `soundpost keys list`."),
+    ],
     admin: Annotated[bool, typer.Option("--admin", help="Let the key read every caller's tasks.")] = False,
 ) -> None:
     """Create an API key and print it. It is stored as a hash, so it cannot be shown again."""

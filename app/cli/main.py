@@ -13,20 +13,14 @@ from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.cli import callbacks, demo, keys, tasks
-from app.cli.context import (
-    fail,
-    load_settings,
-    prepare,
-    require_upstream_key,
-    with_services,
-)
+from app import __version__
+from app.cli import callbacks, keys, tasks
+from app.cli.context import fail, load_settings, prepare, require_upstream_key, upgrade_schema, with_services
+from app.cli.demo import run as run_demo
 from app.cli.doctor import examine
 from app.config import parse_rate
-from app.database.engine import Database, UnknownSchema, reason
-from app.database.engine import migrate as run_migrations
+from app.database.engine import Database
 from app.errors import StorageUnavailable
 from app.lifecycle import run_worker
 from app.observability.logging import configure_logging
@@ -36,27 +30,45 @@ from app.server import PortTaken
 from app.server import serve as run_server
 from app.services import Services
 
-main = typer.Typer(
-    name="soundpost", no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
-)
+main = typer.Typer(name="soundpost", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for name, group in (("keys", keys.keys), ("tasks", tasks.tasks), ("callbacks", callbacks.callbacks)):
     main.add_typer(group, name=name)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free one.")]
 
 
-@main.command("demo")
-def demo_command(prompt: Annotated[str, typer.Argument()] = "soft rain on a tin roof") -> None:
-    """Order one sound with nothing set up: a sandbox as upstream, one task, from submit to playable files."""
-    raise typer.Exit(demo.run(prompt))
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"soundpost {__version__}")
+        raise typer.Exit
+
+
+@main.callback()
+def soundpost(
+    _: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Soundpost stands between your backends and a paid, asynchronous sound API, and loses nothing."""
+
+
+@main.command()
+def demo(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The sound to generate.")] = "soft rain on a tin roof",
+) -> None:
+    """Generate one sound with nothing set up: a sandbox as upstream, one task, from submit to playable files."""
+    raise typer.Exit(run_demo(prompt))
 
 
 @main.command()
 def serve(
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
-    no_loops: Annotated[bool, typer.Option("--no-loops", help="Leave the workers to `soundpost worker`.")] = False,
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(min=1, help="Number of server processes that share the port.")] = 1,
+    no_loops: Annotated[
+        bool, typer.Option("--no-loops", help="Run no workers here, but in `soundpost worker`.")
+    ] = False,
 ) -> None:
     """Serve the REST API and the callbacks, and run the workers."""
     settings = load_settings()
@@ -81,13 +93,7 @@ def worker() -> None:
 @main.command()
 def migrate() -> None:
     """Upgrade the database to this release's schema."""
-    settings = load_settings()
-    try:
-        run_migrations(settings.database_url)
-    except UnknownSchema as error:
-        fail(str(error))
-    except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be migrated ({reason(error)}): check SOUNDPOST_DATABASE_URL and try again.")
+    upgrade_schema(load_settings())
     typer.echo("The schema is up to date.")
 
 
@@ -113,7 +119,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
 ) -> None:
-    """Delete what is older than SOUNDPOST_RETENTION_DAYS; a running service does so too."""
+    """Delete what is older than SOUNDPOST_RETENTION_DAYS, as a running service does every hour."""
     settings = load_settings()
     configure_logging(settings)
     retention = Retention(settings.retention_days)
@@ -123,19 +129,19 @@ def prune(
         async with database.reads() as session:
             counts = await retention.count(session, await database.now(session))
         if not dry_run:
-            await _erase_expired(database, retention)
+            await _delete_expired(database, retention)
             await remove_due_files(database, services.storage)
         return counts
 
     try:
         counts = with_services(work)
     except StorageUnavailable:
-        fail("The rows are erased, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
+        fail("The rows are deleted, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
     for name, count in counts.items():
         typer.echo(f"{count} {name} {'would be deleted' if dry_run else 'deleted'}")
 
 
-async def _erase_expired(database: Database, retention: Retention) -> None:
+async def _delete_expired(database: Database, retention: Retention) -> None:
     is_more = True
     while is_more:
         async with database.transaction() as (session, now):
@@ -145,7 +151,7 @@ async def _erase_expired(database: Database, retention: Retention) -> None:
 @main.command()
 def sandbox(
     host: Host = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8001,
+    port: Port = 8001,
     api_key: Annotated[str, typer.Option(help="The key that callers must send.")] = "sandbox",
     delay: Annotated[float, typer.Option(min=0, help="Seconds from submit to complete.")] = 3.0,
     rate: Annotated[str, typer.Option(help="The limit of submits and polls, as REQUESTS/SECONDS.")] = "20/10",
@@ -185,10 +191,10 @@ def sandbox(
 
 def run() -> NoReturn:
     """
-    Run one command as a process.
+    Run one command and exit with its code.
 
-    The process ends without Python's own end: a thread of the storage's library that
-    is not done by then aborts it, whatever the command's exit code was.
+    Exits by `os._exit`: in a normal exit of Python, a thread of the storage's library
+    that is still running would abort the process, whatever the exit code.
     """
     code: object = 1
     try:

@@ -1,0 +1,32 @@
+"""What the command line says about itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from typer.testing import CliRunner
+
+from app import __version__
+from app.cli.main import main
+
+
+def test_version_is_printed() -> None:
+    ended = CliRunner().invoke(main, ["--version"])
+
+    assert (ended.exit_code, ended.stdout) == (0, f"soundpost {__version__}\n")
+
+
+def test_every_command_argument_and_option_has_a_help_sentence() -> None:
+    helps = dict(_helps("soundpost", typer.main.get_command(main)))
+
+    assert len(helps) > 40
+    assert [name for name, text in helps.items() if not (text and text.endswith("."))] == []
+
+
+def _helps(name: str, command: Any) -> Iterator[tuple[str, str | None]]:
+    """The help of a command, its parameters and its subcommands, by name."""
+    yield name, command.help
+    for parameter in command.params:
+        yield f"{name} {parameter.name}", parameter.help
+    for subcommand in getattr(command, "commands", {}).values():
+        yield from _helps(f"{name} {subcommand.name}", subcommand)
