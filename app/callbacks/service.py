@@ -14,7 +14,7 @@ from app.database.engine import Database, Session
 from app.enums import CallbackOutcome, ResolvedBy
 from app.errors import NotAuthenticated, NotFound
 from app.keyring import Keyring
-from app.models import Callback
+from app.models import Callback, Task
 from app.observability.metrics import Metrics
 from app.observability.redaction import redact
 from app.tasks.lifecycle import TaskLifecycle
@@ -62,8 +62,12 @@ class CallbackService:
         secrets = (token, self._api_key)
         if report is not None:
             report = replace(report, message=report.message and redact(report.message, *secrets))
-        async with self._database.transaction() as (session, now):
-            outcome = await self._apply(session, task_id, report, now)
+        async with self._database.writes.begin() as session:
+            task = await lock_task(session, task_id)
+            if task is None:
+                raise NotFound
+            now = await self._database.now(session)
+            outcome = await self._apply(session, task, report, now)
             session.add(
                 Callback(
                     task_id=task_id,
@@ -76,10 +80,7 @@ class CallbackService:
         self._metrics.callbacks.labels(outcome=outcome.value).inc()
         log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
 
-    async def _apply(self, session: Session, task_id: str, report: Report | None, now: datetime) -> CallbackOutcome:
-        task = await lock_task(session, task_id)
-        if task is None:
-            raise NotFound
+    async def _apply(self, session: Session, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:
         if report is None:
             return CallbackOutcome.unreadable
         return await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.callback)

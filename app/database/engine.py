@@ -94,8 +94,14 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple[Session, datetime]]:
-        """A write transaction and the time at its start. The end of the block commits, an exception rolls back."""
+        """
+        A write transaction and the time at its start. The end of the block commits, an exception rolls back.
+
+        Where a lock is waited for inside, take the time with `now` once it is held.
+        """
         async with self.writes.begin() as session:
+            # The first statement is what waits, on SQLite for the one writer.
+            await session.connection()
             yield session, await self.now(session)
 
     async def is_migrated(self) -> bool:

@@ -105,25 +105,26 @@ class TaskService:
 
     async def cancel(self, caller: Caller, task_id: str) -> TaskRead:
         """Stop a task. Raises TaskAlreadyFinal."""
-        async with self._database.transaction() as (session, now):
+        async with self._database.writes.begin() as session:
             task = await self._lock(session, caller, task_id)
-            self._lifecycle.cancel(session, task, now)
+            self._lifecycle.cancel(session, task, await self._database.now(session))
         return read_task(task, {}, self._signed_urls)
 
     async def erase(self, caller: Caller, task_id: str) -> None:
         """Delete a task with everything that belongs to it. Raises TaskNotFinal."""
-        async with self._database.transaction() as (session, now):
+        async with self._database.writes.begin() as session:
             task = await self._lock(session, caller, task_id)
             if task.status not in FINAL:
                 raise TaskNotFinal
-            await erase_task(session, task, now)
+            await erase_task(session, task, await self._database.now(session))
 
     async def resolve(self, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
         """Set a task to what an operator has found out. Raises NotFound, CannotResolve."""
-        async with self._database.transaction() as (session, now):
+        async with self._database.writes.begin() as session:
             task = await repository.lock_task(session, task_id)
             if task is None:
                 raise NotFound
+            now = await self._database.now(session)
             await resolve(self._lifecycle, session, task, status, upstream_task_id, now)
 
     async def list_callbacks(self, caller: Caller, task_id: str, after: str, limit: int) -> Sequence[Callback]:

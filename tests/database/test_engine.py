@@ -99,6 +99,24 @@ async def test_transaction_commits_at_the_end_of_its_block_and_has_the_time_of_t
     await database.close()
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_transaction_that_waited_for_the_writer_has_the_time_after_the_wait(database_url: str) -> None:
+    clock = Clock()
+    database = Database(database_url, clock=clock)
+
+    async def time_of_transaction() -> datetime:
+        async with database.transaction() as (_, now):
+            return now
+
+    async with database.transaction():
+        waiting = asyncio.create_task(time_of_transaction())
+        await asyncio.sleep(0)
+        clock.advance(minutes=1)
+
+    assert await waiting == MORNING + timedelta(minutes=1)
+    await database.close()
+
+
 async def test_exception_rolls_a_transaction_back(database: Database) -> None:
     async def write_and_fail() -> None:
         async with database.transaction() as (session, now):

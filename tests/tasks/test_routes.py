@@ -12,6 +12,7 @@ from sqlalchemy import func, select, text
 from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import Callback, Clip, Event, StoredObject, Task
+from app.tasks.transitions import FINAL
 from tests.support.api import create_task
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task, reread
@@ -134,25 +135,35 @@ async def test_request_that_a_deadlock_undid_is_made_again(service: Service) -> 
         session.add(StoredObject(key="a-file", attempts=0))
         await session.flush()
         session.add(Clip(task_id=task.id, index=0, created_at=MORNING, attempts=0, storage_key="a-file"))
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
     locking = select(StoredObject).where(StoredObject.key == "a-file").with_for_update()
     async with service.database.writes.begin() as other:
         # Of the two, the request is the one that looks for the deadlock, and gives way.
         await other.execute(text("SET LOCAL deadlock_timeout = '60s'"))
         await other.execute(locking)
         deleting = asyncio.create_task(service.client.delete(f"/v1/tasks/{task.id}"))
-
-        async def is_waiting() -> bool:
-            async with service.database.reads() as session:
-                return bool(await session.scalar(waiting))
-
-        await eventually(is_waiting)
+        await _until_a_lock_is_waited_for(service)
         await other.execute(select(Task).where(Task.id == task.id).with_for_update())
     answer = await deleting
 
     assert answer.status_code == 204
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("action", ["cancel", "callback"])
+async def test_change_that_waited_for_another_is_dated_after_it(service: Service, action: str) -> None:
+    task = await service.add_task(TaskStatus.generating, upstream_task_id="up-1")
+    path = f"/v1/tasks/{task.id}/cancel" if action == "cancel" else service.callback_path(task.id)
+    report = {"code": 200, "msg": "", "data": {"callbackType": "error", "task_id": "up-1", "data": []}}
+    async with service.database.writes.begin() as other:
+        await other.execute(select(Task).where(Task.id == task.id).with_for_update())
+        changing = asyncio.create_task(service.client.post(path, json=report if action == "callback" else None))
+        await _until_a_lock_is_waited_for(service)
+        earlier = await service.database.now(other)
+
+    assert (await changing).status_code == 200
+    changed = await reread(service.database, task.id)
+    assert changed.status in FINAL
+    assert changed.updated_at > earlier
 
 
 async def test_no_request_holds_a_connection_while_it_waits_for_another(service: Service) -> None:
@@ -345,3 +356,15 @@ def _pointers(answer: httpx.Response) -> list[str]:
 async def _count(service: Service, kind: type[Base]) -> int:
     async with service.database.reads() as session:
         return await session.scalar(select(func.count()).select_from(kind)) or 0
+
+
+async def _until_a_lock_is_waited_for(service: Service) -> None:
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    async def is_waiting() -> bool:
+        async with service.database.reads() as session:
+            return bool(await session.scalar(waiting))
+
+    await eventually(is_waiting)
