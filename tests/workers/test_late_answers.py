@@ -1,5 +1,6 @@
 """Answers that come when the row was judged without them: what the upstream did is still true."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -131,6 +132,23 @@ async def test_answer_tells_what_a_canceled_task_has_cost(database_url: str, fau
             submit.services.lifecycle.cancel(session, task, now)
 
         assert await submit.answered() == state
+
+
+async def test_late_acceptance_of_an_adopted_task_changes_nothing(database_url: str) -> None:
+    async with late_submit(database_url, "") as submit, client_of(submit.sandbox_url, None) as sandbox:
+
+        async def is_created() -> bool:
+            return bool((await sandbox.get("/tasks")).json())
+
+        async with submit.meanwhile() as (session, task, now):
+            settling = asyncio.ensure_future(submit.loop.work(submit.claimed))
+            await eventually(is_created)
+            [created] = (await sandbox.get("/tasks")).json()
+            await submit.services.lifecycle.begin_generating(session, task, created["task_id"], now)
+        await settling
+
+        after = await reread(submit.services.database, submit.task_id)
+        assert (after.version, after.due_at, after.upstream_task_id) == (task.version, task.due_at, created["task_id"])
 
 
 async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: str) -> None:
