@@ -24,9 +24,9 @@ from app.dropin.schemas import (
 )
 from app.errors import ContentTooLarge, InvalidRequest
 from app.signed_urls import SignedUrls
-from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskCreate, read_task
-from app.upstream.routes import CreditsDep, read_credits
+from app.tasks.service import TaskService
+from app.upstream.credits import CreditsCache
 from app.web.fields import EXAMPLE_TASK_ID
 from app.web.openapi import response_headers
 from app.web.provided import provided
@@ -51,6 +51,7 @@ VendorTaskId = Annotated[
     ),
 ]
 SettingsDep = Annotated[Settings, provided(Settings)]
+TasksDep = Annotated[TaskService, provided(TaskService)]
 router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
 
 
@@ -84,9 +85,9 @@ async def get_record_info(
 
 
 @router.get("/credit", operation_id="dropinGetCredit", summary="Get the remaining credits as from the vendor")
-async def get_credit(cache: CreditsDep, caller: CallerDep) -> CreditAnswer:
+async def get_credit(cache: Annotated[CreditsCache, provided(CreditsCache)], caller: CallerDep) -> CreditAnswer:
     """Get the credits left on the upstream account, in the vendor's shapes."""
-    return CreditAnswer(data=float((await read_credits(cache)).credits))
+    return CreditAnswer(data=float((await cache.credits()).credits))
 
 
 def _to_task(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:

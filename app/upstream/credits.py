@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from app.database.engine import Database
+from app.errors import UpstreamUnavailable
 from app.upstream.gateway import UpstreamGateway
 from app.upstream.pacing import full_share
-from app.upstream.types import Result
 
 FRESH_FOR = timedelta(seconds=10)
 
@@ -23,14 +23,6 @@ class Credits:
     checked_at: datetime
 
 
-class CreditsUnavailable(Exception):
-    """The upstream did not say how many credits are left. `result` is None where no slot was free."""
-
-    def __init__(self, result: Result[Decimal] | None) -> None:
-        super().__init__(result and result.message)
-        self.result = result
-
-
 class CreditsCache:
     """Remembers the credits for 10 seconds, so that callers who watch them do not use up the pace."""
 
@@ -40,7 +32,7 @@ class CreditsCache:
         self._latest: Credits | None = None
 
     async def credits(self) -> Credits:
-        """The credits that are left, at most 10 s old. Raises CreditsUnavailable."""
+        """The credits that are left, at most 10 seconds old. Raises UpstreamUnavailable."""
         async with self._refreshing:
             async with self._database.reads() as session:
                 now = await self._database.now(session)
@@ -51,5 +43,9 @@ class CreditsCache:
     async def _fetch(self) -> Decimal:
         result = await self._gateway.call(lambda upstream: upstream.credits(), full_share)
         if result is None or result.value is None:
-            raise CreditsUnavailable(result)
+            raise UpstreamUnavailable(
+                detail="The upstream did not say how many credits are left; ask again in a few seconds.",
+                upstream_code=result.code if result else None,
+                upstream_message=result.message if result else None,
+            )
         return result.value

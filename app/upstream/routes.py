@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from app.auth.api_keys import CallerDep
 from app.errors import UpstreamUnavailable
-from app.upstream.credits import Credits, CreditsCache, CreditsUnavailable
+from app.upstream.credits import CreditsCache
 from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -35,17 +35,5 @@ class CreditsRead(BaseModel):
 )
 async def get_credits(cache: CreditsDep, caller: CallerDep) -> CreditsRead:
     """Get the credits left on the upstream account, as of at most 10 seconds ago."""
-    found = await read_credits(cache)
+    found = await cache.credits()
     return CreditsRead(credits=float(found.credits), checked_at=found.checked_at)
-
-
-async def read_credits(cache: CreditsCache) -> Credits:
-    """The credits that are left. Raises UpstreamUnavailable."""
-    try:
-        return await cache.credits()
-    except CreditsUnavailable as error:
-        raise UpstreamUnavailable(
-            detail="The upstream did not say how many credits are left; ask again in a few seconds.",
-            upstream_code=error.result.code if error.result else None,
-            upstream_message=error.result.message if error.result else None,
-        ) from None

@@ -10,9 +10,9 @@ from sqlalchemy import select
 
 from app.database.engine import Database
 from app.enums import TaskStatus
+from app.errors import UpstreamUnavailable
 from app.models import PaceSlot
 from app.services import Services
-from app.upstream.credits import CreditsUnavailable
 from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits
 from app.upstream.pacing import PAUSE_SLOT, full_share
 from app.upstream.types import HoldReason, Outcome, Result, Upstream
@@ -39,7 +39,7 @@ async def recheck_a_hold(services: Services) -> None:
 
 
 async def read_the_credits(services: Services) -> None:
-    with pytest.raises(CreditsUnavailable):
+    with pytest.raises(UpstreamUnavailable):
         await services.credits.credits()
 
 
