@@ -46,8 +46,8 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
         app.include_router(router, dependencies=[Depends(check_accept)])
     for room in (clips, callbacks, dropin, health, problems):
         app.include_router(room.router)
-    app.webhooks.include_router(openapi.described(payloads.receive_task_webhook, payloads.SUMMARIES))
-    app.webhooks.include_router(openapi.described(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
+    app.webhooks.include_router(openapi.documented_routes(payloads.receive_task_webhook, payloads.SUMMARIES))
+    app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, services.settings.models)
     app.add_middleware(DeferredResponses)

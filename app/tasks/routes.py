@@ -29,11 +29,11 @@ from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, n
 from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
-from app.webhooks.openapi import described
+from app.webhooks.openapi import documented_routes
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
 account_router = Router(tags=["account"])
-final_webhooks = described(
+final_webhooks = documented_routes(
     receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
 )
 PLACED_HEADERS = response_headers(

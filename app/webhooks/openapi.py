@@ -41,8 +41,8 @@ async def receive_endpoint_webhook(
     """Answer with a 2xx status within 15 seconds; otherwise the webhook is sent again later."""
 
 
-def described(
-    receive: Callable[..., Any], summaries: Mapping[WebhookType, str], path: str = "{kind}", verb: str = "hear"
+def documented_routes(
+    receive: Callable[..., Any], summaries: Mapping[WebhookType, str], path: str = "{kind}", verb: str = "receive"
 ) -> APIRouter:
     """One route for each event type that receivers get in this shape; it is documented, not served."""
     router = APIRouter(tags=["webhooks"])
