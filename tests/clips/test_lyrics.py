@@ -1,4 +1,4 @@
-"""The words of a clip, where it has any."""
+"""Lyrics are fetched, stored and served as subtitles."""
 
 import asyncio
 import shutil
@@ -9,7 +9,7 @@ from app.upstream.types import LyricWord
 from tests.support.service import serve_with_sandbox
 
 
-async def test_words_are_kept_and_served_as_subtitles(database_url: str, tmp_path: Path) -> None:
+async def test_lyrics_are_stored_and_served_as_subtitles(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task_id = await service.create_task("soft rain on a tin roof", grab_lyrics=True)
         task = await service.until(
@@ -29,7 +29,7 @@ async def test_words_are_kept_and_served_as_subtitles(database_url: str, tmp_pat
     assert task["version"] > events[-1]["version"] or events[-1]["type"] == "clip.archived"
 
 
-async def test_absence_of_words_is_normal(database_url: str, tmp_path: Path) -> None:
+async def test_missing_lyrics_are_no_error(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         wordless, broken, unasked = await asyncio.gather(
             service.archived("soft rain [fault:lyrics-null]", grab_lyrics=True),
@@ -49,7 +49,7 @@ async def test_absence_of_words_is_normal(database_url: str, tmp_path: Path) -> 
     assert [clip["lyrics"] for clip in unasked["clips"]] == [None, None]
 
 
-async def test_words_are_asked_for_once(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_lyrics_are_requested_once_per_clip(migrated_sqlite: Path, tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task_id = await service.create_task("soft rain", grab_lyrics=True)
@@ -60,7 +60,7 @@ async def test_words_are_asked_for_once(migrated_sqlite: Path, tmp_path: Path) -
     assert len(asked) == 2
 
 
-def test_line_breaks_where_it_is_full_where_a_pause_is_and_where_the_words_say() -> None:
+def test_new_line_begins_when_full_after_a_pause_and_at_a_line_break() -> None:
     words = [
         LyricWord("[Verse]\n", 0, 1),
         LyricWord("soft ", 1, 1.5),
@@ -78,13 +78,13 @@ def test_line_breaks_where_it_is_full_where_a_pause_is_and_where_the_words_say()
     ]
 
 
-def test_times_and_signs_are_written_as_each_format_wants() -> None:
+def test_times_and_escapes_follow_each_format() -> None:
     words = [LyricWord("<b> --> &", 3661.0005, 3662.9996)]
 
     assert srt(words) == "1\n01:01:01,000 --> 01:01:03,000\n<b> --> &\n"
     assert vtt(words) == "WEBVTT\n\n01:01:01.000 --> 01:01:03.000\n&lt;b&gt; --&gt; &amp;\n"
 
 
-def test_no_words_are_no_cues() -> None:
+def test_no_words_give_no_cues() -> None:
     assert cues([]) == []
     assert cues([LyricWord(" \n", 0, 1)]) == []

@@ -1,4 +1,4 @@
-"""Our copies are served as files should be; a second implementation and curl agree."""
+"""Files are served with ranges, entity tags and names; a second implementation and curl agree."""
 
 import asyncio
 import unicodedata
@@ -36,7 +36,7 @@ UNSATISFIABLE = ["bytes=999999999-", "bytes=999999999-9999999999", "bytes=-0"]
 NOT_OURS = ["bytes=5-4", "bytes=abc", "bytes=-", "items=0-5", "bytes=0-5,10-15", "bytes=" + "9" * 5000 + "-", "bytes"]
 
 
-async def test_ranges_are_answered_as_a_second_implementation_does(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_ranges_match_a_second_implementation(migrated_sqlite: Path, tmp_path: Path) -> None:
     async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         task = await service.archived(sound_tempo=1)
         assert task["clips"][0]["size"] > CHUNK
@@ -49,7 +49,7 @@ async def test_ranges_are_answered_as_a_second_implementation_does(migrated_sqli
                 assert facts_of(ours) == facts_of(theirs), wanted
 
 
-async def test_range_behind_the_end_is_416_and_others_are_ignored(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_range_after_the_end_is_416_and_invalid_ranges_are_ignored(migrated_sqlite: Path, tmp_path: Path) -> None:
     async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         clip = (await service.archived())["clips"][0]
         refused = [await get(service, clip, Range=wanted) for wanted in UNSATISFIABLE]
@@ -61,7 +61,7 @@ async def test_range_behind_the_end_is_416_and_others_are_ignored(migrated_sqlit
     assert {(answer.status_code, len(answer.content)) for answer in ignored} == {(200, clip["size"])}
 
 
-async def test_answer_says_what_a_file_is(database_url: str, tmp_path: Path) -> None:
+async def test_response_headers_describe_the_file(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         clip = (await service.archived("soft rain on a tin roof"))["clips"][0]
         whole = await get(service, clip)
@@ -80,7 +80,7 @@ async def test_answer_says_what_a_file_is(database_url: str, tmp_path: Path) -> 
     }
 
 
-async def test_known_version_is_not_sent_again(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_known_etag_gets_304(migrated_sqlite: Path, tmp_path: Path) -> None:
     async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path) as service:
         clip = (await service.archived())["clips"][0]
         etag = f'"{clip["sha256"]}"'
@@ -113,7 +113,7 @@ async def test_curl_resumes_a_broken_download(migrated_sqlite: Path, tmp_path: P
     assert part.read_bytes() == whole
 
 
-async def test_only_the_key_or_the_link_opens_a_file(database_url: str, tmp_path: Path) -> None:
+async def test_only_a_key_or_a_signed_link_gives_access(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path, api_keys=f"tests:{KEY},others:{OTHER_KEY}") as service:
         task = await service.archived()
         url = httpx.URL(task["clips"][0]["audio_url"])
@@ -148,7 +148,7 @@ async def test_only_the_key_or_the_link_opens_a_file(database_url: str, tmp_path
     assert {(answer.status_code, answer.content) for answer in nothing} == {(404, nothing[0].content)}
 
 
-async def test_expired_link_opens_nothing(migrated_sqlite: Path, tmp_path: Path) -> None:
+async def test_expired_link_is_401(migrated_sqlite: Path, tmp_path: Path) -> None:
     async with serve_with_sandbox(copy_of(migrated_sqlite, tmp_path), tmp_path, link_ttl=0.001) as service:
         clip = (await service.archived())["clips"][0]
         answer = await service.anonymous.get(clip["audio_url"])
@@ -156,7 +156,7 @@ async def test_expired_link_opens_nothing(migrated_sqlite: Path, tmp_path: Path)
     assert answer.status_code == 401
 
 
-async def test_cover_is_kept_and_served(database_url: str, tmp_path: Path) -> None:
+async def test_cover_is_stored_and_served(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         url = f"/v1/tasks/{task['id']}/clips/0/image"

@@ -1,4 +1,4 @@
-"""Copies survive what happens to the process, to the storage, and to the upstream; many at once take no more memory."""
+"""Copies survive kills, an unusable storage and the end of the upstream; many at once take no more memory."""
 
 import hashlib
 import shutil
@@ -40,7 +40,7 @@ async def test_killed_download_is_made_again(database_url: str, tmp_path: Path) 
     assert leftovers == []
 
 
-async def test_storage_that_refuses_is_told_and_then_used_again(database_url: str, tmp_path: Path) -> None:
+async def test_unusable_storage_fails_readiness_and_is_used_again_afterwards(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         (tmp_path / "audio").rmdir() if (tmp_path / "audio").exists() else None
         (tmp_path / "audio").write_text("a file where the folder should be")
@@ -57,7 +57,7 @@ async def test_storage_that_refuses_is_told_and_then_used_again(database_url: st
     assert len(task["clips"]) == 2
 
 
-async def test_copy_is_the_same_when_the_upstream_is_gone(database_url: str, tmp_path: Path) -> None:
+async def test_copy_is_served_when_the_upstream_is_gone(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path, **storing_in(tmp_path)) as processes:
         async with serve_sandbox() as upstream:
             service = await processes.serve(database_url, upstream)

@@ -1,4 +1,4 @@
-"""A client of the vendor's API is called back as the vendor would, by deliveries that last."""
+"""A client of the vendor's API gets the vendor's callbacks, sent as our deliveries."""
 
 import json
 from pathlib import Path
@@ -10,15 +10,15 @@ from tests.support.service import serve
 LOOPBACK = "127.0.0.0/8"
 
 
-async def test_callback_url_hears_the_vendors_stages(tmp_path: Path, database_url: str) -> None:
+async def test_callback_url_gets_the_vendors_stages(tmp_path: Path, database_url: str) -> None:
     settings = {"egress_allow": LOOPBACK, "webhook_schedule": "0,0.2,0.2"}
     async with (
         receiving(500, 200) as receiver,
         service_process(database_url, tmp_path, **settings) as (client, sandbox),
     ):
         (await client.post(f"{sandbox.url}/control", json={"delay": 1})).raise_for_status()
-        order = {"prompt": "rain", "model": "V5", "callBackUrl": receiver.url, "customMode": True}
-        answer = (await client.post("/api/v1/generate/sounds", json=order)).json()
+        request = {"prompt": "rain", "model": "V5", "callBackUrl": receiver.url, "customMode": True}
+        answer = (await client.post("/api/v1/generate/sounds", json=request)).json()
         await receiver.until(3)
         task_id = answer["data"]["taskId"]
         record = (await client.get("/api/v1/generate/record-info", params={"taskId": task_id})).json()
@@ -34,8 +34,8 @@ async def test_callback_url_hears_the_vendors_stages(tmp_path: Path, database_ur
 
 async def test_canceled_task_is_called_back_as_an_error(database_url: str) -> None:
     async with receiving() as receiver, serve(database_url, runs_workers=True, egress_allow=LOOPBACK) as service:
-        order = {"prompt": "rain", "model": "V5", "callBackUrl": receiver.url}
-        answer = (await service.client.post("/api/v1/generate/sounds", json=order)).json()
+        request = {"prompt": "rain", "model": "V5", "callBackUrl": receiver.url}
+        answer = (await service.client.post("/api/v1/generate/sounds", json=request)).json()
         await service.client.post(f"/v1/tasks/{answer['data']['taskId']}/cancel")
         await receiver.until(1)
 

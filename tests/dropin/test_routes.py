@@ -22,9 +22,7 @@ from tests.support.rows import add_key, add_task
 from tests.support.service import Service
 from tests.support.wait import eventually
 
-LINKS = SignedUrls(Keyring("0123456789abcdef"), "", timedelta(days=1))
-
-ORDER: dict[str, Any] = {
+REQUEST: dict[str, Any] = {
     "prompt": "A soft rain ambience with distant thunder and gentle wind",
     "model": "V5",
     "soundLoop": False,
@@ -37,7 +35,7 @@ KEYS = [
     *("Cm", "C#m", "Dm", "D#m", "Em", "Fm", "F#m", "Gm", "G#m", "Am", "A#m", "Bm"),
     *("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"),
 ]
-LINKS = SignedUrls(Keyring("a-secret-of-sixteen"), "https://sounds.example", timedelta(days=1), lambda: 0.0)
+SIGNED_URLS = SignedUrls(Keyring("a-secret-of-sixteen"), "https://sounds.example", timedelta(days=1), lambda: 0.0)
 RUNNING = {"PENDING", "TEXT_SUCCESS", "FIRST_SUCCESS"}
 
 
@@ -55,8 +53,8 @@ class VendorClient:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
 
-    async def generate(self, **order: Any) -> str:
-        data = await self._call("POST", "/api/v1/generate/sounds", json=order)
+    async def generate(self, **fields: Any) -> str:
+        data = await self._call("POST", "/api/v1/generate/sounds", json=fields)
         assert list(data) == ["taskId"]
         return str(data["taskId"])
 
@@ -88,7 +86,7 @@ async def vendor(tmp_path: Path, database_url: str) -> AsyncIterator[VendorClien
 
 
 async def test_vendors_client_gets_its_sound(vendor: VendorClient) -> None:
-    task_id = await vendor.generate(**ORDER)
+    task_id = await vendor.generate(**REQUEST)
     first_seen = await vendor.record_info(task_id)
     await eventually(lambda: _is_over(vendor, task_id), 30)
     record = await vendor.record_info(task_id)
@@ -99,55 +97,55 @@ async def test_vendors_client_gets_its_sound(vendor: VendorClient) -> None:
     assert (record["taskId"], record["parentMusicId"], record["operationType"]) == (task_id, "", "sounds")
     assert (record["status"], record["errorCode"], record["errorMessage"]) == ("SUCCESS", None, None)
     assert type(record["createTime"]) is int
-    assert json.loads(record["param"]) == ORDER
+    assert json.loads(record["param"]) == REQUEST
     assert record["response"]["taskId"] == task_id
     for sound in record["response"]["sunoData"]:
         _assert_sound(sound)
 
 
-async def test_what_the_vendor_documents_is_taken(service: Service) -> None:
+async def test_every_documented_request_is_accepted(service: Service) -> None:
     vendor = VendorClient(service.client)
-    orders = [
+    requests = [
         *({"prompt": "rain", "model": "V5_5", "soundKey": key} for key in KEYS),
         {"prompt": "x" * 500, "model": "V5"},
-        {**ORDER, "soundTempo": 1},
-        {**ORDER, "soundTempo": 300.0},
-        {**ORDER, "soundTempo": None, "soundLoop": None, "soundKey": None, "grabLyrics": None, "callBackUrl": None},
-        {**ORDER, "callBackUrl": "https://api.example.com/callback"},
-        {**ORDER, "title": "unknown fields are ignored", "style": {"a": 1}},
+        {**REQUEST, "soundTempo": 1},
+        {**REQUEST, "soundTempo": 300.0},
+        {**REQUEST, "soundTempo": None, "soundLoop": None, "soundKey": None, "grabLyrics": None, "callBackUrl": None},
+        {**REQUEST, "callBackUrl": "https://api.example.com/callback"},
+        {**REQUEST, "title": "unknown fields are ignored", "style": {"a": 1}},
     ]
 
-    task_ids = [await vendor.generate(**order) for order in orders]
+    task_ids = [await vendor.generate(**fields) for fields in requests]
 
-    assert len(set(task_ids)) == len(orders)
+    assert len(set(task_ids)) == len(requests)
     assert {(await vendor.record_info(task_id))["status"] for task_id in task_ids} == {"PENDING"}
 
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "V5"}, 400, "prompt"),
     ({"prompt": "rain"}, 400, "model"),
-    ({**ORDER, "prompt": ""}, 400, "prompt"),
-    ({**ORDER, "prompt": "x" * 501}, 413, "prompt"),
-    ({**ORDER, "prompt": "\0"}, 400, "prompt"),
-    ({**ORDER, "model": "V4"}, 400, "model"),
-    ({**ORDER, "soundTempo": 0}, 400, "soundTempo"),
-    ({**ORDER, "soundTempo": 301}, 400, "soundTempo"),
-    ({**ORDER, "soundTempo": 1.5}, 400, "soundTempo"),
-    ({**ORDER, "soundTempo": "120"}, 400, "soundTempo"),
-    ({**ORDER, "soundKey": "H"}, 400, "soundKey"),
-    ({**ORDER, "soundLoop": "yes"}, 400, "soundLoop"),
-    ({**ORDER, "grabLyrics": 1}, 400, "grabLyrics"),
-    ({**ORDER, "callBackUrl": "http://127.0.0.1/"}, 400, "callBackUrl"),
-    ({**ORDER, "callBackUrl": "nonsense"}, 400, "callBackUrl"),
+    ({**REQUEST, "prompt": ""}, 400, "prompt"),
+    ({**REQUEST, "prompt": "x" * 501}, 413, "prompt"),
+    ({**REQUEST, "prompt": "\0"}, 400, "prompt"),
+    ({**REQUEST, "model": "V4"}, 400, "model"),
+    ({**REQUEST, "soundTempo": 0}, 400, "soundTempo"),
+    ({**REQUEST, "soundTempo": 301}, 400, "soundTempo"),
+    ({**REQUEST, "soundTempo": 1.5}, 400, "soundTempo"),
+    ({**REQUEST, "soundTempo": "120"}, 400, "soundTempo"),
+    ({**REQUEST, "soundKey": "H"}, 400, "soundKey"),
+    ({**REQUEST, "soundLoop": "yes"}, 400, "soundLoop"),
+    ({**REQUEST, "grabLyrics": 1}, 400, "grabLyrics"),
+    ({**REQUEST, "callBackUrl": "http://127.0.0.1/"}, 400, "callBackUrl"),
+    ({**REQUEST, "callBackUrl": "nonsense"}, 400, "callBackUrl"),
 ]
 
 
-async def test_refused_order_names_the_vendors_field(service: Service) -> None:
-    answers = [await service.client.post("/api/v1/generate/sounds", json=order) for order, _, _ in REFUSED]
+async def test_refused_request_names_the_vendors_field(service: Service) -> None:
+    answers = [await service.client.post("/api/v1/generate/sounds", json=fields) for fields, _, _ in REFUSED]
 
-    told = [(answer.status_code, answer.json()["code"], answer.json()["msg"]) for answer in answers]
-    assert [(status, code) for status, code, _ in told] == [(200, code) for _, code, _ in REFUSED]
-    assert all(message.startswith(field) for (_, _, message), (_, _, field) in zip(told, REFUSED, strict=True))
+    envelopes = [(answer.status_code, answer.json()["code"], answer.json()["msg"]) for answer in answers]
+    assert [(status, code) for status, code, _ in envelopes] == [(200, code) for _, code, _ in REFUSED]
+    assert all(message.startswith(field) for (_, _, message), (_, _, field) in zip(envelopes, REFUSED, strict=True))
     assert all(answer.json()["data"] is None for answer in answers)
 
 
@@ -181,7 +179,7 @@ async def test_bad_key_is_401_in_http_and_in_the_envelope(service: Service) -> N
 
     for headers in ({"Authorization": "Bearer wrong"}, {"Authorization": ""}):
         answers = [
-            await service.client.request(method, f"/api/v1/generate/{path}", headers=headers, json=ORDER)
+            await service.client.request(method, f"/api/v1/generate/{path}", headers=headers, json=REQUEST)
             for method, path in calls
         ]
         assert {(answer.status_code, answer.json()["code"]) for answer in answers} == {(401, 401)}
@@ -200,7 +198,7 @@ async def test_missing_task_id_is_400_and_anothers_task_is_404(service: Service)
     assert json.loads(foreign.pop()) == {"code": 404, "msg": NotFound.advice, "data": None}
 
 
-async def test_canceled_task_has_failed_for_the_vendors_client(service: Service) -> None:
+async def test_canceled_task_reads_as_failed(service: Service) -> None:
     task = await service.add_task(TaskStatus.canceled)
 
     record = await VendorClient(service.client).record_info(task.id)
@@ -221,7 +219,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("error", "upstream_code", "word", "code"), FAILURES)
-async def test_failure_has_the_vendors_word_and_code(
+async def test_failure_has_the_vendors_status_and_code(
     service: Service, error: ErrorCode, upstream_code: int | None, word: str, code: int
 ) -> None:
     columns = {"error_code": error, "error_message": "why", "upstream_code": upstream_code}
@@ -232,10 +230,10 @@ async def test_failure_has_the_vendors_word_and_code(
     assert (record["status"], record["errorCode"], record["errorMessage"]) == (word, code, "why")
 
 
-def test_callback_speaks_as_the_vendors_does() -> None:
+def test_callback_body_has_the_vendors_shape() -> None:
     task = _finished()
 
-    first, complete = (callback(task, read_task(task, {}, LINKS), stage) for stage in ("first", "complete"))
+    first, complete = (callback(task, read_task(task, {}, SIGNED_URLS), stage) for stage in ("first", "complete"))
 
     assert (first["code"], first["data"]["callbackType"], first["data"]["task_id"]) == (200, "first", task.id)
     assert (complete["msg"], complete["data"]["callbackType"]) == ("All generated successfully.", "complete")
@@ -261,7 +259,7 @@ def test_callback_speaks_as_the_vendors_does() -> None:
 def test_error_callback_has_no_data() -> None:
     task = _finished(status=TaskStatus.failed, error_code=ErrorCode.content_rejected, error_message="no", clips=[])
 
-    body = callback(task, read_task(task, {}, LINKS), "error")
+    body = callback(task, read_task(task, {}, SIGNED_URLS), "error")
 
     assert body == {"code": 400, "msg": "no", "data": {"callbackType": "error", "task_id": task.id, "data": None}}
 

@@ -1,4 +1,4 @@
-"""A delivery is tried until it is taken in or given up, and its receiver is treated as its answers say."""
+"""Deliveries are attempted until they succeed or are given up; responses pause or disable their endpoint."""
 
 import json
 from datetime import timedelta
@@ -19,7 +19,7 @@ SECOND = timedelta(seconds=1)
 DAY = timedelta(days=1)
 
 
-async def test_taken_in_delivery_is_done(database_url: str) -> None:
+async def test_delivery_is_done_after_a_2xx_response(database_url: str) -> None:
     async with outbox_of(database_url) as outbox, receiving(Reply(200, body=b"thanks")) as receiver:
         key = await add_key(outbox.database)
         endpoint = await outbox.add_endpoint(key, receiver.url)
@@ -51,7 +51,7 @@ async def test_webhook_url_is_signed_with_the_keys_default_secret(database_url: 
         standardwebhooks.Webhook(secret_of(owner).text(outbox.services.keyring)).verify(got.body, got.headers)
 
 
-async def test_receiver_down_for_a_day_hears_of_it_at_the_times_of_the_schedule(database_url: str) -> None:
+async def test_failed_delivery_is_retried_at_the_times_of_the_schedule(database_url: str) -> None:
     clock = Clock()
     async with outbox_of(database_url, clock) as outbox, receiving(503) as receiver:
         key = await add_key(outbox.database)
@@ -80,7 +80,7 @@ async def test_receiver_down_for_a_day_hears_of_it_at_the_times_of_the_schedule(
         assert len(await outbox.attempts()) == len(receiver.requests) == delivery.attempts_made
 
 
-async def test_delivery_is_given_up_after_the_last_attempt_and_kept(database_url: str) -> None:
+async def test_delivery_is_given_up_after_the_last_attempt_and_stays_stored(database_url: str) -> None:
     async with outbox_of(database_url, webhook_schedule="0,0,0") as outbox, receiving(500) as receiver:
         key = await add_key(outbox.database)
         await outbox.add_endpoint(key, receiver.url)
@@ -101,7 +101,7 @@ async def test_delivery_is_given_up_after_the_last_attempt_and_kept(database_url
         (hang, None, "ExchangeTooSlow: not done within 0.3 s", None),
     ],
 )
-async def test_failed_attempt_tells_what_came_back(
+async def test_failed_attempt_stores_status_error_and_response(
     database_url: str, reply: Reply, status_code: int | None, error: str | None, response: str | None
 ) -> None:
     async with outbox_of(database_url, webhook_timeout=0.3) as outbox, receiving(reply) as receiver:
@@ -117,7 +117,7 @@ async def test_failed_attempt_tells_what_came_back(
         assert len(receiver.requests) == 1
 
 
-async def test_address_that_the_guard_refuses_fails_its_attempts_with_that_reason(database_url: str) -> None:
+async def test_attempt_to_a_forbidden_address_fails_with_that_reason(database_url: str) -> None:
     async with outbox_of(database_url) as outbox:
         key = await add_key(outbox.database)
         endpoint = await outbox.add_endpoint(key, "http://127.0.0.1:9/")
@@ -133,7 +133,7 @@ async def test_address_that_the_guard_refuses_fails_its_attempts_with_that_reaso
         assert attempt.error == "refused: the URL's host is a private address"
 
 
-async def test_gone_receiver_is_disabled_and_what_waits_for_it_is_given_up(database_url: str) -> None:
+async def test_410_disables_the_endpoint_and_gives_up_its_pending_deliveries(database_url: str) -> None:
     async with outbox_of(database_url) as outbox, receiving(500) as receiver, receiving() as elsewhere:
         key = await add_key(outbox.database)
         endpoint = await outbox.add_endpoint(key, receiver.url)
@@ -150,14 +150,14 @@ async def test_gone_receiver_is_disabled_and_what_waits_for_it_is_given_up(datab
         assert disabled.disabled_by is DisabledBy.gone
         mine = [delivery for delivery in await outbox.deliveries() if delivery.endpoint_id == endpoint.id]
         assert [delivery.status for delivery in mine] == [DeliveryStatus.given_up] * 2
-        [told] = elsewhere.requests
-        body = json.loads(told.body)
+        [request] = elsewhere.requests
+        body = json.loads(request.body)
         assert body["type"] == "endpoint.disabled"
         assert body["data"]["endpoint"]["id"] == endpoint.id
         assert body["data"]["endpoint"]["disabled_by"] == "gone"
 
 
-async def test_endpoint_failing_for_five_days_is_disabled_and_others_are_told(database_url: str) -> None:
+async def test_endpoint_failing_for_five_days_is_disabled_and_other_endpoints_are_notified(database_url: str) -> None:
     clock = Clock()
     async with outbox_of(database_url, clock) as outbox, receiving(500) as receiver, receiving() as elsewhere:
         key = await add_key(outbox.database)
@@ -173,12 +173,12 @@ async def test_endpoint_failing_for_five_days_is_disabled_and_others_are_told(da
         await outbox.attempt_due()
 
         assert (await outbox.endpoint(endpoint.id)).disabled_by is DisabledBy.failing
-        assert [json.loads(told.body)["type"] for told in elsewhere.requests] == ["endpoint.disabled"]
+        assert [json.loads(request.body)["type"] for request in elsewhere.requests] == ["endpoint.disabled"]
         await outbox.create_canceled_task(key)
         assert await outbox.attempt_due() == 0
 
 
-async def test_one_success_ends_the_count_of_failing_days(database_url: str) -> None:
+async def test_one_success_resets_failing_since(database_url: str) -> None:
     clock = Clock()
     async with outbox_of(database_url, clock) as outbox, receiving(500, 204, 500) as receiver:
         key = await add_key(outbox.database)
@@ -196,7 +196,7 @@ async def test_one_success_ends_the_count_of_failing_days(database_url: str) -> 
         assert (await outbox.endpoint(endpoint.id)).disabled_at is None
 
 
-async def test_throttling_receiver_gets_nothing_at_all_for_a_while(database_url: str) -> None:
+async def test_throttling_receiver_gets_no_deliveries_until_retry_after(database_url: str) -> None:
     clock = Clock()
     slow_down = Reply(429, headers=("Retry-After: 9",))
     async with (
@@ -221,7 +221,7 @@ async def test_throttling_receiver_gets_nothing_at_all_for_a_while(database_url:
         assert {delivery.status for delivery in await outbox.deliveries()} == {DeliveryStatus.delivered}
 
 
-async def test_worker_that_died_leaves_the_delivery_to_the_next_with_the_same_bytes(database_url: str) -> None:
+async def test_delivery_of_a_dead_worker_is_sent_by_another_with_the_same_bytes(database_url: str) -> None:
     clock = Clock()
     async with outbox_of(database_url, clock) as outbox, receiving() as receiver:
         key = await add_key(outbox.database)
@@ -238,7 +238,7 @@ async def test_worker_that_died_leaves_the_delivery_to_the_next_with_the_same_by
         assert (got.webhook_id, got.body) == (delivery.event_id, delivery.body)
 
 
-async def test_late_result_of_an_overtaken_worker_is_dropped(database_url: str) -> None:
+async def test_result_of_a_worker_that_lost_its_claim_is_dropped(database_url: str) -> None:
     clock = Clock()
     async with outbox_of(database_url, clock) as outbox, receiving(204, 500) as receiver:
         key = await add_key(outbox.database)
@@ -255,7 +255,7 @@ async def test_late_result_of_an_overtaken_worker_is_dropped(database_url: str) 
         assert len(receiver.requests) == 2
 
 
-async def test_backlog_of_one_receiver_takes_only_its_share(database_url: str) -> None:
+async def test_backlog_of_one_receiver_does_not_delay_others(database_url: str) -> None:
     async with outbox_of(database_url) as outbox, receiving(Reply(delay=0.05)) as receiver, receiving() as other:
         key = await add_key(outbox.database)
         await outbox.add_endpoint(key, receiver.url)

@@ -1,4 +1,4 @@
-"""What is to be told is a row of the commit that it tells of, for whoever wants to hear of it."""
+"""Deliveries are inserted in the transaction of their event, for each endpoint that wants its type."""
 
 import json
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ async def report(outbox: Outbox, task: Task, *reports: Report) -> None:
             await outbox.services.lifecycle.apply_report(session, locked, said, now, ResolvedBy.callback)
 
 
-async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url: str) -> None:
+async def test_each_transition_is_delivered_with_the_task_as_of_then(database_url: str) -> None:
     async with outbox_of(database_url) as outbox:
         key = await add_key(outbox.database)
         endpoint = await outbox.add_endpoint(key, URL)
@@ -49,7 +49,7 @@ async def test_each_step_is_told_to_an_endpoint_as_it_left_the_task(database_url
         assert all(delivery.status is DeliveryStatus.pending for delivery in deliveries)
 
 
-async def test_body_has_type_timestamp_and_the_task_as_it_is_read(database_url: str) -> None:
+async def test_body_has_type_timestamp_and_task(database_url: str) -> None:
     async with outbox_of(database_url, Clock(datetime(2026, 11, 1, 12, tzinfo=UTC))) as outbox:
         key = await add_key(outbox.database)
         await outbox.add_endpoint(key, URL)
@@ -65,7 +65,7 @@ async def test_body_has_type_timestamp_and_the_task_as_it_is_read(database_url: 
         assert body["data"]["task"]["status"] == "canceled"
 
 
-async def test_webhook_url_hears_only_of_the_end(database_url: str) -> None:
+async def test_webhook_url_gets_final_events_only(database_url: str) -> None:
     async with outbox_of(database_url) as outbox:
         key = await add_key(outbox.database)
         task = await outbox.create_task(key, URL)
@@ -87,7 +87,7 @@ async def test_webhook_url_hears_only_of_the_end(database_url: str) -> None:
         "HTTPS://Example.COM./#fragment",
     ],
 )
-async def test_every_url_that_is_admitted_can_be_told(database_url: str, url: str) -> None:
+async def test_every_accepted_url_can_be_enqueued(database_url: str, url: str) -> None:
     check_url(url, ())
     async with outbox_of(database_url) as outbox:
         await outbox.create_canceled_task(await add_key(outbox.database), url)
@@ -97,7 +97,7 @@ async def test_every_url_that_is_admitted_can_be_told(database_url: str, url: st
         assert delivery.url == url
 
 
-async def test_endpoints_hear_what_they_chose_of_their_own_key(database_url: str) -> None:
+async def test_endpoints_get_the_event_types_they_chose_of_their_own_key(database_url: str) -> None:
     async with outbox_of(database_url) as outbox:
         key, other = await add_key(outbox.database), await add_key(outbox.database, "other")
         everything = await outbox.add_endpoint(key, URL)
@@ -107,12 +107,12 @@ async def test_endpoints_hear_what_they_chose_of_their_own_key(database_url: str
         await outbox.add_endpoint(other, URL)
         await outbox.create_canceled_task(key)
 
-        told = {delivery.endpoint_id for delivery in await outbox.deliveries()}
+        recipients = {delivery.endpoint_id for delivery in await outbox.deliveries()}
 
-        assert told == {everything.id, canceled.id}
+        assert recipients == {everything.id, canceled.id}
 
 
-async def test_step_that_is_not_committed_is_not_told(database_url: str) -> None:
+async def test_rolled_back_transition_enqueues_nothing(database_url: str) -> None:
     async with outbox_of(database_url) as outbox:
         key = await add_key(outbox.database)
         await outbox.add_endpoint(key, URL)
@@ -150,7 +150,7 @@ async def test_endpoints_are_looked_up_once_for_a_commit_of_many_events(
         assert len(await outbox.deliveries()) == deliveries
 
 
-async def test_deleting_a_task_erases_what_was_told_of_it(database_url: str) -> None:
+async def test_deleting_a_task_deletes_its_deliveries_and_attempts(database_url: str) -> None:
     async with outbox_of(database_url) as outbox:
         key = await add_key(outbox.database)
         await outbox.add_endpoint(key, URL)

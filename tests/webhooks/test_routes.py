@@ -1,4 +1,4 @@
-"""Endpoints, secrets and deliveries as callers see them."""
+"""The routes of webhook endpoints, secrets and deliveries."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -61,7 +61,7 @@ async def calling(database_url: str, **settings: Any) -> AsyncIterator[Callers]:
             yield Callers(http, stranger, outbox, app.openapi())
 
 
-async def test_endpoint_is_made_read_changed_listed_and_deleted(database_url: str) -> None:
+async def test_endpoint_is_created_read_updated_listed_and_deleted(database_url: str) -> None:
     async with calling(database_url) as callers:
         http = callers.http
         made = await callers.endpoint(event_types=["task.succeeded"], description="billing")
@@ -95,9 +95,7 @@ async def test_endpoint_is_made_read_changed_listed_and_deleted(database_url: st
         ({"url": URL, "description": "a\0b"}, "#/description"),
     ],
 )
-async def test_endpoint_that_cannot_be_called_is_refused_and_pointed_at(
-    database_url: str, body: dict[str, Any], pointer: str
-) -> None:
+async def test_invalid_endpoint_is_422_with_a_pointer(database_url: str, body: dict[str, Any], pointer: str) -> None:
     async with calling(database_url) as callers:
         answer = await callers.http.post(ENDPOINTS, json=body)
 
@@ -106,7 +104,7 @@ async def test_endpoint_that_cannot_be_called_is_refused_and_pointed_at(
 
 
 @pytest.mark.parametrize("url", ["http://localhost.localdomain.:99999/", "http://192.168.1.1/hook", "nonsense", ""])
-async def test_task_with_a_forbidden_webhook_url_is_refused_and_not_kept(database_url: str, url: str) -> None:
+async def test_task_with_a_forbidden_webhook_url_is_422_and_not_stored(database_url: str, url: str) -> None:
     async with calling(database_url) as callers:
         answer = await callers.http.post("/v1/tasks", json={"prompt": "rain", "webhook_url": url})
 
@@ -115,7 +113,7 @@ async def test_task_with_a_forbidden_webhook_url_is_refused_and_not_kept(databas
         assert (await callers.http.get("/v1/tasks")).json()["items"] == []
 
 
-async def test_changing_the_url_checks_it_and_takes_what_waits_along(database_url: str) -> None:
+async def test_new_url_is_checked_and_applies_to_pending_deliveries(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver:
         path = f"{ENDPOINTS}/{(await callers.endpoint())['id']}"
         await callers.canceled_task()
@@ -129,7 +127,7 @@ async def test_changing_the_url_checks_it_and_takes_what_waits_along(database_ur
         assert len(receiver.requests) == 1
 
 
-async def test_what_is_anothers_reads_like_what_does_not_exist(database_url: str) -> None:
+async def test_rows_of_another_key_are_indistinguishable_from_absent_ones(database_url: str) -> None:
     async with calling(database_url) as callers:
         endpoint = await callers.endpoint()
         await callers.canceled_task()
@@ -155,7 +153,7 @@ async def test_what_is_anothers_reads_like_what_does_not_exist(database_url: str
         assert (await callers.stranger.get("/v1/deliveries")).json()["items"] == []
 
 
-async def test_lists_go_on_where_the_page_before_ended(database_url: str) -> None:
+async def test_next_page_starts_after_the_previous_one(database_url: str) -> None:
     async with calling(database_url) as callers:
         endpoints = [await callers.endpoint() for _ in range(5)]
         await callers.canceled_task()
@@ -198,7 +196,7 @@ async def test_deliveries_are_filtered_by_status_endpoint_and_task(database_url:
         assert (await callers.http.get("/v1/deliveries", params={"cursor": "nonsense"})).status_code == 422
 
 
-async def test_attempts_tell_what_came_back(database_url: str) -> None:
+async def test_attempts_list_status_response_and_error(database_url: str) -> None:
     async with calling(database_url, webhook_schedule="0,0") as callers, receiving(Reply(500, body=b"no")) as receiver:
         await callers.canceled_task(webhook_url=receiver.url)
         await callers.outbox.attempt_due()
@@ -232,7 +230,7 @@ async def test_resending_sends_the_same_id_and_bytes_whatever_the_status(databas
         assert (await callers.deliveries())[0]["attempts"] == 4
 
 
-async def test_resending_what_is_under_way_does_not_send_it_twice_at_once(database_url: str) -> None:
+async def test_resending_during_an_attempt_starts_no_second_one(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver:
         await callers.canceled_task(webhook_url=receiver.url)
         claimed = await callers.outbox.loop.claim(10)
@@ -246,7 +244,7 @@ async def test_resending_what_is_under_way_does_not_send_it_twice_at_once(databa
         assert len(receiver.requests) == 1
 
 
-async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: str) -> None:
+async def test_recovery_makes_undelivered_deliveries_of_a_time_range_due(database_url: str) -> None:
     async with calling(database_url, webhook_schedule="0") as callers, receiving(204, 500) as receiver:
         endpoint = await callers.endpoint(receiver.url)
         path = f"{ENDPOINTS}/{endpoint['id']}/recover"
@@ -278,14 +276,14 @@ async def test_recovering_makes_due_what_a_time_has_not_delivered(database_url: 
         {"since": "2026-01-01T00:00:00Z", "until": "tomorrow"},
     ],
 )
-async def test_recovering_a_time_that_cannot_be_read_is_refused(database_url: str, body: dict[str, Any]) -> None:
+async def test_recovery_with_an_invalid_time_is_422(database_url: str, body: dict[str, Any]) -> None:
     async with calling(database_url) as callers:
         endpoint = await callers.endpoint()
 
         assert (await callers.http.post(f"{ENDPOINTS}/{endpoint['id']}/recover", json=body)).status_code == 422
 
 
-async def test_endpoint_is_tested_whatever_it_chose_to_hear(database_url: str) -> None:
+async def test_test_webhook_is_sent_whatever_the_event_types(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver:
         endpoint = await callers.endpoint(receiver.url, event_types=["task.failed"])
 
@@ -297,7 +295,7 @@ async def test_endpoint_is_tested_whatever_it_chose_to_hear(database_url: str) -
         assert receiver.requests[0].webhook_id == answer.json()["event_id"]
 
 
-async def test_disabled_endpoint_is_sent_nothing_and_says_why(database_url: str) -> None:
+async def test_disabled_endpoint_gets_nothing_and_the_attempt_says_why(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver:
         endpoint = await callers.endpoint(receiver.url, disabled=True)
 
@@ -310,7 +308,7 @@ async def test_disabled_endpoint_is_sent_nothing_and_says_why(database_url: str)
         assert receiver.requests == []
 
 
-async def test_secrets_are_shown_and_rotated(database_url: str) -> None:
+async def test_secrets_are_read_and_rotated(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver:
         endpoint = await callers.endpoint(receiver.url)
         secret_path = f"{ENDPOINTS}/{endpoint['id']}/secret"
@@ -333,7 +331,7 @@ async def test_secrets_are_shown_and_rotated(database_url: str) -> None:
         assert any(verifies(after, request) for request in receiver.requests[-2:])
 
 
-async def test_endpoints_that_failed_are_named_by_readiness(database_url: str) -> None:
+async def test_readiness_names_endpoints_that_failures_disabled(database_url: str) -> None:
     async with calling(database_url) as callers, receiving(410) as receiver:
         endpoint = await callers.endpoint(receiver.url)
         await callers.endpoint(disabled=True)
@@ -347,7 +345,7 @@ async def test_endpoints_that_failed_are_named_by_readiness(database_url: str) -
         assert ready["checks"]["webhooks"]["status"] == "ok"
 
 
-async def test_document_describes_what_receivers_are_sent(database_url: str) -> None:
+async def test_openapi_describes_every_webhook_that_is_sent(database_url: str) -> None:
     async with calling(database_url) as callers, receiving() as receiver, receiving(410) as gone:
         endpoint = await callers.endpoint(receiver.url)
         await callers.endpoint(gone.url, event_types=["task.canceled"])
