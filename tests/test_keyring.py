@@ -69,7 +69,7 @@ def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_postgresql_must_be_told_its_keys() -> None:
+def test_postgresql_requires_configured_keys() -> None:
     settings = settings_of("postgresql+asyncpg://soundpost@127.0.0.1/soundpost", secret_keys=None)
 
     with pytest.raises(KeyringUnusable, match="SOUNDPOST_SECRET_KEYS must be set"):

@@ -7,7 +7,7 @@ from tests.support.processes import service_process
 from tests.support.sandbox import submits_at
 
 
-async def test_order_becomes_a_sound_by_callback(database_url: str, tmp_path: Path) -> None:
+async def test_task_becomes_a_sound_by_callback(database_url: str, tmp_path: Path) -> None:
     async with service_process(database_url, tmp_path) as (client, sandbox):
         task = await create_task(client, "soft rain on a tin roof", sound_tempo=90, sound_key="Am", sound_loop=True)
         done = await until_final(client, task["id"])

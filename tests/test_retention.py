@@ -53,7 +53,7 @@ async def test_file_that_two_tasks_share_goes_with_the_second(database_url: str,
     assert still_there.status_code == 200
 
 
-async def test_file_that_is_being_removed_cannot_be_named(database_url: str) -> None:
+async def test_file_that_is_being_removed_cannot_be_referenced(database_url: str) -> None:
     database = Database(database_url)
     try:
         async with database.writes.begin() as session:
@@ -73,7 +73,7 @@ async def test_file_that_is_being_removed_cannot_be_named(database_url: str) -> 
     assert (is_ours_meanwhile, is_ours_afterwards) == (False, True)
 
 
-async def test_file_that_a_clip_has_named_is_not_removed(database_url: str, tmp_path: Path) -> None:
+async def test_file_that_a_clip_refers_to_is_not_removed(database_url: str, tmp_path: Path) -> None:
     database, storage = Database(database_url), Storage(f"file:{tmp_path}/audio")
     try:
         async with database.writes.begin() as session:
@@ -121,7 +121,7 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
     assert left == {Task: 4, Event: 4, Callback: 4, Delivery: 2, IdempotencyKey: 0}
 
 
-async def test_service_erases_by_itself_what_is_old(database_url: str, tmp_path: Path) -> None:
+async def test_service_deletes_old_tasks_periodically(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         await age(service.database, timedelta(days=91))
@@ -138,7 +138,7 @@ async def test_prune_prints_what_it_would_delete_and_then_deletes_it(migrated_sq
     database_url = f"sqlite+aiosqlite:///{shutil.copyfile(migrated_sqlite, tmp_path / 'soundpost.db')}"
     async with serve_with_sandbox(database_url, tmp_path) as service:
         await service.archived()
-    # The service would erase it by itself.
+    # A running service would delete it.
     database = Database(database_url)
     await age(database, timedelta(days=91))
     await database.close()

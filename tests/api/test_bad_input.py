@@ -130,7 +130,7 @@ async def test_head_of_a_stream_does_not_last(service: Service) -> None:
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
 
 
-async def test_what_nobody_accepts_is_406_before_anything_is_done(service: Service) -> None:
+async def test_unacceptable_media_type_is_406_before_anything_is_done(service: Service) -> None:
     refused = ["text/html", "application/json;q=0", "image/*", "application/json;q=0, text/*"]
     taken = ["*/*", "application/*;q=0.1", "text/html, application/json", "text/html;q=0.9, */*;q=0.1", ""]
 

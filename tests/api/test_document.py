@@ -71,7 +71,9 @@ async def test_each_problem_type_is_a_page(service: Service) -> None:
     assert (await service.client.get("/problems/nonsense")).status_code == 404
 
 
-async def test_generated_client_orders_a_sound_and_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_generated_client_creates_a_task_and_gets_its_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "openapi.json").write_text(json.dumps(document()))
     (tmp_path / "config.json").write_text(json.dumps({"post_hooks": [], "content_type_overrides": _FILES}))
     generate = ["generate", "--path", "openapi.json", "--config", "config.json", "--meta", "none"]

@@ -71,7 +71,7 @@ def test_name_of_a_key_is_bounded(database_of_the_command: str, name: str) -> No
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_database_that_does_not_answer_is_told_in_a_sentence(
+def test_database_that_does_not_answer_is_reported_in_a_sentence(
     database_of_the_command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOUNDPOST_DATABASE_URL", "postgresql+asyncpg://user:canary@127.0.0.1:9/none")
@@ -97,7 +97,7 @@ async def test_made_key_opens_the_service_until_it_is_revoked(service: Service) 
     assert (opened.status_code, closed.status_code) == (200, 401)
 
 
-async def test_key_is_kept_as_its_hash_alone(service: Service) -> None:
+async def test_only_the_hash_of_a_key_is_stored(service: Service) -> None:
     async with service.database.reads() as session:
         [row] = (await session.scalars(select(ApiKey))).all()
 

@@ -37,7 +37,7 @@ async def test_submits_are_counted_down_and_then_refused(limited: Service) -> No
     assert len((await limited.client.get("/v1/tasks")).json()["items"]) == 3
 
 
-async def test_replays_and_refused_orders_cost_nothing(limited: Service) -> None:
+async def test_replays_and_refused_requests_do_not_count(limited: Service) -> None:
     key = {"Idempotency-Key": "order-1"}
 
     first, *replays = [await limited.client.post("/v1/tasks", json=ORDER, headers=key) for _ in range(5)]

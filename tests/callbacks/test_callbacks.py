@@ -70,7 +70,7 @@ async def test_body_that_is_no_text_is_shown_encoded(service: Service) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"null", b"[]", b"\xff", b"{" * 5000, b'{"code":NaN', b"<html>"])
-async def test_unreadable_callback_is_kept_and_changes_nothing(service: Service, body: bytes) -> None:
+async def test_unreadable_callback_is_stored_and_changes_nothing(service: Service, body: bytes) -> None:
     task = await _generating(service)
 
     answer = await _call(service, task, body)
@@ -80,7 +80,7 @@ async def test_unreadable_callback_is_kept_and_changes_nothing(service: Service,
     assert (await reread(service.database, task.id)).version == task.version
 
 
-async def test_forged_callback_is_not_found_and_not_kept(service: Service) -> None:
+async def test_forged_callback_is_not_found_and_not_stored(service: Service) -> None:
     task, other = await _generating(service), await _generating(service)
     token = service.callback_path(task.id).rpartition("/")[2]
     paths = [
@@ -173,7 +173,7 @@ async def test_callbacks_may_come_in_any_order(service: Service) -> None:
     assert [shown["outcome"] for shown in await _shown(service, task)] == ["applied", "stale", "stale"]
 
 
-async def test_failure_hides_in_the_code_whatever_the_type_says(service: Service) -> None:
+async def test_code_of_a_failure_counts_more_than_its_type(service: Service) -> None:
     task = await _generating(service)
 
     await _call(service, task, message("complete", clips=(), code=531))

@@ -186,7 +186,7 @@ async def test_bad_key_is_401_in_http_and_in_the_envelope(service: Service) -> N
         assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
 
 
-async def test_missing_task_id_is_400_and_anothers_task_is_404(service: Service) -> None:
+async def test_missing_task_id_is_400_and_a_task_of_another_key_is_404(service: Service) -> None:
     theirs = (await add_task(service.database, await add_key(service.database, "another"))).id
     path = "/api/v1/generate/record-info"
 

@@ -81,7 +81,7 @@ async def test_one_forbidden_address_among_several_refuses_the_name(
     assert dialled == []
 
 
-async def test_answer_that_changes_after_the_check_is_never_asked_for(dialled: list[tuple[str, int]]) -> None:
+async def test_address_is_resolved_once(dialled: list[tuple[str, int]]) -> None:
     answers = iter([["127.0.0.1"], ["127.0.0.2"]])
 
     async def rebinding(_host: str) -> Sequence[str]:
@@ -189,7 +189,9 @@ async def test_certificate_must_show_the_name_not_the_address(tmp_path: Path) ->
         assert len(receiver.requests) == 1
 
 
-async def test_authority_of_the_surroundings_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificate_authorities_of_the_environment_are_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     authority = Authority(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
     resolve = names({"localhost": ["127.0.0.1"]})
@@ -213,7 +215,7 @@ async def test_credentials_in_a_url_are_refused_and_not_repeated(dialled: list[t
     assert dialled == []
 
 
-async def test_proxies_of_the_surroundings_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
@@ -225,7 +227,7 @@ async def test_proxies_of_the_surroundings_are_not_used(monkeypatch: pytest.Monk
         assert receiver.connections == 2
 
 
-async def test_cookies_are_neither_kept_nor_sent() -> None:
+async def test_cookies_are_neither_stored_nor_sent() -> None:
     answer = Reply(200, ("Set-Cookie: session=1; Path=/",))
     async with receiving(answer) as receiver, guarded_client(LOOPBACK, SOON) as client:
         await client.get(receiver.url)
@@ -257,7 +259,7 @@ async def test_guarded_requests_carry_no_key_and_say_who_asks() -> None:
     assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in receiver.requests[0].head
 
 
-async def test_upstream_that_accepts_and_says_nothing_is_a_read_timeout() -> None:
+async def test_upstream_that_accepts_and_never_responds_is_a_read_timeout() -> None:
     async with (
         receiving(hang) as receiver,
         upstream_client(receiver.url, "key", timedelta(seconds=0.2)) as client,

@@ -77,7 +77,7 @@ def test_url_with_a_forbidden_host_is_refused_in_any_spelling(form: str, host: s
         ("https://1.2.3.4.5/", "malformed address"),
     ],
 )
-def test_refusal_says_what_is_wrong_and_repeats_nothing(url: str, reason: str) -> None:
+def test_refusal_names_the_fault_and_repeats_nothing(url: str, reason: str) -> None:
     with pytest.raises(UrlRefused, match=reason) as refused:
         check_url(url, ())
 

@@ -10,7 +10,7 @@ from app.upstream.pacing import Pacer, Slot
 RATE = Rate(10, timedelta(seconds=1))
 
 
-async def test_throttled_from_many_sides_the_ring_is_pushed_back_without_a_deadlock(database_url: str) -> None:
+async def test_many_throttled_calls_at_once_pause_the_slots_without_a_deadlock(database_url: str) -> None:
     database, pacer = Database(database_url), Pacer(RATE, hold=timedelta(minutes=1))
     all_hold_one = asyncio.Barrier(RATE.requests)
     async with database.writes.begin() as session:

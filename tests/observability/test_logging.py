@@ -44,7 +44,7 @@ def _loggers_stay_as_they_are() -> Iterator[None]:
         f"api_key={TOKEN}&x=1",
     ],
 )
-def test_what_is_secret_is_blotted_out_wherever_it_stands(secret: str) -> None:
+def test_secrets_are_redacted_in_every_part_of_a_record(secret: str) -> None:
     by_us, by_a_library, by_an_error = _logged(secret)
 
     assert TOKEN not in json.dumps([by_us, by_a_library, by_an_error])
@@ -59,7 +59,7 @@ def test_every_record_is_one_short_line(character: str) -> None:
         assert len(json.dumps(record)) < 8_000
 
 
-def test_end_of_a_long_text_is_what_is_kept() -> None:
+def test_long_text_is_cut_at_its_beginning() -> None:
     by_us, *_ = _logged("x" * MAX_VALUE_LENGTH + "the cause")
 
     assert by_us["url"].endswith("the cause")
@@ -68,7 +68,7 @@ def test_end_of_a_long_text_is_what_is_kept() -> None:
 @pytest.mark.parametrize(
     ("level", "said"), [("debug", ["debug", "info", "error"]), ("info", ["info", "error"]), ("error", ["error"])]
 )
-def test_nothing_below_the_level_is_said(level: str, said: list[str]) -> None:
+def test_nothing_below_the_level_is_logged(level: str, said: list[str]) -> None:
     errors = io.StringIO()
     with redirect_stderr(errors):
         configure_logging(settings_of("sqlite+aiosqlite:///unused.db", log_level=level, log_format="json"))

@@ -43,7 +43,7 @@ def test_stream_is_sent_to_whom_it_is_more_welcome_than_json(accept: list[str], 
     assert prefers(accept, STREAM, "application/json") is is_stream
 
 
-async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_one(service: Service) -> None:
+async def test_stream_sends_each_event_as_it_happens_and_ends_after_the_final_one(service: Service) -> None:
     task = await create_task(service.client)
 
     async with service.client.stream("GET", _events(task), headers=AS_STREAM) as response:
@@ -63,7 +63,7 @@ async def test_stream_tells_each_event_as_it_happens_and_ends_after_the_final_on
     assert [block["event"] for block in event_types] == ["task.created", "task.canceled"]
 
 
-async def test_stream_resumes_behind_the_last_event_that_was_heard(service: Service) -> None:
+async def test_stream_resumes_behind_the_last_event_id(service: Service) -> None:
     task = await create_task(service.client)
     await cancel(service.client, task)
     first, second = (await service.client.get(_events(task))).json()["items"]
@@ -96,11 +96,11 @@ async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service
     assert types == ["task.created", "task.submitted", "task.failed", "task.revived", "task.canceled"]
 
 
-def test_proxies_that_wait_for_half_a_minute_see_that_a_stream_lives() -> None:
+def test_comments_come_more_often_than_proxies_time_out() -> None:
     assert Waiters.keep_alive == timedelta(seconds=15)
 
 
-async def test_silent_stream_shows_that_it_is_alive(service: Service) -> None:
+async def test_silent_stream_sends_comments(service: Service) -> None:
     service.services.waiters.keep_alive = timedelta(seconds=0.1)
     task = await create_task(service.client)
 
@@ -132,7 +132,7 @@ async def test_stream_of_an_erased_task_ends(service: Service) -> None:
     await asyncio.wait_for(hearing, 5)
 
 
-async def test_anothers_stream_is_not_found(service: Service) -> None:
+async def test_stream_of_another_keys_task_is_not_found(service: Service) -> None:
     answer = await service.client.get(f"/v1/tasks/{'0' * 32}/events", headers=AS_STREAM)
 
     assert answer.status_code == 404

@@ -41,13 +41,13 @@ def test_key_may_be_quoted_or_bare(header: str, key: str) -> None:
 @pytest.mark.parametrize(
     "header", ["", " ", '""', '"', '"a', '"a"b', r'"a\b"', "x" * 256, "é", "a\tb", "\x7f", "\ud800"]
 )
-def test_key_that_cannot_be_kept_is_refused(header: str) -> None:
+def test_key_that_cannot_be_stored_is_refused(header: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         read_key([header])
     assert refused.value.errors[0]["pointer"] == "#/header/Idempotency-Key"
 
 
-async def test_same_order_again_is_answered_with_the_same_task(service: Service) -> None:
+async def test_same_request_again_is_answered_with_the_same_task(service: Service) -> None:
     first = await _order(service, "k")
     again = await _order(service, '"k"')
 
@@ -76,7 +76,7 @@ async def test_orders_are_compared_by_what_they_mean(service: Service) -> None:
 
 
 @pytest.mark.parametrize("other", [{"prompt": "hard rain"}, {**ORDER, "sound_loop": True}, {**ORDER, "model": "V5_5"}])
-async def test_other_order_under_the_same_key_is_refused(service: Service, other: dict[str, Any]) -> None:
+async def test_other_request_under_the_same_key_is_refused(service: Service, other: dict[str, Any]) -> None:
     await _order(service, "k")
 
     refused = await service.client.post("/v1/tasks", json=other, headers={"Idempotency-Key": "k"})
@@ -94,7 +94,7 @@ async def test_same_key_at_once_makes_one_task(service: Service) -> None:
         assert await session.scalar(select(func.count()).select_from(Task)) == 1
 
 
-async def test_refused_order_uses_up_no_key(service: Service) -> None:
+async def test_refused_request_uses_up_no_key(service: Service) -> None:
     headers = {"Idempotency-Key": "k"}
     refused = await service.client.post("/v1/tasks", json={**ORDER, "model": "V9"}, headers=headers)
 
@@ -111,7 +111,7 @@ async def test_keys_of_two_callers_are_two_keys(database: Database) -> None:
     assert await _claim(database, theirs, "another print") is None
 
 
-async def test_key_is_kept_for_a_day(database_url: str) -> None:
+async def test_key_is_stored_for_a_day(database_url: str) -> None:
     clock = Clock()
     database = Database(database_url, clock=clock)
     owner = await add_key(database)

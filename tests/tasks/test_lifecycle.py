@@ -67,7 +67,7 @@ async def test_success_ends_a_task_with_its_clips(database: Database, via: Resol
     ]
 
 
-async def test_repeated_reports_are_no_news(database: Database) -> None:
+async def test_repeated_reports_change_nothing(database: Database) -> None:
     task = await _generating(database)
     for report in (RUNNING, PROGRESS, SUCCESS):
         await _report(database, task, report)
@@ -132,7 +132,7 @@ async def test_news_of_a_known_clip_is_a_new_version(database: Database) -> None
     assert await event_types(database, task.id) == ["task.created", "task.progressed"]
 
 
-async def test_clip_that_shows_after_the_success_is_kept_too(database: Database) -> None:
+async def test_clip_reported_after_the_success_is_stored_too(database: Database) -> None:
     task = await _generating(database)
     await _report(database, task, Report(Stage.succeeded, "up-1", (FIRST, SILENT)))
     before = await reread(database, task.id)
@@ -179,7 +179,7 @@ async def test_report_may_come_before_the_answer_to_the_submit(database: Databas
     assert await event_types(database, task.id) == ["task.created", "task.submitted", "task.succeeded"]
 
 
-async def test_name_that_comes_after_the_first_report_is_kept(database: Database) -> None:
+async def test_upstream_id_that_comes_after_the_first_report_is_stored(database: Database) -> None:
     task = await _task(database, S.submitting, charge=Charge.possible)
     await _report(database, task, Report(Stage.running))
 
@@ -217,7 +217,7 @@ async def test_what_the_upstream_failed_stays_failed(database: Database, code: E
     assert (await reread(database, task.id)).error_code is code
 
 
-async def test_reported_failure_is_told_in_our_words_and_theirs(database: Database) -> None:
+async def test_reported_failure_has_our_code_and_their_message(database: Database) -> None:
     task = await _generating(database)
 
     await _report(database, task, FAILURE)

@@ -44,7 +44,7 @@ async def test_wait_ends_within_a_second_of_another_replicas_commit(replicas: Re
     assert time.monotonic() - began < 1.5
 
 
-async def test_stream_tells_what_another_replica_commits(replicas: Replicas) -> None:
+async def test_stream_sends_what_another_replica_commits(replicas: Replicas) -> None:
     here, there = replicas
     task = await create_task(here)
 
@@ -79,7 +79,7 @@ async def test_half_of_the_waits_end_within_50_ms_of_another_replicas_commit(
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_wait_ends_within_a_second_though_nobody_listens_any_more(
+async def test_wait_ends_within_a_second_although_no_replica_listens_any_more(
     tmp_path: Path, database_url: str, driver: str
 ) -> None:
     url = make_url(database_url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)

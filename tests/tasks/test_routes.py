@@ -68,7 +68,7 @@ BAD_QUERIES = [
 HOSTILE_LABELS = ['a"b', "a.b", "a'b", "a\\b", "[0]", "1", "$", "%s", ":a", "{a}", 'a"]', "\U0001f600", "é", "a\nb"]
 
 
-async def test_text_with_nul_is_refused_in_words(service: Service) -> None:
+async def test_text_with_nul_is_refused_with_a_reason(service: Service) -> None:
     answer = await service.client.post("/v1/tasks", json={"prompt": "rain\0"})
 
     assert answer.json()["errors"] == [{"pointer": "#/prompt", "detail": "This text must not contain NUL"}]
@@ -104,7 +104,7 @@ async def test_order_has_the_defaults_of_the_contract(service: Service) -> None:
     assert (task["metadata"], task["clips"], task["queue_position"]) == ({}, [], 1)
 
 
-async def test_order_is_kept_as_it_was_given(service: Service) -> None:
+async def test_task_is_stored_as_it_was_requested(service: Service) -> None:
     given: dict[str, Any] = {
         "prompt": "\U0001f327" * 500,
         "model": "V5_5",
@@ -225,7 +225,7 @@ async def test_list_is_newest_first_and_stable_under_inserts(service: Service) -
     assert [len(page["items"]) for page in pages] == [3, 3, 1]
 
 
-async def test_next_page_is_linked_with_the_filters_kept(service: Service) -> None:
+async def test_next_page_is_linked_with_the_same_filters(service: Service) -> None:
     for _ in range(2):
         await create_task(service.client, metadata={"user": "7"})
 
@@ -334,7 +334,7 @@ async def test_task_that_has_not_ended_cannot_be_deleted(service: Service) -> No
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/task-not-final")
 
 
-async def test_events_tell_the_history_in_order_and_in_pages(service: Service) -> None:
+async def test_events_are_listed_in_order_and_in_pages(service: Service) -> None:
     task = await service.add_task()
     await service.client.post(f"/v1/tasks/{task.id}/cancel")
 

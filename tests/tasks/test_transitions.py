@@ -38,7 +38,7 @@ def test_only_what_we_gave_up_ourselves_can_be_revived() -> None:
     assert {code.value for code in REVIVABLE} == {"outcome_unknown", "deadline_exceeded"}
 
 
-def test_every_step_that_a_caller_waits_for_is_told() -> None:
+def test_every_step_that_a_caller_waits_for_has_an_event() -> None:
     untold = set(S) - set(EVENT_BY_STATUS)
 
     assert untold == {S.queued, S.submitting}

@@ -14,7 +14,7 @@ from tests.support.service import Service
 NOTHING = {"tasks": 0, "posts": 0, "charged": 0, "refunded": 0, "possible": 0}
 
 
-async def test_nothing_was_used_before_the_first_order(service: Service) -> None:
+async def test_usage_is_zero_before_the_first_task(service: Service) -> None:
     assert await _usage(service) == NOTHING
 
 

@@ -49,7 +49,7 @@ def test_preferred_wait_is_the_first_that_can_be_read_up_to_a_minute(
     assert preferred_wait(preferences) == seconds
 
 
-async def test_order_is_answered_when_its_task_ends(client: httpx.AsyncClient) -> None:
+async def test_request_is_answered_when_its_task_ends(client: httpx.AsyncClient) -> None:
     headers = {"Prefer": "wait=20"}
     waiting = asyncio.create_task(timed(client.post("/v1/tasks", json=ORDER, headers=headers)))
     await cancel(client, await _only_task(client))
@@ -62,7 +62,7 @@ async def test_order_is_answered_when_its_task_ends(client: httpx.AsyncClient) -
     assert seconds < 5
 
 
-async def test_order_whose_task_goes_on_is_answered_at_the_deadline(client: httpx.AsyncClient) -> None:
+async def test_request_whose_task_goes_on_is_answered_at_the_deadline(client: httpx.AsyncClient) -> None:
     answer, seconds = await timed(client.post("/v1/tasks", json=ORDER, headers={"Prefer": "wait=1"}))
 
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
@@ -70,7 +70,7 @@ async def test_order_whose_task_goes_on_is_answered_at_the_deadline(client: http
     assert 1 <= seconds <= 2
 
 
-async def test_replayed_order_waits_too(client: httpx.AsyncClient) -> None:
+async def test_replayed_request_waits_too(client: httpx.AsyncClient) -> None:
     key = {"Idempotency-Key": "once"}
     task = (await client.post("/v1/tasks", json=ORDER, headers=key)).json()
     waiting = asyncio.create_task(timed(client.post("/v1/tasks", json=ORDER, headers={"Prefer": "wait=20", **key})))
@@ -138,7 +138,7 @@ async def test_read_of_another_version_than_the_known_one_does_not_wait(client: 
     assert seconds < 5
 
 
-async def test_read_without_news_ends_as_not_modified(client: httpx.AsyncClient) -> None:
+async def test_read_of_an_unchanged_task_ends_as_not_modified(client: httpx.AsyncClient) -> None:
     task = await create_task(client)
     known = (await client.get(f"/v1/tasks/{task['id']}")).headers["ETag"]
     headers = {"Prefer": "wait=1", "If-None-Match": known}
@@ -174,7 +174,7 @@ async def test_preference_that_cannot_be_read_is_ignored(client: httpx.AsyncClie
     assert seconds < 5
 
 
-async def test_anothers_task_is_not_waited_for(client: httpx.AsyncClient) -> None:
+async def test_task_of_another_key_is_not_waited_for(client: httpx.AsyncClient) -> None:
     answer, seconds = await timed(client.get(f"/v1/tasks/{'0' * 32}", headers={"Prefer": "wait=20"}))
 
     assert answer.status_code == 404

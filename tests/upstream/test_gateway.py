@@ -81,7 +81,7 @@ async def test_refused_key_holds_submits(database_url: str, use: Use) -> None:
     assert hold.reason is HoldReason.bad_key
 
 
-async def test_check_of_an_operator_holds_nobody(database_url: str) -> None:
+async def test_check_by_an_operator_holds_no_submits(database_url: str) -> None:
     async with (
         serve_sandbox() as upstream_url,
         services_of(database_url, upstream_url=upstream_url, upstream_api_key="wrong") as services,

@@ -92,7 +92,7 @@ async def test_nothing_is_held_before_anything_was(database: Database) -> None:
     assert await _current(database) is None
 
 
-async def test_held_queue_degrades_readiness_and_says_what_to_do(service: Service) -> None:
+async def test_held_queue_degrades_readiness_and_gives_advice(service: Service) -> None:
     await service.add_task()
     since = datetime.now(UTC)
     await _hold(service.database, HoldReason.no_credits, later=since - MORNING)

@@ -93,7 +93,7 @@ def read(response: Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", errors.cases(), ids=lambda case: case.__name__)
-def test_every_case_has_its_own_words_and_stands_in_the_drawing(case: type[AppError]) -> None:
+def test_every_error_has_its_own_title_and_is_in_the_drawing(case: type[AppError]) -> None:
     answer = problem(case())
 
     assert case.advice
@@ -177,7 +177,7 @@ async def test_absent_routes_and_absent_things_read_alike() -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "OPTIONS", "TRACE"])
-async def test_a_wrong_method_is_told_every_right_one(method: str) -> None:
+async def test_a_wrong_method_is_answered_with_every_right_one(method: str) -> None:
     async def endpoint(thing_id: str) -> None: ...
 
     router = APIRouter(prefix="/v1")
@@ -246,7 +246,7 @@ async def test_a_missing_body_is_unreadable() -> None:
 
 
 @pytest.mark.parametrize(("status", "expected"), [(400, 400), (404, 404), (413, 413), (418, 500)])
-async def test_what_the_framework_raises_is_retold_in_our_words(status: int, expected: int) -> None:
+async def test_errors_of_the_framework_become_our_problems(status: int, expected: int) -> None:
     answer = await raised(HTTPException(status, detail=SECRET))
 
     assert answer.status_code == expected
@@ -313,7 +313,7 @@ async def test_a_pool_without_a_free_connection_is_a_503(tmp_path: Path) -> None
     assert answer.status_code == 503
 
 
-async def test_an_unforeseen_error_tells_the_caller_nothing_and_the_log_one_line(
+async def test_an_unexpected_error_shows_the_caller_nothing_and_logs_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.WARNING):

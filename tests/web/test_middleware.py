@@ -191,7 +191,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("body", READABLE.values(), ids=list(READABLE))
-async def test_json_that_can_be_read_is_judged_by_its_content(body: bytes) -> None:
+async def test_json_that_can_be_read_is_validated(body: bytes) -> None:
     answer = await order(body)
 
     assert answer.status_code == 422
@@ -422,7 +422,7 @@ async def test_an_answer_that_breaks_off_is_not_begun_again() -> None:
     assert [message["type"] for message in sent] == ["http.response.start"]
 
 
-async def test_a_request_cut_off_by_the_stop_is_told_to_come_again() -> None:
+async def test_a_request_cut_off_by_a_stop_may_be_retried() -> None:
     started = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

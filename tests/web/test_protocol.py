@@ -190,7 +190,7 @@ def server() -> Iterator[ThreadedServer]:
         yield server
 
 
-def test_a_silent_client_is_told_and_left(server: ThreadedServer) -> None:
+def test_a_silent_client_is_timed_out(server: ThreadedServer) -> None:
     began = time.monotonic()
     with Client(server) as client:
         assert client.problem() == "request-timeout"
@@ -238,7 +238,7 @@ def test_empty_lines_hold_no_connection(server: ThreadedServer) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_an_idle_connection_is_closed_without_a_word(server: ThreadedServer) -> None:
+def test_an_idle_connection_is_closed_without_a_response(server: ThreadedServer) -> None:
     with Client(server) as client:
         client.send(GET)
         client.answer()
@@ -503,7 +503,7 @@ def test_the_stop_is_in_time_whatever_clients_do(opening: bytes) -> None:
     assert not server.thread.is_alive()
 
 
-def test_a_half_sent_request_is_told_of_the_stop_at_once() -> None:
+def test_a_half_sent_request_is_answered_at_once_when_the_server_stops() -> None:
     server = ThreadedServer(HttpProtocol, grace=5)
     server.start()
     with Client(server) as client:
@@ -515,7 +515,7 @@ def test_a_half_sent_request_is_told_of_the_stop_at_once() -> None:
         assert client.problem() == "shutting-down"
 
 
-def test_a_request_that_outlasts_the_grace_is_told_of_the_stop() -> None:
+def test_a_request_that_outlasts_the_grace_is_answered_when_the_server_stops() -> None:
     server = ThreadedServer(HttpProtocol)
     server.start()
     with Client(server) as client:

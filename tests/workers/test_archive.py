@@ -49,7 +49,7 @@ def test_every_fault_of_audio_is_tried() -> None:
     assert tried == {name for name, fault in FAULTS.items() if fault.group == "Audio"}
 
 
-async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) -> None:
+async def test_every_clip_is_archived_with_an_event(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         events = (await service.client.get(f"/v1/tasks/{task['id']}/events")).json()["items"]
@@ -67,7 +67,7 @@ async def test_every_clip_is_kept_and_told(database_url: str, tmp_path: Path) ->
     assert latest["version"] >= events[-1]["version"]
 
 
-async def test_first_clip_is_kept_before_the_task_has_ended(database_url: str, tmp_path: Path) -> None:
+async def test_first_clip_is_archived_before_the_task_has_ended(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path, sandbox={"delay": 4}) as service:
         task = await service.until(
             await service.create_task(), lambda task: any(clip["archived_at"] for clip in task["clips"])
@@ -93,7 +93,7 @@ async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: P
     assert {clip["content_type"] for task in tasks for clip in task["clips"]} == {"audio/wav"}
 
 
-async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_url: str, tmp_path: Path) -> None:
+async def test_incomplete_file_is_never_stored_and_has_a_reason(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path, audio_max_mb=1) as service:
         tasks = {fault: await service.create_task(f"soft rain [fault:{fault}]") for fault in LASTING_FAULTS}
         for task_id in tasks.values():
@@ -109,7 +109,7 @@ async def test_file_that_never_comes_whole_is_never_kept_and_says_why(database_u
     assert (answer.status_code, answer.headers["retry-after"]) == (409, "5")
 
 
-async def test_host_without_an_allowed_address_is_not_asked(database_url: str, tmp_path: Path) -> None:
+async def test_host_without_an_allowed_address_is_not_called(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path, egress_allow="") as service:
         task_id = await service.create_task()
         await eventually(lambda: knows_problem(service, task_id))

@@ -109,7 +109,7 @@ async def test_answer_counts_after_the_lease_has_ended(database_url: str, fault:
 @pytest.mark.parametrize(
     ("fault", "state"), [("", EXPIRED), ("[fault: code-413]", EXPIRED._replace(charge=Charge.none))]
 )
-async def test_answer_tells_what_an_expired_task_has_cost(database_url: str, fault: str, state: TaskState) -> None:
+async def test_answer_settles_the_charge_of_an_expired_task(database_url: str, fault: str, state: TaskState) -> None:
     async with late_submit(database_url, fault) as submit:
         async with submit.meanwhile() as (session, task, now):
             submit.services.lifecycle.mark_unconfirmed(session, task, now)
@@ -126,7 +126,7 @@ async def test_answer_tells_what_an_expired_task_has_cost(database_url: str, fau
         ("[fault: accept-then-500]", CANCELED._replace(charge=Charge.possible)),
     ],
 )
-async def test_answer_tells_what_a_canceled_task_has_cost(database_url: str, fault: str, state: TaskState) -> None:
+async def test_answer_settles_the_charge_of_a_canceled_task(database_url: str, fault: str, state: TaskState) -> None:
     async with late_submit(database_url, fault) as submit:
         async with submit.meanwhile() as (session, task, now):
             submit.services.lifecycle.cancel(session, task, now)
@@ -161,7 +161,7 @@ async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: s
         assert await submit.answered() == UNCONFIRMED
 
 
-async def test_what_was_given_up_is_asked_for_and_revived(database_url: str, tmp_path: Path) -> None:
+async def test_expired_task_is_polled_and_revived(database_url: str, tmp_path: Path) -> None:
     settings = {"task_deadline": "2", "poll_after": "1", "poll_every": "0.5"}
     with Processes(tmp_path, **settings) as processes:
         sandbox = await processes.sandbox(rate=1000)
@@ -178,7 +178,7 @@ async def test_what_was_given_up_is_asked_for_and_revived(database_url: str, tmp
     assert kinds == ["task.created", "task.submitted", "task.failed", "task.revived", "task.succeeded"]
 
 
-async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str) -> None:
+async def test_expired_task_is_polled_no_more_once_the_upstream_has_deleted_it(database_url: str) -> None:
     async with services_of(database_url) as services:
         columns = {"error_code": ErrorCode.deadline_exceeded, "upstream_task_id": "u1", "due_at": MORNING}
         key = await add_key(services.database)
@@ -198,7 +198,7 @@ async def test_upstream_is_asked_no_more_when_it_has_forgotten(database_url: str
     assert after[1].due_at > now
 
 
-async def test_row_that_cannot_be_judged_costs_nobody_else_a_turn(database_url: str) -> None:
+async def test_row_that_cannot_be_expired_does_not_block_the_others(database_url: str) -> None:
     async with serve(database_url, runs_workers=True, submit_deadline=60) as service:
         lost = {"submitted_at": MORNING, "charge": Charge.possible}
         # Such a URL is refused where it comes in; the row stands for whatever else a step may stumble over.

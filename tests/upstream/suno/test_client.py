@@ -56,7 +56,7 @@ async def submit(behave: Behaviour, deadline: timedelta = LONG) -> Result[str]:
         return await submit_to(server.url, deadline)
 
 
-async def test_order_goes_out_in_the_words_of_the_upstream() -> None:
+async def test_submit_is_sent_in_the_upstreams_format() -> None:
     async with serving(answering(200, CREATED)) as server:
         answer = await submit_to(server.url)
     head, body = server.requests[0].head, server.requests[0].body
@@ -185,7 +185,7 @@ async def test_redirect_is_not_followed() -> None:
     assert (answer.outcome, len(server.requests)) == (Outcome.held, 1)
 
 
-async def test_wait_in_the_headers_is_heard() -> None:
+async def test_retry_after_header_is_read() -> None:
     answer = await submit(answering(429, b"", b"Retry-After: 7"))
     assert (answer.outcome, answer.retry_after) == (Outcome.throttled, timedelta(seconds=7))
 
@@ -210,7 +210,7 @@ async def test_fault_names_neither_key_nor_callback(behave: Behaviour, caplog: p
 
 
 @pytest.mark.parametrize("code", [400, 401, 405, 500])
-async def test_what_the_upstream_repeats_of_ours_is_not_told(code: int) -> None:
+async def test_secrets_that_the_upstream_repeats_are_redacted(code: int) -> None:
     said = f"refused for {KEY}, called at {CALLBACK_URL} with {TOKEN}"
     body = json.dumps({"code": code, "msg": said, "data": {"taskId": "a", "errorMessage": said}}).encode()
     async with serving(answering(200, body)) as server, client(server.url) as http:

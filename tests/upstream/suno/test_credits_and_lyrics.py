@@ -28,7 +28,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("status", "body", "outcome", "reason", "code", "message"), FAILURES)
-def test_failure_to_read_is_told_apart(
+def test_failures_to_read_are_distinguished(
     status: int, body: bytes, outcome: Outcome, reason: HoldReason | None, code: int, message: str | None
 ) -> None:
     wait = timedelta(seconds=3)
@@ -70,7 +70,7 @@ def test_words_come_with_their_times() -> None:
     "data",
     [None, [], {}, "", {"alignedWords": None}, {"alignedWords": []}, {"alignedWords": {}}, {"aligned_words": "x"}],
 )
-def test_no_words_is_an_answer_too(data: object) -> None:
+def test_empty_lyrics_are_a_result(data: object) -> None:
     assert lyrics(data) == Result(Outcome.ok, (), 200, "success")
 
 

@@ -55,7 +55,7 @@ def test_nothing_on_record_is_pending(body: object) -> None:
         (504, b"", Outcome.failed, None),
     ],
 )
-def test_poll_that_brings_no_report_says_why(
+def test_poll_without_a_report_gives_the_reason(
     status: int, body: object, outcome: Outcome, reason: HoldReason | None
 ) -> None:
     answer = poll(body, status)

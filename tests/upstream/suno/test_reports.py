@@ -124,7 +124,7 @@ def test_callback_reads_alike_in_every_shape(body: object) -> None:
         ("ERROR", Stage.failed),
     ],
 )
-def test_callback_type_tells_the_stage(kind: object, stage: Stage) -> None:
+def test_callback_type_sets_the_stage(kind: object, stage: Stage) -> None:
     assert event_types(kind, SNAKE).stage is stage
 
 
@@ -148,7 +148,7 @@ def test_callback_type_tells_the_stage(kind: object, stage: Stage) -> None:
         ("Failed", Stage.failed),
     ],
 )
-def test_poll_status_tells_the_stage(word: object, stage: Stage) -> None:
+def test_poll_status_sets_the_stage(word: object, stage: Stage) -> None:
     assert polled(word, CAMEL).stage is stage
 
 
@@ -224,12 +224,12 @@ def test_poll_failure_is_named_by_its_error_code(code: int, error_code: ErrorCod
         assert report == Report(Stage.failed, "7d9e", (), code, "no", error_code, refunded)
 
 
-def test_poll_failure_without_code_or_message_is_told_by_its_status() -> None:
+def test_poll_failure_without_code_or_message_is_named_by_its_status() -> None:
     report = polled("GENERATE_AUDIO_FAILED", errorCode=None, errorMessage="")
     assert report == Report(Stage.failed, "7d9e", message="GENERATE_AUDIO_FAILED", error_code=ErrorCode.upstream_failed)
 
 
-def test_sensitive_words_are_rejected_content_wherever_they_are_named() -> None:
+def test_sensitive_word_errors_are_rejected_content_in_every_field() -> None:
     assert polled("SENSITIVE_WORD_ERROR", errorCode=500).error_code == "content_rejected"
     assert polled("FAILED", errorCode="SENSITIVE_WORD_ERROR").error_code == "content_rejected"
 
@@ -255,7 +255,7 @@ def test_failure_with_code_200_in_the_envelope_keeps_its_message() -> None:
         b"[" * 100_000,
     ],
 )
-def test_callback_that_says_nothing_is_unreadable(body: bytes) -> None:
+def test_callback_without_content_is_unreadable(body: bytes) -> None:
     assert read_callback(body) is None
 
 
