@@ -2,8 +2,8 @@
 A lint: only `tasks/lifecycle.py` writes the columns of a task, and its `tasks/events.py` those that every event moves.
 
 Run as `python -m tests.lint_task_writers`; prints each place as path:line and exits with 1 if there is one. It knows a
-task by its name: `task`, whatever ends in `task`, and what is annotated as `Task`. `claim_due(…, Task, …)` and
-`update(Task)` write too.
+task by a column that no other table has, and for the others by its name: `task`, whatever ends in `task`, and what is
+annotated as `Task`. `claim_due(…, Task, …)` and `update(Task)` write too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sqlalchemy import inspect
 
+from app.database.base import Base
 from app.database.engine import ROOT
 from app.models import Task
 
@@ -22,6 +23,10 @@ WRITER = Path("app/tasks/lifecycle.py")
 # The recorder that the writer holds: it counts the version up with each event, so that neither is without the other.
 RECORDER, RECORDED = Path("app/tasks/events.py"), frozenset({"status", "version", "updated_at"})
 COLUMNS = frozenset(attribute.key for attribute in inspect(Task).column_attrs)
+# Whatever these are written to is a task.
+OWN_COLUMNS = COLUMNS - {
+    attribute.key for mapper in Base.registry.mappers if mapper.class_ is not Task for attribute in mapper.column_attrs
+}
 
 
 def find_writes(source: str, but: frozenset[str] = frozenset()) -> Iterator[tuple[int, str]]:
@@ -32,7 +37,7 @@ def find_writes(source: str, but: frozenset[str] = frozenset()) -> Iterator[tupl
     }
     for node in ast.walk(tree):
         for target in _targets(node):
-            if target.attr in COLUMNS - but and _is_task(target.value, annotated):
+            if target.attr in COLUMNS - but and (target.attr in OWN_COLUMNS or _is_task(target.value, annotated)):
                 yield target.lineno, ast.unparse(target)
         if isinstance(node, ast.Call) and _writes_tasks(node, annotated):
             yield node.lineno, ast.unparse(node.func)

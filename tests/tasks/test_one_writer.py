@@ -14,6 +14,7 @@ from tests.lint_task_writers import find_writes, main
         "locked_task.due_at: int = 1",
         "def f(row: Task) -> None:\n    row.charge = 1",
         "def f(row: Task | None) -> None:\n    setattr(row, name, 1)",
+        "row.upstream_task_id = 1",
         "claim_due(session, Task, claim)",
         "update(Task).values(due_at=None)",
     ],
