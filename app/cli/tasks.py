@@ -13,8 +13,8 @@ from app.enums import TaskStatus
 from app.errors import NotFound
 from app.services import Services
 from app.tasks.event_schemas import EventRead
-from app.tasks.resolution import CannotResolve
 from app.tasks.schemas import TaskFilters
+from app.tasks.service import CannotResolve
 
 tasks = typer.Typer(no_args_is_help=True, help="Tasks of all callers.")
 

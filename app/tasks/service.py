@@ -11,7 +11,7 @@ from app.auth.rate_limit import spend
 from app.config import Settings
 from app.database.engine import Database, Session
 from app.database.wakeups import ERASURES, notify_on_commit
-from app.enums import TaskStatus
+from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
 from app.signed_urls import SignedUrls
@@ -20,11 +20,14 @@ from app.tasks import repository
 from app.tasks.clips import storage_keys_of
 from app.tasks.idempotency import claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.resolution import resolve
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
-from app.tasks.transitions import FINAL
+from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
 from app.tasks.waiting import RetryAfterEstimate
 from app.webhooks.lifecycle import check_receiver
+
+
+class CannotResolve(Exception):
+    """The task cannot take the requested transition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +185,44 @@ async def erase_task(session: Session, task: Task, now: datetime) -> None:
     await repository.delete_task(session, task.id)
     notify_on_commit(session, ERASURES)
     notify_on_commit(session, task.id)
+
+
+async def resolve(
+    lifecycle: TaskLifecycle,
+    session: Session,
+    task: Task,
+    status: TaskStatus,
+    upstream_task_id: str | None,
+    now: datetime,
+) -> None:
+    """
+    Set a locked task to the state that an operator found out. Raises CannotResolve.
+
+    `generating` attaches it to an upstream task, which is then polled. A task that an
+    operator fails is still revived by a late success.
+    """
+    is_revivable = task.status is TaskStatus.failed and task.error_code in REVIVABLE
+    if (
+        status is TaskStatus.generating
+        and upstream_task_id
+        and (is_revivable or can_move(task.status, TaskStatus.generating))
+    ):
+        await lifecycle.attach(session, task, upstream_task_id, now)
+    elif status is TaskStatus.succeeded and task.clips and can_move(task.status, TaskStatus.succeeded):
+        lifecycle.finish(session, task, TaskStatus.succeeded, now, ResolvedBy.operator)
+    elif status is TaskStatus.failed and can_move(task.status, TaskStatus.failed):
+        message = "An operator gave up on this task."
+        lifecycle.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
+    elif status is TaskStatus.canceled and can_move(task.status, TaskStatus.canceled):
+        lifecycle.finish(session, task, TaskStatus.canceled, now, ResolvedBy.operator)
+    else:
+        raise CannotResolve(
+            f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
+        )
+
+
+def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:
+    """What the transition needs and the task does not have, as the end of a sentence."""
+    if status is TaskStatus.generating and upstream_task_id is None:
+        return " without --upstream-task-id"
+    return " without clips" if status is TaskStatus.succeeded and not task.clips else ""

@@ -15,7 +15,7 @@ from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
 from app.tasks.repository import lock_task
-from app.tasks.resolution import CannotResolve, resolve
+from app.tasks.service import CannotResolve, resolve
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
 from tests.support.settings import SECRET_KEY

@@ -10,7 +10,7 @@ import pytest
 from app.enums import ErrorCode, TaskStatus
 from app.models import Task
 from app.tasks.event_stream import STREAM
-from app.tasks.resolution import resolve
+from app.tasks.service import resolve
 from app.tasks.transitions import Failure
 from app.tasks.waiting import Waiters
 from app.web.negotiation import prefers
