@@ -46,7 +46,7 @@ storm: install-dev ## A minute of orders, upstream faults and kills on each data
 	@$(BIN)/python -m pytest -m "slow or not slow" tests/faults/test_storm.py $(ARGS)
 
 proof: install-dev ## The slow tests: the long storm, the large crowds, a thousand orders for four processes
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(BIN)/python -m pytest -m slow -n 2 $(ARGS)
 
 lint: install-dev ## Format, lint, types, import layers and the one writer of tasks, changing nothing
 	@$(BIN)/ruff format --check

@@ -15,7 +15,7 @@ from tests.faults.ledger import Ledger, made_by, most_in_a_window, read_ledger, 
 from tests.support.processes import Process, Processes, free_port
 from tests.support.settings import KEY
 
-RATE = "15/1"
+RATE = "30/1"
 SETTINGS: dict[str, str | None] = {
     "upstream_rate": RATE,
     "upstream_timeout": "1.5",
@@ -71,8 +71,14 @@ class Aftermath:
         return found
 
 
-async def storm(processes: Processes, database_url: str, *, seconds: float, workers: int, seed: int) -> Aftermath:
-    """Order sounds for this long while one process after the other is killed, then let everything settle."""
+async def storm(
+    processes: Processes, database_url: str, *, seconds: float, pause: float, workers: int, seed: int
+) -> Aftermath:
+    """
+    Order sounds for this long while one process after the other is killed, then let everything settle.
+
+    Each orderer waits for up to `pause` seconds before its next order.
+    """
     rng = random.Random(seed)  # noqa: S311 - decides who is killed when
     retries = ",".join(["0.5"] * 4 + ["1"] * 30)
     sandbox = await processes.sandbox(
@@ -80,7 +86,7 @@ async def storm(processes: Processes, database_url: str, *, seconds: float, work
     )
     crew = await _crew(processes, database_url, sandbox.url, workers)
     until = time.monotonic() + seconds
-    orders = [asyncio.create_task(order_until(crew[0].running.url, until, rng)) for _ in range(ORDERERS)]
+    orders = [asyncio.create_task(order_until(crew[0].running.url, until, pause, rng)) for _ in range(ORDERERS)]
     kills = await _strike_until(crew, until, rng)
     acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
@@ -121,7 +127,7 @@ async def _strike_until(crew: list[Member], until: float, rng: random.Random) ->
     return kills
 
 
-async def order_until(url: str, until: float, rng: random.Random) -> list[str]:
+async def order_until(url: str, until: float, pause: float, rng: random.Random) -> list[str]:
     """Order one sound after the other, each until it is acknowledged; some are canceled at once."""
     acknowledged = []
     async with httpx.AsyncClient(
@@ -133,7 +139,7 @@ async def order_until(url: str, until: float, rng: random.Random) -> list[str]:
             acknowledged.append(str(task["id"]))
             if rng.random() < 0.05:
                 await insist(client, f"/v1/tasks/{task['id']}/cancel")
-            await asyncio.sleep(rng.uniform(0, 0.4))
+            await asyncio.sleep(rng.uniform(0, pause))
     return acknowledged
 
 

@@ -42,7 +42,7 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
         sandbox = await processes.sandbox("--callback-retries", "0.5,1,1,2,2,2", delay=0.5, rate=1000)
         service = await processes.serve(database_url, sandbox.url)
         until = time.monotonic() + AWAY + 4
-        orders = [asyncio.create_task(order_until(service.url, until, rng)) for _ in range(10)]
+        orders = [asyncio.create_task(order_until(service.url, until, 0.4, rng)) for _ in range(10)]
         await asyncio.sleep(2)
         with outage():
             lives = await _lives_for(AWAY, service.url)

@@ -15,7 +15,7 @@ async def test_short_storm_loses_nothing_and_pays_nothing_twice(
 ) -> None:
     with Processes(tmp_path) as processes:
         workers = 0 if database_url.startswith("sqlite") else 2
-        aftermath = await storm(processes, database_url, seconds=12, workers=workers, seed=1)
+        aftermath = await storm(processes, database_url, seconds=12, pause=0.8, workers=workers, seed=1)
 
     measured(f"{workers + 1} processes on {database_url.partition('+')[0]}: {aftermath.counts()}")
     assert aftermath.disagreements() == []
@@ -29,7 +29,8 @@ async def test_long_storm_loses_nothing_and_pays_nothing_twice(
 ) -> None:
     with Processes(tmp_path) as processes:
         workers = 0 if database_url.startswith("sqlite") else 3
-        aftermath = await storm(processes, database_url, seconds=60, workers=workers, seed=2)
+        # About as many as the upstream takes in that time, while it throttles and fails.
+        aftermath = await storm(processes, database_url, seconds=60, pause=2.5, workers=workers, seed=2)
 
     measured(
         f"a minute of storm over {workers + 1} processes on {database_url.partition('+')[0]}: {aftermath.counts()}"
