@@ -81,10 +81,11 @@ async def insist(transaction: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta:
+    # Before anything else: a wake-up that a full loop left set would end each of its sleeps at once.
+    loop.wakeup.clear()
     room = loop.concurrency - len(running)
     if room <= 0:
         return FALLBACK_INTERVAL
-    loop.wakeup.clear()
     try:
         claimed = await loop.claim(room)
     except TRANSIENT as error:

@@ -1,0 +1,78 @@
+"""The worker loop: it claims when there may be something, and rests when there cannot."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+
+from app.workers.runner import Claimed, Loop, run_loop
+from tests.support.wait import eventually
+
+PLACES = 3
+
+
+class CountedEvent(asyncio.Event):
+    """An event that counts the turns of its loop: each ends with a wait for it."""
+
+    turns = 0
+
+    async def wait(self) -> Literal[True]:
+        self.turns += 1
+        return await super().wait()
+
+
+@dataclass
+class Rows:
+    """Rows that are always due; the work on each lasts until `done` is set."""
+
+    wakeup: CountedEvent = field(default_factory=CountedEvent)
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    claimed: list[int] = field(default_factory=list)
+
+    async def claim(self, limit: int) -> Claimed[int]:
+        rows = range(len(self.claimed), len(self.claimed) + limit)
+        self.claimed += rows
+        return Claimed(rows)
+
+    async def work(self, _row: int) -> None:
+        await self.done.wait()
+
+
+@asynccontextmanager
+async def full_loop() -> AsyncIterator[Rows]:
+    """A running loop without a free place."""
+    rows, stopping = Rows(), asyncio.Event()
+    loop = Loop("rows", rows.wakeup, PLACES, rows.claim, rows.work)
+    running = asyncio.create_task(run_loop(loop, stopping))
+    await eventually(lambda: len(rows.claimed) == PLACES)
+    yield rows
+    stopping.set()
+    rows.done.set()
+    await running
+
+
+@pytest.mark.parametrize("rings", [1, 100])
+async def test_full_loop_makes_one_turn_for_each_wakeup(rings: int) -> None:
+    async with full_loop() as rows:
+        before = rows.wakeup.turns
+        for ring in range(1, rings + 1):
+            rows.wakeup.set()
+            await eventually(lambda ring=ring: rows.wakeup.turns >= before + ring)  # type: ignore[misc]
+        # As many steps of the event loop as a loop that spins would use.
+        for _ in range(1000):
+            await asyncio.sleep(0)
+
+        # The fallback may add some: one a second.
+        assert rows.wakeup.turns <= before + rings + 10
+        assert len(rows.claimed) == PLACES
+
+
+async def test_full_loop_claims_again_as_soon_as_a_place_is_free() -> None:
+    async with full_loop() as rows:
+        rows.wakeup.set()
+        rows.done.set()
+
+        await eventually(lambda: len(rows.claimed) > PLACES, within=0.9)
