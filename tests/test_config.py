@@ -9,13 +9,49 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from app.cli.main import main
-from app.config import PREFIX, SECRETS, Rate, Settings
+from app.config import PREFIX, SECRETS, Rate, Settings, unknown_settings
 
 SPAN = "must be a number of seconds, such as 30 or 0.5"
 POSITIVE = "must be more than 0 seconds"
 RATE = "must be requests/seconds, such as 20/10"
 ADDRESS = "must be an address such as https://sounds.example.com"
 CHOICE = "Input should be"
+KEY_ALONE = "must be the key alone, in visible ASCII characters"
+INVISIBLE = "must not contain control or invisible characters"
+# What surrounds a value that was copied, read from a file or given by `docker --env-file`.
+WRAPPINGS = ["{}\n", "{}\r\n", " {}\t", "\ufeff{}", "\u200b{}\u00a0", '"{}"', "'{}'", '" {} "\n']
+# A good value of each setting, other than its default.
+GOOD = {
+    "DATABASE_URL": "sqlite+aiosqlite:///elsewhere.db",
+    "UPSTREAM_URL": "https://mirror.example",
+    "UPSTREAM_API_KEY": "planted-key",
+    "PUBLIC_URL": "https://sounds.example",
+    "BASE_URL": "https://sounds.internal",
+    "SECRET_KEYS": "a-secret-key-of-the-tests-alone",
+    "API_KEYS": "shop:planted-key",
+    "MODELS": "V6",
+    "UPSTREAM_RATE": "5/1",
+    "POLL_AFTER": "1",
+    "POLL_EVERY": "1",
+    "SUBMIT_DEADLINE": "1",
+    "TASK_DEADLINE": "1",
+    "HOLD_RECHECK": "1",
+    "GRACE": "1",
+    "CALLBACK_TRUST": "pull",
+    "CALLBACK_HMAC_KEY": "planted-key",
+    "EGRESS_ALLOW": "10.0.0.0/8",
+    "WEBHOOK_SCHEDULE": "1,2",
+    "WEBHOOK_TIMEOUT": "1",
+    "KEY_RATE": "60/60",
+    "STORAGE_URL": "file:elsewhere",
+    "AUDIO_MAX_MB": "1",
+    "LINK_TTL": "1",
+    "S3_REDIRECT": "true",
+    "RETENTION_DAYS": "1",
+    "LOG_FORMAT": "json",
+    "LOG_LEVEL": "debug",
+    "UPSTREAM_TIMEOUT": "1",
+}
 # Each setting with what it cannot be, and how the sentence goes on that says so.
 NONSENSE: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "nonsense", "must be a database URL"),
@@ -34,6 +70,16 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("BASE_URL", "https://sounds.example#top", ADDRESS),
     ("API_KEYS", "no-colon", "must be name:key pairs, separated by commas"),
     ("API_KEYS", "name:", "must be name:key pairs, separated by commas"),
+    ("API_KEYS", "name:clé", "must hold keys of visible ASCII characters"),
+    ("API_KEYS", "name:a key", "must hold keys of visible ASCII characters"),
+    ("UPSTREAM_API_KEY", "Bearer abc", KEY_ALONE),
+    ("UPSTREAM_API_KEY", "clé", KEY_ALONE),
+    ("UPSTREAM_API_KEY", "a\nb", INVISIBLE),
+    ("CALLBACK_HMAC_KEY", "a\u200bb", INVISIBLE),
+    ("SECRET_KEYS", "a-secret-key-with\x7f-inside", INVISIBLE),
+    ("DATABASE_URL", "sqlite+aiosqlite:///var/sound\npost.db", INVISIBLE),
+    ("UPSTREAM_URL", "https://exa\nmple", INVISIBLE),
+    ("UPSTREAM_URL", "https://exä..mple", ADDRESS),
     ("MODELS", ",", "must name at least one model"),
     ("UPSTREAM_RATE", "20", RATE),
     ("UPSTREAM_RATE", "0/10", RATE),
@@ -67,8 +113,6 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("LOG_LEVEL", "verbose", CHOICE),
     ("UPSTREAM_TIMEOUT", "0", POSITIVE),
 ]
-# What anything may be.
-FREE = {"UPSTREAM_API_KEY", "CALLBACK_HMAC_KEY", "SECRET_KEYS"}
 
 
 @pytest.fixture(autouse=True)
@@ -91,10 +135,46 @@ def test_setting_that_cannot_work_is_refused_with_a_sentence(
     assert line.startswith(f"{PREFIX}{name} {sentence}")
 
 
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_what_surrounds_a_value_is_no_part_of_it(wrapping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(GOOD) == {name.upper() for name in Settings.model_fields}
+    for name, value in GOOD.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", value)
+    plain = Settings()
+    for name, value in GOOD.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", wrapping.format(value))
+
+    wrapped = Settings()
+
+    assert wrapped == plain
+    assert {name for name in GOOD if getattr(plain, name.lower()) == getattr(_defaults(), name.lower())} == set()
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\n", '""', "\ufeff"])
+def test_value_of_nothing_but_white_space_is_not_set(nothing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in GOOD:
+        monkeypatch.setenv(f"{PREFIX}{name}", nothing)
+
+    assert Settings() == _defaults()
+
+
+@pytest.mark.parametrize("value", ["INFO", "Debug", "warning"])
+def test_log_level_is_read_in_any_case(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}LOG_LEVEL", value)
+
+    assert Settings().log_level == value.lower()
+
+
+def test_address_in_other_letters_is_kept_as_headers_and_requests_can_carry_it() -> None:
+    settings = Settings(public_url="https://töne.example/grün/")
+
+    assert settings.public_url == "https://xn--tne-sna.example/gr%C3%BCn"
+
+
 def test_every_setting_has_nonsense_that_it_refuses() -> None:
     tried = {name for name, _, _ in NONSENSE}
 
-    assert {name.upper() for name in Settings.model_fields} - FREE - tried == set()
+    assert {name.upper() for name in Settings.model_fields} - tried == set()
 
 
 def test_every_setting_is_described_with_its_unit() -> None:
@@ -168,6 +248,26 @@ def test_secret_may_be_in_a_file(name: str, folder: Path, monkeypatch: pytest.Mo
     assert (value if isinstance(value, str) else value.get_secret_value()) == secret
 
 
+def test_variable_that_is_no_setting_is_named_with_the_nearest_that_is_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}POL_EVERY", "3")
+    monkeypatch.setenv(f"{PREFIX}GRACE_FILE", "x")
+    monkeypatch.setenv(f"{PREFIX}GRACE", "3")
+    monkeypatch.setenv(f"{PREFIX}SECRET_KEYS_FILE", "x")
+    # What Kubernetes sets beside a Service called soundpost.
+    monkeypatch.setenv(f"{PREFIX}SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv(f"{PREFIX}PORT_8000_TCP_ADDR", "10.0.0.1")
+    (folder / ".env").write_text(f"\ufeff{PREFIX}UPSTREAM_KEY=x\n{PREFIX}XYZZY=x\n{PREFIX}MODELS=V6\nOTHER=x\n")
+
+    assert unknown_settings(Settings) == {
+        f"{PREFIX}GRACE_FILE": f"{PREFIX}GRACE",
+        f"{PREFIX}POL_EVERY": f"{PREFIX}POLL_EVERY",
+        f"{PREFIX}UPSTREAM_KEY": f"{PREFIX}UPSTREAM_API_KEY",
+        f"{PREFIX}XYZZY": None,
+    }
+
+
 def test_secret_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{PREFIX}SECRET_KEYS_FILE", str(folder / "absent"))
 
@@ -190,6 +290,13 @@ def test_lease_outlives_the_request_it_is_taken_for() -> None:
 
     assert settings.submit_lease > settings.upstream_timeout
     assert settings.webhook_lease > settings.webhook_timeout
+
+
+def _defaults() -> Settings:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in GOOD:
+            patch.delenv(f"{PREFIX}{name}", raising=False)
+        return Settings()
 
 
 def test_value_given_in_code_is_checked_too() -> None:

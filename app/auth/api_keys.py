@@ -13,6 +13,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import select, update
 
+from app.config import fits_header
 from app.database.base import new_id
 from app.database.engine import Database, Session, insert_new
 from app.errors import NotAuthenticated, NotFound
@@ -109,4 +110,6 @@ def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
     pairs = [pair.strip().partition(":") for pair in configured.split(",") if pair.strip()]
     if any(not (name and key) for name, _, key in pairs):
         raise ValueError("SOUNDPOST_API_KEYS must be name:key pairs, separated by commas")
+    if not all(fits_header(key.strip()) for _, _, key in pairs):
+        raise ValueError("SOUNDPOST_API_KEYS must hold keys of visible ASCII characters: a header cannot carry others")
     return [(name.strip(), key.strip()) for name, _, key in pairs]

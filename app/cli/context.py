@@ -6,16 +6,19 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import NoReturn, TypeVar
 
+import structlog
 import typer
 from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.auth import api_keys
-from app.config import PREFIX, Settings
+from app.config import PREFIX, Settings, unknown_settings
 from app.database.engine import UnknownSchema, migrate, reason
 from app.keyring import KeyringUnusable, load_or_create_keyring
 from app.services import Services, build_services
 from app.upstream.hold import NO_KEY
+
+log = structlog.get_logger()
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +37,8 @@ def read_settings() -> Settings:
         lines = [f"{PREFIX}{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}" for e in error.errors()]
         message = "\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines)
         raise SettingsUnusable(message) from error
+    except OSError as error:
+        raise SettingsUnusable(f"{error.filename} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise SettingsUnusable(str(error)) from error
     return settings
@@ -45,6 +50,12 @@ def load_settings() -> Settings:
         return read_settings()
     except SettingsUnusable as error:
         fail(str(error))
+
+
+def warn_of_unknown_settings() -> None:
+    """Log each SOUNDPOST_ variable that no setting has: it may be a typo, and has no effect."""
+    for name, nearest in unknown_settings(Settings).items():
+        log.warning("unknown_setting", name=name, did_you_mean=nearest)
 
 
 def require_upstream_key(settings: Settings) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from app.cli.context import SettingsUnusable, read_settings
+from app.config import Settings, unknown_settings
 from app.database.engine import reason
 from app.health import Check, all_checks, run_checks
 from app.keyring import KeyringUnusable
@@ -22,9 +23,15 @@ async def examine() -> AsyncIterator[tuple[str, Check]]:
     except (SettingsUnusable, KeyringUnusable) as error:
         yield "settings", Check(status="down", detail=str(error))
         return
-    yield "settings", Check(status="ok", detail="every setting can be read")
+    yield "settings", Check(status="ok", detail="; ".join(["every setting can be read", *_unknown()]))
     try:
         async for name, check in run_checks(all_checks(services), reason):
             yield name, check
     finally:
         await services.close()
+
+
+def _unknown() -> Iterator[str]:
+    """A sentence for each variable that looks like a setting and is none: a warning, since others may use it."""
+    for name, nearest in unknown_settings(Settings).items():
+        yield f"but {name} is none and has no effect" + (f": did you mean {nearest}?" if nearest else "")

@@ -16,7 +16,15 @@ import typer
 
 from app import __version__
 from app.cli import callbacks, keys, tasks
-from app.cli.context import fail, load_settings, prepare, require_upstream_key, upgrade_schema, with_services
+from app.cli.context import (
+    fail,
+    load_settings,
+    prepare,
+    require_upstream_key,
+    upgrade_schema,
+    warn_of_unknown_settings,
+    with_services,
+)
 from app.cli.demo import run as run_demo
 from app.cli.doctor import examine
 from app.config import parse_rate
@@ -72,6 +80,8 @@ def serve(
 ) -> None:
     """Serve the REST API and the callbacks, and run the workers."""
     settings = load_settings()
+    configure_logging(settings)
+    warn_of_unknown_settings()
     require_upstream_key(settings)
     prepare(settings)
     try:
@@ -84,9 +94,10 @@ def serve(
 def worker() -> None:
     """Run the workers without the REST API."""
     settings = load_settings()
+    configure_logging(settings)
+    warn_of_unknown_settings()
     require_upstream_key(settings)
     prepare(settings)
-    configure_logging(settings)
     asyncio.run(run_worker(settings))
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.config.sources import PREFIX, SecretFiles
 from app.config.values import (
     LastingSpan,
     Networks,
@@ -24,11 +21,12 @@ from app.config.values import (
     Span,
     Spans,
     StringList,
+    cleaned,
+    fits_header,
     parse_span,
+    web_address,
 )
 
-PREFIX = "SOUNDPOST_"
-SECRETS = ("UPSTREAM_API_KEY", "SECRET_KEYS", "API_KEYS", "CALLBACK_HMAC_KEY", "DATABASE_URL")
 NO_PUBLIC_URL = "https://soundpost.invalid"
 # Where the upstream calls, below the public URL: the only path that must be reachable from outside.
 CALLBACKS_PATH = "/callbacks/"
@@ -43,7 +41,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=".env", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8-sig",
+        extra="ignore",
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
     )
 
     database_url: str = Field(
@@ -184,21 +187,33 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """A value given in code wins over a secret's file, which wins over the environment and .env."""
-        return init_settings, _SecretFiles(settings_cls), env_settings, dotenv_settings
+        return init_settings, SecretFiles(settings_cls), env_settings, dotenv_settings
+
+    @field_validator("log_level", "log_format", "callback_trust", mode="before")
+    @classmethod
+    def _is_read_in_any_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    # Defined after it, so that it comes first.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_cleaned(cls, value: object, info: ValidationInfo) -> object:
+        """Nothing but white space counts as not set."""
+        if not isinstance(value, str) or info.field_name is None:
+            return value
+        return cleaned(value) or cls.model_fields[info.field_name].get_default()
+
+    @field_validator("upstream_api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not fits_header(value.get_secret_value()):
+            raise ValueError("must be the key alone, in visible ASCII characters: a header cannot carry others")
+        return value
 
     @field_validator("upstream_url", "public_url", "base_url")
     @classmethod
     def _is_a_web_address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        try:
-            url = urlsplit(value)
-            is_usable = url.hostname and url.port != 0 and not (url.query or url.fragment or " " in value)
-        except ValueError:
-            is_usable = False
-        if not is_usable or url.scheme not in ("http", "https"):
-            raise ValueError("must be an address such as https://sounds.example.com")
-        return value.rstrip("/")
+        return value and web_address(value)
 
     @field_validator("database_url")
     @classmethod
@@ -269,20 +284,3 @@ class Settings(BaseSettings):
     def is_sqlite(self) -> bool:
         """Whether the database is the embedded one."""
         return self.database_url.startswith("sqlite")
-
-
-class _SecretFiles(PydanticBaseSettingsSource):
-    """Reads `SOUNDPOST_…_FILE`, as containers hand secrets over."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE") if field_name.upper() in SECRETS else None
-        if not path:
-            return None, field_name, False
-        try:
-            return Path(path).read_text().strip(), field_name, False
-        except (OSError, UnicodeDecodeError):
-            raise ValueError(f"{PREFIX}{field_name.upper()}_FILE names a file that cannot be read: {path}") from None
-
-    def __call__(self) -> Mapping[str, Any]:  # type: ignore[override]
-        values = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
-        return {name: value for name, value in values.items() if value is not None}

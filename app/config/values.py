@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, NamedTuple
+from urllib.parse import urlsplit
 
+import httpx
 from pydantic import BeforeValidator, PlainValidator
 from pydantic_settings import NoDecode
+
+# White space, and the marks without width that a copy from a web page brings along.
+_EDGE = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]+|[\\s\u200b-\u200f\u2060\ufeff]+$")
+_VISIBLE_ASCII = re.compile("[!-~]+")
 
 
 class Rate(NamedTuple):
@@ -15,6 +22,37 @@ class Rate(NamedTuple):
 
     requests: int
     period: timedelta
+
+
+def cleaned(text: str) -> str:
+    """
+    Return a value without white space around it, and without the quotes that `docker --env-file` leaves in.
+
+    Raises ValueError for control and invisible characters inside.
+    """
+    text = _EDGE.sub("", text)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
+        text = _EDGE.sub("", text[1:-1])
+    if not text.isprintable():
+        raise ValueError("must not contain control or invisible characters")
+    return text
+
+
+def fits_header(text: str) -> bool:
+    """Whether a key can be sent in a header: visible ASCII characters alone."""
+    return _VISIBLE_ASCII.fullmatch(text) is not None
+
+
+def web_address(text: str) -> str:
+    """Read a base URL, as the ASCII that headers can carry, without a slash at its end. Raises ValueError."""
+    try:
+        url, ascii_url = urlsplit(text), str(httpx.URL(text))
+        is_usable = url.hostname and url.port != 0 and not (url.query or url.fragment or " " in text)
+    except (ValueError, httpx.InvalidURL):
+        is_usable = False
+    if not is_usable or url.scheme not in ("http", "https"):
+        raise ValueError("must be an address such as https://sounds.example.com")
+    return (text if text.isascii() else ascii_url).rstrip("/")
 
 
 def parse_span(value: object) -> timedelta:

@@ -94,3 +94,18 @@ async def test_schema_of_another_release_needs_a_migration(empty_database_url: s
 
     assert ended.code == 1
     assert "run `soundpost migrate`" in ended.stdout
+
+
+async def test_variable_that_is_no_setting_is_warned_of_by_doctor_serve_and_worker(tmp_path: Path) -> None:
+    typo = {"pol_every": "3", "upstream_url": "http://127.0.0.1:9"}
+    with Processes(tmp_path, database_url=f"sqlite+aiosqlite:///{tmp_path}/soundpost.db", **typo) as processes:
+        examined = await processes.run("doctor", "--json")
+        servers = [processes.start("serve", "--port", "0"), processes.start("worker")]
+        for server in servers:
+            await eventually(lambda server=server: "unknown_setting" in server.log, 60)  # type: ignore[misc]
+
+    settings = next(finding for finding in json.loads(examined.stdout) if finding["check"] == "settings")
+    assert settings["ok"]
+    for said in (settings["detail"], *(server.log for server in servers)):
+        assert "SOUNDPOST_POL_EVERY" in said
+        assert "SOUNDPOST_POLL_EVERY" in said
