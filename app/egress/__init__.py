@@ -6,7 +6,6 @@ from app.egress.exchange import (
     CappedResponse,
     Download,
     ExchangeTooSlow,
-    read_capped,
     send_capped,
     stream_following,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "guarded_client",
     "is_forbidden",
     "plain_client",
-    "read_capped",
     "send_capped",
     "stream_following",
     "upstream_client",

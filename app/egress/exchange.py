@@ -23,7 +23,7 @@ class AnswerTooLarge(httpx.TransportError):
 
 @dataclass(frozen=True, slots=True)
 class CappedResponse:
-    """A response with the first bytes of its body, never decompressed; `truncated` when there are more."""
+    """A response with the first bytes of its body, never decompressed; `truncated` when more than the limit came."""
 
     status: int
     headers: httpx.Headers
@@ -46,24 +46,26 @@ async def send_capped(
     """
     Send a request, without following redirects, and read at most `limit` bytes of the response's body.
 
-    Raises `httpx.TransportError`: among others `EgressRefused`, and `ExchangeTooSlow` when the exchange,
-    from the name lookup to the last byte, does not end `within` this time.
+    A body that is cut, broken or not here `within` this time is returned as far as it came: the status
+    and the headers are the receiver's answer. Raises `httpx.TransportError` where there is no such answer:
+    among others `EgressRefused`, and `ExchangeTooSlow` when the head does not come `within` this time.
     """
-    async with _deadline(within):
-        response = await _send(client, request)
-        async with aclosing(response):
-            body, truncated = await read_capped(response, limit)
-    return CappedResponse(response.status_code, response.headers, body, truncated)
-
-
-async def read_capped(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """Read at most `limit` bytes of a body as it was sent, never decompressed; True when there are more."""
+    response: httpx.Response | None = None
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit:
-            break
-    return bytes(body[:limit]), len(body) > limit
+    try:
+        async with _deadline(within):
+            response = await _send(client, request)
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > limit:
+                    break
+    except httpx.TransportError:
+        if response is None:
+            raise
+    finally:
+        if response is not None:
+            await response.aclose()
+    return CappedResponse(response.status_code, response.headers, bytes(body[:limit]), len(body) > limit)
 
 
 @asynccontextmanager

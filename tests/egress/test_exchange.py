@@ -62,10 +62,8 @@ async def test_compressed_bomb_stays_as_small_as_it_came() -> None:
     assert answer.body == bomb
 
 
-@pytest.mark.parametrize(
-    "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n", b"HTTP/1.1 200 OK\r\nX-Long: ", b""]
-)
-async def test_drip_fed_answer_ends_at_the_deadline(head: bytes) -> None:
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-Long: ", b""])
+async def test_drip_fed_head_ends_at_the_deadline(head: bytes) -> None:
     async def drip(connection: Connection) -> None:
         await connection.send(head)
         for _ in range(60):
@@ -78,6 +76,40 @@ async def test_drip_fed_answer_ends_at_the_deadline(head: bytes) -> None:
             await send_capped(client, client.build_request("POST", receiver.url), limit=KIB, within=BRIEFLY)
 
         assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("status", [200, 204, 410, 429, 503])
+@pytest.mark.parametrize(
+    ("head", "rest", "read"),
+    [
+        (b"Content-Length: 99\r\n\r\nthe first", b"", b"the first"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n9\r\nse", b"", b"firstse"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n", b"nonsense\r\n", b"first"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n", b"", b"first"),
+        (b"Content-Length: 99\r\n\r\n", b"", b""),
+    ],
+)
+@pytest.mark.parametrize("end", ["close", "reset", "hang"])
+async def test_broken_body_only_shortens_an_answer(
+    status: int, head: bytes, rest: bytes, read: bytes, end: str
+) -> None:
+    async def answer_badly(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(f"HTTP/1.1 {status} Some\r\nRetry-After: 7\r\n".encode() + head)
+        # What came before a reset is read only if it has come before.
+        await asyncio.sleep(0.05)
+        await connection.send(rest)
+        if end == "hang":
+            await asyncio.Event().wait()
+        if end == "reset":
+            connection.reset()
+
+    async with receiving(connected=answer_badly) as receiver, guarded_client(LOOPBACK, SOON) as client:
+        request = client.build_request("POST", receiver.url, content=b"{}")
+        answer = await send_capped(client, request, limit=KIB, within=BRIEFLY)
+
+    assert (answer.status, answer.headers["retry-after"]) == (status, "7")
+    assert answer.body == (b"" if status == 204 else read)
 
 
 async def test_cancellation_from_outside_stays_a_cancellation() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -50,6 +51,12 @@ class Connection:
     async def close(self) -> None:
         """End the connection, although less was sent than announced."""
         self.writer.close()
+
+    def reset(self) -> None:
+        """End the connection by a TCP reset."""
+        linger = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
 
 
 # What a receiver does with a request once it is read, or with a connection.

@@ -11,7 +11,7 @@ from app.enums import DeliveryStatus, DisabledBy
 from app.models import ApiKey
 from app.webhooks.signing import secret_of
 from tests.support.clock import Clock
-from tests.support.receivers import Reply, hang, receiving
+from tests.support.receivers import Connection, Reply, hang, receiving
 from tests.support.rows import add_key
 from tests.webhooks.outbox import outbox_of
 
@@ -176,6 +176,36 @@ async def test_endpoint_failing_for_five_days_is_disabled_and_other_endpoints_ar
         assert [json.loads(request.body)["type"] for request in elsewhere.requests] == ["endpoint.disabled"]
         await outbox.create_canceled_task(key)
         assert await outbox.attempt_due() == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "disabled_by"),
+    [
+        (200, DeliveryStatus.delivered, None),
+        (410, DeliveryStatus.given_up, DisabledBy.gone),
+        (429, DeliveryStatus.pending, None),
+    ],
+)
+async def test_answer_whose_body_breaks_off_counts_by_its_status(
+    database_url: str, status: int, outcome: DeliveryStatus, disabled_by: DisabledBy | None
+) -> None:
+    async def break_off(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(f"HTTP/1.1 {status} S\r\nRetry-After: 9\r\nContent-Length: 99\r\n\r\nthan".encode())
+
+    clock = Clock()
+    async with outbox_of(database_url, clock) as outbox, receiving(connected=break_off) as receiver:
+        key = await add_key(outbox.database)
+        endpoint = await outbox.add_endpoint(key, receiver.url)
+        await outbox.create_canceled_task(key)
+
+        await outbox.attempt_due()
+
+        [delivery], [attempt] = await outbox.deliveries(), await outbox.attempts()
+        stored = await outbox.endpoint(endpoint.id)
+        assert (delivery.status, stored.disabled_by) == (outcome, disabled_by)
+        assert (attempt.status_code, attempt.response, attempt.error) == (status, "than", None)
+        assert stored.paused_until == (clock.now + 9 * SECOND if status == 429 else None)
 
 
 async def test_one_success_resets_failing_since(database_url: str) -> None:
