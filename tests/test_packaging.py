@@ -1,11 +1,14 @@
 """What ships around the code holds together: the locks, the image, the composition, the settings that they name."""
 
+import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 from collections.abc import Iterator
@@ -100,6 +103,42 @@ def test_image_is_not_run_by_root() -> None:
 
     assert int(user) > 0
     assert int(group) > 0
+
+
+def test_wheel_installed_alone_runs_the_demo(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for part in ("app", "migrations"):
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for part in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / part, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input"]
+    _run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source))
+    shutil.rmtree(source)
+    [wheel] = tmp_path.glob("*.whl")
+    venv = tmp_path / "venv"
+    _run(sys.executable, "-m", "venv", "--without-pip", str(venv))
+    python = str(venv / "bin" / "python")
+    _run(*pip, "--python", python, "install", "--no-deps", "--no-index", str(wheel))
+    [packages] = venv.glob("lib/*/site-packages")
+    # The dependencies are those of this environment. Its own .pth files, which lead to the checkout, do not count.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    (tmp_path / "elsewhere").mkdir()
+
+    where = _run(python, "-c", "import app; print(app.__file__)", folder=tmp_path / "elsewhere")
+    shown = _run(str(venv / "bin" / "soundpost"), "demo", folder=tmp_path / "elsewhere")
+
+    assert where.startswith(str(packages))
+    files = [Path(line) for line in shown.splitlines() if line.startswith("/")]
+    assert files
+    assert all(file.read_bytes().startswith(b"RIFF") for file in files)
+
+
+def _run(*command: str, folder: Path | None = None) -> str:
+    """Run a command with nothing of this checkout in its environment; return what it printed."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", ["serve", "worker"])

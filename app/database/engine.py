@@ -25,7 +25,7 @@ Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
 Clock = Callable[[Session], Awaitable[datetime]]
 
-# The folder of alembic.ini and migrations/: beside the package, in a checkout and in the image.
+# The folder of migrations/, which stands beside the package: in a checkout, in the image and in the wheel.
 ROOT = Path(__file__).resolve().parents[2]
 SQLITE_BUSY_TIMEOUT = timedelta(seconds=8)
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
@@ -138,8 +138,9 @@ def migrate(url: str) -> None:
 
 def alembic_config(url: str) -> Config:
     """Alembic's configuration for the database at this URL. Does not depend on the current folder."""
-    config = Config(ROOT / "alembic.ini")
-    config.set_main_option("script_location", str(ROOT / "migrations"))
+    # alembic.ini is for writing new migrations. In its values a single % would begin an interpolation.
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
     config.attributes["url"] = url
     return config
 
