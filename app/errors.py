@@ -13,6 +13,7 @@ AppError
 ├── TaskNotFinal           409
 ├── NotArchivedYet         409
 ├── AudioLost              410
+├── OrderedTaskDeleted     410
 ├── ContentTooLarge        413
 ├── UnsupportedMediaType   415
 ├── RangeNotSatisfiable    416
@@ -169,6 +170,13 @@ class IdempotencyKeyReused(AppError):
 
     status, slug = 422, "idempotency-key-reused"
     advice = "Send the first body again to get its task, or use a new key to create another task."
+
+
+class OrderedTaskDeleted(AppError):
+    """The task of this idempotency key was deleted."""
+
+    status, slug = 410, "ordered-task-deleted"
+    advice = "Nothing was ordered again. To order the sound once more, send a new `Idempotency-Key`."
 
 
 class TooManyRequests(AppError):

@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
 
 from app.database.engine import Session, insert_new
-from app.errors import IdempotencyKeyReused, InvalidRequest
+from app.errors import IdempotencyKeyReused, InvalidRequest, OrderedTaskDeleted
 from app.models import IdempotencyKey, Task
 from app.tasks.repository import find_task
 from app.tasks.schemas import TaskCreate
@@ -32,7 +32,8 @@ IdempotencyHeader = Annotated[
     Header(
         alias="Idempotency-Key",
         description="A key of your choice: 1 to 255 visible ASCII characters, quoted or bare. For 24 hours, requests"
-        " with the same key and body make one task; the same key with another body is refused.",
+        " with the same key and body make one task, even if that is deleted meanwhile; the same key with another body"
+        " is refused.",
         json_schema_extra={"pattern": PATTERN, "examples": ["8e03978e-40d5-43dd-bc93-6894a57f9324"]},
     ),
 ]
@@ -76,10 +77,11 @@ def fingerprint(order: TaskCreate, default_model: str) -> str:
 
 async def claim_key(session: Session, api_key_id: str, key: str | None, print_: str, now: datetime) -> Claimed:
     """
-    Lock a key and find the task that it stands for already, if any. Raises IdempotencyKeyReused.
+    Lock a key and find the task that it stands for already, if any.
 
     The insert makes concurrent requests with one key wait for each other: the first
-    to commit has made the task, and the others find it.
+    to commit has made the task, and the others find it. Raises IdempotencyKeyReused, and
+    OrderedTaskDeleted: a late retry must not pay again for what was deleted.
     """
     if key is None:
         return Claimed(None, None)
@@ -87,10 +89,12 @@ async def claim_key(session: Session, api_key_id: str, key: str | None, print_: 
     await insert_new(session, IdempotencyKey, row)
     mine = select(IdempotencyKey).where(IdempotencyKey.api_key_id == api_key_id, IdempotencyKey.key == key)
     kept = (await session.scalars(mine.with_for_update())).one()
-    task = await find_task(session, kept.task_id) if kept.created_at + KEPT_FOR > now else None
-    if task is None:
+    if not kept.task_id or kept.created_at + KEPT_FOR <= now:
         kept.fingerprint, kept.created_at = print_, now
         return Claimed(kept, None)
     if kept.fingerprint != print_:
         raise IdempotencyKeyReused
+    task = await find_task(session, kept.task_id)
+    if task is None:
+        raise OrderedTaskDeleted
     return Claimed(kept, task)

@@ -14,7 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
 from app.enums import Charge
-from app.errors import IdempotencyKeyReused, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
+from app.errors import IdempotencyKeyReused, OrderedTaskDeleted, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
 from app.models import Callback
 from app.tasks.event_schemas import CallbackPage, CallbackRead
 from app.tasks.idempotency import KeyDep
@@ -42,7 +42,7 @@ PLACED_HEADERS = response_headers(
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": TaskRead, "description": "The task, which has already ended.", "headers": PLACED_HEADERS},
     202: {"description": "The stored task.", "headers": {**PLACED_HEADERS, **response_headers("Retry-After")}},
-    **problem_responses(IdempotencyKeyReused, TooManyRequests),
+    **problem_responses(IdempotencyKeyReused, OrderedTaskDeleted, TooManyRequests),
 }
 READ_HEADERS = response_headers("ETag", "Cache-Control", "Preference-Applied")
 READ: dict[int | str, dict[str, Any]] = {
@@ -158,7 +158,11 @@ async def cancel_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> Ca
     responses=problem_responses(TaskNotFinal),
 )
 async def delete_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> None:
-    """Delete a task that has ended, with its prompt, clips, audio, events, callbacks and deliveries."""
+    """
+    Delete a task that has ended, with its prompt, clips, audio, events, callbacks and deliveries.
+
+    Its `Idempotency-Key` stays used until 24 hours after the order: a retry creates no second task.
+    """
     await tasks.erase(caller, task_id)
 
 

@@ -63,7 +63,8 @@ class TaskService:
         self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None
     ) -> PlacedTask:
         """
-        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TooManyRequests.
+        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused,
+        OrderedTaskDeleted, TooManyRequests.
 
         `callback_url` is where a client of the vendor's API wants its callbacks.
         """

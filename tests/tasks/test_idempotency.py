@@ -9,14 +9,15 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
+from app.auth.api_keys import Caller
 from app.database.engine import Database
-from app.enums import TaskStatus
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, OrderedTaskDeleted
 from app.models import Task
 from app.tasks.idempotency import KEPT_FOR, claim_key, read_key
+from app.tasks.schemas import TaskCreate
 from tests.support.clock import MORNING, Clock
-from tests.support.rows import add_key, add_task, reread
-from tests.support.service import Service
+from tests.support.rows import add_key, add_task
+from tests.support.service import Service, services_of
 
 ORDER = {"prompt": "soft rain"}
 
@@ -90,8 +91,7 @@ async def test_same_key_at_once_makes_one_task(service: Service) -> None:
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert Counter(answer.headers.get("idempotency-replayed") for answer in answers) == {None: 1, "true": 19}
-    async with service.database.reads() as session:
-        assert await session.scalar(select(func.count()).select_from(Task)) == 1
+    assert await _tasks(service) == 1
 
 
 async def test_refused_request_uses_up_no_key(service: Service) -> None:
@@ -129,20 +129,44 @@ async def test_key_is_stored_for_a_day(database_url: str) -> None:
     assert renewed not in (None, on_the_day)
 
 
-async def test_key_of_a_deleted_task_is_free_again(service: Service) -> None:
+async def test_key_of_a_deleted_task_orders_nothing_again(service: Service) -> None:
     first = (await _order(service, "k")).json()["id"]
     await service.client.post(f"/v1/tasks/{first}/cancel")
     await service.client.delete(f"/v1/tasks/{first}")
 
-    again = await _order(service, "k")
+    again = [await _order(service, "k") for _ in range(2)]
+    other = await service.client.post("/v1/tasks", json={"prompt": "hard rain"}, headers={"Idempotency-Key": "k"})
 
-    assert again.status_code == 202
-    assert again.json()["id"] != first
-    assert (await reread(service.database, again.json()["id"])).status is TaskStatus.queued
+    assert {(each.status_code, each.json()["type"]) for each in again} == {(410, "/problems/ordered-task-deleted")}
+    assert "new `Idempotency-Key`" in again[0].json()["detail"]
+    assert other.status_code == 422
+    assert await _tasks(service) == 0
+
+
+async def test_key_of_a_deleted_task_is_free_after_a_day(database_url: str) -> None:
+    clock = Clock()
+    async with services_of(database_url, clock) as services:
+        caller, order = Caller(await add_key(services.database), is_admin=False), TaskCreate.model_validate(ORDER)
+        first = (await services.tasks.place(caller, order, idempotency_key="k")).task
+        await services.tasks.cancel(caller, first.id)
+        await services.tasks.erase(caller, first.id)
+
+        clock.advance(seconds=KEPT_FOR.total_seconds() - 1)
+        with pytest.raises(OrderedTaskDeleted):
+            await services.tasks.place(caller, order, idempotency_key="k")
+        clock.advance(seconds=1)
+        again = await services.tasks.place(caller, order, idempotency_key="k")
+
+    assert (again.is_replay, again.task.id == first.id) == (False, False)
 
 
 async def _order(service: Service, key: str) -> httpx.Response:
     return await service.client.post("/v1/tasks", json=ORDER, headers={"Idempotency-Key": key})
+
+
+async def _tasks(service: Service) -> int | None:
+    async with service.database.reads() as session:
+        return await session.scalar(select(func.count()).select_from(Task))
 
 
 async def _claim(database: Database, owner: str, fingerprint: str) -> str | None:
