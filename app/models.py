@@ -84,7 +84,7 @@ class Task(Due, Base):
     def __table_args__(cls) -> tuple[Index, ...]:
         return (
             # Workers claim by status: polls must not scan the queue, however long it is.
-            due_index(cls.__tablename__, cls, "status", "due_at"),
+            due_index(cls.__tablename__, cls, "status", "due_at", "id"),
             Index(None, "api_key_id", "created_at", "id"),
             Index(None, "completed_at"),
         )

@@ -9,13 +9,12 @@ from operator import eq, gt, lt
 from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
-from sqlalchemy.orm import aliased
 
 from app.database.base import new_id
 from app.database.engine import Session
 from app.enums import Charge, ResolvedBy, TaskStatus
 from app.models import Callback, Event, SpentCharge, Task
-from app.tasks.schemas import TaskCreate, TaskFilters, Usage
+from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters, Usage
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.status.in_([TaskStatus.generating, TaskStatus.failed]) & Task.upstream_task_id.isnot(None)
@@ -115,18 +114,32 @@ def _carries_label(session: Session, name: str, value: str) -> ColumnElement[boo
 
 
 async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[str, int]:
-    """How many submits leave before and with each of these tasks, for those that still wait."""
-    waiting = [task.id for task in tasks if task.status is TaskStatus.queued]
+    """
+    How many submits leave before and with each of these tasks, for those that still wait.
+
+    Counted up to MAX_QUEUE_POSITION, which stands for every later place too.
+    """
+    waiting = [task for task in tasks if task.status is TaskStatus.queued]
     if not waiting:
         return {}
-    ahead = aliased(Task)
-    position = (
-        select(func.count())
-        .where(ahead.status == TaskStatus.queued, tuple_(ahead.due_at, ahead.id) <= tuple_(Task.due_at, Task.id))
-        .scalar_subquery()
-    )
-    rows = await session.execute(select(Task.id, position).where(Task.id.in_(waiting)))
-    return dict(rows.all())
+    # One walk along the head of the index serves any number of tasks, however long the queue and the table are.
+    is_queued = Task.status == TaskStatus.queued, Task.due_at.isnot(None)
+    head = select(Task.id, Task.due_at).where(*is_queued).order_by(Task.due_at, Task.id).limit(MAX_QUEUE_POSITION)
+    queued = head.subquery()
+    place = func.row_number().over(order_by=(queued.c.due_at, queued.c.id)).label("place")
+    ranked = select(queued.c.id, queued.c.due_at, place).subquery()
+    is_asked_for = ranked.c.id.in_([task.id for task in waiting]) | (ranked.c.place == MAX_QUEUE_POSITION)
+    found = {id_: (place, due_at) for id_, due_at, place in await session.execute(select(ranked).where(is_asked_for))}
+    last = next(((due_at, id_) for id_, (place, due_at) in found.items() if place == MAX_QUEUE_POSITION), None)
+    return {task.id: found[task.id][0] if task.id in found else _place_outside(task, last) for task in waiting}
+
+
+def _place_outside(task: Task, last: tuple[datetime, str] | None) -> int:
+    """The position of a task outside of the counted head, which ends with `last` if the queue is longer."""
+    if last is not None and task.due_at is not None and (task.due_at, task.id) > last:
+        return MAX_QUEUE_POSITION
+    # It has left the queue since it was read, so it was next.
+    return 1
 
 
 async def list_events(session: Session, task_id: str, after: int, limit: int) -> Sequence[Event]:

@@ -26,6 +26,7 @@ Prompt = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 WebhookUrl = Annotated[str, StringConstraints(max_length=2048), Field(json_schema_extra={"format": "uri"})]
 Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
+MAX_QUEUE_POSITION = 1000
 
 TaskId = Annotated[str, Path(description="The `id` of one of your tasks.", examples=[EXAMPLE_TASK_ID])]
 
@@ -212,8 +213,9 @@ class TaskRead(BaseModel):
     error: TaskError | None = Field(description="Why the task failed; null unless `status` is `failed`.")
     clips: list[ClipRead] = Field(description="The audio results so far, by `index`; empty until the first is ready.")
     charge: Charge = Field(description="What the task may have cost.", examples=["charged"])
-    queue_position: int | None = Field(
-        description="The task's place among all queued tasks, from 1 (next); null unless `status` is `queued`.",
+    queue_position: Annotated[int, Field(ge=1, le=MAX_QUEUE_POSITION)] | None = Field(
+        description="The task's place among all queued tasks, from 1 (next). It is counted up to 1000, which means that"
+        " place or any later one. Null unless `status` is `queued`, and where it could not be counted in time.",
         examples=[3],
     )
     created_at: datetime = Field(description="When the task was stored.", examples=["2026-01-31T08:00:00Z"])

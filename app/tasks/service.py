@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
 from app.config import Settings
-from app.database.engine import Database, Session
+from app.database.engine import TRANSIENT, Database, Session
 from app.database.wakeups import ERASURES, notify_on_commit
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
@@ -24,6 +26,9 @@ from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_tas
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
 from app.tasks.waiting import RetryAfterEstimate
 from app.webhooks.lifecycle import check_receiver
+
+# Seconds that the response to an order may wait for what is only information.
+OUTLOOK_TIMEOUT = 2.0
 
 
 class CannotResolve(Exception):
@@ -76,9 +81,8 @@ class TaskService:
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
             task = claimed.task or self._lifecycle.create(session, key_id, body, now, callback_url)
             claimed.stands_for(task)
-            read = await self._read(session, task)
-            retry_after = await self._retry_after.seconds(session)
-        return PlacedTask(read, claimed.task is not None, quota, retry_after)
+        positions, retry_after = await self._outlook(task)
+        return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
 
     async def get(self, caller: Caller, task_id: str) -> TaskRead:
         """One task as it stands."""
@@ -161,6 +165,19 @@ class TaskService:
             raise InvalidRequest(errors=[{"pointer": "#/model", "detail": f"must be one of {', '.join(models)}"}])
         if body.webhook_url is not None:
             check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
+
+    async def _outlook(self, task: Task) -> tuple[Mapping[str, int], int]:
+        """
+        The queue position of a stored task, and after how many seconds it is probably done.
+
+        Read after the commit: it holds up no writer, and the task is stored even if the
+        database does not answer in time. The position is then left out.
+        """
+        with suppress(*TRANSIENT):
+            async with asyncio.timeout(OUTLOOK_TIMEOUT), self._database.reads() as session:
+                positions = await repository.queue_positions(session, [task])
+                return positions, await self._retry_after.seconds(session)
+        return {}, self._retry_after.latest
 
     async def _find(self, session: Session, caller: Caller, task_id: str) -> Task:
         return caller.require_readable(await repository.find_task(session, task_id))

@@ -206,6 +206,11 @@ class RetryAfterEstimate:
         self._seconds = DEFAULT_RETRY_AFTER
         self._stale_at = 0.0
 
+    @property
+    def latest(self) -> int:
+        """The estimate as it was last read, in seconds."""
+        return self._seconds
+
     async def seconds(self, session: Session) -> int:
         """After how many seconds a task that is ordered now is probably done."""
         if time.monotonic() >= self._stale_at:

@@ -136,7 +136,7 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_tasks_completed_at"), ["completed_at"], unique=False)
         batch_op.create_index(
             "ix_tasks_due",
-            ["status", "due_at"],
+            ["status", "due_at", "id"],
             unique=False,
             postgresql_where=sa.text("due_at IS NOT NULL"),
             sqlite_where=sa.text("due_at IS NOT NULL"),

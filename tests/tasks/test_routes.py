@@ -12,11 +12,15 @@ from sqlalchemy import func, select, text
 from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import Callback, Clip, Event, StoredObject, Task
+from app.tasks.repository import queue_positions
+from app.tasks.schemas import MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
 from tests.support.api import create_task
 from tests.support.clock import MORNING
+from tests.support.filling import add_owner, fill_queued
 from tests.support.rows import add_key, add_task, reread
 from tests.support.service import Service
+from tests.support.statements import COMMIT, recorded
 from tests.support.wait import eventually
 
 MINIMAL: dict[str, Any] = {"prompt": "soft rain"}
@@ -182,6 +186,34 @@ async def test_queue_positions_count_the_submits_that_leave_before(service: Serv
 
     assert [task["queue_position"] for task in tasks] == [1, 2, 3]
     assert [task["queue_position"] for task in listed] == [3, 2, 1]
+
+
+async def test_queue_position_is_counted_up_to_a_thousand(service: Service) -> None:
+    await fill_queued(service.database, [await add_owner(service.database, "another")], MAX_QUEUE_POSITION - 2)
+
+    placed = [await create_task(service.client) for _ in range(4)]
+    listed = (await service.client.get("/v1/tasks")).json()["items"]
+
+    assert [task["queue_position"] for task in placed] == [999, 1000, 1000, 1000]
+    assert [task["queue_position"] for task in listed] == [1000, 1000, 1000, 999]
+
+
+async def test_task_that_left_the_queue_since_it_was_read_was_next(service: Service) -> None:
+    await fill_queued(service.database, [await add_owner(service.database, "another")], MAX_QUEUE_POSITION)
+    gone = await service.add_task(TaskStatus.submitting, due_at=MORNING)
+    gone.status = TaskStatus.queued
+
+    async with service.database.reads() as session:
+        assert await queue_positions(session, [gone]) == {gone.id: 1}
+
+
+async def test_queue_position_is_read_after_the_commit_of_the_order(service: Service) -> None:
+    with recorded(service.database) as statements:
+        await create_task(service.client)
+
+    stored = max(number for number, statement in enumerate(statements) if statement.sql.startswith("INSERT"))
+    counted = min(number for number, statement in enumerate(statements) if "row_number" in statement.sql)
+    assert COMMIT in statements[stored:counted]
 
 
 async def test_unchanged_task_is_not_sent_again(service: Service) -> None:

@@ -1,0 +1,190 @@
+"""Many rows at once: a database that has grown, filled by the database itself in one statement for each table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from app.database.base import new_id
+from app.database.engine import Database, Session
+from app.models import ApiKey, WebhookEndpoint
+
+# The tables that grow with the number of orders. All others have a row for each key, endpoint, slot or job.
+GROWING = (
+    "callbacks",
+    "clips",
+    "deliveries",
+    "delivery_attempts",
+    "events",
+    "idempotency_keys",
+    "rate_limit_hits",
+    "spent_charges",
+    "stored_objects",
+    "tasks",
+)
+SPREAD = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A key with a webhook endpoint, to whom rows belong."""
+
+    key_id: str
+    endpoint_id: str
+
+
+async def add_owner(database: Database, name: str) -> Owner:
+    """Add a key with an endpoint that is not reachable."""
+    owner, now = Owner(new_id(), new_id()), datetime.now(UTC)
+    async with database.writes.begin() as session:
+        session.add(ApiKey(id=owner.key_id, name=name, key_hash=f"hash of {name}", created_at=now))
+        await session.flush()
+        endpoint = {"api_key_id": owner.key_id, "url": "http://127.0.0.1:9/hook", "created_at": now}
+        session.add(WebhookEndpoint(id=owner.endpoint_id, **endpoint))
+    return owner
+
+
+async def fill_finished(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add tasks that ended in the last 30 days, each with an event, a callback and a clip that is archived."""
+    await _fill(database, "tasks", count, _task(owners, "1", _choice("succeeded", "succeeded", "succeeded", "failed")))
+    task = {"task_id": "{id:1}", "created_at": "{time}"}
+    event = {"id": "{id:1}", **task, "version": "1", "type": "'task.created'", "data": "'{{}}'"}
+    await _fill(database, "events", count, event)
+    kept = {"task_id": "{id:1}", "received_at": "{time}", "headers": "'{{}}'", "body": "{bytes}"}
+    await _fill(database, "callbacks", count, {"id": "{id:1}", **kept, "outcome": "'applied'"})
+    await _fill(database, "stored_objects", count, {"key": "{id:1}", "attempts": "0"})
+    clip = {"id": "{id:1}", **task, "index": "0", "storage_key": "{id:1}", "archived_at": "{time}", "attempts": "1"}
+    await _fill(database, "clips", count, clip)
+
+
+async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add tasks that wait for their submit."""
+    await _fill(
+        database, "tasks", count, {**_task(owners, "2", "'queued'"), "due_at": "{time}", "completed_at": "NULL"}
+    )
+
+
+async def fill_deliveries(database: Database, owners: Sequence[Owner], count: int, status: str = "pending") -> None:
+    """Add deliveries with one attempt each, to the owners' endpoints; pending ones are due in an hour."""
+    due_at = "{soon}" if status == "pending" else "NULL"
+    kind = {"pending": "4", "delivered": "5", "given_up": "6"}[status]
+    delivery = {
+        "id": f"{{id:{kind}}}",
+        "api_key_id": _choice(*(owner.key_id for owner in owners)),
+        "endpoint_id": _choice(*(owner.endpoint_id for owner in owners)),
+        "event_id": f"{{id:{kind}}}",
+        "event_type": "'task.succeeded'",
+        "url": "'http://127.0.0.1:9/hook'",
+        "lane": _choice(*(owner.endpoint_id for owner in owners)),
+        "body": "{bytes}",
+        "status": f"'{status}'",
+        "attempts_made": "1",
+        "created_at": "{time}",
+        "due_at": due_at,
+        "attempts": "1",
+    }
+    await _fill(database, "deliveries", count, delivery)
+    attempt = {"id": f"{{id:{kind}}}", "delivery_id": f"{{id:{kind}}}", "attempted_at": "{time}", "duration_ms": "7"}
+    await _fill(database, "delivery_attempts", count, attempt)
+
+
+async def fill_leftovers(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add what orders leave behind: idempotency keys, hits of a rate limit, and charges of deleted tasks."""
+    key = {"api_key_id": _choice(*(owner.key_id for owner in owners))}
+    kept = {**key, "key": "{id:7}", "fingerprint": "{id:7}", "task_id": "{id:1}", "created_at": "{time}"}
+    await _fill(database, "idempotency_keys", count, kept)
+    await _fill(database, "rate_limit_hits", count, {**key, "id": "{id:7}", "made_at": "{time}"})
+    spent = {**key, "task_id": "{id:7}", "charge": "'charged'", "posts": "1", "created_at": "{time}"}
+    await _fill(database, "spent_charges", count, spent)
+
+
+async def settle_statistics(database: Database) -> None:
+    """Bring the planner's statistics and the visibility map up to date, as autovacuum does with time."""
+    async with database.writes() as session:
+        connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
+        if not _is_sqlite(session):
+            await connection.exec_driver_sql("VACUUM ANALYZE")
+
+
+def _task(owners: Sequence[Owner], kind: str, status: str) -> dict[str, str]:
+    return {
+        "id": f"{{id:{kind}}}",
+        "api_key_id": _choice(*(owner.key_id for owner in owners)),
+        "status": status,
+        "version": "4",
+        "prompt": "'soft rain on a tin roof'",
+        "model": _choice("V5", "V4"),
+        "sound_loop": "false",
+        "sound_key": "'Any'",
+        "grab_lyrics": "false",
+        "metadata": "{labels}",
+        "upstream_task_id": f"{{id:{kind}}}",
+        "resolved_by": "'callback'",
+        "was_unconfirmed": "false",
+        "charge": "'charged'",
+        "posts": "1",
+        "audio_checks": "0",
+        "created_at": "{time}",
+        "submitted_at": "{time}",
+        "completed_at": "{time}",
+        "updated_at": "{time}",
+        "attempts": "0",
+    }
+
+
+def _choice(*values: str) -> str:
+    """SQL for one value after the other, in a round."""
+    cases = " ".join(f"WHEN {number} THEN '{value}'" for number, value in enumerate(values))
+    return f"CASE n % {len(values)} {cases} END"
+
+
+async def _fill(database: Database, table: str, count: int, columns: dict[str, str]) -> None:
+    """Insert rows 1 to `count`; a column's SQL may use n, and the words of `_words` in braces."""
+    if not count:
+        return
+    async with database.writes.begin() as session:
+        is_sqlite = _is_sqlite(session)
+        series = f"generate_series(1, {count}) AS series (n)"
+        if is_sqlite:
+            numbers = f"SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {count}"  # noqa: S608
+            series = f"(WITH RECURSIVE series (n) AS ({numbers}) SELECT n FROM series)"  # noqa: S608
+        names = ", ".join(f'"{name}"' for name in columns)
+        values = ", ".join(sql.format(**_words(is_sqlite, count)) for sql in columns.values())
+        connection = await session.connection()
+        await connection.exec_driver_sql(f"INSERT INTO {table} ({names}) SELECT {values} FROM {series}")  # noqa: S608
+
+
+class _Id:
+    """`{id:7}` in a column's SQL: the id of row n, in 32 digits of which the first is the kind."""
+
+    def __init__(self, digits: str) -> None:
+        self._digits = digits
+
+    def __format__(self, kind: str) -> str:
+        return f"'{kind}' || {self._digits}"
+
+
+def _words(is_sqlite: bool, count: int) -> dict[str, object]:
+    """The SQL of each dialect for ids, for moments of the last 30 days and in an hour, for labels and for bytes."""
+    now = datetime.now(UTC)
+    first, soon, step = now - SPREAD, now + timedelta(hours=1), SPREAD.total_seconds() / count
+    if is_sqlite:
+        return {
+            "id": _Id("printf('%031x', n)"),
+            "time": f"strftime('%Y-%m-%d %H:%M:%f000', {first.timestamp()!r} + n * {step!r}, 'unixepoch')",
+            "soon": f"'{soon:%Y-%m-%d %H:%M:%S.%f}'",
+            "labels": "json_object('scene', 's' || n % 1000, 'part', 'p' || n % 10)",
+            "bytes": "zeroblob(300)",
+        }
+    return {
+        "id": _Id("lpad(to_hex(n), 31, '0')"),
+        "time": f"timestamptz '{first.isoformat()}' + n * interval '{step!r} seconds'",
+        "soon": f"timestamptz '{soon.isoformat()}'",
+        "labels": "json_build_object('scene', 's' || n % 1000, 'part', 'p' || n % 10)",
+        "bytes": "decode(repeat('00', 300), 'hex')",
+    }
+
+
+def _is_sqlite(session: Session) -> bool:
+    return session.get_bind().dialect.name == "sqlite"
