@@ -32,7 +32,7 @@ def list_tasks(
     """List the tasks of all callers, newest first."""
 
     async def read(services: Services) -> list[dict[str, Any]]:
-        found = await services.tasks.list(OPERATOR, TaskFilters(status=status), (), None, limit)
+        found = await services.tasks.list(OPERATOR, TaskFilters(status=status), {}, None, limit)
         return [task.model_dump(mode="json") for task in found]
 
     found = with_services(read)

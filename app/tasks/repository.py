@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 from operator import eq, gt, lt
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
+from sqlalchemy import JSON, ColumnElement, delete, func, literal, select, tuple_
+from sqlalchemy.dialects.postgresql import JSONB
 
 from app.database.base import new_id
 from app.database.engine import Session
@@ -94,8 +95,8 @@ async def list_tasks(
     return (await session.scalars(query)).all()
 
 
-def conditions(session: Session, filters: TaskFilters, labels: Sequence[tuple[str, str]]) -> list[ColumnElement[bool]]:
-    """What a list's filters ask for; each of `labels` is a pair that the task's metadata must hold."""
+def conditions(session: Session, filters: TaskFilters, labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
+    """What a list's filters ask for; the task's metadata must hold all of `labels`."""
     asked: list[tuple[Callable[[Any, Any], Any], Any, object]] = [
         (eq, Task.status, filters.status),
         (eq, Task.model, filters.model),
@@ -103,14 +104,17 @@ def conditions(session: Session, filters: TaskFilters, labels: Sequence[tuple[st
         (lt, Task.created_at, filters.created_before),
     ]
     given = [compare(column, value) for compare, column, value in asked if value is not None]
-    return [*given, *(_carries_label(session, name, value) for name, value in labels)]
+    return [*given, _carries(session, labels)] if labels else given
 
 
-def _carries_label(session: Session, name: str, value: str) -> ColumnElement[bool]:
-    """Whether a task's metadata holds this pair; names may hold any text, which no JSON path of SQLite's can."""
-    unfold = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_each_text
-    pairs = unfold(Task.labels).table_valued("key", "value")
-    return exists().where(pairs.c.key == name, pairs.c.value == value)
+def _carries(session: Session, labels: Mapping[str, str]) -> ColumnElement[bool]:
+    """Whether a task's metadata holds all of these pairs, in one condition however many there are."""
+    if session.get_bind().dialect.name != "sqlite":
+        return Task.labels.op("@>", is_comparison=True)(literal(dict(labels), JSONB))
+    # Names may hold any text, which no JSON path of SQLite's can.
+    pairs = func.json_each(Task.labels).table_valued("key", "value")
+    held = select(func.count()).where(tuple_(pairs.c.key, pairs.c.value).in_(list(labels.items())))
+    return held.scalar_subquery() == len(labels)
 
 
 async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[str, int]:

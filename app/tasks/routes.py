@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
@@ -14,19 +15,26 @@ from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
 from app.enums import Charge
-from app.errors import IdempotencyKeyReused, OrderedTaskDeleted, TaskAlreadyFinal, TaskNotFinal, TooManyRequests
+from app.errors import (
+    IdempotencyKeyReused,
+    InvalidRequest,
+    OrderedTaskDeleted,
+    TaskAlreadyFinal,
+    TaskNotFinal,
+    TooManyRequests,
+)
 from app.models import Callback
 from app.tasks.event_schemas import CallbackPage, CallbackRead
 from app.tasks.idempotency import KeyDep
 from app.tasks.payloads import FINAL_SUMMARIES, receive_task_webhook
-from app.tasks.schemas import CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
+from app.tasks.schemas import MAX_LABELS, CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
 from app.web.negotiation import matches
 from app.web.openapi import response_headers
 from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, next_page
-from app.web.problems import problem_responses
+from app.web.problems import pointer_to, problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
 from app.webhooks.openapi import documented_routes
@@ -66,6 +74,8 @@ Until = Annotated[
     Moment | SkipJsonSchema[None],
     Query(description="Only tasks created before this time (RFC 3339).", examples=["2026-02-01T00:00:00Z"]),
 ]
+# What the names of query parameters that filter by metadata begin with.
+LABEL = "metadata."
 TasksDep = Annotated[TaskService, provided(TaskService)]
 
 
@@ -103,11 +113,9 @@ async def list_tasks(
     List your tasks, newest first.
 
     Query parameters of the form `metadata.<key>=<value>` select the tasks with these
-    labels; several of them must all match.
+    labels, at most 16 as a task has; several of them must all match.
     """
-    named = request.query_params.multi_items()
-    labels = [(name.removeprefix("metadata."), value) for name, value in named if name.startswith("metadata.")]
-    found = await tasks.list(caller, filters, labels, _position(filters.cursor), filters.limit + 1)
+    found = await tasks.list(caller, filters, _labels(request), _position(filters.cursor), filters.limit + 1)
     page, following = next_page(
         request, response, found, filters.limit, lambda task: (task.created_at.isoformat(), task.id)
     )
@@ -197,6 +205,19 @@ async def get_usage(
 ) -> Usage:
     """Count this key's tasks in a time range and what they cost."""
     return await tasks.usage(caller, since, until)
+
+
+def _labels(request: Request) -> Mapping[str, str]:
+    """The labels that a list is filtered by. Raises InvalidRequest."""
+    named = [(name, value) for name, value in request.query_params.multi_items() if name.startswith(LABEL)]
+    twice = [name for name, times in Counter(name for name, _ in named).items() if times > 1]
+    if twice:
+        detail = "is given more than once"
+        raise InvalidRequest(errors=[{"pointer": pointer_to(["query", name]), "detail": detail} for name in twice[:20]])
+    if len(named) > MAX_LABELS:
+        detail = f"at most {MAX_LABELS} labels can be asked for, as a task has no more"
+        raise InvalidRequest(errors=[{"pointer": "#/query/metadata", "detail": detail}])
+    return {name.removeprefix(LABEL): value for name, value in named}
 
 
 def _position(cursor: str | None) -> tuple[datetime, str] | None:

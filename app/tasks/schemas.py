@@ -26,6 +26,7 @@ Prompt = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
 WebhookUrl = Annotated[str, StringConstraints(max_length=2048), Field(json_schema_extra={"format": "uri"})]
 Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
+MAX_LABELS = 16
 MAX_QUEUE_POSITION = 1000
 
 TaskId = Annotated[str, Path(description="The `id` of one of your tasks.", examples=[EXAMPLE_TASK_ID])]
@@ -74,7 +75,7 @@ class TaskCreate(StrictModel):
     metadata: Annotated[
         dict[Label, LabelValue],
         Field(
-            max_length=16,
+            max_length=MAX_LABELS,
             default_factory=dict,
             description="Your own labels, at most 16: keys of 1 to 64 characters, values of at most 512. They are"
             " stored and returned with the task, can filter lists, and are not sent to the upstream.",

@@ -98,7 +98,7 @@ class TaskService:
         self,
         caller: Caller,
         filters: TaskFilters,
-        labels: Sequence[tuple[str, str]],
+        labels: Mapping[str, str],
         after: tuple[datetime, str] | None,
         limit: int,
     ) -> list[TaskRead]:

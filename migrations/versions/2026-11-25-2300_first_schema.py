@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "20261125_first_schema"
 down_revision = None
@@ -109,7 +110,7 @@ def upgrade() -> None:
         sa.Column("grab_lyrics", sa.Boolean(), nullable=False),
         sa.Column("webhook_url", sa.Text(), nullable=True),
         sa.Column("callback_url", sa.Text(), nullable=True),
-        sa.Column("metadata", sa.JSON(), nullable=False),
+        sa.Column("metadata", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
         sa.Column("upstream_task_id", sa.String(length=200), nullable=True),
         sa.Column("resolved_by", sa.String(length=32), nullable=True),
         sa.Column("was_unconfirmed", sa.Boolean(), nullable=False),
@@ -140,6 +141,17 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("due_at IS NOT NULL"),
             sqlite_where=sa.text("due_at IS NOT NULL"),
+        )
+
+    if op.get_bind().dialect.name == "postgresql":
+        op.create_index(
+            "ix_tasks_metadata",
+            "tasks",
+            ["metadata"],
+            unique=False,
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+            postgresql_with={"fastupdate": "off"},
         )
 
     op.create_table(
@@ -324,6 +336,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_webhook_endpoints_api_key_id_id"))
 
     op.drop_table("webhook_endpoints")
+    if op.get_bind().dialect.name == "postgresql":
+        op.drop_index("ix_tasks_metadata", table_name="tasks")
     with op.batch_alter_table("tasks", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_tasks_due", postgresql_where=sa.text("due_at IS NOT NULL"), sqlite_where=sa.text("due_at IS NOT NULL")

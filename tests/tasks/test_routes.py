@@ -13,7 +13,7 @@ from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import Callback, Clip, Event, StoredObject, Task
 from app.tasks.repository import queue_positions
-from app.tasks.schemas import MAX_QUEUE_POSITION
+from app.tasks.schemas import MAX_LABELS, MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
 from tests.support.api import create_task
 from tests.support.clock import MORNING
@@ -297,6 +297,42 @@ async def test_label_of_any_name_can_be_searched_for(service: Service) -> None:
         name: [task_id] for name, task_id in made.items()
     }
     assert nameless.json()["items"] == []
+
+
+async def test_all_labels_asked_for_must_match(service: Service) -> None:
+    labels = {f"key{number}": f"{number}" for number in range(MAX_LABELS)}
+    task_id = (await create_task(service.client, metadata=labels))["id"]
+    await create_task(service.client, metadata={**labels, "key7": "x"})
+    query = {f"metadata.{name}": value for name, value in labels.items()}
+
+    of_all = (await service.client.get("/v1/tasks", params=query)).json()["items"]
+    of_some = (await service.client.get("/v1/tasks", params={"metadata.key1": "1"})).json()["items"]
+    swapped = (await service.client.get("/v1/tasks", params={**query, "metadata.key1": "2"})).json()["items"]
+
+    assert [task["id"] for task in of_all] == [task_id]
+    assert (len(of_some), swapped) == (2, [])
+
+
+@pytest.mark.parametrize("count", [17, 1000])
+async def test_more_labels_than_a_task_can_have_are_refused(service: Service, count: int) -> None:
+    query = "&".join(f"metadata.k{number}=v" for number in range(count))
+
+    answer = await service.client.get(f"/v1/tasks?{query}")
+
+    assert (answer.status_code, _pointers(answer)) == (422, ["#/query/metadata"])
+
+
+async def test_label_that_is_asked_for_twice_is_refused(service: Service) -> None:
+    answer = await service.client.get("/v1/tasks?metadata.a%2Fb=1&metadata.c=1&metadata.a%2Fb=2")
+
+    assert (answer.status_code, _pointers(answer)) == (422, ["#/query/metadata.a~1b"])
+
+
+@pytest.mark.parametrize("label", ["metadata.k=%00", "metadata.%00=v", "metadata.k=%ED%A0%80", "metadata.k=%FF"])
+async def test_label_that_no_task_can_have_finds_nothing_or_is_refused(service: Service, label: str) -> None:
+    answer = await service.client.get(f"/v1/tasks?{label}")
+
+    assert answer.status_code in (200, 422)
 
 
 async def test_query_that_cannot_be_accepted_is_refused(service: Service) -> None:
