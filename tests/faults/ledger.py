@@ -163,8 +163,8 @@ def no_step_goes_back(ledger: Ledger) -> Iterator[str]:
         versions = [event.version for event in events]
         if versions != sorted(set(versions)) or versions[-1] > task.version:
             yield f"{task.id} has version {task.version} and events {versions}"
-        event_types = [event for event in events if "status" in event.data]
-        for before, event in pairwise(event_types):
+        changes = [event for event in events if "status" in event.data]
+        for before, event in pairwise(changes):
             if not _may_follow(before, event):
                 yield f"{task.id} went from {before.type} to {event.type}"
 

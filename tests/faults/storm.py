@@ -88,7 +88,7 @@ async def storm(
     until = time.monotonic() + seconds
     orders = [asyncio.create_task(order_until(crew[0].running.url, until, pause, rng)) for _ in range(ORDERERS)]
     kills = await _strike_until(crew, until, rng)
-    acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
+    acknowledged = [task_id for created in await asyncio.gather(*orders) for task_id in created]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
     await _until_settled(database_url, sandbox.url)
     broken = [
@@ -150,8 +150,8 @@ async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[s
         try:
             answer = await client.post(path, **request)
             if answer.status_code in (200, 202, 409):
-                event_types: dict[str, Any] = answer.json()
-                return event_types
+                body: dict[str, Any] = answer.json()
+                return body
             assert answer.status_code == 503, answer.text
         except httpx.TransportError:
             pass

@@ -46,7 +46,7 @@ async def test_database_may_go_away_under_load(breakable: tuple[str, Outage], tm
         await asyncio.sleep(2)
         with outage():
             lives = await _lives_for(AWAY, service.url)
-        acknowledged = [task_id for event_types in await asyncio.gather(*orders) for task_id in event_types]
+        acknowledged = [task_id for created in await asyncio.gather(*orders) for task_id in created]
         await eventually(lambda: has_ended(database_url), within=60)
         ledger = await read_ledger(database_url, sandbox.url)
         async with client_of(service.url) as client:

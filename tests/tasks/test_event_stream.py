@@ -53,14 +53,12 @@ async def test_stream_sends_each_event_as_it_happens_and_ends_after_the_final_on
         rest = [block async for block in stream]
 
     listed = (await service.client.get(_events(task))).json()["items"]
-    event_types = [block for block in [first, *rest] if "data" in block]
+    sent = [block for block in [first, *rest] if "data" in block]
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert response.headers["Vary"] == "Accept"
     assert events_in([first, *rest]) == listed
-    assert [(block["id"], block["event"]) for block in event_types] == [
-        (event["id"], event["type"]) for event in listed
-    ]
-    assert [block["event"] for block in event_types] == ["task.created", "task.canceled"]
+    assert [(block["id"], block["event"]) for block in sent] == [(event["id"], event["type"]) for event in listed]
+    assert [block["event"] for block in sent] == ["task.created", "task.canceled"]
 
 
 async def test_stream_resumes_behind_the_last_event_id(service: Service) -> None:
@@ -68,8 +66,8 @@ async def test_stream_resumes_behind_the_last_event_id(service: Service) -> None
     await cancel(service.client, task)
     first, second = (await service.client.get(_events(task))).json()["items"]
 
-    assert await _told(service, task, first["id"]) == [second]
-    assert await _told(service, task, second["id"]) == []
+    assert await _read_stream(service, task, first["id"]) == [second]
+    assert await _read_stream(service, task, second["id"]) == []
 
 
 @pytest.mark.parametrize("last_event_id", ["0" * 32, "no such event", "ÿ" * 300])
@@ -77,9 +75,9 @@ async def test_stream_behind_an_unknown_event_begins_at_the_first(service: Servi
     task = await create_task(service.client)
     await cancel(service.client, task)
 
-    event_types = await _told(service, task, last_event_id)
+    events = await _read_stream(service, task, last_event_id)
 
-    assert [event["type"] for event in event_types] == ["task.created", "task.canceled"]
+    assert [event["type"] for event in events] == ["task.created", "task.canceled"]
 
 
 async def test_stream_of_a_revived_task_goes_on_to_its_last_end(service: Service) -> None:
@@ -113,23 +111,23 @@ async def test_silent_stream_sends_comments(service: Service) -> None:
 
 async def test_streams_hold_no_database_connection(service: Service) -> None:
     task = await create_task(service.client)
-    hearing = [asyncio.create_task(_told(service, task)) for _ in range(60)]
+    reading = [asyncio.create_task(_read_stream(service, task)) for _ in range(60)]
     for _ in range(20):
         (await service.client.get(f"/v1/tasks/{task['id']}")).raise_for_status()
     await cancel(service.client, task)
 
-    event_types = await asyncio.gather(*hearing)
+    streams = await asyncio.gather(*reading)
 
-    assert {tuple(event["type"] for event in events) for events in event_types} == {("task.created", "task.canceled")}
+    assert {tuple(event["type"] for event in events) for events in streams} == {("task.created", "task.canceled")}
 
 
 async def test_stream_of_an_erased_task_ends(service: Service) -> None:
     task = await create_task(service.client)
-    hearing = asyncio.create_task(_told(service, task))
+    reading = asyncio.create_task(_read_stream(service, task))
     await cancel(service.client, task)
     (await service.client.delete(f"/v1/tasks/{task['id']}")).raise_for_status()
 
-    await asyncio.wait_for(hearing, 5)
+    await asyncio.wait_for(reading, 5)
 
 
 async def test_stream_of_another_keys_task_is_not_found(service: Service) -> None:
@@ -139,8 +137,10 @@ async def test_stream_of_another_keys_task_is_not_found(service: Service) -> Non
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-async def _told(service: Service, task: dict[str, Any], last_event_id: str | None = None) -> list[dict[str, Any]]:
-    """What a whole stream tells."""
+async def _read_stream(
+    service: Service, task: dict[str, Any], last_event_id: str | None = None
+) -> list[dict[str, Any]]:
+    """All events of a stream, once it has ended."""
     headers: dict[str, Any] = {**AS_STREAM, **({"Last-Event-ID": last_event_id.encode()} if last_event_id else {})}
     async with service.client.stream("GET", _events(task), headers=headers) as response:
         assert response.status_code == httpx.codes.OK

@@ -32,7 +32,7 @@ PASSING_FAULTS = [
     "audio-redirect",
     "audio-slow=1",
 ]
-# What is told of each where it never ends.
+# The `archive_error` of each fault that never ends.
 LASTING_FAULTS = {
     "audio-403": "the host answered 403",
     "audio-empty": "the file is empty",
@@ -53,12 +53,12 @@ async def test_every_clip_is_archived_with_an_event(database_url: str, tmp_path:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
         events = (await service.client.get(f"/v1/tasks/{task['id']}/events")).json()["items"]
-        event_types = [event for event in events if event["type"] == "clip.archived"]
+        archived = [event for event in events if event["type"] == "clip.archived"]
         # Between the clips and their events the task may have come further.
         latest = await service.task(task["id"])
         files = [(await service.upstream.get(clip["upstream_audio_url"])).content for clip in task["clips"]]
 
-    assert [event["data"]["clips"][0]["sha256"] for event in event_types] == [clip["sha256"] for clip in task["clips"]]
+    assert [event["data"]["clips"][0]["sha256"] for event in archived] == [clip["sha256"] for clip in task["clips"]]
     for clip, file in zip(task["clips"], files, strict=True):
         assert (clip["sha256"], clip["size"]) == (hashlib.sha256(file).hexdigest(), len(file))
         assert clip["content_type"] == "audio/wav"
@@ -85,10 +85,10 @@ async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: P
             for fault, task in zip(PASSING_FAULTS, tasks, strict=True)
         }
 
-    event_types = {
+    expected = {
         fault: [clip["sha256"] for clip in task["clips"]] for fault, task in zip(PASSING_FAULTS, tasks, strict=True)
     }
-    assert {fault: [hashlib.sha256(file).hexdigest() for file in files] for fault, files in kept.items()} == event_types
+    assert {fault: [hashlib.sha256(file).hexdigest() for file in files] for fault, files in kept.items()} == expected
     assert {file[:4] for files in kept.values() for file in files} == {b"RIFF"}
     assert {clip["content_type"] for task in tasks for clip in task["clips"]} == {"audio/wav"}
 

@@ -203,10 +203,10 @@ async def test_cancellation_passes_through() -> None:
 async def test_fault_names_neither_key_nor_callback(behave: Behaviour, caplog: pytest.LogCaptureFixture) -> None:
     for library in ("httpx", "httpcore"):
         caplog.set_level(logging.DEBUG, library)
-    event_types = repr(await submit(behave, SHORT)) + caplog.text
-    assert "POST" in event_types
-    assert KEY not in event_types
-    assert TOKEN not in event_types
+    written = repr(await submit(behave, SHORT)) + caplog.text
+    assert "POST" in written
+    assert KEY not in written
+    assert TOKEN not in written
 
 
 @pytest.mark.parametrize("code", [400, 401, 405, 500])
@@ -217,9 +217,9 @@ async def test_secrets_that_the_upstream_repeats_are_redacted(code: int) -> None
         upstream = SunoApi(http, KEY, LONG)
         submitted, read = await upstream.submit(REQUEST), await upstream.credits()
         polled, words = await upstream.record_info("a"), await upstream.lyrics("a", "b")
-    event_types = repr((submitted, polled, read, words))
-    assert "refused for ***" in event_types
-    assert KEY not in event_types
+    results = repr((submitted, polled, read, words))
+    assert "refused for ***" in results
+    assert KEY not in results
     assert TOKEN not in repr(submitted)
 
 

@@ -21,7 +21,7 @@ def callback(body: object) -> Report:
     return report
 
 
-def event_types(kind: object, *items: object, code: object = 200) -> Report:
+def called_back(kind: object, *items: object, code: object = 200) -> Report:
     return callback({"code": code, "msg": "m", "data": {"callbackType": kind, "task_id": "2fac9f72", "data": items}})
 
 
@@ -33,8 +33,8 @@ def poll(body: object) -> Report:
 
 def polled(status: object, *items: object, **data: object) -> Report:
     response = {"taskId": "7d9e", "sunoData": items}
-    event_types = {"taskId": "7d9e", "response": response, "status": status} | data
-    return poll({"code": 200, "msg": "success", "data": event_types})
+    record = {"taskId": "7d9e", "response": response, "status": status} | data
+    return poll({"code": 200, "msg": "success", "data": record})
 
 
 SNAKE = {
@@ -78,7 +78,7 @@ CLIP = ReportedClip(
 
 @pytest.mark.parametrize("item", [SNAKE, CAMEL])
 def test_clip_reads_alike_in_both_spellings_of_callback_and_poll(item: dict[str, object]) -> None:
-    assert event_types("complete", item).clips == (CLIP,)
+    assert called_back("complete", item).clips == (CLIP,)
     assert polled("SUCCESS", item).clips == (CLIP,)
 
 
@@ -125,7 +125,7 @@ def test_callback_reads_alike_in_every_shape(body: object) -> None:
     ],
 )
 def test_callback_type_sets_the_stage(kind: object, stage: Stage) -> None:
-    assert event_types(kind, SNAKE).stage is stage
+    assert called_back(kind, SNAKE).stage is stage
 
 
 @pytest.mark.parametrize(
@@ -156,17 +156,17 @@ SILENT: dict[str, object] = {"id": "x", "audio_url": "", "stream_audio_url": "ht
 
 
 @pytest.mark.parametrize(
-    "tell", [lambda *items: event_types("complete", *items), lambda *items: polled("SUCCESS", *items)]
+    "reported", [lambda *items: called_back("complete", *items), lambda *items: polled("SUCCESS", *items)]
 )
-def test_success_without_any_audio_is_unclear(tell: Callable[..., Report]) -> None:
-    assert tell().stage is Stage.unclear
-    assert tell(SILENT).stage is Stage.unclear
-    assert tell({"id": "x", "audioUrl": None}).stage is Stage.unclear
-    assert tell(SILENT, SNAKE).stage is Stage.succeeded
+def test_success_without_any_audio_is_unclear(reported: Callable[..., Report]) -> None:
+    assert reported().stage is Stage.unclear
+    assert reported(SILENT).stage is Stage.unclear
+    assert reported({"id": "x", "audioUrl": None}).stage is Stage.unclear
+    assert reported(SILENT, SNAKE).stage is Stage.succeeded
 
 
 def test_source_url_alone_counts_as_audio() -> None:
-    report = event_types("complete", {"id": "x", "audio_url": "", "source_audio_url": A})
+    report = called_back("complete", {"id": "x", "audio_url": "", "source_audio_url": A})
     assert (report.stage, report.clips[0].audio_url, report.clips[0].source_audio_url) == (Stage.succeeded, None, A)
     assert report.clips[0].has_audio
 
@@ -235,7 +235,7 @@ def test_sensitive_word_errors_are_rejected_content_in_every_field() -> None:
 
 
 def test_failure_with_code_200_in_the_envelope_keeps_its_message() -> None:
-    report = event_types("error")
+    report = called_back("error")
     assert report == Report(Stage.failed, "2fac9f72", message="m", error_code=ErrorCode.upstream_failed)
 
 
