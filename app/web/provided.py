@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Request
 
-from app.database.engine import Database, Session
+from app.database.engine import Database
 
 T = TypeVar("T")
 
@@ -32,13 +31,3 @@ def provided(kind: type[T]) -> Any:
 
 
 DatabaseDep = Annotated[Database, provided(Database)]
-
-
-async def get_reader(database: DatabaseDep) -> AsyncIterator[Session]:
-    """A read-only transaction for one request."""
-    async with database.reads.begin() as session:
-        yield session
-
-
-# scope="function" returns the connection before the response is sent: a slow client does not hold one.
-ReaderDep = Annotated[Session, Depends(get_reader, scope="function")]
