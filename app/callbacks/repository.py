@@ -11,7 +11,7 @@ from app.models import Callback
 
 
 async def find_callbacks(session: Session, task_id: str | None, since: datetime | None) -> list[str]:
-    """The ids of the stored callbacks of one task, or since a time, in the order of their arrival."""
+    """The ids of the stored callbacks, in the order of arrival; None leaves a condition out."""
     wanted = select(Callback.id).order_by(Callback.received_at, Callback.id)
     if task_id is not None:
         wanted = wanted.where(Callback.task_id == task_id)

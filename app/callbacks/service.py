@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from app.callbacks.repository import find_callbacks
 from app.config import Settings
 from app.database.base import ID_LENGTH
 from app.database.engine import Database, Session
@@ -84,6 +85,11 @@ class CallbackService:
         if report is None:
             return CallbackOutcome.unreadable
         return await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.callback)
+
+    async def find(self, task_id: str | None, since: datetime | None) -> Sequence[str]:
+        """The ids of the stored callbacks, in the order of arrival: of one task, or since a time, or all."""
+        async with self._database.reads() as session:
+            return await find_callbacks(session, task_id, since)
 
     async def replay(self, callback_id: str, *, commits: bool) -> bool:
         """Apply a stored callback again; return whether it changed the task. Rolled back unless `commits`."""

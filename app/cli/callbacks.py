@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from app.callbacks.repository import find_callbacks
 from app.cli.context import fail, with_services
 from app.services import Services
 
@@ -31,8 +30,7 @@ def replay_callbacks(
     earliest = None if since is None else _parse_time(since)
 
     async def run(services: Services) -> tuple[int, int]:
-        async with services.database.reads() as session:
-            found = await find_callbacks(session, task, earliest)
+        found = await services.callbacks.find(task, earliest)
         applied = [await services.callbacks.replay(one, commits=not dry_run) for one in found]
         return len(found), sum(applied)
 
