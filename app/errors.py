@@ -236,7 +236,7 @@ class NotArchivedYet(AppError):
     """Our copy is not ready yet."""
 
     status, slug = 409, "not-archived-yet"
-    advice = "Retry after `Retry-After`, or wait for the `clip.archived` event."
+    advice = "Our copy was waited for in vain: retry after `Retry-After`, or wait for the `clip.archived` event."
     headers: Mapping[str, str] = {"Retry-After": "5"}
 
 

@@ -102,6 +102,7 @@ SettingsDep = Annotated[Settings, provided(Settings)]
 
 
 async def find_audio(
+    request: Request,
     clips: ClipsDep,
     database: DatabaseDep,
     credentials: Credentials,
@@ -112,8 +113,8 @@ async def find_audio(
 ) -> StoredFile:
     """The audio that a key or a signed link gives access to. A key counts even if there is a link too."""
     if credentials is None and expires is not None and signature is not None:
-        return await clips.linked_audio(task_id, index, expires, signature)
-    return await clips.audio(await authenticate(database, credentials), task_id, index)
+        return await clips.linked_audio(task_id, index, expires, signature, request.receive)
+    return await clips.audio(await authenticate(database, credentials), task_id, index, request.receive)
 
 
 AudioDep = Annotated[StoredFile, Depends(find_audio)]
@@ -128,7 +129,11 @@ AudioDep = Annotated[StoredFile, Depends(find_audio)]
     openapi_extra=FILE_PARAMETERS,
 )
 async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, settings: SettingsDep) -> Response:
-    """Get this service's copy of a clip's audio, or a part of it, with your key or by the link in `audio_url`."""
+    """
+    Get this service's copy of a clip's audio, or a part of it, with your key or by the link in `audio_url`.
+
+    While the copy is being made, the response waits for it, for up to 10 seconds; then it is 409 with `Retry-After`.
+    """
     if request.method == "GET" and settings.s3_redirect:
         url = await storage.presigned(audio.key, REDIRECT_TTL)
         if url is not None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from starlette.types import Receive
 
 from app.auth.api_keys import OPERATOR, Caller
 from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound
-from app.models import Clip
+from app.models import Clip, Task
 from app.signed_urls import SignedUrls
 from app.tasks.clips import needs_cover
 from app.tasks.service import TaskService
+from app.tasks.waiting import Waiters, wait_for_disconnect
 from app.upstream.types import LyricWord
 
 MAX_INDEX_LENGTH = 4
@@ -38,19 +44,35 @@ class ClipService:
     All raise NotFound for an unknown clip and for another key's task.
     """
 
-    def __init__(self, tasks: TaskService, signed_urls: SignedUrls) -> None:
-        self._tasks, self._signed_urls = tasks, signed_urls
+    # How long a request for audio waits until it is stored.
+    audio_wait = timedelta(seconds=10)
 
-    async def audio(self, caller: Caller, task_id: str, index: str) -> StoredFile:
-        """The stored audio of a clip. Raises NotArchivedYet, AudioLost."""
-        clip = await self._find(caller, task_id, index)
-        if clip.given_up_at is not None:
-            raise AudioLost(detail=f"The download was retried for 14 days; the last problem was: {clip.archive_error}.")
-        if clip.archived_at is None or clip.storage_key is None:
-            raise NotArchivedYet
-        return StoredFile(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
+    def __init__(self, tasks: TaskService, signed_urls: SignedUrls, waiters: Waiters) -> None:
+        self._tasks, self._signed_urls, self._waiters = tasks, signed_urls, waiters
 
-    async def linked_audio(self, task_id: str, index: str, expires: str, signature: str) -> StoredFile:
+    async def audio(self, caller: Caller, task_id: str, index: str, receive: Receive) -> StoredFile:
+        """
+        The audio of a clip once it is stored. Raises NotArchivedYet if it is not within `audio_wait`, AudioLost.
+
+        A stop of the process, and a caller who hangs up (as `receive` tells), end the wait.
+        """
+        clock = asyncio.get_running_loop().time
+        until = clock() + self.audio_wait.total_seconds()
+        with self._waiters.wakeups.subscribe(task_id) as subscription:
+            while True:
+                task, clip = await self._find(caller, task_id, index)
+                audio = _stored_audio(clip)
+                if audio is not None:
+                    return audio
+                left = until - clock()
+                if left <= 0 or subscription.is_closed:
+                    raise NotArchivedYet
+                subscription.version = task.version
+                await subscription.wait(left, partial(wait_for_disconnect, receive))
+
+    async def linked_audio(
+        self, task_id: str, index: str, expires: str, signature: str, receive: Receive
+    ) -> StoredFile:
         """
         The same by a signed link, without a key. Raises NotAuthenticated for a link that is not valid.
 
@@ -59,11 +81,11 @@ class ClipService:
         """
         if not _is_index(index) or not self._signed_urls.is_valid(task_id, int(index), expires, signature):
             raise NotAuthenticated(detail="The link has expired or was not made by this service; read the task again.")
-        return await self.audio(OPERATOR, task_id, index)
+        return await self.audio(OPERATOR, task_id, index, receive)
 
     async def cover(self, caller: Caller, task_id: str, index: str) -> StoredFile:
         """The stored cover image of a clip. Raises NotArchivedYet, and NotFound for a clip without one."""
-        clip = await self._find(caller, task_id, index)
+        _, clip = await self._find(caller, task_id, index)
         if clip.image_archived_at is not None and clip.image_key is not None:
             return StoredFile(
                 clip.image_key, clip.image_size or 0, clip.image_sha256 or "", clip.image_type or "", clip.title
@@ -72,18 +94,27 @@ class ClipService:
 
     async def lyrics(self, caller: Caller, task_id: str, index: str) -> list[LyricWord]:
         """The sung words of a clip, in order. Raises NotFound for a clip without any."""
-        clip = await self._find(caller, task_id, index)
+        _, clip = await self._find(caller, task_id, index)
         if not clip.lyrics:
             raise NotFound
         return [LyricWord(**word) for word in clip.lyrics]
 
-    async def _find(self, caller: Caller, task_id: str, index: str) -> Clip:
+    async def _find(self, caller: Caller, task_id: str, index: str) -> tuple[Task, Clip]:
         task = await self._tasks.get_row(caller, task_id)
         number = int(index) if _is_index(index) else None
         clip = next((clip for clip in task.clips if clip.index == number), None)
         if clip is None:
             raise NotFound
-        return clip
+        return task, clip
+
+
+def _stored_audio(clip: Clip) -> StoredFile | None:
+    """The audio of a clip, None while it is not stored. Raises AudioLost."""
+    if clip.given_up_at is not None:
+        raise AudioLost(detail=f"The download was retried for 14 days; the last problem was: {clip.archive_error}.")
+    if clip.archived_at is None or clip.storage_key is None:
+        return None
+    return StoredFile(clip.storage_key, clip.size or 0, clip.sha256 or "", clip.content_type or "", clip.title)
 
 
 def _is_index(text: str) -> bool:

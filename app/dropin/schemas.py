@@ -214,7 +214,7 @@ def _clips(task: Task, read: TaskRead) -> list[dict[str, Any]]:
     """Return the clips in the snake_case of callbacks. The audio URL is ours once the audio is archived."""
     clips = []
     for row, clip in zip(task.clips, read.clips, strict=True):
-        audio_url = clip.audio_url or clip.upstream_audio_url or ""
+        audio_url = (clip.audio_url if row.archived_at else clip.upstream_audio_url) or clip.audio_url or ""
         clips.append(
             {
                 "id": clip.upstream_clip_id or row.id,

@@ -115,6 +115,11 @@ class ClipLifecycle:
         facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
         self._recorder.record(session, task, EventType.clip_archived, now, {"clips": [facts]})
 
+    def give_up(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
+        """No copy of a clip's audio could be made, and the upstream no longer has it."""
+        clip.given_up_at = now
+        self._recorder.bump_version(session, task, now)
+
     def store_lyrics(
         self, session: Session, task: Task, clip: Clip, words: list[dict[str, Any]], now: datetime
     ) -> None:

@@ -156,7 +156,9 @@ class ClipRead(BaseModel):
     )
     audio_url: str | None = Field(
         description="A signed link to this service's copy of the audio, which works without a key for a limited time"
-        " (24 hours by default; read the task again for a new one); null until the copy exists.",
+        " (24 hours by default; read the task again for a new one). It is there as soon as the upstream has the audio:"
+        " fetched before the copy exists, it waits for it up to 10 seconds, and then answers 409 with `Retry-After`."
+        " Null only if no copy could be made and the upstream no longer has the audio.",
         examples=[
             f"https://sounds.example/v1/tasks/{EXAMPLE_TASK_ID}/clips/0/audio?expires=1769932800&signature=kq3vB1fGZt8"
         ],
@@ -266,9 +268,9 @@ class Usage(BaseModel):
 
 
 def read_clip(clip: Clip, signed_urls: SignedUrls) -> ClipRead:
-    """A clip in its caller's shape; `audio_url` is null until our copy exists."""
+    """A clip in its caller's shape; `audio_url` is null only where the audio is lost."""
     same = {name: getattr(clip, name) for name in ClipRead.model_fields if name != "audio_url"}
-    return ClipRead(**same, audio_url=signed_urls.audio(clip.task_id, clip.index) if clip.archived_at else None)
+    return ClipRead(**same, audio_url=None if clip.given_up_at else signed_urls.audio(clip.task_id, clip.index))
 
 
 def read_task(task: Task, queue_positions: Mapping[str, int], signed_urls: SignedUrls) -> TaskRead:

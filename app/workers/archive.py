@@ -188,7 +188,7 @@ class _ArchiveWorker:
             row, held.clip.fence = held.clip, None
             row.archive_error = problem
             if needs_audio(row) and is_too_late(row, held.now):
-                row.given_up_at = held.now
+                self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
                 log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
             is_wanting = needs_audio(row) or needs_cover(row) or needs_lyrics(row, held.task)
             row.due_at = held.now + jittered(retry_delay(row.attempts), self._services.rng) if is_wanting else None

@@ -1,7 +1,9 @@
 """Files are served with ranges, entity tags and names; a second implementation and curl agree."""
 
 import asyncio
+import json
 import unicodedata
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from starlette.responses import FileResponse
 
 from app.clips.responses import MAX_NAME_LENGTH, file_name
 from app.storage.store import CHUNK
+from tests.support.api import timed
+from tests.support.receivers import receiving
 from tests.support.servers import serving
 from tests.support.service import Service, serve_with_sandbox
 from tests.support.settings import KEY, OTHER_KEY
@@ -78,6 +82,50 @@ async def test_response_headers_describe_the_file(database_url: str, tmp_path: P
     assert {k: v for k, v in head.headers.items() if k != "date"} == {
         k: v for k, v in whole.headers.items() if k != "date"
     }
+
+
+async def test_link_in_a_wait_and_in_the_final_webhook_waits_for_the_copy(database_url: str, tmp_path: Path) -> None:
+    slow = "soft rain [fault:audio-slow=1]"
+    async with receiving() as receiver, serve_with_sandbox(database_url, tmp_path) as service:
+        order = {"prompt": slow, "webhook_url": receiver.url}
+        waited = await service.client.post("/v1/tasks", json=order, headers={"Prefer": "wait=30"})
+        clips = waited.json()["clips"]
+        early = await asyncio.gather(*(service.anonymous.get(clip["audio_url"]) for clip in clips))
+        await receiver.until(1)
+        told = json.loads(receiver.requests[0].body)["data"]["task"]["clips"]
+        later = [(await service.anonymous.get(clip["audio_url"])).content for clip in told]
+
+    assert waited.json()["status"] == "succeeded"
+    assert None in [clip["archived_at"] for clip in clips]
+    assert [(answer.status_code, answer.content[:4]) for answer in early] == [(200, b"RIFF")] * len(clips)
+    assert later == [answer.content for answer in early]
+
+
+async def test_audio_that_does_not_come_in_time_is_409_with_the_time_to_come_back(
+    database_url: str, tmp_path: Path
+) -> None:
+    async with serve_with_sandbox(database_url, tmp_path, sandbox={"delay": 0}) as service:
+        service.services.clips.audio_wait = timedelta(seconds=0.5)
+        task_id = await service.create_task("soft rain [fault:audio-hang]")
+        clip = (await service.until(task_id, lambda task: task["status"] == "succeeded"))["clips"][0]
+        answer, seconds = await timed(service.anonymous.get(clip["audio_url"]))
+
+    assert (answer.status_code, answer.headers["retry-after"]) == (409, "5")
+    assert answer.json()["type"] == "/problems/not-archived-yet"
+    assert 0.5 <= seconds < 5
+
+
+async def test_stop_of_the_process_ends_a_wait_for_audio(database_url: str, tmp_path: Path) -> None:
+    async with serve_with_sandbox(database_url, tmp_path, sandbox={"delay": 0}) as service:
+        task_id = await service.create_task("soft rain [fault:audio-hang]")
+        clip = (await service.until(task_id, lambda task: task["status"] == "succeeded"))["clips"][0]
+        waiting = asyncio.create_task(timed(service.anonymous.get(clip["audio_url"])))
+        await eventually(lambda: task_id in dict(service.services.wakeups.subscriptions()))
+        service.services.wakeups.close()
+        answer, seconds = await waiting
+
+    assert answer.status_code == 409
+    assert seconds < 5
 
 
 async def test_known_etag_gets_304(migrated_sqlite: Path, tmp_path: Path) -> None:

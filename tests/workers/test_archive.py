@@ -95,6 +95,7 @@ async def test_fault_of_a_host_only_delays_a_copy(database_url: str, tmp_path: P
 
 async def test_incomplete_file_is_never_stored_and_has_a_reason(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path, audio_max_mb=1) as service:
+        service.services.clips.audio_wait = timedelta(seconds=0.1)
         tasks = {fault: await service.create_task(f"soft rain [fault:{fault}]") for fault in LASTING_FAULTS}
         for task_id in tasks.values():
             await service.until(task_id, lambda task: task["status"] == "succeeded")
@@ -104,7 +105,7 @@ async def test_incomplete_file_is_never_stored_and_has_a_reason(database_url: st
         answer = await service.client.get(f"/v1/tasks/{tasks['audio-403']}/clips/0/audio")
 
     assert problems == LASTING_FAULTS
-    assert {clip["audio_url"] for of_task in clips for clip in of_task} == {None}
+    assert {clip["archived_at"] for of_task in clips for clip in of_task} == {None}
     assert list((tmp_path / "audio").rglob("*.wav")) == []
     assert (answer.status_code, answer.headers["retry-after"]) == (409, "5")
 
@@ -131,7 +132,9 @@ async def test_clip_is_given_up_when_the_upstream_no_longer_has_it(database_url:
 
         await eventually(is_given_up, 20)
         answer = await service.client.get(f"/v1/tasks/{task_id}/clips/0/audio")
+        lost = (await service.task(task_id))["clips"][0]
 
+    assert lost["audio_url"] is None
     assert answer.json()["type"] == "/problems/audio-lost"
     assert "the host answered 404" in answer.json()["detail"]
 
