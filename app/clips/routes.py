@@ -33,11 +33,12 @@ Answers = dict[int | str, dict[str, Any]]
 
 
 def _file(kind: str) -> Answers:
+    # Some client generators know no other type of bytes than the last.
+    media_types = (*(media_type for media_type in SUFFIXES if media_type.startswith(kind)), "application/octet-stream")
     content: dict[str, Any] = {
         # JSON Schema has no binary strings: `format` is what client generators read, and OpenAPI 3.1 has the other.
         media_type: {"schema": {"type": "string", "format": "binary", "contentMediaType": media_type}}
-        for media_type in SUFFIXES
-        if media_type.startswith(kind)
+        for media_type in media_types
     }
     known = response_headers("ETag", "Cache-Control", "Accept-Ranges")
     whole = {**known, **response_headers("Content-Disposition")}
@@ -51,9 +52,8 @@ def _file(kind: str) -> Answers:
 
 
 def _text(media_type: str) -> Answers:
-    return {
-        200: {"description": "The words with their times.", "content": {media_type: {"schema": {"type": "string"}}}}
-    }
+    content = {known: {"schema": {"type": "string"}} for known in (media_type, "text/plain")}
+    return {200: {"description": "The words with their times.", "content": content}}
 
 
 COVER_ANSWERS = _file("image/")

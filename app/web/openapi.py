@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,8 @@ def _complete(document: dict[str, Any], models: Sequence[str]) -> None:
     components["schemas"].update(_problem_schemas())
     components["headers"] = {name: _header(*texts) for name, texts in HEADERS.items()}
     _name_models(components["schemas"]["TaskCreate"], models)
+    for request in _request_schemas(document):
+        _describe_defaults(components["schemas"][request])
     for operation in _received(document):
         if CASES not in operation["responses"].get("422", {CASES: ()}):
             # The framework's own shape, which is never sent.
@@ -151,6 +154,21 @@ def _name_models(request: dict[str, Any], models: Sequence[str]) -> None:
         "description": described,
         "examples": [models[0]],
     }
+
+
+def _request_schemas(document: Mapping[str, Any]) -> set[str]:
+    """The names of the schemas that callers send."""
+    bodies = (operation.get("requestBody", {}) for _, operation in _operations(document["paths"]))
+    schemas = (content["schema"] for body in bodies for content in body.get("content", {}).values())
+    return {schema["$ref"].rpartition("/")[2] for schema in schemas if "$ref" in schema}
+
+
+def _describe_defaults(request: dict[str, Any]) -> None:
+    """Tell each default in words: some client generators require every field whose schema has one."""
+    for field in request.get("properties", {}).values():
+        default = field.pop("default", None)
+        if default is not None:
+            field["description"] += f" `{json.dumps(default)}` unless given."
 
 
 def _add_problems(shared: dict[str, Any], path: str, operation: dict[str, Any]) -> None:

@@ -1,27 +1,14 @@
 """The OpenAPI document: reviewed as a snapshot, and good enough to make clients from."""
 
-import asyncio
-import importlib
 import json
-import subprocess
-import sys
-from functools import partial
-from pathlib import Path
 from typing import Any
-
-import httpx
-import pytest
 
 from app.config import Settings
 from app.errors import cases
 from app.main import create_app
 from app.services import build_services
 from tests.api.document import SNAPSHOT, document, operations
-from tests.support.api import until_final
-from tests.support.processes import service_process
 from tests.support.service import Service
-from tests.support.settings import KEY
-from tests.support.wait import eventually
 
 
 def test_document_is_the_one_that_was_reviewed() -> None:
@@ -53,6 +40,14 @@ def test_every_status_is_described_with_its_body() -> None:
                 assert answer["content"], (path, status)
 
 
+def test_no_field_of_a_request_has_a_default_for_which_generators_require_it() -> None:
+    schemas = document()["components"]["schemas"]
+    requests = [schemas[name]["properties"] for name in ("TaskCreate", "EndpointCreate", "EndpointUpdate")]
+
+    assert [name for fields in requests for name, field in fields.items() if "default" in field] == []
+    assert requests[0]["sound_loop"]["description"].endswith("`false` unless given.")
+
+
 def test_models_are_those_of_this_service() -> None:
     settings = Settings.model_validate({**_SETTINGS, "models": "V6,V5"})
 
@@ -71,51 +66,7 @@ async def test_each_problem_type_is_a_page(service: Service) -> None:
     assert (await service.client.get("/problems/nonsense")).status_code == 404
 
 
-async def test_generated_client_creates_a_task_and_gets_its_sound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "openapi.json").write_text(json.dumps(document()))
-    (tmp_path / "config.json").write_text(json.dumps({"post_hooks": [], "content_type_overrides": _FILES}))
-    generate = ["generate", "--path", "openapi.json", "--config", "config.json", "--meta", "none"]
-    command = [sys.executable, "-m", "openapi_python_client", *generate, "--output-path", "soundpost_client"]
-    made = await asyncio.to_thread(subprocess.run, command, cwd=tmp_path, capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "arning" not in made.stdout, made.stdout
-    monkeypatch.syspath_prepend(tmp_path)
-    client_room = importlib.import_module("soundpost_client")
-    models = importlib.import_module("soundpost_client.models")
-    calls = {name: importlib.import_module(f"soundpost_client.api.{tag}.{name}") for name, tag in _CALLS.items()}
-
-    url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
-    async with (
-        service_process(url, tmp_path) as (http, _),
-        client_room.AuthenticatedClient(base_url=str(http.base_url), token=KEY) as client,
-    ):
-        body = models.TaskCreate(prompt="soft rain", sound_tempo=90, sound_key=models.TaskCreateSoundKey.AM)
-        ordered = await calls["create_task"].asyncio_detailed(client=client, body=body, idempotency_key="order-1")
-        await until_final(http, ordered.parsed.id)
-        task = await calls["get_task"].asyncio(ordered.parsed.id, client=client)
-        page = await calls["list_tasks"].asyncio(client=client, status=models.TaskStatus.SUCCEEDED, limit=1)
-        refused = await calls["cancel_task"].asyncio(ordered.parsed.id, client=client)
-        await eventually(partial(_is_archived, http, ordered.parsed.id))
-        audio = await calls["get_clip_audio"].asyncio(ordered.parsed.id, 0, client=client)
-
-    assert (ordered.status_code, type(ordered.parsed)) == (202, models.TaskRead)
-    assert (task.status, task.sound_tempo, len(task.clips) > 0) == (models.TaskStatus.SUCCEEDED, 90, True)
-    assert [listed.id for listed in page.items] == [task.id]
-    assert audio.payload.read(4) == b"RIFF"
-    assert (type(refused), refused.type_) == (models.Problem, "/problems/task-already-final")
-
-
-# The generator reads files of these types only if it is told that they are files.
-_FILES = dict.fromkeys(["audio/mpeg", "image/png", "application/x-subrip"], "application/octet-stream")
-_CALLS = {**dict.fromkeys(["create_task", "get_task", "list_tasks", "cancel_task"], "tasks"), "get_clip_audio": "clips"}
 _SETTINGS = {"_env_file": None, "upstream_api_key": "none", "secret_keys": "a-secret-of-sixteen"}
-
-
-async def _is_archived(client: httpx.AsyncClient, task_id: str) -> bool:
-    clips = (await client.get(f"/v1/tasks/{task_id}")).json()["clips"]
-    return clips[0]["archived_at"] is not None
 
 
 def _references(value: Any) -> list[str]:
