@@ -43,6 +43,8 @@ class HoldReason(StrEnum):
     no_credits = "no_credits"
     bad_key = "bad_key"
     blocked = "blocked"
+    # Our own request breaks the rules of HTTP, and so will every other.
+    unsendable = "unsendable"
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,7 @@ class _SubmitWorker:
             upstream_task_id=result.value,
             attempt=submit.task.attempts,
             outcome=result.outcome.value,
+            hold_reason=result.hold_reason and result.hold_reason.value,
             upstream_code=result.code,
             upstream_message=result.message,
             duration_ms=round((time.monotonic() - began) * 1000),
@@ -116,7 +117,8 @@ class _SubmitWorker:
             due_at = now + submit_retry_delay(task.attempts, result.retry_after)
             lifecycle.requeue(session, task, now, due_at)
         elif result.outcome is Outcome.held:
-            lifecycle.return_to_queue(session, task, now)
+            was_sent = result.hold_reason is not HoldReason.unsendable
+            lifecycle.return_to_queue(session, task, now, was_sent=was_sent)
         elif result.outcome is Outcome.invalid:
             failure = Failure(ErrorCode.invalid_request, result.message, result.code)
             lifecycle.reject(session, task, failure, now)

@@ -2,16 +2,20 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import cast
 
 import pytest
 
 from app.database.engine import Database
+from app.health import check_upstream
 from app.models import PeriodicJob
-from app.upstream.hold import RECHECK, Hold, current_hold, hold_submits, release_submits
+from app.upstream.hold import EXPLANATIONS, RECHECK, Hold, current_hold, hold_submits, release_submits
 from app.upstream.types import HoldReason, Outcome, Result
 from app.workers.periodic import periodic_loop, reason_to_hold
 from tests.support.clock import MORNING
-from tests.support.service import Service, services_of
+from tests.support.receivers import receiving
+from tests.support.service import Service, serve, services_of
+from tests.support.wait import eventually
 
 RECHECK_IN = timedelta(seconds=30)
 
@@ -107,6 +111,35 @@ async def test_held_queue_degrades_readiness_and_gives_advice(service: Service) 
     )
     # What waits because it is held is not overdue.
     assert checks["overdue"]["status"] == "ok"
+
+
+async def test_request_that_can_never_be_sent_holds_the_queue_and_says_so(database_url: str) -> None:
+    async with (
+        receiving() as upstream_host,
+        serve(database_url, runs_workers=True, hold_recheck="600", upstream_url=upstream_host.url) as service,
+    ):
+        # Settings refuse such a key; it stands for whatever they do not see.
+        service.services.upstream_http.headers["Authorization"] = "Bearer a\nb"
+        task_id = await service.create_task()
+
+        async def queue() -> dict[str, str]:
+            checks = (await service.client.get("/readyz")).json()["checks"]
+            return cast("dict[str, str]", checks["queue"])
+
+        async def is_held() -> bool:
+            return (await queue())["status"] == "degraded"
+
+        await eventually(is_held)
+        detail, task = (await queue())["detail"], await service.task(task_id)
+        usage = (await service.client.get("/v1/usage")).json()
+        upstream = await check_upstream(service.services)
+
+    assert upstream_host.requests == []
+    assert "no request to the upstream can be sent" in detail
+    assert "SOUNDPOST_UPSTREAM_URL" in detail
+    assert (task["status"], task["charge"], task["queue_position"]) == ("queued", "none", 1)
+    assert usage["posts"] == 0
+    assert (upstream.status, upstream.detail) == ("degraded", EXPLANATIONS[HoldReason.unsendable])
 
 
 async def _hold(database: Database, reason: HoldReason, later: timedelta = timedelta()) -> None:

@@ -11,13 +11,15 @@ import httpx
 
 from app.observability.redaction import redact
 from app.upstream.suno import reports, signature
-from app.upstream.types import LyricWord, Outcome, Report, Result, SoundRequest
+from app.upstream.types import HoldReason, LyricWord, Outcome, Report, Result, SoundRequest
 
 SUBMIT_PATH = "/api/v1/generate/sounds"
 RECORD_INFO_PATH = "/api/v1/generate/record-info"
 CREDIT_PATH = "/api/v1/generate/credit"
 LYRICS_PATH = "/api/v1/generate/get-timestamped-lyrics"
 MAX_BODY_BYTES = 1024 * 1024
+# Raised before the first byte they are no fault of the network: a URL or a header that no request can carry.
+UNSENDABLE = (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError, TypeError)
 
 Value = TypeVar("Value")
 Reader = Callable[[int, Mapping[str, str], bytes, datetime], Result[Value]]
@@ -34,10 +36,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class NoResponse:
-    """An exchange that broke. `was_sent`: bytes of the request may have reached the upstream."""
+    """
+    An exchange that broke.
+
+    `was_sent`: bytes of the request may have reached the upstream. `is_hopeless`: none has, and none ever will.
+    """
 
     was_sent: bool
     message: str
+    is_hopeless: bool = False
 
 
 class SunoApi:
@@ -57,7 +64,7 @@ class SunoApi:
         """Request a sound. The outcome says whether one may have been created."""
         response = await self._exchange("POST", SUBMIT_PATH, body=_wire_format(request))
         if isinstance(response, NoResponse):
-            return Result(Outcome.ambiguous if response.was_sent else Outcome.not_sent, message=response.message)
+            return _unsubmitted(response)
         result = _read(reports.read_submit, response)
         return replace(result, message=self._redacted(result.message, request.callback_url.rpartition("/")[2]))
 
@@ -137,7 +144,16 @@ def _read(reader: Reader[Value], response: Response) -> Result[Value]:
     return reader(response.status, response.headers, response.body, datetime.now(UTC))
 
 
+def _unsubmitted(response: NoResponse) -> Result[Never]:
+    if response.is_hopeless:
+        return _failed(response)
+    return Result(Outcome.ambiguous if response.was_sent else Outcome.not_sent, message=response.message)
+
+
 def _failed(response: NoResponse) -> Result[Never]:
+    if response.is_hopeless:
+        # Tried again it would fail for ever, and nobody would know.
+        return Result(Outcome.held, message=response.message, hold_reason=HoldReason.unsendable)
     return Result(Outcome.failed, message=response.message)
 
 
@@ -153,10 +169,11 @@ async def _read_body(response: httpx.Response) -> bytes:
 
 def _no_response(error: Exception, has_begun: bool) -> NoResponse:
     # A request that breaks the rules of HTTP, for example by a line break in the key, is stopped before its first byte.
-    was_sent = has_begun and not isinstance(error, httpx.LocalProtocolError)
+    is_hopeless = isinstance(error, httpx.LocalProtocolError) or (not has_begun and isinstance(error, UNSENDABLE))
+    was_sent = has_begun and not is_hopeless
     # The text of the error may hold the URL, and with it a token.
     case = "the answer was lost" if was_sent else "nothing was sent"
-    return NoResponse(was_sent, f"{case} ({type(error).__name__})")
+    return NoResponse(was_sent, f"{case} ({type(error).__name__})", is_hopeless)
 
 
 def _wire_format(request: SoundRequest) -> dict[str, object]:

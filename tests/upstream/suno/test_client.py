@@ -98,9 +98,9 @@ async def test_unresolvable_name_means_not_sent() -> None:
 
 
 @pytest.mark.parametrize("url", ["", "gopher://127.0.0.1"])
-async def test_url_that_leads_nowhere_means_not_sent(url: str) -> None:
+async def test_url_to_which_nothing_can_be_sent_holds(url: str) -> None:
     answer = await submit_to(url)
-    assert answer.outcome is Outcome.not_sent
+    assert (answer.outcome, answer.hold_reason) == (Outcome.held, HoldReason.unsendable)
 
 
 async def test_failed_tls_means_not_sent() -> None:
@@ -127,11 +127,15 @@ async def test_full_pool_means_not_sent(patience: float, deadline: timedelta) ->
     assert len(server.requests) == 1
 
 
-async def test_key_that_cannot_stand_in_a_header_means_not_sent() -> None:
+@pytest.mark.parametrize("key", ["a\nb", "a\r", "a\x00", "a "])
+async def test_key_that_cannot_stand_in_a_header_holds(key: str) -> None:
     async with serving(answering(200, CREATED)) as server, client(server.url) as http:
-        http.headers["Authorization"] = "Bearer a\nb"
-        answer = await SunoApi(http, KEY, LONG).submit(REQUEST)
-    assert (answer.outcome, server.requests) == (Outcome.not_sent, [])
+        http.headers["Authorization"] = f"Bearer {key}"
+        upstream = SunoApi(http, KEY, LONG)
+        answers = [await upstream.submit(REQUEST), await upstream.credits(), await upstream.record_info("a")]
+    held = (Outcome.held, HoldReason.unsendable, "nothing was sent (LocalProtocolError)")
+    assert [(answer.outcome, answer.hold_reason, answer.message) for answer in answers] == [held] * 3
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
