@@ -28,7 +28,7 @@ from app.tasks.waiting import RetryAfterEstimate
 from app.webhooks.lifecycle import check_receiver
 
 # Seconds that the response to an order may wait for what is only information.
-OUTLOOK_TIMEOUT = 2.0
+OUTLOOK_TIMEOUT = 5.0
 
 
 class CannotResolve(Exception):
