@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,7 +14,6 @@ from app.database.engine import TRANSIENT
 from app.database.wakeups import Subscription
 from app.enums import TaskStatus
 from app.models import Event
-from app.tasks import repository
 from app.tasks.event_schemas import EventPage, EventRead
 from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskId
@@ -28,8 +27,8 @@ from app.web.routing import Router
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
 
-# In milliseconds: when to come again after a stop of this process, and after the end of a task, where a client that
-# knows no end would find the same end again.
+# In milliseconds: the reconnection time after a stop of this process, and after the end of a task, where an EventSource
+# reconnects for ever and finds the same end again.
 RETRY_AFTER_STOP = 1_000
 RETRY_AFTER_END = 60_000
 STREAM = "text/event-stream"
@@ -37,7 +36,7 @@ STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
     (b"vary", b"Accept"),
-    # Some proxies gather what they pass on unless told otherwise.
+    # Some proxies buffer responses without this header.
     (b"x-accel-buffering", b"no"),
 ]
 FINAL_EVENTS = frozenset(EVENT_BY_STATUS[status] for status in FINAL)
@@ -92,57 +91,55 @@ async def list_events(
 
 async def _stream(waiters: Waiters, task_id: str, after: int, *asgi: Any) -> None:
     """
-    Send a task's events behind a version as they happen, up to the final one or a stop of the process.
+    Send a task's events after a version as they happen, up to the final one or a stop of the process.
 
-    No connection is held between them. A database that is away is no news: those
-    whose wake-ups are lost are woken once it is back.
+    No database connection is held between them. While the database is unreachable
+    nothing is sent; the check for lost wake-ups continues the stream once it is back.
     """
     scope, receive, send = asgi
 
-    async def tell(text: str) -> None:
+    async def write(text: str) -> None:
         await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
     with waiters.wakeups.subscribe(task_id) as subscription:
         is_over = scope["method"] == "HEAD"
         while not is_over and not subscription.is_closed:
-            after, is_over = await _tell_news(waiters, subscription, task_id, after, tell)
+            text, after, is_over = await _read_events(waiters, subscription, task_id, after)
+            if text:
+                await write(text)
             keep_alive = waiters.keep_alive.total_seconds()
             while not is_over and not await subscription.wait(keep_alive, partial(wait_for_disconnect, receive)):
-                await tell(":\n\n")
+                await write(":\n\n")
         if not is_over:
-            await tell(f"retry: {RETRY_AFTER_STOP}\n\n")
+            await write(f"retry: {RETRY_AFTER_STOP}\n\n")
     await send({"type": "http.response.body"})
 
 
-async def _tell_news(
-    waiters: Waiters, subscription: Subscription, task_id: str, after: int, tell: Callable[[str], Awaitable[None]]
-) -> tuple[int, bool]:
-    """Tell what there is; return up to which version, and whether nothing follows."""
+async def _read_events(waiters: Waiters, subscription: Subscription, task_id: str, after: int) -> tuple[str, int, bool]:
+    """The new events as text, the version that they reach, and whether the stream ends with them."""
     try:
-        history = await waiters.look(partial(repository.read_history, task_id=task_id, after=after))
+        history = await waiters.read_history(task_id, after)
     except TRANSIENT:
-        return after, False
+        return "", after, False
     if history is None:
-        return after, True
+        return "", after, True
     subscription.version = history.version
-    if history.status in FINAL:
-        await tell(f"retry: {RETRY_AFTER_END}\n\n")
+    is_over = history.status in FINAL
     events = until_final(history.status, history.events)
-    for event in events:
-        await tell(_written(event))
-    return (events[-1].version if events else after), history.status in FINAL
+    retry = f"retry: {RETRY_AFTER_END}\n\n" if is_over else ""
+    return retry + "".join(map(_serialize, events)), (events[-1].version if events else after), is_over
 
 
 def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:
-    """The events to stream: of a task that has ended, none behind its end; of one that was revived, all."""
+    """The events to stream: none after the end of a task that has ended, all of one that was revived."""
     if status not in FINAL:
         return events
     ends = [number for number, event in enumerate(events, 1) if event.type in FINAL_EVENTS]
     return events[: ends[-1]] if ends else ()
 
 
-def _written(event: Event) -> str:
+def _serialize(event: Event) -> str:
     return f"id: {event.id}\nevent: {event.type}\ndata: {EventRead.model_validate(event).model_dump_json()}\n\n"
 
 

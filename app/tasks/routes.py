@@ -102,7 +102,7 @@ async def create_task(
     if placed.is_replay:
         headers["Idempotency-Replayed"] = "true"
     respond = partial(_created, headers, placed.retry_after)
-    return waiters.answer(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
+    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
 
 
 @router.get("", operation_id="listTasks", summary="List tasks", responses=PAGE)
@@ -142,7 +142,7 @@ async def get_task(
     def is_awaited(task: TaskSnapshot) -> bool:
         return task.is_final if if_none_match is None else not matches(if_none_match, _etag(task))
 
-    return waiters.answer(snapshot, wait, is_awaited, partial(_known_or_whole, if_none_match))
+    return waiters.respond(snapshot, wait, is_awaited, partial(_known_or_whole, if_none_match))
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Waiting for news of a task: as long as the caller prefers, without a database connection, whatever gets lost."""
+"""Long polling: a request waits for a change of its task without a database connection, even if wake-ups are lost."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
 from app.tasks import repository
+from app.tasks.repository import History
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse
@@ -30,24 +31,24 @@ from app.web.negotiation import preferred_wait
 from app.web.provided import provided
 
 log = structlog.get_logger()
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
-# How long after its deadline a wait may still look at the task before it answers what it saw last.
-LAST_LOOK = 0.5
-# A wake-up that got lost costs a waiter so many seconds.
-CHECK_EVERY = 0.8
-# Many may be woken at once; they leave the other connections to those who have not been served yet.
-LOOKS_AT_ONCE = 4
-LOOK_TIMEOUT = 5.0
+# How long after its end a wait may still read the task; after that it answers with the version that it read last.
+LAST_READ_TIMEOUT = timedelta(milliseconds=500)
+# A lost wake-up delays a waiter by this much.
+CHECK_INTERVAL = timedelta(milliseconds=800)
+# Many waiters may be woken at once: they leave the other connections of the pool to new requests.
+MAX_CONCURRENT_READS = 4
+READ_TIMEOUT = timedelta(seconds=5)
 ESTIMATE_FRESH_FOR = timedelta(seconds=10)
-# Seconds: what is said before any task has succeeded, and the most that is said afterwards.
+# In seconds: the estimate before any task has succeeded, and the largest one afterwards.
 DEFAULT_RETRY_AFTER = 5
 MAX_RETRY_AFTER = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """How long a caller prefers to wait; `until` is on the event loop's clock."""
+    """How long a caller prefers to wait: in seconds, and until when on the event loop's clock."""
 
     seconds: int
     until: float
@@ -55,7 +56,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class TaskSnapshot:
-    """A task as it was read, ready to be sent: a wait keeps nothing larger."""
+    """A task as read, with its JSON body: all that a wait holds in memory."""
 
     task_id: str
     version: int
@@ -64,7 +65,7 @@ class TaskSnapshot:
 
 
 class Waiters:
-    """Everybody in this process who waits for news of a task."""
+    """The requests of this process that wait for a change of a task, and the reads that they share."""
 
     # After this time without an event, a stream sends a comment. Many proxies close what is silent for 30 s or more.
     keep_alive = timedelta(seconds=15)
@@ -72,53 +73,52 @@ class Waiters:
     def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
         self.wakeups = wakeups
         self._database, self._signed_urls = database, signed_urls
-        self._turn = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
-    def answer(
+    def respond(
         self,
         snapshot: TaskSnapshot,
         wait: Wait | None,
         is_awaited: Callable[[TaskSnapshot], bool],
-        answer: Callable[[TaskSnapshot], Response],
+        respond: Callable[[TaskSnapshot], Response],
     ) -> Response:
         """
-        Answer once the task is as awaited, or as it stands when the wait ends.
+        The response to a task as it is once `is_awaited` holds, or when the wait ends.
 
-        A stop of the process, and a caller who hangs up, end the wait with what was
-        seen last; so does a database that is away at the end.
+        A stop of the process or a disconnected client ends the wait early. If the
+        database is unreachable at the end, the response shows the version read last.
         """
         if wait is None:
-            return answer(snapshot)
+            return respond(snapshot)
 
-        async def answer_awaited(scope: Scope, receive: Receive, send: Send) -> None:
-            response = answer(await self._wait(snapshot, wait, is_awaited, receive))
+        async def respond_later(scope: Scope, receive: Receive, send: Send) -> None:
+            response = respond(await self._wait(snapshot, wait, is_awaited, receive))
             response.headers["Preference-Applied"] = f"wait={wait.seconds}"
             await response(scope, receive, send)
 
-        return DeferredResponse(answer_awaited)
+        return DeferredResponse(respond_later)
 
     async def _wait(
         self, snapshot: TaskSnapshot, wait: Wait, is_awaited: Callable[[TaskSnapshot], bool], receive: Receive
     ) -> TaskSnapshot:
         clock = asyncio.get_running_loop().time
-        # What happened between the look at the task and this subscription, the next check finds.
+        # A change between the first read and this subscription is found by the next check.
         with self.wakeups.subscribe(snapshot.task_id) as subscription:
             while not is_awaited(snapshot) and (left := wait.until - clock()) > 0:
                 subscription.version = snapshot.version
                 await subscription.wait(left, partial(wait_for_disconnect, receive))
                 if subscription.is_closed:
                     break
-                snapshot = await self._look_again(snapshot, wait.until)
+                snapshot = await self._read_again(snapshot, wait.until)
         return snapshot
 
-    async def look(self, query: Callable[[Session], Awaitable[Answer]]) -> Answer:
-        """Ask the database, in one's turn and in a transaction that ends with the answer."""
-        async with self._turn, asyncio.timeout(LOOK_TIMEOUT), self._database.reads() as session:
-            return await query(session)
+    async def read_history(self, task_id: str, after: int) -> History | None:
+        """The state of a task and its events after this version; None for a deleted task. Raises TRANSIENT."""
+        return await self._read(partial(repository.read_history, task_id=task_id, after=after))
 
     @asynccontextmanager
     async def checked(self) -> AsyncIterator[None]:
-        """Wake those whose wake-up was lost, as long as the block lasts."""
+        """Check inside the block for changes whose wake-up was lost, and wake their waiters."""
         checking = asyncio.create_task(self._keep_checking())
         try:
             yield
@@ -127,25 +127,30 @@ class Waiters:
             with suppress(asyncio.CancelledError):
                 await checking
 
-    async def _look_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
-        look = self.look(partial(_see, task_id=snapshot.task_id, signed_urls=self._signed_urls))
+    async def _read(self, query: Callable[[Session], Awaitable[Value]]) -> Value:
+        """Run one query in a transaction of its own, at most MAX_CONCURRENT_READS at once."""
+        async with self._reads, asyncio.timeout(READ_TIMEOUT.total_seconds()), self._database.reads() as session:
+            return await query(session)
+
+    async def _read_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
+        read = self._read(partial(_read_snapshot, task_id=snapshot.task_id, signed_urls=self._signed_urls))
         try:
-            async with asyncio.timeout_at(until + LAST_LOOK):
-                # Who leaves does not take the query along: cancelling it would cost the connection.
-                return await asyncio.shield(look)
+            async with asyncio.timeout_at(until + LAST_READ_TIMEOUT.total_seconds()):
+                # The end of the wait does not cancel the query: that would close its connection.
+                return await asyncio.shield(read)
         except TRANSIENT:
             return snapshot
 
     async def _keep_checking(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_EVERY)
+            await asyncio.sleep(CHECK_INTERVAL.total_seconds())
             try:
                 await self._check()
             except TRANSIENT as error:
                 log.warning("waits_not_checked", error=type(error).__name__)
 
     async def _check(self) -> None:
-        """One query for all: a task whose version its waiter has not seen, or that is gone, rings."""
+        """Notify, by one query, every waiter whose task has another version than it has read, or is deleted."""
         watched = self.wakeups.subscriptions()
         if not watched:
             return
@@ -158,7 +163,7 @@ class Waiters:
 
 
 def snapshot_of(task: TaskRead) -> TaskSnapshot:
-    """What is kept of a task that was read."""
+    """The snapshot of a task, from its representation."""
     return TaskSnapshot(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
 
 
@@ -185,14 +190,14 @@ WaitersDep = Annotated[Waiters, provided(Waiters)]
 
 
 async def wait_for_disconnect(receive: Receive) -> None:
-    """Return when the caller is gone."""
-    # What is still received of a request that was understood already may yet be refused.
+    """Return when the client has disconnected."""
+    # The rest of the request's body, which no route needs, may still be refused.
     with suppress(AppError):
         while (await receive())["type"] != "http.disconnect":
             pass
 
 
-async def _see(session: Session, task_id: str, signed_urls: SignedUrls) -> TaskSnapshot:
+async def _read_snapshot(session: Session, task_id: str, signed_urls: SignedUrls) -> TaskSnapshot:
     task = await repository.find_task(session, task_id)
     if task is None:
         raise NotFound
@@ -200,7 +205,7 @@ async def _see(session: Session, task_id: str, signed_urls: SignedUrls) -> TaskS
 
 
 class RetryAfterEstimate:
-    """The median of the latest tasks, read rarely."""
+    """How long a new task will probably take: the median of the latest ones, cached for ESTIMATE_FRESH_FOR."""
 
     def __init__(self) -> None:
         self._seconds = DEFAULT_RETRY_AFTER
@@ -212,7 +217,7 @@ class RetryAfterEstimate:
         return self._seconds
 
     async def seconds(self, session: Session) -> int:
-        """After how many seconds a task that is ordered now is probably done."""
+        """The whole seconds until a task that is created now has probably ended, from 1 to MAX_RETRY_AFTER."""
         if time.monotonic() >= self._stale_at:
             self._seconds = retry_after(await repository.recent_latencies(session))
             self._stale_at = time.monotonic() + ESTIMATE_FRESH_FOR.total_seconds()
@@ -220,7 +225,7 @@ class RetryAfterEstimate:
 
 
 def retry_after(latencies: Sequence[timedelta]) -> int:
-    """Whole seconds that half of these tasks took at most."""
+    """The median of these latencies in whole seconds, from 1 to MAX_RETRY_AFTER; DEFAULT_RETRY_AFTER without any."""
     if not latencies:
         return DEFAULT_RETRY_AFTER
     return min(max(1, ceil(median(span.total_seconds() for span in latencies))), MAX_RETRY_AFTER)
