@@ -86,7 +86,7 @@ async def remove_due_files(database: Database, storage: Storage) -> int:
 
 
 def _is_old_key(now: datetime) -> ColumnElement[bool]:
-    return IdempotencyKey.created_at < now - idempotency.KEPT_FOR
+    return IdempotencyKey.created_at < now - idempotency.TTL
 
 
 async def _delete_deliveries(session: Session, is_old: ColumnElement[bool]) -> int:

@@ -1,4 +1,4 @@
-"""The Idempotency-Key header, after draft-ietf-httpapi-idempotency-key-header: one key, one order, one task."""
+"""The Idempotency-Key header, after draft-ietf-httpapi-idempotency-key-header: one key, one body, one task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.models import IdempotencyKey, Task
 from app.tasks.repository import find_task
 from app.tasks.schemas import TaskCreate
 
-KEPT_FOR = timedelta(hours=24)
+TTL = timedelta(hours=24)
 
 # Quoted, which is an RFC 8941 string, or bare: the draft asks for quotes, most clients leave them out.
 QUOTED = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
@@ -58,26 +58,26 @@ KeyDep = Annotated[str | None, Depends(find_key)]
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What an Idempotency-Key stands for: a task already, or one that is yet to be made."""
+    """A locked Idempotency-Key with its task, None if that is still to be created; `row` is None without a key."""
 
     row: IdempotencyKey | None
     task: Task | None
 
-    def stands_for(self, task: Task) -> None:
-        """From this commit on the key, if there is one, stands for this task."""
+    def bind_to(self, task: Task) -> None:
+        """Bind the key, if there is one, to this task, in this transaction."""
         if self.row is not None:
             self.row.task_id = task.id
 
 
-def fingerprint(order: TaskCreate, default_model: str) -> str:
-    """What an order means, defaults filled in: two bodies that mean the same have one fingerprint."""
-    meant = {**order.model_dump(mode="json"), "model": order.model or default_model}
-    return sha256(json.dumps(meant, sort_keys=True).encode()).hexdigest()
+def fingerprint(body: TaskCreate, default_model: str) -> str:
+    """The SHA-256, in hex, of a normalised body with its defaults: equivalent bodies have one fingerprint."""
+    normalised = {**body.model_dump(mode="json"), "model": body.model or default_model}
+    return sha256(json.dumps(normalised, sort_keys=True).encode()).hexdigest()
 
 
-async def claim_key(session: Session, api_key_id: str, key: str | None, print_: str, now: datetime) -> Claimed:
+async def claim_key(session: Session, api_key_id: str, key: str | None, digest: str, now: datetime) -> Claimed:
     """
-    Lock a key and find the task that it stands for already, if any.
+    Lock a key and find the task that it is bound to, if any.
 
     The insert makes concurrent requests with one key wait for each other: the first
     to commit has made the task, and the others find it. Raises IdempotencyKeyReused, and
@@ -85,16 +85,16 @@ async def claim_key(session: Session, api_key_id: str, key: str | None, print_: 
     """
     if key is None:
         return Claimed(None, None)
-    row = {"api_key_id": api_key_id, "key": key, "fingerprint": print_, "task_id": "", "created_at": now}
+    row = {"api_key_id": api_key_id, "key": key, "fingerprint": digest, "task_id": "", "created_at": now}
     await insert_new(session, IdempotencyKey, row)
     mine = select(IdempotencyKey).where(IdempotencyKey.api_key_id == api_key_id, IdempotencyKey.key == key)
-    kept = (await session.scalars(mine.with_for_update())).one()
-    if not kept.task_id or kept.created_at + KEPT_FOR <= now:
-        kept.fingerprint, kept.created_at = print_, now
-        return Claimed(kept, None)
-    if kept.fingerprint != print_:
+    stored = (await session.scalars(mine.with_for_update())).one()
+    if not stored.task_id or stored.created_at + TTL <= now:
+        stored.fingerprint, stored.created_at = digest, now
+        return Claimed(stored, None)
+    if stored.fingerprint != digest:
         raise IdempotencyKeyReused
-    task = await find_task(session, kept.task_id)
+    task = await find_task(session, stored.task_id)
     if task is None:
         raise OrderedTaskDeleted
-    return Claimed(kept, task)
+    return Claimed(stored, task)

@@ -38,10 +38,10 @@ class CannotResolve(Exception):
 @dataclass(frozen=True, slots=True)
 class PlacedTask:
     """
-    The answer to an order.
+    The result of `place`.
 
-    `is_replay`: an earlier request with the same Idempotency-Key made the task. `quota` are the
-    rate limit headers of the key, `retry_after` is in seconds.
+    `is_replay`: an earlier request with the same Idempotency-Key created the task. `quota` are
+    the rate limit headers of the API key, `retry_after` is in seconds.
     """
 
     task: TaskRead
@@ -76,11 +76,11 @@ class TaskService:
         self._check(body)
         key_id, rate = caller.api_key_id, self._settings.key_rate
         async with self._database.transaction() as (session, now):
-            print_ = fingerprint(body, self._lifecycle.default_model)
-            claimed = await claim_key(session, key_id, idempotency_key, print_, now)
+            digest = fingerprint(body, self._lifecycle.default_model)
+            claimed = await claim_key(session, key_id, idempotency_key, digest, now)
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
             task = claimed.task or self._lifecycle.create(session, key_id, body, now, callback_url)
-            claimed.stands_for(task)
+            claimed.bind_to(task)
         positions, retry_after = await self._outlook(task)
         return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
 

@@ -13,7 +13,7 @@ from app.auth.api_keys import Caller
 from app.database.engine import Database
 from app.errors import InvalidRequest, OrderedTaskDeleted
 from app.models import Task
-from app.tasks.idempotency import KEPT_FOR, claim_key, read_key
+from app.tasks.idempotency import TTL, claim_key, read_key
 from app.tasks.schemas import TaskCreate
 from tests.support.clock import MORNING, Clock
 from tests.support.rows import add_key, add_task
@@ -117,7 +117,7 @@ async def test_key_is_stored_for_a_day(database_url: str) -> None:
     owner = await add_key(database)
     made = await _claim(database, owner, "print")
 
-    clock.advance(seconds=KEPT_FOR.total_seconds() - 1)
+    clock.advance(seconds=TTL.total_seconds() - 1)
     on_the_day = await _claim(database, owner, "print")
     clock.advance(seconds=1)
     afterwards = await _claim(database, owner, "another print")
@@ -151,7 +151,7 @@ async def test_key_of_a_deleted_task_is_free_after_a_day(database_url: str) -> N
         await services.tasks.cancel(caller, first.id)
         await services.tasks.erase(caller, first.id)
 
-        clock.advance(seconds=KEPT_FOR.total_seconds() - 1)
+        clock.advance(seconds=TTL.total_seconds() - 1)
         with pytest.raises(OrderedTaskDeleted):
             await services.tasks.place(caller, order, idempotency_key="k")
         clock.advance(seconds=1)
@@ -175,6 +175,6 @@ async def _claim(database: Database, owner: str, fingerprint: str) -> str | None
     async with database.writes.begin() as session:
         claimed = await claim_key(session, owner, "k", fingerprint, await database.now(session))
         if claimed.task is None:
-            claimed.stands_for(new)
+            claimed.bind_to(new)
             return None
         return claimed.task.id
