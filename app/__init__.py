@@ -1,3 +1,3 @@
-"""Soundpost: keeps what a paid, asynchronous sound API makes, and tells whoever asked for it."""
+"""Soundpost: submits tasks to a paid, asynchronous sound API, stores the results, and delivers them by webhook."""
 
 __version__ = "0.1.0"

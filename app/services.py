@@ -62,7 +62,7 @@ class Services:
 
 
 def build_services(settings: Settings, clock: Clock = database_clock) -> Services:
-    """Build every service; nothing is connected yet. `clock` tells the database's time. Raises KeyringUnusable."""
+    """Build every service; nothing is connected yet. `clock` returns the database's time. Raises KeyringUnusable."""
     keyring = load_or_create_keyring(settings)
     signed_urls = SignedUrls(keyring, settings.link_base, settings.link_ttl)
     database = Database(settings.database_url, clock)

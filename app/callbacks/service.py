@@ -59,7 +59,9 @@ class CallbackService:
         report = self._upstream.read_callback(body)
         if self._needs_signature and not self._upstream.is_signed(headers, report, datetime.now(UTC)):
             self._metrics.callbacks.labels(outcome="unsigned").inc()
-            raise NotAuthenticated(detail="The signature that this service was told to expect is missing or wrong.")
+            raise NotAuthenticated(
+                detail="The callback's signature, which SOUNDPOST_CALLBACK_HMAC_KEY requires, is missing or wrong."
+            )
         secrets = (token, self._api_key)
         if report is not None:
             report = replace(report, message=report.message and redact(report.message, *secrets))

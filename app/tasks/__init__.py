@@ -1,1 +1,1 @@
-"""What callers ask for, from the order to its last clip."""
+"""Tasks: requests for sounds, from their creation to their last clip."""

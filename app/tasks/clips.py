@@ -63,7 +63,7 @@ def update_clip(clip: Clip, reported: ReportedClip) -> None:
 
 
 def any_modified(session: Session, clips: Sequence[Clip]) -> bool:
-    """Whether any of them has changes that are not flushed yet."""
+    """Whether any of these clips has changes that are not flushed yet."""
     return any(session.is_modified(clip) for clip in clips)
 
 
@@ -104,7 +104,7 @@ def storage_keys_of(clips: Sequence[Clip]) -> tuple[list[str], list[str]]:
 
 
 class ClipLifecycle:
-    """Writes what becomes of clips behind their task's success, with its event. Its methods never commit."""
+    """Writes changes of clips that come after the reports on their task, with their events. Never commits."""
 
     def __init__(self, recorder: EventRecorder) -> None:
         self._recorder = recorder

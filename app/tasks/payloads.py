@@ -1,4 +1,4 @@
-"""What callers are told of their tasks, and in which bytes."""
+"""The bodies of webhooks about tasks, and their publication to the outbox."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TaskWebhookType = Literal[
 ]
 
 WEBHOOK_TYPES: Mapping[str, WebhookType] = {kind.value: kind for kind in WebhookType}
-# A task's own webhook_url hears of its end.
+# The types that are sent to a task's own webhook_url.
 FINAL_TYPES = frozenset(EVENT_BY_STATUS[status] for status in FINAL)
 
 FINAL_SUMMARIES: Mapping[WebhookType, str] = {
@@ -53,18 +53,18 @@ class TaskWebhook(BaseModel):
     data: TaskData = Field(description="The task that it happened to.")
 
 
-# Puts an event into the outbox: what it tells, whom, and in which shape, is its own business.
+# Enqueues the deliveries of an event, if it has any, in the transaction that records it; due at the given time.
 EventPublisher = Callable[[Session, Task, Event, SignedUrls, datetime], None]
 
 
 def publish_to_webhook_url(
     session: Session, task: Task, event: Event, signed_urls: SignedUrls, due_at: datetime
 ) -> None:
-    """Tell of an event, in this transaction, what callers hear of; the body shows the task as it is now."""
+    """Enqueue the webhooks about an event, if its type has any; the body shows the task as it is now."""
     kind = WEBHOOK_TYPES.get(event.type.value)
     if kind is None:
         return
-    # What is being told may still change before the commit, and a later event tells of that.
+    # The task may still change before the commit; the event of that change publishes it again.
     body = TaskWebhook.model_validate(
         {"type": kind, "timestamp": event.created_at, "data": {"task": read_task(task, {}, signed_urls)}}
     ).model_dump_json()

@@ -27,7 +27,7 @@ RECENT_LATENCIES = 20
 
 
 class History(NamedTuple):
-    """How a task stands, and its latest events, oldest first."""
+    """The state of a task, and its events after a version, oldest first."""
 
     status: TaskStatus
     version: int
@@ -58,12 +58,12 @@ def new_task(api_key_id: str, body: TaskCreate, model: str, now: datetime, callb
 
 
 async def find_task(session: Session, task_id: str) -> Task | None:
-    """The task with this id, whoever owns it."""
+    """The task with this id, of any caller."""
     return await session.get(Task, task_id)
 
 
 async def lock_task(session: Session, task_id: str) -> Task | None:
-    """The same, held against other writers until the transaction ends."""
+    """The same, locked until the transaction ends."""
     return await session.get(Task, task_id, with_for_update=True, populate_existing=True)
 
 
@@ -88,7 +88,7 @@ async def delete_task(session: Session, task_id: str) -> None:
 async def list_tasks(
     session: Session, where: Sequence[ColumnElement[bool]], after: tuple[datetime, str] | None, limit: int
 ) -> Sequence[Task]:
-    """Tasks that match, newest first, from behind the one that `after` names."""
+    """Up to `limit` matching tasks, newest first, after the position `after`: `created_at` and id."""
     query = select(Task).where(*where).order_by(Task.created_at.desc(), Task.id.desc()).limit(limit)
     if after is not None:
         query = query.where(tuple_(Task.created_at, Task.id) < after)
@@ -96,19 +96,19 @@ async def list_tasks(
 
 
 def conditions(session: Session, filters: TaskFilters, labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
-    """What a list's filters ask for; the task's metadata must hold all of `labels`."""
-    asked: list[tuple[Callable[[Any, Any], Any], Any, object]] = [
+    """The conditions of a list's filters; the task's metadata must contain all of `labels`."""
+    comparisons: list[tuple[Callable[[Any, Any], Any], Any, object]] = [
         (eq, Task.status, filters.status),
         (eq, Task.model, filters.model),
         (gt, Task.created_at, filters.created_after),
         (lt, Task.created_at, filters.created_before),
     ]
-    given = [compare(column, value) for compare, column, value in asked if value is not None]
+    given = [compare(column, value) for compare, column, value in comparisons if value is not None]
     return [*given, _carries(session, labels)] if labels else given
 
 
 def _carries(session: Session, labels: Mapping[str, str]) -> ColumnElement[bool]:
-    """Whether a task's metadata holds all of these pairs, in one condition however many there are."""
+    """Whether a task's metadata contains all of these pairs, as one condition for any number of them."""
     if session.get_bind().dialect.name != "sqlite":
         return Task.labels.op("@>", is_comparison=True)(literal(dict(labels), JSONB))
     # Names may hold any text, which no JSON path of SQLite's can.
@@ -119,9 +119,9 @@ def _carries(session: Session, labels: Mapping[str, str]) -> ColumnElement[bool]
 
 async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[str, int]:
     """
-    How many submits leave before and with each of these tasks, for those that still wait.
+    The position from 1 in the queue of each of these tasks that is queued, by id.
 
-    Counted up to MAX_QUEUE_POSITION, which stands for every later place too.
+    Counted up to MAX_QUEUE_POSITION, which stands for every later position too.
     """
     waiting = [task for task in tasks if task.status is TaskStatus.queued]
     if not waiting:
@@ -147,7 +147,7 @@ def _place_outside(task: Task, last: tuple[datetime, str] | None) -> int:
 
 
 async def list_events(session: Session, task_id: str, after: int, limit: int) -> Sequence[Event]:
-    """A task's events behind a version, oldest first."""
+    """A task's events after a version, oldest first."""
     query = select(Event).where(Event.task_id == task_id, Event.version > after).order_by(Event.version).limit(limit)
     return (await session.scalars(query)).all()
 
@@ -158,7 +158,7 @@ async def find_event(session: Session, task_id: str, event_id: str) -> Event | N
 
 
 async def read_history(session: Session, task_id: str, after: int) -> History | None:
-    """How a task stands, with its events behind a version, as of one moment; None once it is erased."""
+    """The state of a task and its events after a version, from one statement; None for a deleted task."""
     is_later = (Event.task_id == Task.id) & (Event.version > after)
     query = select(Task.status, Task.version, Event).outerjoin(Event, is_later).where(Task.id == task_id)
     rows = (await session.execute(query.order_by(Event.version))).all()
@@ -169,21 +169,21 @@ async def read_history(session: Session, task_id: str, after: int) -> History | 
 
 
 async def read_versions(session: Session, task_ids: Collection[str]) -> Mapping[str, int]:
-    """The versions of these tasks, as far as they exist; one parameter for any number of them."""
+    """The versions of these tasks by id, for those that exist; one parameter for any number of ids."""
     each = func.json_each if session.get_bind().dialect.name == "sqlite" else func.json_array_elements_text
-    asked = each(literal(list(task_ids), JSON)).table_valued("value")
-    rows = await session.execute(select(Task.id, Task.version).where(Task.id.in_(select(asked.c.value))))
+    ids = each(literal(list(task_ids), JSON)).table_valued("value")
+    rows = await session.execute(select(Task.id, Task.version).where(Task.id.in_(select(ids.c.value))))
     return dict(rows.all())
 
 
 async def list_callbacks(session: Session, task_id: str, after: str, limit: int) -> Sequence[Callback]:
-    """A task's callbacks behind an id, oldest first."""
+    """A task's callbacks after an id, oldest first."""
     query = select(Callback).where(Callback.task_id == task_id, Callback.id > after).order_by(Callback.id).limit(limit)
     return (await session.scalars(query)).all()
 
 
 async def recent_latencies(session: Session) -> Sequence[timedelta]:
-    """How long each of the latest sounds took, from its submit to its end."""
+    """The time from submit to end of each of the latest RECENT_LATENCIES tasks that succeeded."""
     latest = (
         select(Task.submitted_at, Task.completed_at)
         .where(Task.status == TaskStatus.succeeded, Task.completed_at.isnot(None))
@@ -195,7 +195,7 @@ async def recent_latencies(session: Session) -> Sequence[timedelta]:
 
 
 async def callbacks_stay_away(session: Session) -> bool:
-    """Whether every one of the latest tasks to end was found by a poll, though it had a callback URL."""
+    """Whether the last RECENT tasks to end were all resolved by polls, although each had a callback URL."""
     latest = (
         select(Task.resolved_by)
         .where(Task.completed_at.isnot(None), Task.resolved_by.isnot(None))
@@ -207,7 +207,7 @@ async def callbacks_stay_away(session: Session) -> bool:
 
 
 async def sum_usage(session: Session, api_key_id: str, since: datetime | None, until: datetime | None) -> Usage:
-    """Add up one key's tasks, erased ones too; each counts once, under the charge that it has now, or had last."""
+    """Sums over one key's tasks, deleted ones too, created from `since` on and before `until`; each counts once."""
     counts: Counter[Charge] = Counter()
     posts = 0
     for kind in (Task, SpentCharge):

@@ -11,11 +11,11 @@ from app.upstream.types import Report
 
 S = TaskStatus
 
-# A queued task can already be generating: the upstream may have said that it refused a submit and yet have taken it.
+# A queued task can already be generating: the upstream may report that it refused a submit and yet have accepted it.
 NEXT: Mapping[S, frozenset[S]] = {
     S.queued: frozenset({S.submitting, S.generating, S.failed, S.canceled}),
     S.submitting: frozenset({S.queued, S.unconfirmed, S.generating, S.failed, S.canceled}),
-    # Back into the queue only with the answer in hand, late as it is, that the upstream made nothing.
+    # Queued again only by a late response which proves that the upstream created nothing.
     S.unconfirmed: frozenset({S.queued, S.generating, S.failed, S.canceled}),
     S.generating: frozenset({S.succeeded, S.failed, S.canceled}),
     S.succeeded: frozenset(),
@@ -23,12 +23,12 @@ NEXT: Mapping[S, frozenset[S]] = {
     S.canceled: frozenset(),
 }
 
-# Failures without the upstream's word, which a late success revives.
+# Failures that we decided without a report of the upstream; a late success revives the task.
 REVIVABLE = frozenset({ErrorCode.outcome_unknown, ErrorCode.deadline_exceeded})
 
 FINAL = frozenset(status for status, following in NEXT.items() if not following)
 
-# A submit under way, and a return to the queue, show in the task but make no event.
+# `submitting` and `queued` raise the task's version, but have no event.
 EVENT_BY_STATUS: Mapping[S, EventType] = {
     S.unconfirmed: EventType.task_unconfirmed,
     S.generating: EventType.task_submitted,

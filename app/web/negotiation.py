@@ -1,4 +1,4 @@
-"""The request and response headers by which client and server negotiate, each read in one place."""
+"""The headers by which client and server negotiate, each read in one place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def check_accept(request: Request) -> None:
     """
     Raise NotAcceptable where the client accepts no media type that this route answers.
 
-    A dependency, so that it runs before the route: nothing is ordered whose response
+    A dependency, so that it runs before the route: no task is created whose response
     the client would refuse.
     """
     accept = request.headers.getlist("accept")
