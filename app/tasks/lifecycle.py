@@ -274,8 +274,8 @@ class TaskLifecycle:
         notify_on_commit(session, POLLS)
 
     async def _next_poll_at(self, session: Session, task: Task, now: datetime) -> datetime:
-        away = await repository.callbacks_stay_away(session)
-        return next_poll_at(task, self._settings, now, self._rng, callbacks_stay_away=away)
+        is_missing = await repository.are_callbacks_missing(session)
+        return next_poll_at(task, self._settings, now, self._rng, callbacks_missing=is_missing)
 
     def _fail_as_reported(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
         code = report.error_code or ErrorCode.upstream_failed

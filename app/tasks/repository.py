@@ -194,7 +194,7 @@ async def recent_latencies(session: Session) -> Sequence[timedelta]:
     return [completed - submitted for submitted, completed in spans if submitted and completed]
 
 
-async def callbacks_stay_away(session: Session) -> bool:
+async def are_callbacks_missing(session: Session) -> bool:
     """Whether the last RECENT tasks to end were all resolved by polls, although each had a callback URL."""
     latest = (
         select(Task.resolved_by)

@@ -45,17 +45,17 @@ class PollLadder:
         return self.first if polls == 0 else self.every
 
 
-def ladder(settings: Settings, *, callbacks_stay_away: bool) -> PollLadder:
+def ladder(settings: Settings, *, callbacks_missing: bool) -> PollLadder:
     """The ladder to poll by: quiet while callbacks do the work."""
-    is_eager = settings.public_url is None or callbacks_stay_away
+    is_eager = settings.public_url is None or callbacks_missing
     return PollLadder(settings.poll_after, settings.poll_every, is_eager)
 
 
 def next_poll_at(
-    task: Task, settings: Settings, now: datetime, rng: random.Random, *, callbacks_stay_away: bool
+    task: Task, settings: Settings, now: datetime, rng: random.Random, *, callbacks_missing: bool
 ) -> datetime:
     """When a generating task is polled next; the last poll is at its deadline."""
-    delay = poll_delay(ladder(settings, callbacks_stay_away=callbacks_stay_away).delay(task.attempts), rng)
+    delay = poll_delay(ladder(settings, callbacks_missing=callbacks_missing).delay(task.attempts), rng)
     return min(now + delay, max(deadline_of(task, settings), now + MIN_POLL_INTERVAL))
 
 

@@ -37,15 +37,15 @@ def test_what_was_given_up_is_asked_for_ever_more_rarely(polls: int, seconds: fl
 
 
 @pytest.mark.parametrize(
-    ("public_url", "callbacks_stay_away", "is_eager"),
+    ("public_url", "callbacks_missing", "is_eager"),
     [("https://sounds.example", False, False), ("https://sounds.example", True, True), (None, False, True)],
 )
 def test_ladder_is_eager_where_no_callback_comes(
-    public_url: str | None, callbacks_stay_away: bool, is_eager: bool
+    public_url: str | None, callbacks_missing: bool, is_eager: bool
 ) -> None:
     settings = settings_of("sqlite+aiosqlite:///unused.db", public_url=public_url)
 
-    assert ladder(settings, callbacks_stay_away=callbacks_stay_away).is_eager is is_eager
+    assert ladder(settings, callbacks_missing=callbacks_missing).is_eager is is_eager
 
 
 @pytest.mark.parametrize(
