@@ -20,7 +20,7 @@ from app.upstream.hold import NO_KEY
 
 log = structlog.get_logger()
 
-Answer = TypeVar("Answer")
+Value = TypeVar("Value")
 
 
 class SettingsUnusable(Exception):
@@ -87,12 +87,12 @@ def upgrade_schema(settings: Settings) -> None:
         fail(f"The database cannot be migrated ({reason(error)}): check SOUNDPOST_DATABASE_URL and try again.")
 
 
-def with_services(work: Callable[[Services], Awaitable[Answer]]) -> Answer:
+def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
     settings = load_settings()
     prepare(settings)
 
-    async def run() -> Answer:
+    async def run() -> Value:
         services = build_services(settings)
         try:
             return await work(services)

@@ -13,7 +13,7 @@ from typing import IO
 import httpx
 
 from app.clips.media_types import HEAD, SUFFIXES, measure_open, sniff, sniff_image
-from app.egress import AnswerTooLarge, Download, EgressRefused, ExchangeTooSlow, stream_following
+from app.egress import Download, EgressRefused, ExchangeTooSlow, ResponseTooLarge, stream_following
 
 
 class DownloadFailed(Exception):
@@ -116,7 +116,7 @@ def _check(file: IO[bytes], policy: MediaPolicy) -> tuple[str, float | None]:
 
 
 def _describe(error: httpx.TransportError, policy: MediaPolicy) -> str:
-    if isinstance(error, AnswerTooLarge):
+    if isinstance(error, ResponseTooLarge):
         return f"the file is larger than {policy.limit} bytes"
     if isinstance(error, EgressRefused | ExchangeTooSlow):
         return str(error)

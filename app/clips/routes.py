@@ -29,10 +29,10 @@ router = Router(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
 # Long enough to follow the redirect; a download that has begun may take longer.
 REDIRECT_TTL = timedelta(minutes=5)
 EXAMPLE_ETAG = '"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"'
-Answers = dict[int | str, dict[str, Any]]
+Responses = dict[int | str, dict[str, Any]]
 
 
-def _file(kind: str) -> Answers:
+def _file(kind: str) -> Responses:
     # Some client generators know no other type of bytes than the last.
     media_types = (*(media_type for media_type in SUFFIXES if media_type.startswith(kind)), "application/octet-stream")
     content: dict[str, Any] = {
@@ -51,19 +51,19 @@ def _file(kind: str) -> Answers:
     }
 
 
-def _text(media_type: str) -> Answers:
+def _text(media_type: str) -> Responses:
     content = {known: {"schema": {"type": "string"}} for known in (media_type, "text/plain")}
     return {200: {"description": "The words with their times.", "content": content}}
 
 
-COVER_ANSWERS = _file("image/")
-REDIRECT: Answers = {
+COVER_RESPONSES = _file("image/")
+REDIRECT: Responses = {
     307: {
         "description": "The file is at `Location` for 5 minutes: this service is set to redirect to its storage.",
         "headers": response_headers("Location", "Cache-Control"),
     }
 }
-AUDIO_ANSWERS = {**_file("audio/"), **REDIRECT, **problem_responses(AudioLost)}
+AUDIO_RESPONSES = {**_file("audio/"), **REDIRECT, **problem_responses(AudioLost)}
 SRT, VTT = "application/x-subrip", "text/vtt"
 FILE_PARAMETERS = {
     "parameters": [
@@ -125,7 +125,7 @@ AudioDep = Annotated[StoredFile, Depends(find_audio)]
     operation_id="getClipAudio",
     summary="Get a clip's audio",
     response_class=Response,
-    responses=AUDIO_ANSWERS,
+    responses=AUDIO_RESPONSES,
     openapi_extra=FILE_PARAMETERS,
 )
 async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, settings: SettingsDep) -> Response:
@@ -146,7 +146,7 @@ async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, sett
     operation_id="getClipImage",
     summary="Get a clip's cover image",
     response_class=Response,
-    responses=COVER_ANSWERS,
+    responses=COVER_RESPONSES,
     openapi_extra=FILE_PARAMETERS,
 )
 async def get_image(

@@ -2,23 +2,23 @@
 
 from app.egress.clients import EgressRefused, Resolver, guarded_client, plain_client, upstream_client
 from app.egress.exchange import (
-    AnswerTooLarge,
     CappedResponse,
     Download,
     ExchangeTooSlow,
+    ResponseTooLarge,
     send_capped,
     stream_following,
 )
 from app.egress.rules import Networks, UrlRefused, check_url, is_forbidden
 
 __all__ = [
-    "AnswerTooLarge",
     "CappedResponse",
     "Download",
     "EgressRefused",
     "ExchangeTooSlow",
     "Networks",
     "Resolver",
+    "ResponseTooLarge",
     "UrlRefused",
     "check_url",
     "guarded_client",

@@ -31,10 +31,10 @@ def plain_client(timeout: timedelta) -> httpx.AsyncClient:
     Open a client for URLs that the operator chose, which are not guarded.
 
     `timeout` is for each single read or write. Connecting has at most five seconds of it, so that
-    a connection that was never made is a connect timeout, unlike an answer that was lost.
+    a connection that was never made is a connect timeout, unlike a response that was lost.
     """
     # The server may just have closed a reused connection: a submit written to it was never read, but looks like one
-    # whose answer was lost. Therefore each request has a new connection.
+    # whose response was lost. Therefore each request has a new connection.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
     return _client(transport, timeout)
@@ -72,9 +72,9 @@ async def look_up(host: str) -> Sequence[str]:
     Each lookup has a daemon thread of its own. In the event loop's pool, eight names whose servers never
     answer would block every other lookup of the process for half a minute, and then its exit.
     """
-    answer: Future[Sequence[str]] = Future()
-    threading.Thread(target=_look_up, args=(host, answer), daemon=True).start()
-    return await asyncio.wrap_future(answer)
+    found: Future[Sequence[str]] = Future()
+    threading.Thread(target=_look_up, args=(host, found), daemon=True).start()
+    return await asyncio.wrap_future(found)
 
 
 def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.AsyncClient:
@@ -153,11 +153,11 @@ class _GuardedBackend(httpcore.AsyncNetworkBackend):
         raise failure
 
 
-def _look_up(host: str, answer: Future[Sequence[str]]) -> None:
-    if not answer.set_running_or_notify_cancel():
+def _look_up(host: str, found: Future[Sequence[str]]) -> None:
+    if not found.set_running_or_notify_cancel():
         return
     try:
-        found = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
-        answer.set_result([str(address[0]) for *_, address in found])
+        addresses = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
+        found.set_result([str(address[0]) for *_, address in addresses])
     except OSError as error:
-        answer.set_exception(error)
+        found.set_exception(error)

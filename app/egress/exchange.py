@@ -17,8 +17,8 @@ class ExchangeTooSlow(httpx.TimeoutException):
     """The exchange did not end in time. Whether the other side acted on the request is unknown."""
 
 
-class AnswerTooLarge(httpx.TransportError):
-    """The body of the answer is larger than the limit."""
+class ResponseTooLarge(httpx.TransportError):
+    """The body of the response is larger than the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class CappedResponse:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A response whose body is not read yet. `chunks` raises `AnswerTooLarge` beyond the limit."""
+    """A response whose body is not read yet. `chunks` raises `ResponseTooLarge` beyond the limit."""
 
     status: int
     headers: httpx.Headers
@@ -122,5 +122,5 @@ async def _capped_chunks(response: httpx.Response, limit: int) -> AsyncIterator[
     async for chunk in response.aiter_raw():
         size += len(chunk)
         if size > limit:
-            raise AnswerTooLarge(f"more than {limit} bytes")
+            raise ResponseTooLarge(f"more than {limit} bytes")
         yield chunk

@@ -8,7 +8,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from app.egress import AnswerTooLarge, EgressRefused, ExchangeTooSlow, guarded_client, send_capped, stream_following
+from app.egress import EgressRefused, ExchangeTooSlow, ResponseTooLarge, guarded_client, send_capped, stream_following
 from tests.egress.resolvers import LOOPBACK, SOON
 from tests.support.receivers import Connection, Receiver, Reply, receiving
 
@@ -210,7 +210,7 @@ async def test_download_larger_than_its_limit_is_an_error() -> None:
         receiving(Reply(200, body=b"x" * 101)) as receiver,
         guarded_client(LOOPBACK, SOON) as client,
     ):
-        with pytest.raises(AnswerTooLarge, match="more than 100 bytes"):
+        with pytest.raises(ResponseTooLarge, match="more than 100 bytes"):
             async with stream_following(client, receiver.url, limit=100, within=SOON) as download:
                 assert [chunk async for chunk in download.chunks] == []
 
