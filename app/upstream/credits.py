@@ -17,14 +17,14 @@ FRESH_FOR = timedelta(seconds=10)
 
 @dataclass(frozen=True, slots=True)
 class Credits:
-    """How many credits there were, and when."""
+    """The credits on the upstream account, with fractions, and when it reported them."""
 
     credits: Decimal
     checked_at: datetime
 
 
 class CreditsCache:
-    """Remembers the credits for 10 seconds, so that callers who watch them do not use up the pace."""
+    """Caches the credits for FRESH_FOR, so that callers who watch them do not use up the upstream's rate."""
 
     def __init__(self, database: Database, gateway: UpstreamGateway) -> None:
         self._database, self._gateway = database, gateway
@@ -44,7 +44,7 @@ class CreditsCache:
         result = await self._gateway.call(lambda upstream: upstream.credits(), full_share)
         if result is None or result.value is None:
             raise UpstreamUnavailable(
-                detail="The upstream did not say how many credits are left; ask again in a few seconds.",
+                detail="The upstream did not report its credits; retry in a few seconds.",
                 upstream_code=result.code if result else None,
                 upstream_message=result.message if result else None,
             )

@@ -1,4 +1,4 @@
-"""The one way to call the upstream: take a slot of its pace, call, release the slot, and heed the answer."""
+"""The one way to call the upstream: reserve a slot, call, release the slot, and apply what the result asks for."""
 
 from __future__ import annotations
 

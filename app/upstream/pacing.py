@@ -30,7 +30,7 @@ async def poll_share(session: Session, now: datetime) -> float:
 
 
 async def full_share(_session: Session, _now: datetime) -> float:
-    """All slots, for calls that somebody waits for."""
+    """Fraction of the slots for calls that a caller or operator waits for: 1."""
     return 1.0
 
 
@@ -53,10 +53,10 @@ class Pacer:
     """
     Lets at most `rate.requests` requests out in any window of `rate.period`.
 
-    A slot is kept from before its request leaves until a whole period after the
-    answer, so that the request's arrival, whenever it was in between, shares no
-    window with the slot's next one. A process that dies keeps its slots for
-    `hold` longer than a period; the pace stays right without it.
+    A slot is reserved from before its request is sent until a whole period after the
+    response, so that the request's arrival, whenever it was in between, shares no
+    window with that of the slot's next request. The slots of a process that dies stay
+    reserved for `hold` longer than a period: the rate holds without any clean-up.
     """
 
     def __init__(self, rate: Rate, hold: timedelta) -> None:
@@ -64,7 +64,7 @@ class Pacer:
         self._hold = hold
 
     async def prepare(self, session: Session, now: datetime) -> None:
-        """Create the rows of the ring; replicas may do so at the same time."""
+        """Insert the rows of the slots that do not exist; replicas may do so at the same time."""
         numbers = (PAUSE_SLOT, *range(self._rate.requests))
         await insert_new(session, PaceSlot, *({"slot": number, "free_at": now} for number in numbers))
         await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.requests))
@@ -90,7 +90,7 @@ class Pacer:
         return [Slot(number, fence) for number in numbers]
 
     async def wait_for_slot(self, database: Database, at_most: timedelta, share: Share) -> Slot | None:
-        """Reserve one slot as soon as one is free; None if none is in time."""
+        """Reserve one slot as soon as one is free; None if none is within `at_most`. Commits."""
         waited = timedelta()
         while waited < at_most:
             async with database.transaction() as (session, now):

@@ -1,4 +1,4 @@
-"""What we ask of the upstream and what it can answer, in our own words, whichever upstream it is."""
+"""The requests to an upstream and its results, in types that no vendor shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -136,7 +136,7 @@ class Upstream(Protocol):
     What the service needs of an upstream, so that nothing but the composition root has to import one.
 
     No method raises for what the network or the upstream does. Calls go through
-    `UpstreamGateway`, which keeps the pace.
+    `UpstreamGateway`, which keeps within the rate.
     """
 
     async def submit(self, request: SoundRequest) -> Result[str]:
@@ -146,7 +146,7 @@ class Upstream(Protocol):
         """Poll a task."""
 
     async def credits(self) -> Result[Decimal]:
-        """How many credits are left, which may be a fraction."""
+        """The credits that are left, with fractions."""
 
     async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> Result[tuple[LyricWord, ...]]:
         """The words of a finished clip. None at all is normal for sounds."""
