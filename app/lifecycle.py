@@ -110,7 +110,8 @@ async def _prepare(services: Services) -> None:
         if services.settings.api_keys:
             await insert_configured_keys(services.database, services.settings.api_keys.get_secret_value())
 
-    await insist(prepare)
+    # Without its tables too: somebody may be about to migrate the database.
+    await insist(prepare, max_refusals=None)
 
 
 def _loops(services: Services) -> list[Loop[Any]]:

@@ -17,7 +17,16 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InvalidatePoolError,
+    NotSupportedError,
+    ProgrammingError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -51,6 +60,11 @@ _DRIVER_ARGUMENTS: Mapping[str, Mapping[str, float]] = {
 }
 # Exceptions that mean "the database is unreachable for now".
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
+# Those of them that the same transaction meets again: what it does is wrong, or the schema is not the one it expects.
+# By SQLSTATE's class (PostgreSQL), by SQLite's name, and by SQLAlchemy's class where a driver says neither.
+_REFUSED_STATES = frozenset({"0A", "21", "22", "23", "42"})
+_REFUSED_NAMES = ("SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_RANGE", "SQLITE_TOOBIG")
+_REFUSED = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
 async def database_clock(session: Session) -> datetime:
@@ -64,6 +78,20 @@ async def database_clock(session: Session) -> datetime:
 def reason(error: Exception) -> str:
     """The first line of a driver's error, without the statement around it."""
     return str(getattr(error, "orig", None) or error).partition("\n")[0]
+
+
+def can_pass(error: Exception) -> bool:
+    """Whether the transaction that raised this may succeed later, with nothing but the database's state changed."""
+    if not isinstance(error, DBAPIError):
+        return not isinstance(error, StatementError)
+    cause = error.orig
+    state, name = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorname", None)
+    if state is not None:
+        return state[:2] not in _REFUSED_STATES
+    if name is not None:
+        return not name.startswith(_REFUSED_NAMES)
+    # asyncpg's own check of a parameter is an InterfaceError, like a lost connection, and a ValueError.
+    return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
 
 
 async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:

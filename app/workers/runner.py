@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from app.database.backoff import exponential
-from app.database.engine import TRANSIENT
+from app.database.engine import TRANSIENT, can_pass, reason
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
@@ -20,6 +20,8 @@ Item = TypeVar("Item")
 # A lost wake-up delays due rows by this much.
 FALLBACK_INTERVAL = timedelta(seconds=1)
 MIN_COMMIT_RETRY, MAX_COMMIT_RETRY = timedelta(seconds=0.1), timedelta(seconds=2)
+# How often a transaction is repeated that the database refuses: a race can be the cause, and then the next one passes.
+MAX_REFUSALS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +64,36 @@ async def run_loop(loop: Loop[Item], stopping: asyncio.Event) -> None:
         await asyncio.gather(*running, return_exceptions=True)
 
 
-async def insist(transaction: Callable[[], Awaitable[None]]) -> None:
+async def insist(transaction: Callable[[], Awaitable[None]], *, max_refusals: int | None = MAX_REFUSALS) -> None:
     """
     Repeat a transaction until it commits, however long the database is away.
 
     The response to a submit exists in this process alone: giving up after the first
-    refused connection would lose it.
+    refused connection would lose it. What the database refuses for a reason that does
+    not pass, such as a missing column, is repeated `max_refusals` times, then raised:
+    its place is needed by others. None repeats that too.
     """
+    refusals = 0
     for retry in count():
         try:
             await transaction()
         except TRANSIENT as error:
+            refusals += not can_pass(error)
+            if max_refusals is not None and refusals > max_refusals:
+                raise
             delay = exponential(retry, MIN_COMMIT_RETRY, MAX_COMMIT_RETRY)
-            log.warning("commit_retried", error=type(error).__name__, delay=delay.total_seconds())
+            _log_failure("commit_retried", error, delay=delay.total_seconds())
             await asyncio.sleep(delay.total_seconds())
         else:
             return
+
+
+def _log_failure(event: str, error: Exception, **fields: object) -> None:
+    """Log what went wrong with the database: what does not pass by itself as an error, with the driver's message."""
+    if can_pass(error):
+        log.warning(event, error=type(error).__name__, **fields)
+    else:
+        log.error(event, error=type(error).__name__, problem=reason(error), **fields)
 
 
 async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta:
@@ -89,7 +105,7 @@ async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta
     try:
         claimed = await loop.claim(room)
     except TRANSIENT as error:
-        log.warning("claim_failed", loop=loop.name, error=type(error).__name__)
+        _log_failure("claim_failed", error, loop=loop.name)
         return FALLBACK_INTERVAL
     except Exception:
         log.exception("claim_error", loop=loop.name)
@@ -115,7 +131,7 @@ async def _work(loop: Loop[Item], item: Item) -> None:
     try:
         await loop.work(item)
     except TRANSIENT as error:
-        log.warning("work_failed", loop=loop.name, error=type(error).__name__)
+        _log_failure("work_failed", error, loop=loop.name)
     except Exception:
         log.exception("work_error", loop=loop.name)
 

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from app.database.engine import Database, database_clock, insert_new
+from app.database.engine import Database, can_pass, database_clock, insert_new
 from app.models import PeriodicJob
 from tests.support.clock import MORNING, Clock
 
@@ -129,6 +129,44 @@ async def test_exception_rolls_a_transaction_back(database: Database) -> None:
 
     async with database.reads() as session:
         assert await session.get(PeriodicJob, "it") is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT gone FROM tasks",
+        "SELECT 1 FROM gone",
+        "INSERT INTO periodic_jobs (name, attempts, detail) VALUES ('it', 0, '{}')",
+        "INSERT INTO periodic_jobs (name, attempts, detail) VALUES ('other', NULL, '{}')",
+    ],
+)
+async def test_refusal_by_schema_or_constraint_does_not_pass(database: Database, statement: str) -> None:
+    await _add(database, "it", None)
+
+    with pytest.raises(DBAPIError) as refusal:
+        async with database.writes.begin() as session:
+            await session.execute(text(statement))
+
+    assert not can_pass(refusal.value)
+
+
+async def test_value_that_no_column_takes_does_not_pass(database: Database) -> None:
+    with pytest.raises(StatementError) as refusal:
+        await _add(database, "naive", datetime(2026, 3, 1))  # noqa: DTZ001 - it has no zone
+
+    assert not can_pass(refusal.value)
+
+
+async def test_database_that_is_full_or_goes_away_passes(database: Database, database_url: str) -> None:
+    is_sqlite = database_url.startswith("sqlite")
+    fill, go = "CREATE TABLE filler AS SELECT zeroblob(1000000)", "SELECT pg_terminate_backend(pg_backend_pid())"
+    async with database.writes() as session:
+        if is_sqlite:
+            await session.execute(text("PRAGMA max_page_count = 1"))
+        with pytest.raises(DBAPIError) as outage:
+            await session.execute(text(fill if is_sqlite else go))
+
+    assert can_pass(outage.value)
 
 
 async def test_writers_wait_for_each_other(database: Database) -> None:

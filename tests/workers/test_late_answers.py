@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.database.engine import Session
 from app.enums import Charge, ErrorCode, TaskStatus
@@ -16,7 +18,7 @@ from app.models import Task
 from app.services import Services
 from app.tasks.repository import lock_task
 from app.workers.poll import poll_loop
-from app.workers.runner import Loop
+from app.workers.runner import Claimed, Loop, run_loop
 from app.workers.submit import submit_loop
 from tests.support.api import client_of, create_task, until_final, until_status
 from tests.support.clock import MORNING
@@ -104,6 +106,44 @@ async def test_answer_counts_after_the_lease_has_ended(database_url: str, fault:
             submit.services.lifecycle.mark_unconfirmed(session, task, now)
 
         assert await submit.answered() == state
+
+
+async def test_answer_that_the_database_refuses_gives_its_place_back_and_is_logged(database_url: str) -> None:
+    async with late_submit(database_url, "") as submit:
+        async with submit.services.database.writes.begin() as session:
+            # As after a migration for a release that knows no such table.
+            await session.execute(text("ALTER TABLE events RENAME TO gone"))
+        stopping = asyncio.Event()
+
+        async def claim(_limit: int) -> Claimed[Any]:
+            stopping.set()
+            return Claimed([submit.claimed])
+
+        with capture_logs() as lines:
+            async with asyncio.timeout(10):
+                await run_loop(replace(submit.loop, claim=claim), stopping)
+
+    assert [(line["event"], line["log_level"]) for line in lines if line["event"] != "commit_retried"] == [
+        ("submit", "info"),
+        ("work_failed", "error"),
+    ]
+    assert len(lines[0]["upstream_task_id"]) == 32
+    assert "events" in lines[-1]["problem"]
+
+
+async def test_answer_is_stored_once_the_database_is_there_again(database_url: str) -> None:
+    async with late_submit(database_url, "") as submit:
+        database = submit.services.database
+        async with database.writes.begin() as session:
+            await session.execute(text("ALTER TABLE events RENAME TO gone"))
+        settling = asyncio.ensure_future(submit.loop.work(submit.claimed))
+        with capture_logs() as lines:
+            await eventually(lambda: any(line["event"] == "commit_retried" for line in lines))
+            async with database.writes.begin() as session:
+                await session.execute(text("ALTER TABLE gone RENAME TO events"))
+            await settling
+
+        assert (await reread(database, submit.task_id)).status is S.generating
 
 
 @pytest.mark.parametrize(
