@@ -69,9 +69,11 @@ class _PollWorker:
             upstream_code=result.code,
             duration_ms=round((time.monotonic() - began) * 1000),
         )
-        async with services.database.transaction() as (session, now):
-            await self._gateway.finish(session, poll.slot, result, now)
+        async with services.database.writes.begin() as session:
             task = await lock_claimed(session, Task, poll.task.id, poll.task.fence)
+            # The lock may have been waited for.
+            now = await services.database.now(session)
+            await self._gateway.finish(session, poll.slot, result, now)
             if task is None:
                 return
             if result.value is not None:

@@ -97,13 +97,17 @@ class _SubmitWorker:
         return await self._gateway.call_in(submit.slot, lambda upstream: upstream.submit(request))
 
     async def _settle(self, submit: Submit, result: Result[str]) -> None:
-        async with self._services.database.transaction() as (session, now):
-            await self._gateway.finish(session, submit.slot, result, now)
+        database = self._services.database
+        async with database.writes.begin() as session:
             task = await lock_claimed(session, Task, submit.task.id, submit.task.fence)
+            locked = task or await lock_task(session, submit.task.id)
+            # The locks may have been waited for.
+            now = await database.now(session)
+            await self._gateway.finish(session, submit.slot, result, now)
             if task is not None:
                 await self._settle_task(session, task, result, now)
-            else:
-                await self._settle_late(session, submit, result, now)
+            elif locked is not None:
+                await self._settle_late(session, locked, submit, result, now)
 
     async def _settle_task(self, session: Session, task: Task, result: Result[str], now: datetime) -> None:
         lifecycle = self._services.lifecycle
@@ -127,15 +131,17 @@ class _SubmitWorker:
         else:
             lifecycle.mark_unconfirmed(session, task, now)
 
-    async def _settle_late(self, session: Session, submit: Submit, result: Result[str], now: datetime) -> None:
+    async def _settle_late(
+        self, session: Session, task: Task, submit: Submit, result: Result[str], now: datetime
+    ) -> None:
         """
         Settle a result that came after the lease, when the row was settled without it.
 
         An acceptance is applied like any report: it may adopt the task, it cannot step
         back. A refusal settles a row that has not been submitted again since.
         """
-        lifecycle, task = self._services.lifecycle, await lock_task(session, submit.task.id)
-        if task is None or result.outcome is Outcome.ambiguous:
+        lifecycle = self._services.lifecycle
+        if result.outcome is Outcome.ambiguous:
             return
         if result.outcome is Outcome.ok:
             report = Report(Stage.running, upstream_task_id=result.value)

@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, func, select, text, update
 from structlog.testing import capture_logs
 
 from app.database.engine import Session
 from app.enums import Charge, ErrorCode, TaskStatus
-from app.models import Task
+from app.models import PaceSlot, Task
 from app.services import Services
 from app.tasks.repository import lock_task
 from app.workers.poll import poll_loop
 from app.workers.runner import Claimed, Loop, run_loop
 from app.workers.submit import submit_loop
 from tests.support.api import client_of, create_task, until_final, until_status
-from tests.support.clock import MORNING
+from tests.support.clock import MORNING, Clock
 from tests.support.processes import Processes
 from tests.support.rows import add_key, add_task, event_types, reread
 from tests.support.sandbox import serve_sandbox, submits_at
@@ -76,10 +76,12 @@ class LateSubmit:
 
 
 @asynccontextmanager
-async def late_submit(database_url: str, fault: str) -> AsyncIterator[LateSubmit]:
+async def late_submit(
+    database_url: str, fault: str, clock: Clock | None = None, **settings: Any
+) -> AsyncIterator[LateSubmit]:
     async with (
         serve_sandbox(fault="drop-callbacks") as sandbox_url,
-        services_of(database_url, upstream_url=sandbox_url) as services,
+        services_of(database_url, clock, upstream_url=sandbox_url, **settings) as services,
     ):
         database = services.database
         async with database.writes.begin() as session:
@@ -189,6 +191,42 @@ async def test_late_acceptance_of_an_adopted_task_changes_nothing(database_url: 
 
         after = await reread(submit.services.database, submit.task_id)
         assert (after.version, after.due_at, after.upstream_task_id) == (task.version, task.due_at, created["task_id"])
+
+
+async def test_answer_that_waited_for_its_row_has_the_time_after_the_wait(database_url: str) -> None:
+    clock = Clock()
+    async with late_submit(database_url, "", clock) as submit:
+        database = submit.services.database
+        settled = await _settled_after_a_wait(submit, submit.loop, submit.claimed, clock)
+        assert (settled.status, settled.updated_at) == (S.generating, clock.now)
+
+        clock.advance(hours=1)
+        polls = poll_loop(submit.services)
+        async with database.writes.begin() as session:
+            # The clock of the pace stood still as well.
+            await session.execute(update(PaceSlot).values(free_at=MORNING))
+        [poll] = (await polls.claim(1)).items
+        settled = await _settled_after_a_wait(submit, polls, poll, clock)
+        # Whether the sound was ready or not: the deadline has passed.
+        assert settled.completed_at == clock.now
+
+
+async def _settled_after_a_wait(submit: LateSubmit, loop: Loop[Any], claimed: Any, clock: Clock) -> Task:
+    """The task, settled by a transaction that waited a minute for another one."""
+    database = submit.services.database
+    async with submit.meanwhile():
+        settling = asyncio.ensure_future(loop.work(claimed))
+        if database.url.startswith("postgresql"):
+            waiting = select(func.count()).select_from(text("pg_stat_activity")).where(text("wait_event_type = 'Lock'"))
+
+            async def is_waiting() -> bool:
+                async with database.reads() as session:
+                    return bool(await session.scalar(waiting.where(text("datname = current_database()"))))
+
+            await eventually(is_waiting)
+        clock.advance(minutes=1)
+    await settling
+    return await reread(database, submit.task_id)
 
 
 async def test_late_refusal_of_an_earlier_submit_settles_nothing(database_url: str) -> None:
