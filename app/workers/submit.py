@@ -20,7 +20,7 @@ from app.tasks.repository import lock_task
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
 from app.upstream.hold import current_hold
-from app.upstream.pacing import Slot
+from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
 
@@ -51,10 +51,19 @@ def submit_loop(services: Services) -> Loop[Submit]:
 class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
+        # On the monotonic clock, in seconds: until then no slot can be free.
+        self._none_free_until = 0.0
 
     async def claim(self, limit: int) -> Claimed[Submit]:
-        """Lock free slots first, then claim as many tasks, in one commit: what is claimed is sent at once."""
+        """
+        Lock free slots first, then claim as many tasks, in one commit: what is claimed is sent at once.
+
+        Each new task wakes the loop of every replica. While no slot can be free a claim
+        costs no transaction.
+        """
         services, pacer = self._services, self._gateway.pacer
+        if (none_free_for := self._none_free_until - time.monotonic()) > 0:
+            return Claimed((), timedelta(seconds=none_free_for))
         async with services.database.writes.begin() as session:
             if await current_hold(session):
                 return Claimed(())
@@ -65,6 +74,10 @@ class _SubmitWorker:
             slots = await pacer.reserve(session, free[: len(tasks)], now)
             wait = await pacer.next_free_in(session, now)
         started = time.monotonic()
+        if wait > MIN_WAIT:
+            # A slot that is taken now is free a period after its answer at the earliest.
+            bound = min(wait, services.settings.upstream_rate.period, FALLBACK_INTERVAL)
+            self._none_free_until = started + bound.total_seconds()
         submits = [Submit(task, slot, started) for task, slot in zip(tasks, slots, strict=True)]
         idle = FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait)
         return Claimed(submits, idle)

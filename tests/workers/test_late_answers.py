@@ -289,3 +289,31 @@ async def test_row_that_cannot_be_expired_does_not_block_the_others(database_url
         await eventually(is_judged)
         assert (await reread(service.database, broken.id)).status is S.unconfirmed
         assert await event_types(service.database, sound.id) == ["task.created", "task.failed"]
+
+
+async def test_claim_costs_no_transaction_while_no_slot_can_be_free(database_url: str) -> None:
+    # One request a minute, and the next is known to be far away.
+    async with late_submit(database_url, "", upstream_rate="1/60") as submit:
+        transactions = 0
+
+        def count(*_: object) -> None:
+            nonlocal transactions
+            transactions += 1
+
+        event.listen(submit.services.database.session_class, "after_begin", count)
+        claims = [await submit.loop.claim(1) for _ in range(100)]
+
+    assert transactions == 0
+    assert all(not claimed.items and timedelta() < claimed.idle <= timedelta(seconds=1) for claimed in claims)
+
+
+async def test_claim_finds_a_slot_as_soon_as_it_is_free(database_url: str) -> None:
+    async with late_submit(database_url, "", upstream_rate="1/0.2") as submit:
+        second = await add_task(submit.services.database, submit.claimed.task.api_key_id)
+        await submit.loop.work(submit.claimed)
+
+        async def claimed() -> bool:
+            items = (await submit.loop.claim(1)).items
+            return [each.task.id for each in items] == [second.id]
+
+        await eventually(claimed)
