@@ -7,9 +7,9 @@ from sqlalchemy import Connection, create_engine, event, pool
 from sqlalchemy.engine import make_url
 
 from app.config import Settings
+from app.config.database_url import is_sqlite
+from app.database.connections import migration_engine
 from app.models import Task
-
-DRIVERS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -24,21 +24,22 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-url = make_url(context.config.attributes.get("url") or Settings().database_url)
-url = url.set(drivername=DRIVERS.get(url.drivername, url.drivername))
-engine = create_engine(url, poolclass=pool.NullPool)
-is_sqlite = engine.dialect.name == "sqlite"
-if is_sqlite:
+url = context.config.attributes.get("url") or Settings().database_url
+is_file = is_sqlite(url)
+if is_file:
+    engine = create_engine(make_url(url).set(drivername="sqlite"), poolclass=pool.NullPool)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
+else:
+    engine = migration_engine(url)
 
 with engine.connect() as connection:
     # SQLite cannot alter most of a table: batch mode copies the table instead.
     context.configure(
-        connection=connection, target_metadata=Task.metadata, render_as_batch=is_sqlite, transactional_ddl=True
+        connection=connection, target_metadata=Task.metadata, render_as_batch=is_file, transactional_ddl=True
     )
     with context.begin_transaction():
-        if not is_sqlite:
+        if not is_file:
             # One migration at a time, and none that waits long for a locked table.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7264001)")
             connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import main
 from app.config import PREFIX, SECRETS, Rate, Settings, unknown_settings
+from app.database.engine import reason
 
 SPAN = "must be a number of seconds, such as 30 or 0.5"
 POSITIVE = "must be more than 0 seconds"
@@ -56,13 +57,26 @@ GOOD = {
 NONSENSE: list[tuple[str, str, str]] = [
     ("DATABASE_URL", "nonsense", "must be a database URL"),
     ("DATABASE_URL", "mysql://root@localhost/x", "must begin with one of"),
-    ("DATABASE_URL", "postgresql://localhost/x", "must begin with one of"),
+    ("DATABASE_URL", "postgresql://u:canary@localhost:54x/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql+psycopg://u:canary@localhost:99999/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql://u:canary@ss@localhost/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql://u:can/ary@localhost/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql://u:12/canary@localhost/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql://u:12?canary@localhost/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql://u:canary@[::1/x", "must be a database URL"),
+    ("DATABASE_URL", "postgresql://u:canary@h/x?sslmode=canary", "has a `sslmode` that is none of disable,"),
+    ("DATABASE_URL", "postgresql://u:canary@h/x?connect_timeout=canary", "has a `connect_timeout` that is not a whole"),
+    ("DATABASE_URL", "postgresql://u:canary@a,b,c/x?port=1,2", "must have one port, or one for each host"),
+    ("DATABASE_URL", "sqlite+aiosqlite://u:canary@h:x/", "must be sqlite+aiosqlite:///"),
     ("DATABASE_URL", "sqlite+aiosqlite://", "must name a file"),
     ("DATABASE_URL", "sqlite+aiosqlite:///:memory:", "must name a file"),
     ("UPSTREAM_URL", "api.sunoapi.org", ADDRESS),
     ("UPSTREAM_URL", "https://", ADDRESS),
     ("UPSTREAM_URL", "https://exa mple", ADDRESS),
     ("UPSTREAM_URL", "https://[::1", ADDRESS),
+    ("UPSTREAM_URL", "https://u:canary@h:x", ADDRESS),
+    ("UPSTREAM_URL", "https://u:canary@h", "must not contain a user name or password"),
+    ("PUBLIC_URL", "https://u:canary@h@h:99999", ADDRESS),
     ("PUBLIC_URL", "ftp://sounds.example", ADDRESS),
     ("PUBLIC_URL", "https://sounds.example?x=1", ADDRESS),
     ("PUBLIC_URL", "https://sounds.example:99999", ADDRESS),
@@ -102,6 +116,7 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("WEBHOOK_TIMEOUT", "0", POSITIVE),
     ("KEY_RATE", "60", RATE),
     ("STORAGE_URL", "/var/audio", "must be file: and a folder"),
+    ("STORAGE_URL", "s3://key:canary@bucket", "must be file: and a folder"),
     ("STORAGE_URL", "s3:///prefix", "must be file: and a folder"),
     ("AUDIO_MAX_MB", "0", CHOICE),
     ("AUDIO_MAX_MB", "nan", CHOICE),
@@ -133,6 +148,7 @@ def test_setting_that_cannot_work_is_refused_with_a_sentence(
     [line] = ended.stderr.splitlines()
     assert ended.exit_code == 1
     assert line.startswith(f"{PREFIX}{name} {sentence}")
+    assert "canary" not in line
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
@@ -202,6 +218,17 @@ def test_refusal_repeats_no_secret(name: str, monkeypatch: pytest.MonkeyPatch) -
     ended = CliRunner().invoke(main, ["keys", "create", "x"])
 
     assert "canary" not in ended.output
+
+
+@pytest.mark.parametrize("secret", ["canary", "can/ary", "can%2Fary", "can@ary", "can:ary", "can?ary", "can#ary", "%"])
+def test_password_of_the_database_is_in_no_reason(secret: str) -> None:
+    url = f"postgresql://someone:{secret}@host/name"
+    quotes = [f'could not translate host name "{secret}@host"', f"invalid port: '{secret}'", f"cannot open {url}"]
+
+    said = " ".join(reason(ValueError(quote), url) for quote in quotes)
+
+    assert secret == "%" or secret not in said
+    assert "canary" not in said
 
 
 def test_values_are_read_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.auth import api_keys
 from app.config import PREFIX, Settings, unknown_settings
+from app.config.database_url import ignored_parameters
 from app.database.engine import UnknownSchema, migrate, reason
 from app.keyring import KeyringUnusable, load_or_create_keyring
 from app.services import Services, build_services
@@ -47,9 +48,12 @@ def read_settings() -> Settings:
 def load_settings() -> Settings:
     """Read the settings, or fail with a sentence for each invalid one."""
     try:
-        return read_settings()
+        settings = read_settings()
     except SettingsUnusable as error:
         fail(str(error))
+    if ignored := ignored_parameters(settings.database_url):
+        typer.echo(f"{PREFIX}DATABASE_URL has parameters that have no effect: {', '.join(ignored)}", err=True)
+    return settings
 
 
 def warn_of_unknown_settings() -> None:
@@ -84,7 +88,8 @@ def upgrade_schema(settings: Settings) -> None:
     except UnknownSchema as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database cannot be migrated ({reason(error)}): check SOUNDPOST_DATABASE_URL and try again.")
+        why = reason(error, settings.database_url)
+        fail(f"The database cannot be migrated ({why}): check SOUNDPOST_DATABASE_URL and try again.")
 
 
 def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
@@ -102,7 +107,8 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     try:
         return asyncio.run(run())
     except (SQLAlchemyError, OSError) as error:
-        fail(f"The database does not answer ({reason(error)}): check SOUNDPOST_DATABASE_URL; is it migrated?")
+        why = reason(error, settings.database_url)
+        fail(f"The database does not answer ({why}): check SOUNDPOST_DATABASE_URL; is it migrated?")
 
 
 def fail(message: str) -> NoReturn:

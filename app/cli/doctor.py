@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 
 from app.cli.context import SettingsUnusable, read_settings
 from app.config import Settings, unknown_settings
+from app.config.database_url import ignored_parameters
 from app.database.engine import reason
 from app.health import Check, all_checks, run_checks
 from app.keyring import KeyringUnusable
@@ -23,9 +25,13 @@ async def examine() -> AsyncIterator[tuple[str, Check]]:
     except (SettingsUnusable, KeyringUnusable) as error:
         yield "settings", Check(status="down", detail=str(error))
         return
-    yield "settings", Check(status="ok", detail="; ".join(["every setting can be read", *_unknown()]))
+    details = ["every setting can be read", *_unknown()]
+    if ignored := ignored_parameters(settings.database_url):
+        details.append(f"parameters of SOUNDPOST_DATABASE_URL that have no effect: {', '.join(ignored)}")
+    yield "settings", Check(status="ok", detail="; ".join(details))
     try:
-        async for name, check in run_checks(all_checks(services), reason):
+        why = partial(reason, url=settings.database_url)
+        async for name, check in run_checks(all_checks(services), why):
             yield name, check
     finally:
         await services.close()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
+from app.config.database_url import check_database_url, is_sqlite
 from app.config.sources import PREFIX, SecretFiles
 from app.config.values import (
     LastingSpan,
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     database_url: str = Field(
         default="sqlite+aiosqlite:///var/soundpost.db",
         description="The database: an SQLite file for one machine, or postgresql+asyncpg://user:password@host/name (or"
-        " postgresql+psycopg://, behind PgBouncer) for many processes.",
+        " postgresql+psycopg://, behind PgBouncer) for many processes, with libpq's parameters.",
     )
     upstream_url: str = Field(
         default="https://api.sunoapi.org", description="The base URL of the upstream, or of a mirror with the same API."
@@ -215,24 +215,23 @@ class Settings(BaseSettings):
     def _is_a_web_address(cls, value: str | None) -> str | None:
         return value and web_address(value)
 
+    @field_validator("upstream_url")
+    @classmethod
+    def _names_nobody(cls, value: str) -> str:
+        if "@" in urlsplit(value).netloc:
+            # It would replace the key, and errors of libraries repeat it.
+            raise ValueError("must not contain a user name or password: the key is sent by itself")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _names_a_driver_we_ship(cls, value: str) -> str:
-        drivers = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
-        try:
-            url = make_url(value)
-        except ArgumentError:
-            raise ValueError("must be a database URL such as postgresql+asyncpg://user@host/name") from None
-        if url.drivername not in drivers:
-            raise ValueError(f"must begin with one of {', '.join(d + '://' for d in drivers)}")
-        if url.drivername.startswith("sqlite") and url.database in (None, "", ":memory:"):
-            raise ValueError("must name a file: what is kept in memory is lost with the process")
-        return value
+        return check_database_url(value)
 
     @field_validator("storage_url")
     @classmethod
     def _names_a_storage_we_know(cls, value: str) -> str:
-        if not re.fullmatch(r"file:.+|s3://[^/]+(/.*)?", value):
+        if not re.fullmatch(r"file:.+|s3://[^/@]+(/.*)?", value):
             raise ValueError("must be file: and a folder, such as file:var/audio, or s3://bucket/prefix")
         return value
 
@@ -283,4 +282,4 @@ class Settings(BaseSettings):
     @property
     def is_sqlite(self) -> bool:
         """Whether the database is the embedded one."""
-        return self.database_url.startswith("sqlite")
+        return is_sqlite(self.database_url)

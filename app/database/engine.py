@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +30,9 @@ from sqlalchemy.exc import (
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
+from app.config.database_url import DatabaseLimits, is_sqlite, without_password
+from app.database.connections import PING_TIMEOUT, postgres_engine
+
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
 Clock = Callable[[Session], Awaitable[datetime]]
@@ -40,24 +43,6 @@ SQLITE_BUSY_TIMEOUT = timedelta(seconds=8)
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
-# For a server that does not answer: at connecting, at the check of a pooled connection, and at a statement.
-CONNECT_TIMEOUT = timedelta(seconds=5)
-PING_TIMEOUT = timedelta(seconds=3)
-STATEMENT_TIMEOUT = timedelta(seconds=15)
-_DRIVER_ARGUMENTS: Mapping[str, Mapping[str, float]] = {
-    "asyncpg": {
-        "timeout": CONNECT_TIMEOUT.total_seconds(),
-        "command_timeout": STATEMENT_TIMEOUT.total_seconds(),
-    },
-    # psycopg has no timeout for a running statement: only TCP finds a peer that is gone. libpq takes whole numbers.
-    "psycopg": {
-        "connect_timeout": CONNECT_TIMEOUT // timedelta(seconds=1),
-        "tcp_user_timeout": STATEMENT_TIMEOUT // timedelta(milliseconds=1),
-        "keepalives_idle": PING_TIMEOUT // timedelta(seconds=1),
-        "keepalives_interval": PING_TIMEOUT // timedelta(seconds=1),
-        "keepalives_count": 4,
-    },
-}
 # Exceptions that mean "the database is unreachable for now".
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 # Those of them that the same transaction meets again: what it does is wrong, or the schema is not the one it expects.
@@ -75,9 +60,9 @@ async def database_clock(session: Session) -> datetime:
     return now.astimezone(UTC)
 
 
-def reason(error: Exception) -> str:
-    """The first line of a driver's error, without the statement around it."""
-    return str(getattr(error, "orig", None) or error).partition("\n")[0]
+def reason(error: Exception, url: str = "") -> str:
+    """The first line of a driver's error, without the statement around it and the password of the URL that was opened."""
+    return without_password(str(getattr(error, "orig", None) or error), url).partition("\n")[0]
 
 
 def can_pass(error: Exception) -> bool:
@@ -108,10 +93,11 @@ class Database:
     connection, which is faster and fairer than contention for the file's lock.
     """
 
-    def __init__(self, url: str, clock: Clock = database_clock) -> None:
+    def __init__(self, url: str, clock: Clock = database_clock, limits: DatabaseLimits | None = None) -> None:
         self.url = url
         self.now = clock
-        self._engines = _sqlite_engines(url) if url.startswith("sqlite") else _postgresql_engines(url)
+        self.limits = limits or DatabaseLimits()
+        self._engines = _sqlite_engines(url) if is_sqlite(url) else _postgresql_engines(url, self.limits)
         writer, reader = self._engines
         # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
@@ -153,7 +139,7 @@ def migrate(url: str) -> None:
 
     Raises UnknownSchema.
     """
-    if url.startswith("sqlite"):
+    if is_sqlite(url):
         Path(str(make_url(url).database)).parent.mkdir(parents=True, exist_ok=True)
     try:
         command.upgrade(alembic_config(url), "head")
@@ -178,10 +164,13 @@ def _is_at_head(connection: Connection) -> bool:
     return set(MigrationContext.configure(connection).get_current_heads()) == set(heads)
 
 
-def _postgresql_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    arguments = _DRIVER_ARGUMENTS.get(make_url(url).drivername.partition("+")[2], {})
-    engine = create_async_engine(
-        url, pool_size=10, max_overflow=10, pool_timeout=POOL_TIMEOUT.total_seconds(), connect_args=dict(arguments)
+def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine]:
+    engine = postgres_engine(
+        url,
+        limits,
+        pool_size=limits.pool_size,
+        max_overflow=limits.max_overflow,
+        pool_timeout=POOL_TIMEOUT.total_seconds(),
     )
     event.listen(engine.sync_engine, "checkout", _check_connection)
     return engine, engine

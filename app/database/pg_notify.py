@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import structlog
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.database.backoff import exponential
+from app.database.connections import postgres_engine
 from app.database.engine import TRANSIENT, Database
 from app.database.wakeups import Wakeups
 
@@ -48,7 +48,7 @@ class PostgresNotifier:
         """Start publishing and listening; does nothing on SQLite."""
         if not self._database.url.startswith("sqlite"):
             self._wakeups.forward_to(self._publisher.add)
-            listening = _listen(self._database.url, self._publisher.name, self._wakeups)
+            listening = _listen(self._database, self._publisher.name, self._wakeups)
             self._tasks = [asyncio.create_task(self._publisher.run()), asyncio.create_task(listening)]
 
     async def close(self) -> None:
@@ -95,7 +95,7 @@ class _Publisher:
             log.warning("notify_failed", error=type(error).__name__)
 
 
-async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
+async def _listen(database: Database, own_id: str, wakeups: Wakeups) -> None:
     """Listen until cancelled, on a connection outside the pool; reconnect, backing off, when it is lost."""
 
     def on_payload(payload: str) -> None:
@@ -108,7 +108,7 @@ async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
     while True:
         began = time.monotonic()
         try:
-            await _listen_once(url, on_payload)
+            await _listen_once(database, on_payload)
         except Exception as error:
             log.warning("listen_lost", error=type(error).__name__)
         lasted = timedelta(seconds=time.monotonic() - began)
@@ -116,8 +116,8 @@ async def _listen(url: str, own_id: str, wakeups: Wakeups) -> None:
         await asyncio.sleep(exponential(retries, MIN_RETRY, MAX_RETRY).total_seconds())
 
 
-async def _listen_once(url: str, on_payload: Callable[[str], None]) -> None:
-    engine = create_async_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+async def _listen_once(database: Database, on_payload: Callable[[str], None]) -> None:
+    engine = postgres_engine(database.url, database.limits, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection

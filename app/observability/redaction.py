@@ -9,7 +9,9 @@ MIN_SECRET_LENGTH = 8
 # A slash as it is, escaped in JSON (however deeply quoted), or percent-encoded (however often).
 _SLASH = r"(?:\\*/|\\+u002f|%(?:25)*2f)"
 _CALLBACK_URL = re.compile(rf"(callbacks{_SLASH}[\w-]+{_SLASH})[\w.~=-]+", re.ASCII | re.IGNORECASE)
-_CREDENTIAL = re.compile(r"((?:signature|key|token)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+", re.IGNORECASE)
+_CREDENTIAL = re.compile(
+    r"((?:signature|key|token|password)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+|(\w://[^\s:/@]*:)\S+(?=@)", re.IGNORECASE
+)
 
 
 def redact(body: AnyStr, *secrets: str) -> AnyStr:
@@ -22,7 +24,7 @@ def redact(body: AnyStr, *secrets: str) -> AnyStr:
 
 def redact_log_value(text: str) -> str:
     """Return the text without the tokens of callback URLs, and without anything written like a credential."""
-    return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2]}***", redact(text))
+    return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2] or match[3]}***", redact(text))
 
 
 def _redact(text: str, secrets: Sequence[str]) -> str:

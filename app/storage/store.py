@@ -17,6 +17,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, S3Store
 
 from app.errors import StorageUnavailable
+from app.observability.redaction import redact
 
 log = structlog.get_logger()
 
@@ -135,6 +136,12 @@ def _open(url: str) -> LocalStore | S3Store:
     return LocalStore(folder, mkdir=True)
 
 
+def _first_line(error: Exception) -> str:
+    named = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    secrets = [value for name, value in named if "SECRET" in name or "TOKEN" in name]
+    return redact(str(error), *secrets).partition("\n")[0]
+
+
 @contextmanager
 def _raise_as_unavailable() -> Iterator[None]:
     try:
@@ -143,5 +150,5 @@ def _raise_as_unavailable() -> Iterator[None]:
         raise
     except (BaseError, OSError, NotImplementedError) as error:
         # The library's message has many lines and names hosts and buckets: its first line goes to the log alone.
-        log.warning("storage_failed", error=type(error).__name__, reason=str(error).partition("\n")[0])
+        log.warning("storage_failed", error=type(error).__name__, reason=_first_line(error))
         raise StorageUnavailable from error

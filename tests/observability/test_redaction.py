@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from app.observability.redaction import redact
+from app.observability.redaction import redact, redact_log_value
 
 TOKEN = "Zx9_planted-canary.1"
 URL = f"https://sound.example/base/callbacks/0197c0de0197c0de0197c0de0197c0de/{TOKEN}"
@@ -44,6 +44,21 @@ def test_bytes_of_any_kind_stay_as_they_are() -> None:
     every_byte = bytes(range(256))
     assert redact(every_byte) == every_byte
     assert redact(b"\xff/callbacks/id/secret\xfe") == b"\xff/callbacks/id/***\xfe"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot open postgresql://someone:canary@host/name",
+        "http://someone:can@ary@host",
+        "sslpassword=canary sslmode=x",
+    ],
+)
+def test_password_in_a_url_or_a_parameter_is_masked_in_logs(text: str) -> None:
+    masked = redact_log_value(text)
+
+    assert "ary" not in masked
+    assert "***" in masked
 
 
 def test_masking_twice_changes_nothing_more() -> None:

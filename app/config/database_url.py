@@ -1,0 +1,182 @@
+"""The database's URL: libpq's parameters, read once and in one way for every command and both drivers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+from psycopg import ProgrammingError
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Conninfo
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+DRIVERS: Mapping[str, str] = {
+    "postgres": "asyncpg",
+    "postgresql": "asyncpg",
+    "postgresql+asyncpg": "asyncpg",
+    "postgresql+psycopg": "psycopg",
+}
+SCHEMES = ("sqlite+aiosqlite", *DRIVERS)
+UNREADABLE = (
+    "must be a database URL such as postgresql+asyncpg://user@host/name; percent-encode each of @ : / ? # [ ] % in its"
+    " user and password"
+)
+# Parameters of other drivers and tools, in libpq's words.
+_ALIASES = {"ssl": "sslmode", "database": "dbname"}
+_SSL_FLAGS = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
+# Each of these says that a pooler stands between, whose connections change servers from one transaction to the next.
+_POOLER_FLAGS = {"pgbouncer": ("true", "1"), "prepared_statement_cache_size": ("0",), "statement_cache_size": ("0",)}
+_CHOICES = {
+    "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "channel_binding": ("disable", "prefer", "require"),
+    "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
+}
+# What asyncpg understands; `options`, `application_name` and `connect_timeout` are translated for it.
+ASYNCPG_TLS = frozenset(
+    {
+        *("sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl", "sslpassword", "sslnegotiation"),
+        *("ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib", "service"),
+    }
+)
+_ASYNCPG = ASYNCPG_TLS | {
+    *("host", "port", "user", "password", "dbname", "passfile", "target_session_attrs"),
+    *("options", "application_name", "connect_timeout"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresUrl:
+    """
+    A PostgreSQL URL: the driver, libpq's parameters, and the names of those that have no effect.
+
+    `is_pooled`: the server may be a pooler that changes servers between transactions, so
+    that neither prepared statements nor settings of a session last.
+    """
+
+    driver: str
+    parameters: Mapping[str, str]
+    ignored: Sequence[str]
+    is_pooled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseLimits:
+    """How many connections a process opens on PostgreSQL, and how long a statement and a wait for a lock may take."""
+
+    pool_size: int = 10
+    max_overflow: int = 5
+    statement_timeout: timedelta = timedelta(seconds=15)
+    lock_timeout: timedelta = timedelta(seconds=3)
+
+
+def is_sqlite(url: str) -> bool:
+    """Whether this is the URL of an SQLite file."""
+    return url.startswith("sqlite")
+
+
+def check_database_url(url: str) -> str:
+    """Return the URL if it can be used. Raises ValueError with a sentence that quotes nothing of it."""
+    scheme = url.partition("://")[0]
+    if "://" not in url:
+        raise ValueError(UNREADABLE)
+    if scheme not in SCHEMES:
+        raise ValueError(f"must begin with one of {', '.join(f'{name}://' for name in SCHEMES)}")
+    if not is_sqlite(url):
+        read_postgres_url(url)
+        return url
+    try:
+        database = make_url(url).database
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "must be sqlite+aiosqlite:/// and a file, such as sqlite+aiosqlite:///var/soundpost.db"
+        ) from None
+    if database in (None, "", ":memory:"):
+        raise ValueError("must name a file: what is kept in memory is lost with the process")
+    return url
+
+
+@lru_cache(maxsize=8)
+def read_postgres_url(url: str) -> PostgresUrl:
+    """Read a PostgreSQL URL. Raises ValueError with a sentence that quotes nothing of it."""
+    scheme, _, rest = url.partition("://")
+    address, _, query = rest.partition("?")
+    driver = DRIVERS[scheme]
+    # libpq refuses some characters that others take as they are.
+    escaped = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", quote(address, safe="%/:@[],!$&'()*+;=~#"))
+    try:
+        parameters = {name: str(value) for name, value in conninfo_to_dict(f"postgresql://{escaped}").items()}
+    except ProgrammingError:
+        raise ValueError(UNREADABLE) from None
+    if "@" in parameters.get("host", "") or "@" in address.partition("@")[2] or "@" in address.partition("/")[2]:
+        raise ValueError(UNREADABLE)
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    is_pooled, ignored = driver == "psycopg", []
+    for name, value in _pairs(query):
+        if name in _POOLER_FLAGS:
+            is_pooled = is_pooled or value in _POOLER_FLAGS[name]
+        elif name in known and (driver == "psycopg" or name in _ASYNCPG):
+            parameters[name] = value
+        else:
+            ignored.append(name)
+    _split_hosts(query, parameters)
+    _check(parameters)
+    return PostgresUrl(driver, parameters, tuple(dict.fromkeys(ignored)), is_pooled)
+
+
+def ignored_parameters(url: str) -> Sequence[str]:
+    """The names of the parameters of a URL that have no effect with its driver."""
+    return () if is_sqlite(url) else read_postgres_url(url).ignored
+
+
+def without_password(text: str, url: str) -> str:
+    """The text of a library, without what may be the password of this URL, however it was read."""
+    address = url.partition("://")[2]
+    userinfo, at, _ = address.rpartition("@")
+    named = userinfo.partition(":")[2] if at else ""
+    candidates = {named, named.partition("@")[0], named.rpartition("@")[2], *re.split(r"[/@:?#\[\]]", named)}
+    candidates.update(re.findall(r"password=([^&]*)", url))
+    words = {form for word in candidates for form in (word, unquote(word)) if len(form) > 2}
+    for word in sorted(words, key=len, reverse=True):
+        text = text.replace(word, "***")
+    return text
+
+
+def _pairs(query: str) -> Iterator[tuple[str, str]]:
+    for pair in query.split("&"):
+        if pair:
+            # As in libpq a plus is a plus; a value may have an equals sign, as in options=-csearch_path=sound.
+            name, _, value = pair.partition("=")
+            name, value = unquote(name), unquote(value)
+            if not re.fullmatch(r"\w{1,40}", name, re.ASCII):
+                # The end of a password with a question mark, most likely.
+                raise ValueError(UNREADABLE)
+            name = _ALIASES.get(name, name)
+            yield name, _SSL_FLAGS.get(value.lower(), value) if name == "sslmode" else value
+
+
+def _split_hosts(query: str, parameters: dict[str, str]) -> None:
+    """Several hosts are also written as host=one:5432&host=two:5432."""
+    named = [value for name, value in _pairs(query) if name == "host"]
+    if len(named) > 1 or re.fullmatch(r"[^/:,]+:\d+", "".join(named)):
+        both = [re.fullmatch(r"(.*?)(?::(\d+))?", host) for host in named]
+        parameters["host"] = ",".join(found[1] for found in both if found)
+        if any(found and found[2] for found in both):
+            parameters["port"] = ",".join(found[2] or "" for found in both if found)
+
+
+def _check(parameters: Mapping[str, str]) -> None:
+    ports = parameters.get("port", "").split(",")
+    if not all(re.fullmatch(r"[0-9]{0,5}", port, re.ASCII) and 0 < int(port or 1) < 65_536 for port in ports):
+        raise ValueError(UNREADABLE)
+    if len(ports) > 1 and len(ports) != len(parameters.get("host", "").split(",")):
+        raise ValueError("must have one port, or one for each host")
+    for name, choices in _CHOICES.items():
+        if parameters.get(name, choices[0]) not in choices:
+            raise ValueError(f"has a `{name}` that is none of {', '.join(choices)}")
+    if not re.fullmatch(r"-?\d{1,9}", parameters.get("connect_timeout", "0"), re.ASCII):
+        raise ValueError("has a `connect_timeout` that is not a whole number of seconds")

@@ -1,0 +1,155 @@
+"""Connections to PostgreSQL: from one URL, for the pool, for LISTEN and for migrations, by either driver."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import asyncpg  # type: ignore[import-untyped]
+import psycopg
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from app.config.database_url import ASYNCPG_TLS, DatabaseLimits, PostgresUrl, read_postgres_url
+
+APPLICATION_NAME = "soundpost"
+# For a server that does not answer: at connecting, at the check of a pooled connection, and beyond the server's own
+# limit of a statement.
+CONNECT_TIMEOUT = timedelta(seconds=5)
+PING_TIMEOUT = timedelta(seconds=3)
+# A process whose machine vanished in a transaction keeps its locks for this long. No transaction of ours spans a call.
+IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=10)
+# Also after how long the server, or the client, finds that a silent peer is gone.
+KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def postgres_engine(url: str, limits: DatabaseLimits, **options: Any) -> AsyncEngine:
+    """An engine for this URL; nothing connects yet. `options` are those of `create_async_engine`."""
+    target = read_postgres_url(url)
+    arguments = _asyncpg_arguments(target, limits) if target.driver == "asyncpg" else _psycopg_arguments(target, limits)
+    engine = create_async_engine(f"postgresql+{target.driver}://", connect_args=arguments, **options)
+    if target.is_pooled:
+        event.listen(engine.sync_engine, "begin", _limit_transactions(target, limits))
+    return engine
+
+
+def migration_engine(url: str) -> Engine:
+    """A synchronous engine for this URL without limits on time, by psycopg whatever driver the URL names."""
+    target = read_postgres_url(url)
+    parameters: dict[str, Any] = {**_extra_parameters(target), **target.parameters}
+
+    def connect() -> Any:
+        try:
+            return psycopg.connect(**parameters, prepare_threshold=None)
+        except (TypeError, ValueError) as error:
+            raise OperationalError(None, None, error) from error
+
+    return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+
+
+def _server_settings(target: PostgresUrl, limits: DatabaseLimits) -> Mapping[str, str]:
+    """What the server ends by itself, even if this process is gone, unless `options` in the URL say otherwise."""
+    settings = {
+        "statement_timeout": str(limits.statement_timeout // _MILLISECOND),
+        "lock_timeout": str(limits.lock_timeout // _MILLISECOND),
+        "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT // _MILLISECOND),
+        **{f"tcp_{name}": value for name, value in KEEPALIVES.items()},
+    }
+    given = _options(target)
+    return {name: value for name, value in settings.items() if name not in given}
+
+
+def _options(target: PostgresUrl) -> str:
+    return target.parameters.get("options", os.environ.get("PGOPTIONS", ""))
+
+
+def _limit_transactions(target: PostgresUrl, limits: DatabaseLimits) -> Any:
+    """
+    Set the limits at the beginning of each transaction, and for it alone.
+
+    A pooler refuses them at the start of a session, and gives the session to others
+    after the transaction.
+    """
+    calls = ", ".join(
+        f"set_config('{name}', '{value}', true)" for name, value in _server_settings(target, limits).items()
+    )
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT {calls}")
+
+    return begin
+
+
+def _asyncpg_arguments(target: PostgresUrl, limits: DatabaseLimits) -> dict[str, Any]:
+    given = target.parameters
+    tls = {name: value for name, value in given.items() if name in ASYNCPG_TLS}
+    arguments: dict[str, Any] = {
+        "user": given.get("user"),
+        "password": given.get("password"),
+        "database": given.get("dbname"),
+        "passfile": given.get("passfile"),
+        "target_session_attrs": given.get("target_session_attrs"),
+        "timeout": float(given.get("connect_timeout", CONNECT_TIMEOUT.total_seconds())) or None,
+        "command_timeout": (limits.statement_timeout + PING_TIMEOUT).total_seconds(),
+    }
+    if "host" in given:
+        arguments["host"] = given["host"].split(",")
+    if "port" in given:
+        ports = [int(port or 5432) for port in given["port"].split(",")]
+        arguments["port"] = ports if len(ports) > 1 else ports[0]
+    if tls.get("sslrootcert") == "system":
+        # libpq's word for the certificates of the machine; it stands for verify-full.
+        arguments["ssl"] = ssl.create_default_context()
+        del tls["sslrootcert"]
+    if tls:
+        arguments["dsn"] = f"postgresql://?{urlencode(tls)}"
+    name = given.get("application_name", os.environ.get("PGAPPNAME", APPLICATION_NAME))
+    options = _options(target)
+    if target.is_pooled:
+        arguments["statement_cache_size"] = arguments["prepared_statement_cache_size"] = 0
+        arguments["prepared_statement_name_func"] = lambda: f"soundpost_{uuid4().hex}"
+    else:
+        ours = " ".join(f"-c {name}={value}" for name, value in _server_settings(target, limits).items())
+        options = f"{ours} {options}".strip()
+    arguments["server_settings"] = {"application_name": name, **({"options": options} if options else {})}
+    arguments["async_creator_fn"] = _connect_asyncpg
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _psycopg_arguments(target: PostgresUrl, limits: DatabaseLimits) -> dict[str, Any]:
+    # psycopg has no timeout for a running statement: only TCP finds a peer that is gone.
+    patience = {"tcp_user_timeout": str(limits.statement_timeout // _MILLISECOND)}
+    parameters = {**_extra_parameters(target), **patience, **target.parameters}
+    return {**parameters, "prepare_threshold": None, "async_creator_fn": _connect_psycopg}
+
+
+def _extra_parameters(target: PostgresUrl) -> Mapping[str, str]:
+    """What psycopg is told beside the URL; the URL's own parameters win."""
+    extra = {
+        "fallback_application_name": APPLICATION_NAME,
+        "connect_timeout": str(CONNECT_TIMEOUT // timedelta(seconds=1)),
+        **KEEPALIVES,
+    }
+    return {name: value for name, value in extra.items() if name not in target.parameters}
+
+
+async def _connect_asyncpg(**arguments: Any) -> Any:
+    try:
+        return await asyncpg.connect(**arguments)
+    except (TypeError, ValueError) as error:
+        raise OperationalError(None, None, error) from error
+
+
+async def _connect_psycopg(conninfo: str = "", **arguments: Any) -> Any:
+    try:
+        return await psycopg.AsyncConnection.connect(conninfo, **arguments)
+    except (TypeError, ValueError) as error:
+        raise OperationalError(None, None, error) from error
