@@ -13,7 +13,15 @@ from typing import IO
 import httpx
 
 from app.clips.media_types import HEAD, SUFFIXES, measure_open, sniff, sniff_image
-from app.egress import Download, EgressRefused, ExchangeTooSlow, ResponseTooLarge, stream_following
+from app.egress import (
+    Download,
+    EgressRefused,
+    ExchangeTooSlow,
+    ResponseGarbled,
+    ResponseTooLarge,
+    codings_of,
+    stream_following,
+)
 
 
 class DownloadFailed(Exception):
@@ -91,17 +99,19 @@ async def _download(client: httpx.AsyncClient, url: str, policy: MediaPolicy, fi
 
 
 def _announced_size(download: Download, policy: MediaPolicy) -> int | None:
-    """The size in Content-Length, or None. Raises DownloadFailed if status or headers rule the file out."""
+    """
+    The size of the file by Content-Length, or None where it is not that of the file itself.
+
+    Raises DownloadFailed if status or headers rule the file out.
+    """
     if download.status != 200:
         raise DownloadFailed(f"the host answered {download.status}")
-    if download.headers.get("content-encoding", "identity") != "identity":
-        raise DownloadFailed("the host sent the file compressed, although the request did not accept that")
     length = download.headers.get("content-length", "")
     if not length.isdecimal():
         return None
     if int(length) > policy.limit:
         raise DownloadFailed(f"the file is larger than {policy.limit} bytes")
-    return int(length)
+    return None if codings_of(download.headers.get("content-encoding", "")) else int(length)
 
 
 def _check(file: IO[bytes], policy: MediaPolicy) -> tuple[str, float | None]:
@@ -118,7 +128,7 @@ def _check(file: IO[bytes], policy: MediaPolicy) -> tuple[str, float | None]:
 def _describe(error: httpx.TransportError, policy: MediaPolicy) -> str:
     if isinstance(error, ResponseTooLarge):
         return f"the file is larger than {policy.limit} bytes"
-    if isinstance(error, EgressRefused | ExchangeTooSlow):
+    if isinstance(error, ResponseGarbled | EgressRefused | ExchangeTooSlow):
         return str(error)
     # Messages of the libraries may contain the URL.
     return f"the connection broke ({type(error).__name__})"

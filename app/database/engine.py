@@ -61,7 +61,7 @@ async def database_clock(session: Session) -> datetime:
 
 
 def reason(error: Exception, url: str = "") -> str:
-    """The first line of a driver's error, without the statement around it and the password of the URL that was opened."""
+    """The first line of a driver's error, without the statement and without the password of the URL that was opened."""
     return without_password(str(getattr(error, "orig", None) or error), url).partition("\n")[0]
 
 

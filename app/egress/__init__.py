@@ -1,11 +1,14 @@
 """Outbound HTTP: opens every client, and keeps URLs of callers from reaching our own network (SSRF)."""
 
 from app.egress.clients import EgressRefused, Resolver, guarded_client, plain_client, upstream_client
+from app.egress.codings import CodingBroken, InflatedTooLarge, codings_of, inflated
 from app.egress.exchange import (
     CappedResponse,
     Download,
     ExchangeTooSlow,
+    ResponseGarbled,
     ResponseTooLarge,
+    decoded_chunks,
     send_capped,
     stream_following,
 )
@@ -13,15 +16,21 @@ from app.egress.rules import Networks, UrlRefused, check_url, is_forbidden
 
 __all__ = [
     "CappedResponse",
+    "CodingBroken",
     "Download",
     "EgressRefused",
     "ExchangeTooSlow",
+    "InflatedTooLarge",
     "Networks",
     "Resolver",
+    "ResponseGarbled",
     "ResponseTooLarge",
     "UrlRefused",
     "check_url",
+    "codings_of",
+    "decoded_chunks",
     "guarded_client",
+    "inflated",
     "is_forbidden",
     "plain_client",
     "send_capped",

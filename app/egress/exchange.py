@@ -1,7 +1,7 @@
 """One HTTP exchange, limited in time and size."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,6 +9,7 @@ from datetime import timedelta
 import httpx
 
 from app.egress.clients import EgressRefused
+from app.egress.codings import CodingBroken, Inflater, codings_of
 
 MAX_REDIRECTS = 5
 
@@ -19,6 +20,10 @@ class ExchangeTooSlow(httpx.TimeoutException):
 
 class ResponseTooLarge(httpx.TransportError):
     """The body of the response is larger than the limit."""
+
+
+class ResponseGarbled(httpx.TransportError):
+    """The body of the answer is not what its content coding makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,11 @@ class CappedResponse:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A response whose body is not read yet. `chunks` raises `ResponseTooLarge` beyond the limit."""
+    """
+    A response whose body is not read yet.
+
+    `chunks` has gzip and deflate undone, and raises `ResponseTooLarge` beyond the limit, and `ResponseGarbled`.
+    """
 
     status: int
     headers: httpx.Headers
@@ -119,8 +128,35 @@ def _refused_unless_readable() -> Iterator[None]:
 
 async def _capped_chunks(response: httpx.Response, limit: int) -> AsyncIterator[bytes]:
     size = 0
-    async for chunk in response.aiter_raw():
+    async for chunk in decoded_chunks(response):
         size += len(chunk)
         if size > limit:
             raise ResponseTooLarge(f"more than {limit} bytes")
         yield chunk
+
+
+async def decoded_chunks(response: httpx.Response) -> AsyncIterator[bytes]:
+    """
+    The body with gzip and deflate undone, in small pieces; under another coding, as it was sent.
+
+    Raises ResponseGarbled. What a piece costs does not depend on how well the body was compressed.
+    """
+    stages = [Inflater(coding) for coding in codings_of(response.headers.get("content-encoding", "")) or ()]
+    try:
+        async for chunk in response.aiter_raw():
+            for piece in _through(stages, chunk):
+                yield piece
+                await asyncio.sleep(0)
+        for number, stage in enumerate(stages, 1):
+            for piece in _through(stages[number:], stage.finish()):
+                yield piece
+    except CodingBroken as error:
+        raise ResponseGarbled(str(error)) from error
+
+
+def _through(stages: Sequence[Inflater], chunk: bytes) -> Iterator[bytes]:
+    if not stages:
+        yield chunk
+        return
+    for piece in stages[0].feed(chunk):
+        yield from _through(stages[1:], piece)

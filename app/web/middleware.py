@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote_plus, unquote_to_bytes
 
@@ -11,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.config import CALLBACKS_PATH
+from app.egress import CodingBroken, InflatedTooLarge, codings_of, inflated
 from app.errors import (
     AppError,
     ContentTooLarge,
@@ -78,12 +80,13 @@ class EdgeMiddleware:
         """Raise the AppError for a request that no route could accept; return the `receive` for the routes."""
         headers = Headers(scope=scope)
         _check_target(scope)
-        if "content-encoding" in headers:
-            raise UnsupportedMediaType
         rule = next(rule for rule in self._rules if scope["path"].startswith(rule.prefix))
+        codings = _codings(headers, rule)
         if not _has_body(headers, rule):
             return receive
         capped = _capped(receive, rule.max_bytes)
+        if codings:
+            return _inflated(capped, codings, rule.max_bytes)
         if not rule.json or scope["method"] not in BODY_METHODS:
             return capped
         _check_media_type(headers)
@@ -144,6 +147,16 @@ def _has_body(headers: Headers, rule: BodyRule) -> bool:
     return int(length) > 0 or "transfer-encoding" in headers
 
 
+def _codings(headers: Headers, rule: BodyRule) -> Sequence[str]:
+    """The content codings to undo. The upstream may have any proxy in front; callers are told to send none."""
+    if "content-encoding" not in headers:
+        return ()
+    codings = None if rule.json else codings_of(",".join(headers.getlist("content-encoding")))
+    if codings is None:
+        raise UnsupportedMediaType
+    return codings
+
+
 def _check_media_type(headers: Headers) -> None:
     media_type, *parameters = ",".join(headers.getlist("content-type")).split(";")
     charsets = [value for name, value in map(_parameter, parameters) if name == "charset"]
@@ -188,3 +201,22 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         return pending.pop() if pending else await receive()
 
     return receive_replayed
+
+
+def _inflated(receive: Receive, codings: Sequence[str], max_bytes: int) -> Receive:
+    """The body with its codings undone, read when the route asks for it; a broken one as it came."""
+    is_read = False
+
+    async def receive_inflated() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await receive()
+        is_read, body = True, await _read(receive)
+        with suppress(CodingBroken):
+            try:
+                body = inflated(body, codings, max_bytes)
+            except InflatedTooLarge:
+                raise ContentTooLarge from None
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive_inflated

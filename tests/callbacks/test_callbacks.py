@@ -2,11 +2,14 @@
 
 import asyncio
 import base64
+import gzip
 import hashlib
 import hmac
 import json
 import time
+import zlib
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,6 +22,9 @@ from app.models import Callback, Task
 from tests.support.rows import event_types, reread
 from tests.support.service import Service, serve
 from tests.support.settings import SECRET_KEY
+
+# The same bytes at any time, so that tests have the same names in every process.
+packed = partial(gzip.compress, mtime=0)
 
 S = TaskStatus
 CLIP = {"id": "clip-1", "audio_url": "https://cdn.example/1.mp3", "title": "Rain", "duration": 7.5}
@@ -189,12 +195,52 @@ async def test_callback_of_a_megabyte_is_taken_and_a_larger_one_refused(service:
 
     taken = await _call(service, task, COMPLETE + b" " * (limit - len(COMPLETE)))
     refused = await _call(service, task, b" " * (limit + 1))
-    coded = await service.client.post(
-        service.callback_path(task.id), content=COMPLETE, headers={"Content-Encoding": "gzip"}
+
+    assert [answer.status_code for answer in (taken, refused)] == [200, 413]
+    assert await _count(service) == 1
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", packed(COMPLETE)),
+        ("x-gzip", packed(COMPLETE)),
+        ("Deflate", zlib.compress(COMPLETE)),
+        ("gzip, identity", packed(COMPLETE)),
+        ("identity", COMPLETE),
+        ("", COMPLETE),
+        ("UTF-8", COMPLETE),
+        ("gzip", COMPLETE),
+    ],
+)
+async def test_coded_callback_is_taken(service: Service, coding: str, body: bytes) -> None:
+    task = await _generating(service)
+
+    answer = await service.client.post(
+        service.callback_path(task.id), content=body, headers={"Content-Encoding": coding}
     )
 
-    assert [answer.status_code for answer in (taken, refused, coded)] == [200, 413, 415]
-    assert await _count(service) == 1
+    [kept] = (await service.client.get(f"/v1/tasks/{task.id}/callbacks")).json()["items"]
+    assert answer.status_code == 200
+    assert (kept["outcome"], kept["body"]) == ("applied", COMPLETE.decode())
+    assert (await service.task(task.id))["status"] == "succeeded"
+
+
+async def test_coded_callback_has_the_limit_of_any_other_and_an_unknown_coding_is_refused(service: Service) -> None:
+    task = await _generating(service)
+    answers = [
+        await service.client.post(service.callback_path(task.id), content=body, headers={"Content-Encoding": coding})
+        for coding, body in [("gzip", packed(bytes(1024 * 1024 + 1))), ("br", COMPLETE), ("zstd", COMPLETE)]
+    ]
+    kept = await _count(service)
+    broken = await service.client.post(
+        service.callback_path(task.id), content=packed(COMPLETE)[:-9], headers={"Content-Encoding": "gzip"}
+    )
+    callbacks = (await service.client.get(f"/v1/tasks/{task.id}/callbacks")).json()["items"]
+
+    assert [answer.status_code for answer in answers] == [413, 415, 415]
+    assert (kept, broken.status_code) == (0, 200)
+    assert [callback["outcome"] for callback in callbacks] == ["unreadable"]
 
 
 async def test_signature_is_required_where_a_key_is_set(database_url: str) -> None:

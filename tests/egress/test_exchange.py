@@ -4,13 +4,25 @@ import asyncio
 import gzip
 import time
 from datetime import timedelta
+from functools import partial
 
 import httpx
 import pytest
 
-from app.egress import EgressRefused, ExchangeTooSlow, ResponseTooLarge, guarded_client, send_capped, stream_following
+from app.egress import (
+    EgressRefused,
+    ExchangeTooSlow,
+    ResponseGarbled,
+    ResponseTooLarge,
+    guarded_client,
+    send_capped,
+    stream_following,
+)
 from tests.egress.resolvers import LOOPBACK, SOON
 from tests.support.receivers import Connection, Receiver, Reply, receiving
+
+# The same bytes at any time, so that tests have the same names in every process.
+packed = partial(gzip.compress, mtime=0)
 
 KIB = 1024
 BRIEFLY = timedelta(seconds=0.3)
@@ -222,6 +234,30 @@ async def test_download_as_large_as_its_limit_is_whole() -> None:
         stream_following(client, receiver.url, limit=100, within=SOON) as download,
     ):
         assert b"".join([chunk async for chunk in download.chunks]) == b"x" * 100
+
+
+@pytest.mark.parametrize("coding", ["gzip", "x-gzip"])
+async def test_coded_download_is_what_was_coded(coding: str) -> None:
+    body = bytes(range(256)) * KIB
+    async with (
+        receiving(Reply(200, (f"Content-Encoding: {coding}",), body=packed(body))) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+        stream_following(client, receiver.url, limit=len(body), within=SOON) as download,
+    ):
+        assert b"".join([chunk async for chunk in download.chunks]) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "error"), [(packed(bytes(KIB + 1)), ResponseTooLarge), (b"\x1f\x8b..", ResponseGarbled)]
+)
+async def test_coded_download_beyond_its_limit_or_broken_is_an_error(body: bytes, error: type[Exception]) -> None:
+    async with (
+        receiving(Reply(200, ("Content-Encoding: gzip",), body=body)) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+    ):
+        with pytest.raises(error):
+            async with stream_following(client, receiver.url, limit=KIB, within=SOON) as download:
+                assert [chunk async for chunk in download.chunks if chunk] == []
 
 
 async def test_download_cut_short_is_an_error() -> None:

@@ -285,7 +285,7 @@ async def test_a_body_without_content_type_is_a_415() -> None:
     assert (await ask("POST", "/orders", content=b"{}")).status_code == 415
 
 
-@pytest.mark.parametrize("url", ["/orders", "/callbacks/7", "/nowhere"])
+@pytest.mark.parametrize("url", ["/orders", "/nowhere"])
 @pytest.mark.parametrize("coding", ["gzip", "br", "identity", "\x0b"])
 async def test_any_content_coding_is_a_415(url: str, coding: str) -> None:
     answer = await ask("POST", url, content=b"{}", headers=JSON | {"content-encoding": coding})

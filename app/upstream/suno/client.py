@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -9,6 +10,7 @@ from typing import Never, TypeVar
 
 import httpx
 
+from app.egress import ResponseGarbled, decoded_chunks
 from app.observability.redaction import redact
 from app.upstream.suno import reports, signature
 from app.upstream.types import HoldReason, LyricWord, Outcome, Report, Result, SoundRequest
@@ -27,7 +29,7 @@ Reader = Callable[[int, Mapping[str, str], bytes, datetime], Result[Value]]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came over the wire. The body is never decompressed."""
+    """What came over the wire, with gzip and deflate undone."""
 
     status: int
     headers: Mapping[str, str]
@@ -158,13 +160,15 @@ def _failed(response: NoResponse) -> Result[Never]:
 
 
 async def _read_body(response: httpx.Response) -> bytes:
-    """Return the body as it was sent, or nothing if it is larger than any response of theirs."""
+    """Return the body, or nothing if it is larger than any response of theirs, or its content coding is broken."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            return b""
-    return bytes(body)
+    with suppress(ResponseGarbled):
+        async for chunk in decoded_chunks(response):
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                return b""
+        return bytes(body)
+    return b""
 
 
 def _no_response(error: Exception, has_begun: bool) -> NoResponse:

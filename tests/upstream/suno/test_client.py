@@ -6,8 +6,10 @@ import json
 import logging
 import socket
 import time
+import zlib
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 
 import httpx
 import pytest
@@ -27,6 +29,9 @@ from tests.upstream.suno.servers import (
     serving,
     talk_nonsense,
 )
+
+# The same bytes at any time, so that tests have the same names in every process.
+packed = partial(gzip.compress, mtime=0)
 
 KEY = "planted-key-canary"
 TOKEN = "planted-token-canary"
@@ -172,10 +177,32 @@ async def test_answer_too_large_is_left_unread_and_ambiguous() -> None:
     assert written < 10_000_000
 
 
-async def test_compressed_answer_is_never_unpacked() -> None:
-    bomb = gzip.compress(CREATED + b" " * 50_000_000)
-    answer = await submit(answering(200, bomb, b"Content-Encoding: gzip"))
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        (b"gzip", packed(CREATED)),
+        (b"X-GZIP", packed(CREATED)),
+        (b"deflate", zlib.compress(CREATED)),
+        (b"identity", CREATED),
+        (b"utf-8", CREATED),
+        (b"", CREATED),
+        (b"gzip", CREATED),
+    ],
+)
+async def test_coded_answer_is_read(coding: bytes, body: bytes) -> None:
+    answer = await submit(answering(200, body, b"Content-Encoding: " + coding))
+    assert (answer.outcome, answer.value) == (Outcome.ok, "abc")
+
+
+@pytest.mark.parametrize("body", [packed(CREATED + b" " * 50_000_000), packed(CREATED)[:-12], b"\x1f\x8b.."])
+async def test_coded_answer_that_cannot_be_read_is_ambiguous(body: bytes) -> None:
+    answer = await submit(answering(200, body, b"Content-Encoding: gzip"))
     assert answer == Result(Outcome.ambiguous, code=200, message="HTTP 200 without an envelope")
+
+
+async def test_status_of_a_coded_answer_that_cannot_be_read_counts() -> None:
+    answer = await submit(answering(401, b"\x1f\x8b..", b"Content-Encoding: gzip"))
+    assert (answer.outcome, answer.hold_reason) == (Outcome.held, HoldReason.bad_key)
 
 
 async def test_block_page_holds() -> None:

@@ -1,0 +1,56 @@
+"""A download gives a whole file of its kind, or a sentence that says why not."""
+
+import gzip
+import io
+import wave
+
+import pytest
+
+from app.clips.download import DownloadedFile, DownloadFailed, audio_of, fetch
+from app.egress import guarded_client
+from tests.egress.resolvers import LOOPBACK, SOON
+from tests.support.receivers import Reply, receiving
+
+
+def sound(seconds: int = 1) -> bytes:
+    """Silence as a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as audio:
+        audio.setparams((1, 2, 8000, 8000 * seconds, "NONE", "not compressed"))
+        audio.writeframes(bytes(16_000 * seconds))
+    return file.getvalue()
+
+
+async def download(reply: Reply, limit: int = 1_000_000) -> DownloadedFile:
+    async with receiving(reply) as host, guarded_client(LOOPBACK, SOON) as client:
+        return await fetch(client, host.url, audio_of(limit))
+
+
+@pytest.mark.parametrize(
+    ("coding", "body"),
+    [
+        ("gzip", gzip.compress(sound(), mtime=0)),
+        ("gzip", sound()),
+        ("identity", sound()),
+        ("aws-chunked", sound()),
+        ("UTF-8", sound()),
+    ],
+)
+async def test_file_decides_not_the_name_of_its_coding(coding: str, body: bytes) -> None:
+    found = await download(Reply(200, (f"Content-Encoding: {coding}",), body=body))
+
+    with found.file:
+        assert (found.media_type, found.duration, found.size) == ("audio/wav", 1.0, len(sound()))
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "problem"),
+    [
+        ("br", b"\x8b\x07\x80sound\x03", "not a known type of audio"),
+        ("gzip", gzip.compress(sound(), mtime=0)[:-9], "ends before its content coding does"),
+        ("gzip", gzip.compress(sound(2), mtime=0), "larger than 20000 bytes"),
+    ],
+)
+async def test_coded_file_that_cannot_be_had_is_explained(coding: str, body: bytes, problem: str) -> None:
+    with pytest.raises(DownloadFailed, match=problem):
+        await download(Reply(200, (f"Content-Encoding: {coding}",), body=body), limit=20_000)
