@@ -228,12 +228,13 @@ class Delivery(Due, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
-        due = cls.due_at.isnot(None)
+        due, no_task = cls.due_at.isnot(None), cls.task_id.is_(None)
         return (
             Index("ix_deliveries_due", "lane", "due_at", postgresql_where=due, sqlite_where=due),
             Index(None, "api_key_id", "id"),
             Index(None, "endpoint_id", "id"),
             Index(None, "task_id"),
+            Index("ix_deliveries_without_task", "created_at", postgresql_where=no_task, sqlite_where=no_task),
         )
 
 
@@ -268,6 +269,7 @@ class IdempotencyKey(Base):
     """The task that was created with a caller's Idempotency-Key."""
 
     __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "created_at"),)
 
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
@@ -278,16 +280,28 @@ class IdempotencyKey(Base):
 
 
 class SpentCharge(Base):
-    """The charge of a deleted task, kept for usage totals."""
+    """The charge of a deleted task, kept for usage totals until it is added to those of its day."""
 
     __tablename__ = "spent_charges"
-    __table_args__ = (Index(None, "api_key_id", "created_at"),)
+    __table_args__ = (Index(None, "api_key_id", "created_at"), Index(None, "created_at"))
 
     task_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
     charge: Mapped[Charge]
     posts: Mapped[int]
     created_at: Mapped[datetime]  # Of the task.
+
+
+class DailyCharge(Base):
+    """The sums over a key's tasks of one day that are older than the retention."""
+
+    __tablename__ = "daily_charges"
+
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    day: Mapped[datetime] = mapped_column(primary_key=True)  # Its beginning in UTC.
+    charge: Mapped[Charge] = mapped_column(primary_key=True)
+    tasks: Mapped[int] = mapped_column(BigInteger)
+    posts: Mapped[int] = mapped_column(BigInteger)
 
 
 class PeriodicJob(Due, Base):

@@ -10,11 +10,12 @@ from sqlalchemy import ColumnElement, delete, func, select, tuple_
 from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
-from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, SpentCharge, StoredObject, Task
+from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
 from app.storage import references
 from app.storage.store import Storage
 from app.tasks import idempotency
-from app.tasks.service import erase_task
+from app.tasks.repository import add_up_spent
+from app.tasks.service import erase_tasks
 
 BATCH = 100
 REMOVAL_LEASE = timedelta(minutes=1)
@@ -43,13 +44,20 @@ class Retention:
         return counts
 
     async def erase_batch(self, session: Session, now: datetime) -> bool:
-        """Delete one batch of each kind; return whether there may be more. Files become due for removal."""
+        """
+        Delete one batch of each kind; return whether there may be more.
+
+        Files become due for removal. What the tasks have cost stays as sums for each day.
+        """
         oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
-        for task in tasks:
-            await erase_task(session, task, now)
-        others = [await _delete_deliveries(session, self._is_old_delivery(now)), await _delete_keys(session, now)]
-        await session.execute(delete(SpentCharge).where(SpentCharge.created_at < self._before(now)))
+        if tasks:
+            await erase_tasks(session, tasks, now)
+        others = [
+            await _delete_deliveries(session, self._is_old_delivery(now)),
+            await _delete_keys(session, now),
+            await add_up_spent(session, self._before(now), BATCH),
+        ]
         return BATCH in (len(tasks), *others)
 
     def _is_expired(self, now: datetime) -> ColumnElement[bool]:

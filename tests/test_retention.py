@@ -1,23 +1,39 @@
 """What is erased is gone, what somebody else has is not, and what is old goes by itself."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 
 from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
-from app.enums import CallbackOutcome, EventType, TaskStatus, WebhookType
-from app.models import ApiKey, Callback, Clip, Delivery, Event, IdempotencyKey, PeriodicJob, StoredObject, Task
+from app.enums import CallbackOutcome, Charge, EventType, TaskStatus, WebhookType
+from app.models import (
+    ApiKey,
+    Callback,
+    Clip,
+    DailyCharge,
+    Delivery,
+    Event,
+    IdempotencyKey,
+    PeriodicJob,
+    SpentCharge,
+    StoredObject,
+    Task,
+)
 from app.retention import Retention, remove_due_files
 from app.storage import references
 from app.storage.store import Storage
+from app.workers.periodic import periodic_loop, prepare_jobs
 from tests.support.processes import Processes
-from tests.support.service import Service, serve_with_sandbox
+from tests.support.service import Service, serve_with_sandbox, services_of
 from tests.support.wait import eventually
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -121,6 +137,76 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
     assert left == {Task: 4, Event: 4, Callback: 4, Delivery: 2, IdempotencyKey: 0}
 
 
+async def test_backlog_is_deleted_batch_after_batch_without_a_pause(database_url: str) -> None:
+    async with services_of(database_url) as services:
+        async with services.database.transaction() as (session, now):
+            key = await key_of(session)
+            session.add_all(task_of(key, now - timedelta(days=91)) for _ in range(150))
+            await prepare_jobs(session, now)
+        loop = periodic_loop(services)
+        rung = []
+        for _ in range(2):
+            loop.wakeup.clear()
+            [job] = (await loop.claim(1)).items
+            await loop.work(job)
+            rung.append(loop.wakeup.is_set())
+        async with services.database.reads() as session:
+            left = await count_of(session, Task)
+
+    assert (rung, left) == ([True, False], 0)
+
+
+async def test_every_kind_is_deleted_in_batches(database_url: str) -> None:
+    database, retention = Database(database_url), Retention(days=90)
+    old, batches = NOW - timedelta(days=100), 1
+    try:
+        async with database.writes.begin() as session:
+            key = await key_of(session)
+            for number in range(150):
+                text = f"{number:032}"
+                spent = {"charge": Charge.charged, "posts": 1, "created_at": old}
+                session.add(SpentCharge(task_id=text, api_key_id=key, **spent))
+                session.add(news_of(key, 100, False))
+                session.add(IdempotencyKey(api_key_id=key, key=text, fingerprint="f", task_id=text, created_at=old))
+        async with database.writes.begin() as session:
+            assert await retention.erase_batch(session, NOW)
+            halfway = [await count_of(session, kind) for kind in (SpentCharge, Delivery, IdempotencyKey)]
+        while await erase_batch(database, retention):
+            batches += 1
+        async with database.reads() as session:
+            left = [await count_of(session, kind) for kind in (SpentCharge, Delivery, IdempotencyKey)]
+            kept = await session.scalar(select(func.sum(DailyCharge.tasks)))
+    finally:
+        await database.close()
+
+    assert (halfway, left, kept) == ([50, 50, 50], [0, 0, 0], 150)
+
+
+async def test_old_rows_are_found_by_index(database_url: str) -> None:
+    database = Database(database_url)
+    statements: list[Any] = []
+    try:
+        async with database.writes.begin() as session:
+            connection = await session.connection()
+            if connection.dialect.name == "postgresql":
+                # The tables are empty: otherwise the planner would read them whole.
+                await connection.exec_driver_sql("SET enable_seqscan = off")
+            keep = partial(keep_statement, statements)
+            event.listen(connection.sync_connection, "before_cursor_execute", keep)
+            await Retention(days=90).erase_batch(session, NOW)
+            event.remove(connection.sync_connection, "before_cursor_execute", keep)
+            explain = "EXPLAIN " if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
+            plans = [
+                "\n".join(str(row) for row in await connection.exec_driver_sql(explain + statement, parameters))
+                for statement, parameters in statements
+            ]
+    finally:
+        await database.close()
+
+    assert len(plans) >= 4
+    assert [plan for plan in plans if re.search(r"Seq Scan|SCAN [a-z]", plan)] == []
+
+
 async def test_service_deletes_old_tasks_periodically(database_url: str, tmp_path: Path) -> None:
     async with serve_with_sandbox(database_url, tmp_path) as service:
         task = await service.archived()
@@ -164,6 +250,12 @@ async def age(database: Database, by: timedelta) -> None:
 async def erase_batch(database: Database, retention: Retention) -> bool:
     async with database.writes.begin() as session:
         return await retention.erase_batch(session, NOW)
+
+
+def keep_statement(statements: list[Any], *called: Any) -> None:
+    """For the event of an engine: keep the statement and its parameters."""
+    _, _, statement, parameters, _, _ = called
+    statements.append((statement, parameters))
 
 
 async def no_file_is_due(service: Service) -> bool:

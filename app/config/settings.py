@@ -163,7 +163,7 @@ class Settings(BaseSettings):
     retention_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
         default=90,
         description="Days, 0 to 36500, for which ended tasks are kept with their events, callbacks, deliveries and"
-        " audio; 0 keeps them for ever.",
+        " audio; 0 keeps them for ever. Usage stays, as sums for each day.",
     )
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="How log lines look. Without one it is `console` on a terminal and `json` elsewhere."

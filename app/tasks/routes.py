@@ -203,7 +203,12 @@ async def get_usage(
     since: Since = None,
     until: Until = None,
 ) -> Usage:
-    """Count this key's tasks in a time range and what they cost."""
+    """
+    Count this key's tasks in a time range and what they cost.
+
+    Tasks that are deleted and older than the retention are kept as sums: they count by
+    the beginning of their day in UTC.
+    """
     return await tasks.usage(caller, since, until)
 
 

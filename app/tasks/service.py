@@ -124,7 +124,7 @@ class TaskService:
             task = await self._lock(session, caller, task_id)
             if task.status not in FINAL:
                 raise TaskNotFinal
-            await erase_task(session, task, await self._database.now(session))
+            await erase_tasks(session, [task], await self._database.now(session))
 
     async def resolve(self, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
         """Set a task to what an operator has found out. Raises NotFound, CannotResolve."""
@@ -189,20 +189,21 @@ class TaskService:
         return read_task(task, await repository.queue_positions(session, [task]), self._signed_urls)
 
 
-async def erase_task(session: Session, task: Task, now: datetime) -> None:
+async def erase_tasks(session: Session, tasks: Sequence[Task], now: datetime) -> None:
     """
-    Delete a task with its events, callbacks and deliveries.
+    Delete tasks with their events, callbacks and deliveries.
 
-    Its cost moves to `spent_charges`; its files are removed when no other clip refers to them.
+    What they cost moves to `spent_charges`; their files are removed when no other clip refers to them.
     """
-    cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
-    session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
-    settled, unsettled = storage_keys_of(task.clips)
+    for task in tasks:
+        cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
+        session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
+        notify_on_commit(session, task.id)
+    settled, unsettled = storage_keys_of([clip for task in tasks for clip in task.clips])
     await references.release(session, settled, now)
     await references.release(session, unsettled, now + references.IN_FLIGHT)
-    await repository.delete_task(session, task.id)
+    await repository.delete_tasks(session, [task.id for task in tasks])
     notify_on_commit(session, ERASURES)
-    notify_on_commit(session, task.id)
 
 
 async def resolve(

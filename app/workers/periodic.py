@@ -11,7 +11,7 @@ import structlog
 
 from app.database.claims import Claim, claim_due, lock_claimed
 from app.database.engine import Session, insert_new
-from app.database.wakeups import PERIODIC_JOBS
+from app.database.wakeups import PERIODIC_JOBS, notify_on_commit
 from app.models import PeriodicJob
 from app.retention import Retention
 from app.services import Services
@@ -76,6 +76,9 @@ async def _prune(services: Services, job: PeriodicJob) -> None:
         if claimed is not None:
             is_more = await retention.erase_batch(session, now)
             claimed.fence, claimed.due_at = None, now if is_more else now + PRUNE_EVERY
+            if is_more:
+                # A backlog does not wait for the next look of the loop after each batch.
+                notify_on_commit(session, PERIODIC_JOBS)
 
 
 def reason_to_hold(result: Result[Decimal], reason: HoldReason) -> HoldReason | None:

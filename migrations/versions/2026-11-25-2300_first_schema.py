@@ -68,6 +68,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_idempotency_keys_api_key_id")),
         sa.PrimaryKeyConstraint("api_key_id", "key", name=op.f("pk_idempotency_keys")),
     )
+    with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_idempotency_keys_created_at"), ["created_at"], unique=False)
+
     op.create_table(
         "spent_charges",
         sa.Column("task_id", sa.String(length=32), nullable=False),
@@ -82,6 +85,18 @@ def upgrade() -> None:
         batch_op.create_index(
             batch_op.f("ix_spent_charges_api_key_id_created_at"), ["api_key_id", "created_at"], unique=False
         )
+        batch_op.create_index(batch_op.f("ix_spent_charges_created_at"), ["created_at"], unique=False)
+
+    op.create_table(
+        "daily_charges",
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("day", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("charge", sa.String(length=32), nullable=False),
+        sa.Column("tasks", sa.BigInteger(), nullable=False),
+        sa.Column("posts", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_daily_charges_api_key_id")),
+        sa.PrimaryKeyConstraint("api_key_id", "day", "charge", name=op.f("pk_daily_charges")),
+    )
 
     op.create_table(
         "rate_limit_hits",
@@ -271,6 +286,13 @@ def upgrade() -> None:
         )
         batch_op.create_index(batch_op.f("ix_deliveries_endpoint_id_id"), ["endpoint_id", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_deliveries_task_id"), ["task_id"], unique=False)
+        batch_op.create_index(
+            "ix_deliveries_without_task",
+            ["created_at"],
+            unique=False,
+            postgresql_where=sa.text("task_id IS NULL"),
+            sqlite_where=sa.text("task_id IS NULL"),
+        )
 
     op.create_table(
         "events",
@@ -310,6 +332,11 @@ def downgrade() -> None:
     op.drop_table("delivery_attempts")
     op.drop_table("events")
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_deliveries_without_task",
+            postgresql_where=sa.text("task_id IS NULL"),
+            sqlite_where=sa.text("task_id IS NULL"),
+        )
         batch_op.drop_index(batch_op.f("ix_deliveries_task_id"))
         batch_op.drop_index(batch_op.f("ix_deliveries_endpoint_id_id"))
         batch_op.drop_index(
@@ -346,7 +373,9 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id"))
 
     op.drop_table("tasks")
+    op.drop_table("daily_charges")
     with op.batch_alter_table("spent_charges", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_spent_charges_created_at"))
         batch_op.drop_index(batch_op.f("ix_spent_charges_api_key_id_created_at"))
 
     op.drop_table("spent_charges")
@@ -354,6 +383,9 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_rate_limit_hits_api_key_id_made_at"))
 
     op.drop_table("rate_limit_hits")
+    with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_idempotency_keys_created_at"))
+
     op.drop_table("idempotency_keys")
     with op.batch_alter_table("stored_objects", schema=None) as batch_op:
         batch_op.drop_index(

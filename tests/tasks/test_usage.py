@@ -4,8 +4,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from app.enums import Charge, TaskStatus
+from app.models import DailyCharge, SpentCharge, Task
 from app.retention import Retention
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task
@@ -44,14 +46,27 @@ async def test_erased_task_has_cost_what_it_cost(service: Service) -> None:
     assert (await service.client.get(f"/v1/tasks/{kept.id}")).status_code == 200
 
 
-async def test_cost_is_forgotten_with_all_that_is_too_old(service: Service) -> None:
+async def test_cost_outlives_the_retention_as_sums_by_day(service: Service) -> None:
     erased = await service.add_task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
-    await service.add_task(TaskStatus.succeeded, charge=Charge.charged, posts=1)
+    await service.add_task(TaskStatus.succeeded, charge=Charge.charged, posts=2)
+    await service.add_task(TaskStatus.failed, now=MORNING + timedelta(days=1), charge=Charge.refunded, posts=1)
     await service.client.delete(f"/v1/tasks/{erased.id}")
-    async with service.database.writes.begin() as session:
-        await Retention(days=90).erase_batch(session, MORNING + timedelta(days=91))
+    before = await _usage(service)
+    for days in (91, 92):
+        async with service.database.writes.begin() as session:
+            await Retention(days=90).erase_batch(session, MORNING + timedelta(days=days))
 
-    assert await _usage(service) == NOTHING
+    async with service.database.reads() as session:
+        sums = (await session.execute(select(DailyCharge.day, DailyCharge.tasks).order_by(DailyCharge.day))).all()
+        left = [await session.scalar(select(func.count()).select_from(kind)) for kind in (Task, SpentCharge)]
+    assert await _usage(service) == before == {"tasks": 3, "posts": 4, "charged": 2, "refunded": 1, "possible": 0}
+    assert [(day.isoformat(), tasks) for day, tasks in sums] == [
+        ("2026-03-01T00:00:00+00:00", 2),
+        ("2026-03-02T00:00:00+00:00", 1),
+    ]
+    assert left == [0, 0]
+    assert (await _usage(service, since="2026-03-02T00:00:00Z"))["tasks"] == 1
+    assert (await _usage(service, until="2026-03-02T00:00:00Z"))["tasks"] == 2
 
 
 async def test_range_includes_its_beginning_and_not_its_end(service: Service) -> None:
