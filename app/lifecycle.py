@@ -33,12 +33,12 @@ DRAIN_SHARE = 0.8
 
 async def run_worker(settings: Settings) -> None:
     """Run the workers without a server until SIGTERM or SIGINT. Raises KeyringUnusable."""
-    async with running(build_services(settings), runs_workers=True) as stopping:
+    async with running(build_services(settings), runs_workers=True, serves=False) as stopping:
         await stopping.wait()
 
 
 @asynccontextmanager
-async def running(services: Services, *, runs_workers: bool) -> AsyncIterator[asyncio.Event]:
+async def running(services: Services, *, runs_workers: bool, serves: bool = True) -> AsyncIterator[asyncio.Event]:
     """
     Run the background tasks of a process inside the block; yields the event that a signal sets to stop it.
 
@@ -47,7 +47,7 @@ async def running(services: Services, *, runs_workers: bool) -> AsyncIterator[as
     """
     stopping = asyncio.Event()
     with stop_at_signal(stopping):
-        preparing = asyncio.create_task(_prepare(services))
+        preparing = asyncio.create_task(_prepare(services, serves))
         background: list[asyncio.Task[None]] = [preparing]
         await asyncio.wait(background, timeout=DATABASE_TIMEOUT.total_seconds())
         if preparing.done():
@@ -102,13 +102,15 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _prepare(services: Services) -> None:
+async def _prepare(services: Services, serves: bool) -> None:
     async def prepare() -> None:
         async with services.database.transaction() as (session, now):
             await services.gateway.pacer.prepare(session, now)
             await prepare_jobs(session, now)
-        if services.settings.api_keys:
-            await insert_configured_keys(services.database, services.settings.api_keys.get_secret_value())
+        if serves:
+            # Callers' keys are no business of `soundpost worker`, which may be started without the list.
+            listed = services.settings.api_keys
+            await insert_configured_keys(services.database, listed.get_secret_value() if listed else "")
 
     # Without its tables too: somebody may be about to migrate the database.
     await insist(prepare, max_refusals=None)

@@ -34,11 +34,25 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(100))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
     is_admin: Mapped[bool] = mapped_column(default=False)
+    # SOUNDPOST_API_KEYS lists the key, or did when a service started last: then `is_delisted`, and revoked until it is
+    # listed again.
+    is_configured: Mapped[bool] = mapped_column(default=False)
+    is_delisted: Mapped[bool] = mapped_column(default=False)
     # The secret derived for this generation signs webhooks to the `webhook_url` of the key's tasks.
     secret_generation: Mapped[int] = mapped_column(default=0)
     secret_rotated_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
+
+
+class FormerKey(Base):
+    """A key that was replaced by a rotation, stored as its SHA-256. It never becomes another caller's."""
+
+    __tablename__ = "former_keys"
+
+    key_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    works_until: Mapped[datetime]
 
 
 class Task(Due, Base):

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Annotated, TypeVar
 
+import structlog
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 
 from app.config import fits_header
 from app.database.base import new_id
 from app.database.engine import Database, Session, insert_new
 from app.errors import NotAuthenticated, NotFound
-from app.models import ApiKey, Delivery, Task, WebhookEndpoint
+from app.models import ApiKey, Delivery, FormerKey, Task, WebhookEndpoint
 from app.web.provided import DatabaseDep
 
+log = structlog.get_logger()
 Row = TypeVar("Row", Task, WebhookEndpoint, Delivery)
+# How long a key works after its rotation.
+OVERLAP = timedelta(hours=24)
 
 bearer = HTTPBearer(auto_error=False, description="A key made by `soundpost keys create`.")
 
@@ -60,10 +64,12 @@ async def authenticate(
     """
     if credentials is None:
         raise NotAuthenticated
-    found = select(ApiKey).where(ApiKey.key_hash == hash_key(credentials.credentials), ApiKey.revoked_at.is_(None))
+    hashed = hash_key(credentials.credentials)
     # Closed at once: requests that held a connection while they waited for another could exhaust the pool.
     async with database.reads() as session:
-        key = await session.scalar(found)
+        key = await session.scalar(select(ApiKey).where(ApiKey.key_hash == hashed, ApiKey.revoked_at.is_(None)))
+        if key is None:
+            key = await _find_by_former_key(session, hashed, await database.now(session))
     if key is None:
         raise NotAuthenticated
     return Caller(key.id, key.is_admin)
@@ -84,25 +90,97 @@ async def create_key(session: Session, name: str, now: datetime, *, is_admin: bo
     return key
 
 
+async def find_active(session: Session, name: str) -> ApiKey | None:
+    """The oldest caller of this name whose key is not revoked."""
+    active = select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
+    key: ApiKey | None = await session.scalar(active.order_by(ApiKey.created_at).limit(1))
+    return key
+
+
+async def rotate_key(session: Session, key_id: str, now: datetime, overlap: timedelta) -> str | None:
+    """
+    Return a new key of the same caller; None where there is no such caller.
+
+    The old key works for `overlap`, unless it is revoked already. A revoked caller gets
+    in again, and a configured one no longer depends on SOUNDPOST_API_KEYS.
+    """
+    caller = await session.get(ApiKey, key_id, with_for_update=True, populate_existing=True)
+    if caller is None:
+        return None
+    works_until = now if caller.revoked_at else now + overlap
+    session.add(FormerKey(key_hash=caller.key_hash, api_key_id=caller.id, works_until=works_until))
+    if overlap <= timedelta():
+        all_former = update(FormerKey).where(FormerKey.api_key_id == caller.id, FormerKey.works_until > now)
+        await session.execute(all_former.values(works_until=now))
+    key = f"sp_{secrets.token_urlsafe(32)}"
+    caller.key_hash, caller.revoked_at = hash_key(key), None
+    caller.is_configured = caller.is_delisted = False
+    return key
+
+
 async def list_keys(session: Session) -> Sequence[ApiKey]:
     """Every key, oldest first."""
     return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
 
 
 async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:
-    """Revoke a key. False when there is no such key, or it is revoked already."""
-    revoked = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=now)
+    """Revoke a key. False when there is no such key, or it is revoked already; one that is delisted stays revoked."""
+    active = ApiKey.id == key_id, ApiKey.revoked_at.is_(None) | ApiKey.is_delisted
+    revoked = update(ApiKey).where(*active).values(revoked_at=now, is_delisted=False)
     return (await session.execute(revoked.returning(ApiKey.id))).first() is not None
 
 
 async def insert_configured_keys(database: Database, configured: str) -> None:
-    """Insert the keys of SOUNDPOST_API_KEYS. Keys that exist, revoked ones too, stay as they are."""
+    """
+    Apply SOUNDPOST_API_KEYS, which the process that started last decides for all replicas.
+
+    Keys that are not listed any more are revoked, and work again once they are listed
+    again. Another key under the name of a configured caller replaces that caller's key.
+    What an operator has revoked or rotated stays as it is.
+    """
+    names = {hash_key(key): name for name, key in parse_configured_keys(configured)}
     async with database.transaction() as (session, now):
-        rows = [
-            {"id": new_id(), "name": name, "key_hash": hash_key(key), "is_admin": False, "created_at": now}
-            for name, key in parse_configured_keys(configured)
-        ]
-        await insert_new(session, ApiKey, *rows)
+        known = select(ApiKey).where(or_(ApiKey.is_configured, ApiKey.key_hash.in_(names)))
+        callers = (await session.scalars(known.order_by(ApiKey.id).with_for_update())).all()
+        former = select(FormerKey.key_hash).where(FormerKey.key_hash.in_(names))
+        rotated = set((await session.scalars(former)).all())
+        for hashed in rotated:
+            log.warning("configured_key_was_rotated", name=names[hashed])
+        new = []
+        for hashed, name in names.items():
+            caller = _caller_of(callers, name, hashed, names)
+            if caller is not None:
+                _list_key(caller, hashed)
+            elif hashed not in rotated:
+                row = {"id": new_id(), "name": name, "key_hash": hashed, "is_admin": False, "created_at": now}
+                new.append({**row, "is_configured": True})
+        if new:
+            await insert_new(session, ApiKey, *new)
+        for caller in callers:
+            if caller.is_configured and caller.key_hash not in names and caller.revoked_at is None:
+                log.warning("unlisted_key_revoked", key_id=caller.id, name=caller.name)
+                caller.revoked_at, caller.is_delisted = now, True
+
+
+def _caller_of(callers: Sequence[ApiKey], name: str, hashed: str, listed: Collection[str]) -> ApiKey | None:
+    """The caller that a listed key belongs to: the one with this key, or the configured one of this name."""
+    for caller in callers:
+        if caller.key_hash == hashed:
+            return caller
+    for caller in callers:
+        is_replaced = caller.key_hash not in listed and (caller.revoked_at is None or caller.is_delisted)
+        if caller.is_configured and caller.name == name and is_replaced:
+            return caller
+    return None
+
+
+def _list_key(caller: ApiKey, hashed: str) -> None:
+    if caller.key_hash != hashed:
+        log.warning("configured_key_replaced", key_id=caller.id, name=caller.name)
+        caller.key_hash = hashed
+    caller.is_configured = True
+    if caller.is_delisted:
+        caller.revoked_at, caller.is_delisted = None, False
 
 
 def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
@@ -113,3 +191,9 @@ def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
     if not all(fits_header(key.strip()) for _, _, key in pairs):
         raise ValueError("SOUNDPOST_API_KEYS must hold keys of visible ASCII characters: a header cannot carry others")
     return [(name.strip(), key.strip()) for name, _, key in pairs]
+
+
+async def _find_by_former_key(session: Session, hashed: str, now: datetime) -> ApiKey | None:
+    former = FormerKey.api_key_id == ApiKey.id, FormerKey.key_hash == hashed, FormerKey.works_until > now
+    key: ApiKey | None = await session.scalar(select(ApiKey).where(*former, ApiKey.revoked_at.is_(None)))
+    return key

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -26,11 +27,18 @@ def create_key(
     if not 1 <= len(name) <= 100:
         fail("NAME must be 1 to 100 characters.")
 
-    async def create(services: Services) -> str:
+    async def create(services: Services) -> tuple[str, bool]:
         async with services.database.transaction() as (session, now):
-            return await api_keys.create_key(session, name, now, is_admin=admin)
+            same = await api_keys.find_active(session, name)
+            return (same.id, False) if same else (await api_keys.create_key(session, name, now, is_admin=admin), True)
 
-    typer.echo(with_services(create))
+    made, is_new = with_services(create)
+    if not is_new:
+        fail(
+            f"{name} has a key already. `soundpost keys rotate {made}` gives the same caller a new one; for another "
+            "caller choose another NAME."
+        )
+    typer.echo(made)
 
 
 @keys.command("list")
@@ -44,6 +52,7 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON
                     "id": key.id,
                     "name": key.name,
                     "admin": key.is_admin,
+                    "configured": key.is_configured,
                     "created_at": key.created_at.isoformat(),
                     "revoked_at": key.revoked_at and key.revoked_at.isoformat(),
                 }
@@ -57,6 +66,24 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON
     for key in found:
         state = f"revoked {key['revoked_at']}" if key["revoked_at"] else "active"
         typer.echo(f"{key['id']}  {key['name']}{' (admin)' if key['admin'] else ''}  {state}")
+
+
+@keys.command("rotate")
+def rotate_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `soundpost keys list` shows.")],
+    now: Annotated[bool, typer.Option("--now", help="Refuse the old key from now on, instead of in 24 hours.")] = False,
+) -> None:
+    """Give a caller a new key and print it. Tasks, endpoints and webhook secrets stay the caller's."""
+
+    async def rotate(services: Services) -> str | None:
+        overlap = timedelta() if now else api_keys.OVERLAP
+        async with services.database.transaction() as (session, moment):
+            return await api_keys.rotate_key(session, key_id, moment, overlap)
+
+    key = with_services(rotate)
+    if key is None:
+        fail("No key has this id; `soundpost keys list` shows them.")
+    typer.echo(key)
 
 
 @keys.command("revoke")

@@ -77,8 +77,8 @@ class Settings(BaseSettings):
     )
     api_keys: SecretStr | None = Field(
         default=None,
-        description="Callers' API keys to begin with, as name:key pairs separated by commas. More are made with"
-        " `soundpost keys create`.",
+        description="Callers' API keys, as name:key pairs separated by commas. A key that is"
+        " not listed any more is revoked when a service starts. More are made with `soundpost keys create`.",
     )
     models: StringList = Field(
         default=("V5", "V5_5"),

@@ -18,12 +18,22 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("key_hash", sa.String(length=64), nullable=False),
         sa.Column("is_admin", sa.Boolean(), nullable=False),
+        sa.Column("is_configured", sa.Boolean(), nullable=False),
+        sa.Column("is_delisted", sa.Boolean(), nullable=False),
         sa.Column("secret_generation", sa.Integer(), nullable=False),
         sa.Column("secret_rotated_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("key_hash", name=op.f("uq_api_keys_key_hash")),
+    )
+    op.create_table(
+        "former_keys",
+        sa.Column("key_hash", sa.String(length=64), nullable=False),
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("works_until", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_former_keys_api_key_id")),
+        sa.PrimaryKeyConstraint("key_hash", name=op.f("pk_former_keys")),
     )
     op.create_table(
         "periodic_jobs",
@@ -397,4 +407,5 @@ def downgrade() -> None:
     op.drop_table("stored_objects")
     op.drop_table("pace_slots")
     op.drop_table("periodic_jobs")
+    op.drop_table("former_keys")
     op.drop_table("api_keys")

@@ -1,18 +1,29 @@
 """Callers' keys: made by an operator, kept as a hash, refused from the moment they are revoked."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from typer.testing import CliRunner, Result
 
-from app.auth.api_keys import create_key, insert_configured_keys, parse_configured_keys, revoke_key
+from app.auth.api_keys import (
+    OVERLAP,
+    create_key,
+    find_active,
+    hash_key,
+    insert_configured_keys,
+    parse_configured_keys,
+    revoke_key,
+    rotate_key,
+)
 from app.cli.main import main
-from app.models import ApiKey
+from app.lifecycle import running
+from app.models import ApiKey, FormerKey
 from tests.support.rows import add_key, add_task
-from tests.support.service import Service, serve
+from tests.support.service import Service, serve, services_of
 from tests.support.settings import KEY, SECRET_KEY
 
 
@@ -154,6 +165,115 @@ async def test_keeping_configured_keys_again_changes_nothing(service: Service) -
     assert sorted(names) == ["one", "tests", "two"]
 
 
+async def test_key_that_is_no_longer_configured_is_refused_until_it_is_listed_again(database_url: str) -> None:
+    both, fewer = f"tests:{KEY},old:the-old-key", f"tests:{KEY}"
+    answers = []
+    for listed in (both, fewer, both, None, fewer):
+        async with serve(database_url, api_keys=listed) as service:
+            mine, old = (await _ask(service, KEY)).status_code, (await _ask(service, "the-old-key")).status_code
+            answers.append((mine, old))
+
+    assert answers == [(200, 200), (200, 401), (200, 200), (401, 401), (200, 401)]
+
+
+async def test_start_with_another_list_decides_for_the_replicas_that_run(service: Service) -> None:
+    async with serve(service.database.url, api_keys="new:the-new-key"):
+        refused, added = await _ask(service, KEY), await _ask(service, "the-new-key")
+    # A replica that still has the old list starts in the middle of a rolling restart; the next one ends it.
+    async with serve(service.database.url, api_keys=f"tests:{KEY}"):
+        pass
+    async with serve(service.database.url, api_keys="new:the-new-key"):
+        pass
+
+    ended = [(await _ask(service, key)).status_code for key in (KEY, "the-new-key")]
+    assert (refused.status_code, added.status_code, ended) == (401, 200, [401, 200])
+
+
+async def test_worker_without_the_list_revokes_nothing(service: Service) -> None:
+    async with (
+        services_of(service.database.url, api_keys=None) as worker,
+        running(worker, runs_workers=False, serves=False),
+    ):
+        pass
+
+    assert (await _ask(service, KEY)).status_code == 200
+
+
+async def test_key_made_by_an_operator_is_not_touched_by_the_list(service: Service) -> None:
+    made = await _made(service, "backend")
+
+    await insert_configured_keys(service.database, "")
+
+    assert [(await _ask(service, key)).status_code for key in (made, KEY)] == [200, 401]
+
+
+async def test_other_key_under_a_configured_name_is_the_same_callers(service: Service) -> None:
+    task_id = await service.create_task()
+
+    await insert_configured_keys(service.database, "tests:another-key")
+
+    assert (await _ask(service, "another-key", f"/v1/tasks/{task_id}")).status_code == 200
+    assert (await _ask(service, KEY)).status_code == 401
+
+
+@pytest.mark.parametrize(("overlap", "status"), [(OVERLAP, 200), (timedelta(), 401)])
+async def test_rotated_key_is_the_same_callers(service: Service, overlap: timedelta, status: int) -> None:
+    task_id = await service.create_task()
+
+    new = await _rotate(service, "tests", overlap)
+
+    assert (await _ask(service, new, f"/v1/tasks/{task_id}")).status_code == 200
+    assert (await _ask(service, KEY)).status_code == status
+    # It is in SOUNDPOST_API_KEYS as before, which neither makes a second caller nor lets it in again.
+    await insert_configured_keys(service.database, f"tests:{KEY}")
+    await insert_configured_keys(service.database, "")
+    assert (await _ask(service, new)).status_code == 200
+    assert (await _ask(service, KEY)).status_code == status
+    async with service.database.reads() as session:
+        assert len((await session.scalars(select(ApiKey))).all()) == 1
+
+
+async def test_rotated_key_works_for_a_day(service: Service) -> None:
+    old = await _made(service, "backend")
+    new = await _rotate(service, "backend", OVERLAP)
+    newest = await _rotate(service, "backend", OVERLAP)
+    async with service.database.writes.begin() as session:
+        past = update(FormerKey).where(FormerKey.key_hash == hash_key(old))
+        await session.execute(past.values(works_until=datetime.now(UTC)))
+
+    assert [(await _ask(service, key)).status_code for key in (old, new, newest)] == [401, 200, 200]
+
+    last = await _rotate(service, "backend", timedelta())
+
+    assert [(await _ask(service, key)).status_code for key in (new, newest, last)] == [401, 401, 200]
+
+
+async def test_revoked_caller_gets_in_again_only_with_the_new_key(service: Service) -> None:
+    old = await _made(service, "backend")
+    async with service.database.transaction() as (session, now):
+        caller = await find_active(session, "backend")
+        assert caller is not None
+        await revoke_key(session, caller.id, now)
+        new = await rotate_key(session, caller.id, now, OVERLAP)
+
+    assert [(await _ask(service, key)).status_code for key in (old, str(new))] == [401, 200]
+
+
+def test_name_in_use_is_refused_with_a_hint(database_of_the_command: str) -> None:
+    _keys("create", "shop")
+    [key] = json.loads(_keys("list", "--json").stdout)
+
+    again = _keys("create", "shop")
+    rotated, at_once, unknown = _keys("rotate", key["id"]), _keys("rotate", key["id"], "--now"), _keys("rotate", "x")
+
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert f"`soundpost keys rotate {key['id']}`" in again.stderr
+    assert [(each.exit_code, each.stdout[:3]) for each in (rotated, at_once)] == [(0, "sp_")] * 2
+    assert (unknown.exit_code, unknown.stdout) == (1, "")
+    assert "No key has this id" in unknown.stderr
+    assert [each["name"] for each in json.loads(_keys("list", "--json").stdout)] == ["shop"]
+
+
 @pytest.mark.parametrize("text", ["name", "name:", ":key", "a:1,b"])
 def test_configured_keys_that_cannot_be_read_are_refused_without_repeating_them(text: str) -> None:
     with pytest.raises(ValueError, match=r"^SOUNDPOST_API_KEYS must be name:key pairs, separated by commas$"):
@@ -162,6 +282,18 @@ def test_configured_keys_that_cannot_be_read_are_refused_without_repeating_them(
 
 def test_configured_key_may_hold_colons_and_spaces_around() -> None:
     assert parse_configured_keys(" a : k:1 ,, b:2 ") == [("a", "k:1"), ("b", "2")]
+
+
+async def _made(service: Service, name: str) -> str:
+    async with service.database.transaction() as (session, now):
+        return await create_key(session, name, now, is_admin=False)
+
+
+async def _rotate(service: Service, name: str, overlap: timedelta) -> str:
+    async with service.database.transaction() as (session, now):
+        caller = await find_active(session, name)
+        assert caller is not None
+        return str(await rotate_key(session, caller.id, now, overlap))
 
 
 async def _ask(service: Service, key: str, path: str = "/v1/tasks") -> httpx.Response:
