@@ -53,7 +53,7 @@ async def running(services: Services, *, runs_workers: bool, serves: bool = True
         if preparing.done():
             preparing.result()
         if runs_workers:
-            background += [asyncio.create_task(run_loop(loop, stopping)) for loop in _loops(services)]
+            background += [asyncio.create_task(_run_once(preparing, loop, stopping)) for loop in _loops(services)]
         notifier = PostgresNotifier(services.wakeups, services.database)
         notifier.start()
         stop = asyncio.create_task(_close_when_stopping(stopping, services.wakeups))
@@ -114,6 +114,13 @@ async def _prepare(services: Services, serves: bool) -> None:
 
     # Without its tables too: somebody may be about to migrate the database.
     await insist(prepare, max_refusals=None)
+
+
+async def _run_once(preparing: asyncio.Task[None], loop: Loop[Any], stopping: asyncio.Event) -> None:
+    """Run a loop from when the database is prepared: before, each of its claims would fail with a warning."""
+    await asyncio.wait([preparing])
+    if not preparing.cancelled():
+        await run_loop(loop, stopping)
 
 
 def _loops(services: Services) -> list[Loop[Any]]:

@@ -11,7 +11,7 @@ from app.enums import WebhookType
 from tests.api.document import document
 from tests.support.settings import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/database.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/database.md", "docs/operations.md")
 CONFIGURATION = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"])
 PATHS = (r"`((?:app|tests|migrations|\.github|\.ci)/[\w./-]+)`", r"`(\.?[\w.-]+\.(?:toml|ya?ml|example|md))`")
 TESTS = re.compile(r"`tests/[\w/]+\.py`")
@@ -29,7 +29,7 @@ def test_paths_that_are_named_exist(name: str) -> None:
 def test_documents_that_are_linked_exist(name: str) -> None:
     linked = re.findall(r"\]\(([\w./-]+)\)", _text(name))
 
-    assert [path for path in linked if not (ROOT / path).exists()] == []
+    assert [path for path in linked if not ((ROOT / name).parent / path).exists()] == []
 
 
 def test_readme_can_be_read_in_one_sitting() -> None:
@@ -96,7 +96,7 @@ def test_hooks_before_a_commit_are_targets_of_make_and_download_nothing() -> Non
 def test_all_that_is_pinned_is_watched_for_updates() -> None:
     updates = _yaml(".github/dependabot.yml")["updates"]
 
-    assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions", "docker"}
+    assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions", "docker", "npm"}
 
 
 def test_changelog_begins_with_what_is_unreleased() -> None:

@@ -72,6 +72,8 @@ async def authenticate(
             key = await _find_by_former_key(session, hashed, await database.now(session))
     if key is None:
         raise NotAuthenticated
+    # From here on, every log line of this request says whose it is.
+    structlog.contextvars.bind_contextvars(caller=key.name)
     return Caller(key.id, key.is_admin)
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     InvalidatePoolError,
     NotSupportedError,
+    OperationalError,
     ProgrammingError,
     SQLAlchemyError,
     StatementError,
@@ -43,6 +44,8 @@ SQLITE_BUSY_TIMEOUT = timedelta(seconds=8)
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
+# SQLSTATE: undefined table, undefined column, invalid schema name.
+_NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Exceptions that mean "the database is unreachable for now".
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 # Those of them that the same transaction meets again: what it does is wrong, or the schema is not the one it expects.
@@ -77,6 +80,14 @@ def can_pass(error: Exception) -> bool:
         return not name.startswith(_REFUSED_NAMES)
     # asyncpg's own check of a parameter is an InterfaceError, like a lost connection, and a ValueError.
     return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
+
+
+def advice(error: Exception) -> str | None:
+    """What a log may say of a driver's error: what to do, or why there is no connection. Never a statement's values."""
+    driver_error = getattr(error, "orig", None)
+    if getattr(driver_error, "sqlstate", None) in _NOT_MIGRATED or str(driver_error).startswith("no such "):
+        return "the schema is not this release's: run `soundpost migrate`"
+    return reason(error) if isinstance(error, OSError | OperationalError) else None
 
 
 async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Hashable, MutableMapping
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -15,6 +17,11 @@ from app.observability.redaction import redact_log_value
 
 # In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
+# A warning that repeats within this time is counted instead of written.
+FOLD_FOR = timedelta(minutes=1)
+# In these a repeated warning may differ from the first.
+_CIRCUMSTANCES = frozenset({"loop", "delay", "duration_ms", "request_id", "caller"})
+_MAX_KEPT = 1_000
 
 
 def configure_logging(settings: Settings) -> None:
@@ -32,6 +39,7 @@ def configure_logging(settings: Settings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(settings.log_level.upper())),
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(FoldRepeats())
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=_renderer(settings)))
     root = logging.getLogger()
     root.handlers = [handler]
@@ -39,6 +47,35 @@ def configure_logging(settings: Settings) -> None:
     for name in ("httpx", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "alembic"):
         # Below warnings they repeat URLs and statements, which our own lines summarise.
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class FoldRepeats(logging.Filter):
+    """Lets a warning through once within this time; the next such says in `repeated` how many were not written."""
+
+    def __init__(self, within: timedelta = FOLD_FOR) -> None:
+        super().__init__()
+        self._within = within.total_seconds()
+        self._written_at: dict[Hashable, float] = {}
+        self._unwritten: dict[Hashable, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write this record."""
+        if record.levelno != logging.WARNING:
+            return True
+        fields = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}
+        same = {name: str(value) for name, value in fields.items() if name not in {*_CIRCUMSTANCES, "timestamp"}}
+        key, now = frozenset(same.items()), time.monotonic()
+        if now < self._written_at.get(key, -self._within) + self._within:
+            self._unwritten[key] = self._unwritten.get(key, 0) + 1
+            return False
+        if len(self._written_at) >= _MAX_KEPT:
+            self._written_at.clear()
+            self._unwritten.clear()
+        self._written_at[key] = now
+        repeated = self._unwritten.pop(key, 0)
+        if repeated and isinstance(record.msg, dict):
+            record.msg["repeated"] = repeated
+        return True
 
 
 def _renderer(settings: Settings) -> Any:

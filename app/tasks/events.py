@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+
+import structlog
+from sqlalchemy import event as sqlalchemy_event
 
 from app.database.base import new_id
 from app.database.engine import Session
@@ -14,6 +17,8 @@ from app.models import Event, Task
 from app.signed_urls import SignedUrls
 from app.tasks.payloads import EventPublisher
 from app.tasks.transitions import EVENT_BY_STATUS, can_move
+
+log = structlog.get_logger()
 
 
 class EventRecorder:
@@ -42,6 +47,8 @@ class EventRecorder:
         self.bump_version(session, task, now)
         event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
         session.add(event)
+        if kind is EventType.task_failed:
+            _log_failure_on_commit(session, task.id, task.api_key_id, data["error"])
         for publish in self._publishers:
             publish(session, task, event, self._signed_urls, now + self._first_attempt_delay)
 
@@ -50,3 +57,10 @@ class EventRecorder:
         task.version += 1
         task.updated_at = now
         notify_on_commit(session, task.id)
+
+
+def _log_failure_on_commit(session: Session, task_id: str, api_key_id: str, error: Mapping[str, Any]) -> None:
+    def write(_: object) -> None:
+        log.warning("task_failed", task_id=task_id, api_key_id=api_key_id, **error)
+
+    sqlalchemy_event.listen(session.sync_session, "after_commit", write, once=True)

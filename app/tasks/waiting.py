@@ -18,7 +18,7 @@ from fastapi import Depends, Header, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from app.database.engine import TRANSIENT, Database, Session
+from app.database.engine import TRANSIENT, Database, Session, advice
 from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
@@ -147,7 +147,7 @@ class Waiters:
             try:
                 await self._check()
             except TRANSIENT as error:
-                log.warning("waits_not_checked", error=type(error).__name__)
+                log.warning("waits_not_checked", error=type(error).__name__, reason=advice(error))
 
     async def _check(self) -> None:
         """Notify, by one query, every waiter whose task has another version than it has read, or is deleted."""

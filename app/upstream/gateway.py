@@ -8,11 +8,14 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+import structlog
+
 from app.database.engine import TRANSIENT, Database, Session
-from app.upstream.hold import Hold, hold_submits
+from app.upstream.hold import EXPLANATIONS, Hold, hold_submits
 from app.upstream.pacing import Pacer, Share, Slot, poll_share
 from app.upstream.types import HoldReason, Outcome, Result, Upstream
 
+log = structlog.get_logger()
 Value = TypeVar("Value")
 Call = Callable[[Upstream], Awaitable[Result[Value]]]
 
@@ -73,6 +76,7 @@ class UpstreamGateway:
             await self.pacer.pause(session, now, result.retry_after)
         elif result.outcome is Outcome.held:
             hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message)
+            log.warning("submits_held", reason=hold.reason.value, advice=EXPLANATIONS[hold.reason])
             await hold_submits(session, hold, self._hold_recheck)
 
     async def _release(self, slot: Slot) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import unquote_plus, unquote_to_bytes
+from uuid import uuid4
 
+import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +30,8 @@ from app.web.exception_handlers import as_app_error
 from app.web.problems import pointer_to, problem
 from app.web.strict_json import check_json
 
+log = structlog.get_logger()
+
 
 @dataclass(frozen=True)
 class BodyRule:
@@ -43,9 +48,12 @@ BODY_RULES = (
     BodyRule(CALLBACKS_PATH, max_bytes=1024 * 1024, json=False),
     BodyRule("", max_bytes=64 * 1024, json=True),
 )
+# What asks every few seconds.
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.!#$&^-]+\+)?json", re.ASCII | re.IGNORECASE)
+_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
@@ -66,7 +74,10 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        response = _Response(send)
+        request_id, is_given = _request_id(scope)
+        response = _Response(send, request_id if is_given else None)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        began = time.monotonic()
         try:
             await self._app(scope, await self._admit(scope, receive), response.send)
         except asyncio.CancelledError:
@@ -75,6 +86,8 @@ class EdgeMiddleware:
             raise
         except Exception as exc:
             await response.fail(scope, receive, as_app_error(exc))
+        finally:
+            _log_request(scope, response.status, time.monotonic() - began)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         """Raise the AppError for a request that no route could accept; return the `receive` for the routes."""
@@ -99,21 +112,37 @@ class EdgeMiddleware:
 class _Response:
     """The response to one request. An error is sent only while no other response has begun."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._has_begun = False
+    __slots__ = ("_request_id", "_send", "status")
+
+    def __init__(self, send: Send, request_id: str | None) -> None:
+        self._send, self._request_id = send, request_id
+        self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self._has_begun = True
+            self.status = message["status"]
             message.setdefault("headers", [])
-            MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+            headers = MutableHeaders(scope=message)
+            headers["X-Content-Type-Options"] = "nosniff"
+            if self._request_id is not None:
+                headers["X-Request-Id"] = self._request_id
         await self._send(message)
 
     async def fail(self, scope: Scope, receive: Receive, error: AppError) -> None:
         # Otherwise the response stays truncated, and the server closes the connection.
-        if not self._has_begun:
+        if self.status is None:
             await problem(error)(scope, receive, self.send)
+
+
+def _request_id(scope: Scope) -> tuple[str, bool]:
+    """The id of a request in the log, and whether the caller gave it in `X-Request-Id`."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return (given, True) if _REQUEST_ID.fullmatch(given) else (uuid4().hex, False)
+
+
+def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
+    write = log.debug if scope["path"] in PROBES else log.info
+    write("request", method=scope["method"], path=scope["path"], status=status, duration_ms=round(seconds * 1000))
 
 
 def _check_target(scope: Scope) -> None:

@@ -15,6 +15,7 @@ from app.database.claims import Claim, claim_due
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, send_capped
+from app.enums import DeliveryStatus
 from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
@@ -121,7 +122,9 @@ class _DeliveryWorker:
         services = self._services
         async with services.database.transaction() as (session, now):
             settled = await services.webhook_lifecycle.settle(session, item.delivery, result, now)
-        log.info(
+        is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
+        write = log.info if is_delivered else log.warning
+        write(
             "delivery_attempted",
             delivery_id=item.delivery.id,
             event_id=item.delivery.event_id,

@@ -60,7 +60,8 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
             claimed.fence, claimed.due_at = None, now + NO_SLOT_RETRY
             return
         reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
-        log.info("hold_rechecked", reason=reason and reason.value, outcome=result.outcome.value)
+        write = log.info if reason is None else log.warning
+        write("hold_rechecked", reason=reason and reason.value, outcome=result.outcome.value)
         if reason is None:
             await release_submits(session)
             return

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from app.database.backoff import exponential
-from app.database.engine import TRANSIENT, can_pass, reason
+from app.database.engine import TRANSIENT, advice, can_pass, reason
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
@@ -91,9 +91,9 @@ async def insist(transaction: Callable[[], Awaitable[None]], *, max_refusals: in
 def _log_failure(event: str, error: Exception, **fields: object) -> None:
     """Log what went wrong with the database: what does not pass by itself as an error, with the driver's message."""
     if can_pass(error):
-        log.warning(event, error=type(error).__name__, **fields)
+        log.warning(event, error=type(error).__name__, reason=advice(error), **fields)
     else:
-        log.error(event, error=type(error).__name__, problem=reason(error), **fields)
+        log.error(event, error=type(error).__name__, reason=advice(error) or reason(error), **fields)
 
 
 async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta:

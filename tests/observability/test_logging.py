@@ -1,21 +1,29 @@
 """One line for each thing that happens, in which no secret has a place."""
 
+import asyncio
 import io
 import json
 import logging
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import structlog
 
-from app.observability.logging import MAX_VALUE_LENGTH, configure_logging
+from app.observability.logging import MAX_VALUE_LENGTH, FoldRepeats, configure_logging
 from tests.support.api import client_of, create_task, until_final
-from tests.support.processes import Processes
-from tests.support.sandbox import journal
+from tests.support.processes import Process, Processes, free_port
+from tests.support.receivers import Reply, receiving
+from tests.support.sandbox import control, journal
 from tests.support.settings import KEY, SECRET_KEY, settings_of
+from tests.support.wait import eventually
 
 TOKEN = "x" * 32
 
@@ -101,6 +109,109 @@ async def test_no_secret_is_logged_at_any_level(database_url: str, tmp_path: Pat
     assert {canary for canary in canaries if canary in service.log} == set()
     assert {line["event"] for line in lines} >= {"submit", "callback"}
     assert {line["task_id"] for line in lines if line["event"] == "submit"} == {task["id"], refused["id"]}
+
+
+def test_repeated_warning_is_counted_instead_of_written() -> None:
+    fold = FoldRepeats(timedelta(seconds=0.2))
+
+    def passes(**fields: Any) -> dict[str, Any] | None:
+        record = logging.LogRecord("x", logging.WARNING, "", 0, {"event": "claim_failed", **fields}, None, None)
+        return {**fields, **vars(record)["msg"]} if fold.filter(record) else None
+
+    first, *others = [passes(error="OSError", loop=str(number), timestamp=number) for number in range(5)]
+    another = passes(error="TimeoutError")
+    time.sleep(0.25)
+    next_one = passes(error="OSError")
+
+    assert first is not None
+    assert others == [None] * 4
+    assert another is not None
+    assert next_one == {"event": "claim_failed", "error": "OSError", "repeated": 4}
+
+
+@pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
+async def test_database_without_tables_is_one_warning_that_says_migrate(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    with Processes(tmp_path, log_format="json", database_url=empty_database_url) as processes:
+        sandbox = await processes.sandbox()
+        service = processes.start("serve", "--port", str(port := free_port()), upstream_url=sandbox.url)
+        await eventually(lambda: "warning" in service.log, within=60)
+        async with client_of(f"http://127.0.0.1:{port}") as client:
+            await eventually(partial(_is_answered, client, "/livez"), within=30)
+            # So long ago there were fifteen warnings.
+            await asyncio.sleep(3)
+            warnings = [line for line in _lines(service) if line["level"] == "warning"]
+            migrated = await processes.run("migrate")
+            await eventually(partial(_is_answered, client, "/v1/usage"), within=30)
+            task = await create_task(client)
+            done = await until_final(client, task["id"])
+
+    assert [(line["event"], line["reason"]) for line in warnings] == [
+        ("commit_retried", "the schema is not this release's: run `soundpost migrate`")
+    ]
+    assert migrated.code == 0, migrated.stderr
+    assert done["status"] == "succeeded"
+
+
+async def test_failures_and_holds_are_warnings_that_say_why(database_url: str, tmp_path: Path) -> None:
+    settings = {"log_format": "json", "hold_recheck": "0.2"}
+    async with receiving(Reply(500)) as receiver:
+        with Processes(tmp_path, **settings) as processes:
+            sandbox = await processes.sandbox()
+            service = await processes.serve(database_url, sandbox.url)
+            async with client_of(service.url) as client:
+                failed = await create_task(client, "soft rain [fault:failed]", webhook_url=receiver.url)
+                await until_final(client, failed["id"])
+                await receiver.until(1)
+                await control(sandbox.url, credits=0)
+                await create_task(client)
+                await eventually(lambda: "hold_rechecked" in service.log)
+            assert await service.stop() == 0
+
+    warnings = {line["event"]: line for line in _lines(service) if line["level"] == "warning"}
+    assert warnings["task_failed"]["task_id"] == failed["id"]
+    assert warnings["task_failed"]["code"] == "upstream_failed"
+    assert warnings["task_failed"]["message"]
+    assert (warnings["delivery_attempted"]["status_code"], warnings["delivery_attempted"]["task_id"]) == (
+        500,
+        failed["id"],
+    )
+    assert "no credits" in warnings["submits_held"]["advice"]
+    assert warnings["hold_rechecked"]["reason"] == "no_credits"
+
+
+async def test_lines_of_a_request_say_whose_it_is_and_which(migrated_sqlite: Path, tmp_path: Path) -> None:
+    database_url = f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'x.db')}"
+    with Processes(tmp_path, log_format="json") as processes:
+        sandbox = await processes.sandbox()
+        service = await processes.serve(database_url, sandbox.url)
+        async with client_of(service.url) as client:
+            named = await client.get("/v1/tasks", headers={"X-Request-Id": "order-7"})
+            unnamed = await client.get("/v1/usage")
+            nonsense = await client.get("/v1/credits", headers={"X-Request-Id": "a b"})
+            stranger = await client.get("/v1/deliveries", headers={"Authorization": "Bearer nobody"})
+        assert await service.stop() == 0
+
+    lines = {line["path"]: line for line in _lines(service) if line["event"] == "request"}
+    assert (named.headers["x-request-id"], lines["/v1/tasks"]["request_id"]) == ("order-7", "order-7")
+    assert {"x-request-id"} & {*unnamed.headers, *nonsense.headers} == set()
+    assert len({line["request_id"] for line in lines.values()}) == 4
+    assert {lines[path]["caller"] for path in ("/v1/tasks", "/v1/usage", "/v1/credits")} == {"tests"}
+    assert (stranger.status_code, lines["/v1/deliveries"]["status"]) == (401, 401)
+    assert "caller" not in lines["/v1/deliveries"]
+    assert "/readyz" not in lines
+
+
+def _lines(process: Process) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in process.log.splitlines()]
+
+
+async def _is_answered(client: httpx.AsyncClient, path: str) -> bool:
+    try:
+        return (await client.get(path)).is_success
+    except httpx.TransportError:
+        return False
 
 
 def _logged(text: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -130,7 +130,7 @@ async def test_answer_that_the_database_refuses_gives_its_place_back_and_is_logg
         ("work_failed", "error"),
     ]
     assert len(lines[0]["upstream_task_id"]) == 32
-    assert "events" in lines[-1]["problem"]
+    assert "soundpost migrate" in lines[-1]["reason"]
 
 
 async def test_answer_is_stored_once_the_database_is_there_again(database_url: str) -> None:
