@@ -16,6 +16,7 @@ from app.config import PREFIX, Settings, unknown_settings
 from app.config.database_url import ignored_parameters
 from app.database.engine import UnknownSchema, migrate, reason
 from app.keyring import KeyringUnusable, load_or_create_keyring
+from app.observability.logging import configure_logging
 from app.services import Services, build_services
 from app.upstream.hold import NO_KEY
 
@@ -95,6 +96,7 @@ def upgrade_schema(settings: Settings) -> None:
 def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
     settings = load_settings()
+    configure_logging(settings)
     prepare(settings)
 
     async def run() -> Value:

@@ -132,7 +132,6 @@ def prune(
 ) -> None:
     """Delete what is older than SOUNDPOST_RETENTION_DAYS, as a running service does every hour."""
     settings = load_settings()
-    configure_logging(settings)
     retention = Retention(settings.retention_days)
 
     async def work(services: Services) -> Mapping[str, int]:

@@ -17,9 +17,9 @@ from app.observability.redaction import redact_log_value
 
 # In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
-# A warning that repeats within this time is counted instead of written.
+# A warning or error that repeats within this time is counted instead of written.
 FOLD_FOR = timedelta(minutes=1)
-# In these a repeated warning may differ from the first.
+# In these a repetition may differ from the first.
 _CIRCUMSTANCES = frozenset({"loop", "delay", "duration_ms", "request_id", "caller"})
 _MAX_KEPT = 1_000
 
@@ -50,7 +50,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 class FoldRepeats(logging.Filter):
-    """Lets a warning through once within this time; the next such says in `repeated` how many were not written."""
+    """Lets a warning or error through once within this time; the next such says in `repeated` how many were not written."""
 
     def __init__(self, within: timedelta = FOLD_FOR) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class FoldRepeats(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to write this record."""
-        if record.levelno != logging.WARNING:
+        if record.levelno not in (logging.WARNING, logging.ERROR):
             return True
         fields = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}
         same = {name: str(value) for name, value in fields.items() if name not in {*_CIRCUMSTANCES, "timestamp"}}

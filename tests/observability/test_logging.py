@@ -130,24 +130,22 @@ def test_repeated_warning_is_counted_instead_of_written() -> None:
 
 
 @pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
-async def test_database_without_tables_is_one_warning_that_says_migrate(
-    empty_database_url: str, tmp_path: Path
-) -> None:
+async def test_database_without_tables_is_one_line_that_says_migrate(empty_database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path, log_format="json", database_url=empty_database_url) as processes:
         sandbox = await processes.sandbox()
         service = processes.start("serve", "--port", str(port := free_port()), upstream_url=sandbox.url)
-        await eventually(lambda: "warning" in service.log, within=60)
+        await eventually(lambda: "soundpost migrate" in service.log, within=60)
         async with client_of(f"http://127.0.0.1:{port}") as client:
             await eventually(partial(_is_answered, client, "/livez"), within=30)
-            # So long ago there were fifteen warnings.
+            # So long ago there were fifteen lines.
             await asyncio.sleep(3)
-            warnings = [line for line in _lines(service) if line["level"] == "warning"]
+            errors = [line for line in _lines(service) if line["level"] in ("warning", "error")]
             migrated = await processes.run("migrate")
             await eventually(partial(_is_answered, client, "/v1/usage"), within=30)
             task = await create_task(client)
             done = await until_final(client, task["id"])
 
-    assert [(line["event"], line["reason"]) for line in warnings] == [
+    assert [(line["event"], line["reason"]) for line in errors] == [
         ("commit_retried", "the schema is not this release's: run `soundpost migrate`")
     ]
     assert migrated.code == 0, migrated.stderr
