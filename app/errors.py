@@ -13,7 +13,7 @@ AppError
 ├── TaskNotFinal           409
 ├── NotArchivedYet         409
 ├── AudioLost              410
-├── OrderedTaskDeleted     410
+├── TaskDeleted            410
 ├── ContentTooLarge        413
 ├── UnsupportedMediaType   415
 ├── RangeNotSatisfiable    416
@@ -172,11 +172,11 @@ class IdempotencyKeyReused(AppError):
     advice = "Send the first body again to get its task, or use a new key to create another task."
 
 
-class OrderedTaskDeleted(AppError):
+class TaskDeleted(AppError):
     """The task of this idempotency key was deleted."""
 
-    status, slug = 410, "ordered-task-deleted"
-    advice = "Nothing was ordered again. To order the sound once more, send a new `Idempotency-Key`."
+    status, slug = 410, "task-deleted"
+    advice = "No new task was created. To request the sound again, send a new `Idempotency-Key`."
 
 
 class TooManyRequests(AppError):

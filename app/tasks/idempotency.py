@@ -15,7 +15,7 @@ from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
 
 from app.database.engine import Session, insert_new
-from app.errors import IdempotencyKeyReused, InvalidRequest, OrderedTaskDeleted
+from app.errors import IdempotencyKeyReused, InvalidRequest, TaskDeleted
 from app.models import IdempotencyKey, Task
 from app.tasks.repository import find_task
 from app.tasks.schemas import TaskCreate
@@ -81,7 +81,7 @@ async def claim_key(session: Session, api_key_id: str, key: str | None, digest: 
 
     The insert makes concurrent requests with one key wait for each other: the first
     to commit has made the task, and the others find it. Raises IdempotencyKeyReused, and
-    OrderedTaskDeleted: a late retry must not pay again for what was deleted.
+    TaskDeleted: a late retry must not pay again for what was deleted.
     """
     if key is None:
         return Claimed(None, None)
@@ -96,5 +96,5 @@ async def claim_key(session: Session, api_key_id: str, key: str | None, digest: 
         raise IdempotencyKeyReused
     task = await find_task(session, stored.task_id)
     if task is None:
-        raise OrderedTaskDeleted
+        raise TaskDeleted
     return Claimed(stored, task)

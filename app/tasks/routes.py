@@ -18,8 +18,8 @@ from app.enums import Charge
 from app.errors import (
     IdempotencyKeyReused,
     InvalidRequest,
-    OrderedTaskDeleted,
     TaskAlreadyFinal,
+    TaskDeleted,
     TaskNotFinal,
     TooManyRequests,
 )
@@ -50,7 +50,7 @@ PLACED_HEADERS = response_headers(
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": TaskRead, "description": "The task, which has already ended.", "headers": PLACED_HEADERS},
     202: {"description": "The stored task.", "headers": {**PLACED_HEADERS, **response_headers("Retry-After")}},
-    **problem_responses(IdempotencyKeyReused, OrderedTaskDeleted, TooManyRequests),
+    **problem_responses(IdempotencyKeyReused, TaskDeleted, TooManyRequests),
 }
 READ_HEADERS = response_headers("ETag", "Cache-Control", "Preference-Applied")
 READ: dict[int | str, dict[str, Any]] = {

@@ -69,7 +69,7 @@ class TaskService:
     ) -> PlacedTask:
         """
         Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused,
-        OrderedTaskDeleted, TooManyRequests.
+        TaskDeleted, TooManyRequests.
 
         `callback_url` is where a client of the vendor's API wants its callbacks.
         """

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from app.auth.api_keys import Caller
 from app.database.engine import Database
-from app.errors import InvalidRequest, OrderedTaskDeleted
+from app.errors import InvalidRequest, TaskDeleted
 from app.models import Task
 from app.tasks.idempotency import TTL, claim_key, read_key
 from app.tasks.schemas import TaskCreate
@@ -137,7 +137,7 @@ async def test_key_of_a_deleted_task_orders_nothing_again(service: Service) -> N
     again = [await _order(service, "k") for _ in range(2)]
     other = await service.client.post("/v1/tasks", json={"prompt": "hard rain"}, headers={"Idempotency-Key": "k"})
 
-    assert {(each.status_code, each.json()["type"]) for each in again} == {(410, "/problems/ordered-task-deleted")}
+    assert {(each.status_code, each.json()["type"]) for each in again} == {(410, "/problems/task-deleted")}
     assert "new `Idempotency-Key`" in again[0].json()["detail"]
     assert other.status_code == 422
     assert await _tasks(service) == 0
@@ -152,7 +152,7 @@ async def test_key_of_a_deleted_task_is_free_after_a_day(database_url: str) -> N
         await services.tasks.erase(caller, first.id)
 
         clock.advance(seconds=TTL.total_seconds() - 1)
-        with pytest.raises(OrderedTaskDeleted):
+        with pytest.raises(TaskDeleted):
             await services.tasks.place(caller, order, idempotency_key="k")
         clock.advance(seconds=1)
         again = await services.tasks.place(caller, order, idempotency_key="k")
