@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
@@ -27,8 +27,8 @@ from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
 from app.tasks.waiting import RetryAfterEstimate
 from app.webhooks.lifecycle import check_receiver
 
-# Seconds that the response to an order may wait for what is only information.
-OUTLOOK_TIMEOUT = 5.0
+# How long the response to a stored task may wait for its queue position and its Retry-After.
+ESTIMATES_TIMEOUT = timedelta(seconds=5)
 
 
 class CannotResolve(Exception):
@@ -81,7 +81,7 @@ class TaskService:
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
             task = claimed.task or self._lifecycle.create(session, key_id, body, now, callback_url)
             claimed.bind_to(task)
-        positions, retry_after = await self._outlook(task)
+        positions, retry_after = await self._read_estimates(task)
         return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
 
     async def get(self, caller: Caller, task_id: str) -> TaskRead:
@@ -90,7 +90,7 @@ class TaskService:
             return await self._read(session, await self._find(session, caller, task_id))
 
     async def get_row(self, caller: Caller, task_id: str) -> Task:
-        """The same as the stored row with its clips, for those who render other shapes of it."""
+        """One task as its row with its clips, for the drop-in API and for clips."""
         async with self._database.reads() as session:
             return await self._find(session, caller, task_id)
 
@@ -102,7 +102,7 @@ class TaskService:
         after: tuple[datetime, str] | None,
         limit: int,
     ) -> list[TaskRead]:
-        """Up to `limit` tasks that the caller may read, newest first, from behind the `after` position."""
+        """Up to `limit` tasks that the caller may read, newest first, after this position."""
         async with self._database.reads() as session:
             where = repository.conditions(session, filters, labels)
             if not caller.is_admin:
@@ -127,7 +127,7 @@ class TaskService:
             await erase_tasks(session, [task], await self._database.now(session))
 
     async def resolve(self, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
-        """Set a task to what an operator has found out. Raises NotFound, CannotResolve."""
+        """Set a task to the status that an operator has found out. Raises NotFound, CannotResolve."""
         async with self._database.writes.begin() as session:
             task = await repository.lock_task(session, task_id)
             if task is None:
@@ -136,19 +136,19 @@ class TaskService:
             await resolve(self._lifecycle, session, task, status, upstream_task_id, now)
 
     async def list_callbacks(self, caller: Caller, task_id: str, after: str, limit: int) -> Sequence[Callback]:
-        """Up to `limit` callbacks of a task behind the one with this id, oldest first."""
+        """Up to `limit` callbacks of a task after the one with this id, oldest first."""
         async with self._database.reads() as session:
             task = await self._find(session, caller, task_id)
             return await repository.list_callbacks(session, task.id, after, limit)
 
     async def list_events(self, caller: Caller, task_id: str, after: int, limit: int) -> Sequence[Event]:
-        """Up to `limit` events of a task behind this version, oldest first."""
+        """Up to `limit` events of a task after this version, oldest first."""
         async with self._database.reads() as session:
             task = await self._find(session, caller, task_id)
             return await repository.list_events(session, task.id, after, limit)
 
     async def version_of_event(self, caller: Caller, task_id: str, event_id: str | None) -> int:
-        """The version that an event of a task made; 0 for an event that the task does not have."""
+        """The version that an event gave its task; 0 for an event that the task does not have."""
         async with self._database.reads() as session:
             task = await self._find(session, caller, task_id)
             event = await repository.find_event(session, task.id, event_id) if event_id else None
@@ -166,15 +166,15 @@ class TaskService:
         if body.webhook_url is not None:
             check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
 
-    async def _outlook(self, task: Task) -> tuple[Mapping[str, int], int]:
+    async def _read_estimates(self, task: Task) -> tuple[Mapping[str, int], int]:
         """
-        The queue position of a stored task, and after how many seconds it is probably done.
+        The queue position of a stored task, and the seconds until it has probably ended.
 
-        Read after the commit: it holds up no writer, and the task is stored even if the
-        database does not answer in time. The position is then left out.
+        Read after the commit, so that no writer waits for it. If the database does not answer
+        in time, the position is left out.
         """
         with suppress(*TRANSIENT):
-            async with asyncio.timeout(OUTLOOK_TIMEOUT), self._database.reads() as session:
+            async with asyncio.timeout(ESTIMATES_TIMEOUT.total_seconds()), self._database.reads() as session:
                 positions = await repository.queue_positions(session, [task])
                 return positions, await self._retry_after.seconds(session)
         return {}, self._retry_after.latest
