@@ -1,4 +1,4 @@
-"""What is erased is gone, what somebody else has is not, and what is old goes by itself."""
+"""Deleted tasks take their rows and files with them, except shared files; expired ones are deleted in batches."""
 
 import asyncio
 import re

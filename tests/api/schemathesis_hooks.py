@@ -1,4 +1,4 @@
-"""What the OpenAPI document cannot say to those who make requests from it."""
+"""Rules of the service that the OpenAPI document cannot express, for requests generated from it."""
 
 from typing import Any
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""Callers' keys: made by an operator, kept as a hash, refused from the moment they are revoked."""
+"""API keys: created by an operator, stored as a hash, refused once they are revoked."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What the upstream tells us is kept as it came, and believed only from where nobody else could know to call."""
+"""Callbacks are stored as received, and accepted only at the secret URL of their task."""
 
 import asyncio
 import base64

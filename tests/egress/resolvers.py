@@ -1,4 +1,4 @@
-"""What the tests of the guard allow, and names that resolve as they say."""
+"""The networks that the tests of the guard allow, and resolvers with fixed addresses."""
 
 from collections.abc import Mapping, Sequence
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What the text of a URL alone can tell against it."""
+"""URLs that are refused by their text alone, before any name is resolved."""
 
 import socket
 from contextlib import suppress

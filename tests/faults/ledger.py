@@ -1,4 +1,4 @@
-"""What both sides wrote down, and whether it agrees: our rows and events, and what the upstream really made."""
+"""Compares our rows and events with the journal of the sandbox, and describes every broken promise."""
 
 import asyncio
 from collections import Counter, defaultdict

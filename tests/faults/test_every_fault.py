@@ -1,4 +1,4 @@
-"""What becomes of an order for each fault of the upstream, from the order to its end."""
+"""The end of a task for each fault of the upstream."""
 
 import asyncio
 import time

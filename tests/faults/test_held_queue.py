@@ -1,4 +1,4 @@
-"""The account takes no submits for a while: nothing fails, all are told why, and the queue goes on by itself."""
+"""While the account accepts no submits no task fails, `/readyz` says why, and the queue continues by itself."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reports come in any order, twice, late and contradicting each other: a model of the step table says what remains."""
+"""Reports in any order, repeated, late and contradictory, compared with a model of the table of transitions."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Many who wait at one process: what each of them costs, and that a stop answers them all."""
+"""Thousands of requests that wait in one process: the memory of each, and the response to all at a stop."""
 
 import asyncio
 import resource

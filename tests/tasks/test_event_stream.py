@@ -1,4 +1,4 @@
-"""A caller may hear each event of a task as it happens."""
+"""The Server-Sent Events of a task."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What the upstream says about a task is taken in once, however, whenever and however often it is said."""
+"""Reports are applied once, whichever way, whenever and however often they arrive."""
 
 from dataclasses import replace
 from datetime import timedelta

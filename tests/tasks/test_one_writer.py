@@ -1,4 +1,4 @@
-"""The lint that keeps one writer of tasks sees every way to write."""
+"""The lint for the one writer of tasks finds every way to write."""
 
 import pytest
 

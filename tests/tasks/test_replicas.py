@@ -1,4 +1,4 @@
-"""Whoever waits at one replica hears what another commits."""
+"""Waits and streams at one replica are woken by the commits of another."""
 
 import asyncio
 import statistics

@@ -1,4 +1,4 @@
-"""What callers order, see, stop and erase."""
+"""Creating, reading, listing, canceling and deleting tasks."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""When a task is looked at next."""
+"""The delays between polls and between submits of a task."""
 
 import random
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""A caller may wait for its sound instead of asking again and again."""
+"""Long polling with `Prefer: wait`."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Every call to the upstream keeps its rate and heeds its answer, whoever makes it."""
+"""Every call to the upstream goes through the gateway: its slot, and the pause or the hold that its result asks for."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

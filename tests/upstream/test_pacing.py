@@ -1,4 +1,4 @@
-"""The upstream's pace: no window of time lets more out than the rate, whoever asks and whoever dies."""
+"""Pacing: no window of time has more requests than the rate, with any number of replicas, and after kills."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""What callers are told when something goes wrong, whoever noticed it."""
+"""The problem document of every kind of exception."""
 
 import json
 import logging

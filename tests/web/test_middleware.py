@@ -1,4 +1,4 @@
-"""What a request must be before any route sees it."""
+"""Checks of requests before any route: JSON, media types, sizes, encodings."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Answers that come when the row was judged without them: what the upstream did is still true."""
+"""Responses that come after their row was settled without them."""
 
 import asyncio
 from collections.abc import AsyncIterator

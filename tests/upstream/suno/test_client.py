@@ -1,4 +1,4 @@
-"""The client against real servers on loopback: what is asked, and what every fault becomes."""
+"""The client against real servers on loopback: its requests, and the outcome of every fault."""
 
 import asyncio
 import gzip

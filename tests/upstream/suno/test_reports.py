@@ -1,4 +1,4 @@
-"""What callbacks and polls say about a task, in every spelling seen."""
+"""Reports from callbacks and polls, in every spelling seen."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Callbacks signed by the upstream are told from those that are not."""
+"""The signatures of callbacks."""
 
 from datetime import UTC, datetime, timedelta
 

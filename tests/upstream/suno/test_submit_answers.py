@@ -1,4 +1,4 @@
-"""What each answer to a submit means, row by row."""
+"""The outcome of each response to a submit."""
 
 import json
 from datetime import UTC, datetime, timedelta
