@@ -12,7 +12,7 @@ OLD, NEW = "the-old-key-of-the-service", "the-new-key-of-the-service"
 TASK = "0" * 32
 
 
-def test_token_is_the_same_whenever_it_is_asked_for() -> None:
+def test_token_of_a_task_never_changes() -> None:
     assert Keyring(OLD).callback_token(TASK) == "7LnhnzBByGmOEx7FztLN9Fjj_WluQdk5"
 
 

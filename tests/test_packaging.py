@@ -50,7 +50,7 @@ def test_what_runs_is_what_was_tested() -> None:
     assert {name: pin for name, pin in runtime.items() if development.get(name) != pin} == {}
 
 
-def test_locks_hold_what_the_project_asks_for() -> None:
+def test_locks_contain_every_dependency_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = [re.split(r"[\[>=<~!]", line)[0] for line in project["project"]["dependencies"]]
 

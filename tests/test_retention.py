@@ -38,7 +38,7 @@ from tests.support.wait import eventually
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 # How many days old each is, and whether it is still to be delivered.
-NEWS = [(91, False), (91, True), (89, False)]
+DELIVERIES = [(91, False), (91, True), (89, False)]
 
 
 def files_in(folder: Path) -> Sequence[str]:
@@ -116,7 +116,7 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
             session.add(task_of(key, None))
             await session.flush()
             await add_history(session)
-            session.add_all(news_of(key, *each) for each in NEWS)
+            session.add_all(delivery_of(key, *each) for each in DELIVERIES)
             session.add(
                 IdempotencyKey(api_key_id=key, key="k", fingerprint="f", task_id="", created_at=NOW - timedelta(days=2))
             )
@@ -166,7 +166,7 @@ async def test_every_kind_is_deleted_in_batches(database_url: str) -> None:
                 text = f"{number:032}"
                 spent = {"charge": Charge.charged, "posts": 1, "created_at": old}
                 session.add(SpentCharge(task_id=text, api_key_id=key, **spent))
-                session.add(news_of(key, 100, False))
+                session.add(delivery_of(key, 100, False))
                 session.add(IdempotencyKey(api_key_id=key, key=text, fingerprint="f", task_id=text, created_at=old))
         async with database.writes.begin() as session:
             assert await retention.erase_batch(session, NOW)
@@ -298,8 +298,8 @@ async def add_history(session: Session) -> None:
         session.add(Callback(task_id=task_id, received_at=NOW, headers={}, body=b"", outcome=CallbackOutcome.applied))
 
 
-def news_of(api_key_id: str, days: int, is_due: bool) -> Delivery:
-    """A delivery that tells of no task."""
+def delivery_of(api_key_id: str, days: int, is_due: bool) -> Delivery:
+    """A delivery of a webhook that is about no task."""
     return Delivery(
         api_key_id=api_key_id,
         event_id="0" * 32,

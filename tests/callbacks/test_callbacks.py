@@ -39,7 +39,7 @@ def message(kind: str = "complete", task_id: str | None = "up-1", clips: Any = (
 COMPLETE = message()
 
 
-async def test_callback_is_taken_in_before_it_is_answered(service: Service) -> None:
+async def test_callback_is_stored_before_the_response(service: Service) -> None:
     task = await _generating(service)
 
     answer = await _call(service, task, COMPLETE)

@@ -144,7 +144,7 @@ async def test_lookup_that_hangs_ends_with_the_connect_timeout() -> None:
             await client.get("http://good.example/")
 
 
-async def test_system_resolver_is_asked_by_default() -> None:
+async def test_system_resolver_is_the_default() -> None:
     assert set(await look_up("localhost")) <= {"127.0.0.1", "::1"}
     assert list(await look_up("127.1")) == ["127.0.0.1"]
     with pytest.raises(OSError, match=r"known|found|provided"):
@@ -251,7 +251,7 @@ async def test_upstream_gets_key_name_and_no_compression_on_a_connection_of_its_
         assert "s3cret" not in repr(client.headers)
 
 
-async def test_guarded_requests_carry_no_key_and_say_who_asks() -> None:
+async def test_guarded_requests_carry_no_key_but_a_user_agent() -> None:
     async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON) as client:
         await client.get(receiver.url)
 

@@ -87,7 +87,7 @@ async def read_rows(database: Database, *where: ColumnElement[bool]) -> tuple[di
 
 
 async def has_ended(database_url: str) -> bool:
-    """Whether no row needs us any more; each look opens a connection of its own, and so takes its time."""
+    """Whether no row is due or in flight any more. Each call opens a connection, so do not poll it in a tight loop."""
     await asyncio.sleep(0.5)
     database = Database(database_url)
     try:
@@ -148,7 +148,7 @@ def _every_row_is_final(ledger: Ledger) -> Iterator[str]:
 
 
 def final_tasks_are_final_events(ledger: Ledger) -> Iterator[str]:
-    """Whether each end was told once, and once more for each revival."""
+    """Whether each task that ended has one final event, and one more for each revival."""
     for task in ledger.tasks.values():
         ends = _final_events(ledger.events[task.id])
         revivals = sum(event.type is EventType.task_revived for event in ledger.events[task.id])
@@ -157,7 +157,7 @@ def final_tasks_are_final_events(ledger: Ledger) -> Iterator[str]:
 
 
 def no_step_goes_back(ledger: Ledger) -> Iterator[str]:
-    """Whether each task's events rise and each step that was told is in the table."""
+    """Whether the versions of each task's events rise, and the table allows each transition between them."""
     for task in ledger.tasks.values():
         events = ledger.events[task.id]
         versions = [event.version for event in events]
@@ -180,14 +180,14 @@ def _money_agrees(ledger: Ledger) -> Iterator[str]:
             yield f"{task.id} counts {task.posts} POSTs, and {arrived[task.id]} arrived"
 
 
-def _nobody_is_asked_too_often(ledger: Ledger) -> Iterator[str]:
+def _no_task_is_polled_too_often(ledger: Ledger) -> Iterator[str]:
     polls: dict[str, list[Record]] = defaultdict(list)
     for request in ledger.requests:
         if request["path"].endswith("/record-info"):
             polls[request["task_id"]].append(request)
-    for upstream_task_id, asked in polls.items():
-        if (most := most_in_a_window(asked, timedelta(seconds=1))) > POLLS_A_SECOND:
-            yield f"upstream task {upstream_task_id} was asked about {most} times within a second"
+    for upstream_task_id, times in polls.items():
+        if (most := most_in_a_window(times, timedelta(seconds=1))) > POLLS_A_SECOND:
+            yield f"upstream task {upstream_task_id} was polled {most} times within a second"
 
 
 _CHECKS = (
@@ -197,7 +197,7 @@ _CHECKS = (
     final_tasks_are_final_events,
     no_step_goes_back,
     _money_agrees,
-    _nobody_is_asked_too_often,
+    _no_task_is_polled_too_often,
 )
 
 
@@ -207,7 +207,7 @@ def _is_attached(ledger: Ledger, record: Record) -> bool:
 
 
 def _is_unheard_of(ledger: Ledger, record: Record) -> bool:
-    """Whether the upstream neither answered nor called: then the row says that it may have the task, and no more."""
+    """Whether the upstream neither responded nor called back: then the charge of the row is `possible`, and no more."""
     task = ledger.tasks.get(record["caller_task_id"])
     return task is not None and not record["delivered"] and task.charge is Charge.possible
 
@@ -219,11 +219,11 @@ def _final_events(events: Sequence[Event]) -> int:
 def _may_follow(before: Event, event: Event) -> bool:
     if event.type is EventType.task_revived:
         return before.type is EventType.task_failed and before.data["error"]["code"] in REVIVABLE
-    return TaskStatus(event.data["status"]) in _told_next(TaskStatus(before.data["status"]))
+    return TaskStatus(event.data["status"]) in _next_with_event(TaskStatus(before.data["status"]))
 
 
-def _told_next(status: TaskStatus) -> set[TaskStatus]:
-    """The states that may be told next: steps between queued and submitting are not told."""
+def _next_with_event(status: TaskStatus) -> set[TaskStatus]:
+    """The states that the next event may have: transitions between queued and submitting have no event."""
     reached, untold = set(NEXT[status]), {TaskStatus.queued, TaskStatus.submitting}
     for _ in untold:
         reached |= {following for passed in reached & untold for following in NEXT[passed]}

@@ -144,7 +144,7 @@ async def order_until(url: str, until: float, pause: float, rng: random.Random) 
 
 
 async def insist(client: httpx.AsyncClient, path: str, **request: Any) -> dict[str, Any]:
-    """Ask until there is an answer: a dead server is asked again, as a careful caller would."""
+    """Repeat a request until there is a response, as a careful client does while a server is dead."""
     deadline = time.monotonic() + TIMEOUT
     while True:
         try:
@@ -164,7 +164,7 @@ async def _until_settled(database_url: str, sandbox_url: str) -> None:
     deadline = time.monotonic() + TIMEOUT
     while open_still := await _unsettled(database_url, sandbox_url):
         assert time.monotonic() < deadline, open_still
-        await asyncio.sleep(0.3)  # a look costs both sides more than waiting does
+        await asyncio.sleep(0.3)  # a check costs both sides more than the sleep
 
 
 async def _unsettled(database_url: str, sandbox_url: str) -> list[str]:

@@ -67,7 +67,7 @@ async def test_replay_of_an_ended_task_is_a_200(service: Service) -> None:
     assert (again.status_code, again.json()["status"]) == (200, "canceled")
 
 
-async def test_orders_are_compared_by_what_they_mean(service: Service) -> None:
+async def test_bodies_are_compared_after_normalisation(service: Service) -> None:
     first = await _order(service, "k")
     meant_alike: dict[str, Any] = {"sound_key": "Any", "metadata": {}, "model": "V5", "sound_tempo": None, **ORDER}
 
@@ -129,7 +129,7 @@ async def test_key_is_stored_for_a_day(database_url: str) -> None:
     assert renewed not in (None, on_the_day)
 
 
-async def test_key_of_a_deleted_task_orders_nothing_again(service: Service) -> None:
+async def test_key_of_a_deleted_task_creates_no_second_one(service: Service) -> None:
     first = (await _order(service, "k")).json()["id"]
     await service.client.post(f"/v1/tasks/{first}/cancel")
     await service.client.delete(f"/v1/tasks/{first}")

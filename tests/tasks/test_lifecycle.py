@@ -120,7 +120,7 @@ async def test_known_clip_is_freshened_and_silence_takes_nothing_back(database: 
     assert (clip.title, clip.tags, clip.upstream_audio_url) == ("Rain", "rain", "https://cdn.example/moved.mp3")
 
 
-async def test_news_of_a_known_clip_is_a_new_version(database: Database) -> None:
+async def test_change_of_a_known_clip_is_a_new_version(database: Database) -> None:
     task = await _generating(database)
     await _report(database, task, PROGRESS)
     before = await reread(database, task.id)
@@ -259,7 +259,7 @@ async def test_canceled_task_that_the_upstream_works_on_is_charged(database: Dat
     assert (after.status, after.charge, after.upstream_task_id) == (S.canceled, Charge.charged, "up-1")
 
 
-async def test_audio_that_never_shows_fails_the_task_after_enough_looks(database: Database) -> None:
+async def test_audio_that_never_appears_fails_the_task_after_enough_polls(database: Database) -> None:
     task = await _generating(database)
     for _ in range(MAX_AUDIO_CHECKS):
         await _report(database, task, UNCLEAR, ResolvedBy.poll)
@@ -271,7 +271,7 @@ async def test_audio_that_never_shows_fails_the_task_after_enough_looks(database
     assert (waiting, failed.status, failed.error_code) == (S.generating, S.failed, ErrorCode.audio_missing)
 
 
-async def test_eager_looks_give_audio_no_less_time_to_show(database: Database) -> None:
+async def test_eager_polls_give_audio_no_less_time_to_appear(database: Database) -> None:
     task = await _generating(database, submitted_at=NOON - timedelta(seconds=62))
 
     for _ in range(MAX_AUDIO_CHECKS + 1):
@@ -280,7 +280,7 @@ async def test_eager_looks_give_audio_no_less_time_to_show(database: Database) -
     assert (await reread(database, task.id)).status is S.generating
 
 
-async def test_one_audible_clip_is_a_success_after_enough_looks(database: Database) -> None:
+async def test_one_clip_with_audio_is_a_success_after_enough_polls(database: Database) -> None:
     task = await _generating(database)
     await _report(database, task, PROGRESS)
 
@@ -290,7 +290,7 @@ async def test_one_audible_clip_is_a_success_after_enough_looks(database: Databa
     assert (await reread(database, task.id)).status is S.succeeded
 
 
-async def test_callbacks_without_audio_ask_for_a_poll_and_use_up_no_look(database: Database) -> None:
+async def test_callbacks_without_audio_schedule_a_poll_and_use_up_no_check(database: Database) -> None:
     task = await _generating(database, due_at=NOON + timedelta(hours=1))
 
     for _ in range(MAX_AUDIO_CHECKS + 2):

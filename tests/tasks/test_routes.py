@@ -78,7 +78,7 @@ async def test_text_with_nul_is_refused_with_a_reason(service: Service) -> None:
     assert answer.json()["errors"] == [{"pointer": "#/prompt", "detail": "This text must not contain NUL"}]
 
 
-async def test_order_is_stored_before_it_is_answered(service: Service) -> None:
+async def test_task_is_stored_before_the_response(service: Service) -> None:
     answer = await service.client.post("/v1/tasks", json={"prompt": "soft rain"})
 
     task = answer.json()
@@ -89,7 +89,7 @@ async def test_order_is_stored_before_it_is_answered(service: Service) -> None:
     assert (await reread(service.database, task["id"])).status is TaskStatus.queued
 
 
-async def test_order_has_the_defaults_of_the_contract(service: Service) -> None:
+async def test_task_has_the_defaults_of_the_contract(service: Service) -> None:
     task = await create_task(service.client, "soft rain")
 
     assert {name: value for name, value in task.items() if value is None} == dict.fromkeys(
@@ -207,7 +207,7 @@ async def test_task_that_left_the_queue_since_it_was_read_was_next(service: Serv
         assert await queue_positions(session, [gone]) == {gone.id: 1}
 
 
-async def test_queue_position_is_read_after_the_commit_of_the_order(service: Service) -> None:
+async def test_queue_position_is_read_after_the_commit_of_the_task(service: Service) -> None:
     with recorded(service.database) as statements:
         await create_task(service.client)
 

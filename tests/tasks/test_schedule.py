@@ -32,7 +32,7 @@ def test_no_pause_between_polls_is_shorter_than_the_upstream_allows() -> None:
 
 
 @pytest.mark.parametrize(("polls", "seconds"), [(0, 30), (1, 60), (6, 1920), (7, 3600), (10**9, 3600)])
-def test_what_was_given_up_is_asked_for_ever_more_rarely(polls: int, seconds: float) -> None:
+def test_expired_tasks_are_polled_ever_more_rarely(polls: int, seconds: float) -> None:
     assert late_poll_delay(polls, 30 * SECOND) == timedelta(seconds=seconds)
 
 

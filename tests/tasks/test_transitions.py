@@ -16,7 +16,7 @@ BEFORE: dict[S, set[S]] = {
 }
 
 
-def test_every_step_is_allowed_or_not_as_the_table_says() -> None:
+def test_every_transition_is_allowed_or_not_as_the_table_says() -> None:
     allowed = {new: {current for current in S if can_move(current, new)} for new in S}
 
     assert allowed == BEFORE

@@ -41,7 +41,7 @@ def _credits(amount: str) -> Result[Decimal]:
         ),
     ],
 )
-def test_hold_ends_only_when_a_look_shows_that_it_may(
+def test_hold_ends_only_when_a_recheck_allows_it(
     answer: Result[Decimal], before: HoldReason, after: HoldReason | None
 ) -> None:
     assert reason_to_hold(answer, before) is after
@@ -57,7 +57,7 @@ async def test_hold_is_in_force_until_it_is_released(database: Database) -> None
     assert await _current(database) is None
 
 
-async def test_hold_in_force_keeps_its_beginning_and_its_next_look(database: Database) -> None:
+async def test_hold_in_force_keeps_its_start_and_its_next_recheck(database: Database) -> None:
     await _hold(database, HoldReason.no_credits)
 
     await _hold(database, HoldReason.bad_key, later=timedelta(seconds=20))
@@ -79,14 +79,14 @@ async def test_hold_after_a_release_begins_anew(database: Database) -> None:
     assert held.since == MORNING + timedelta(hours=1)
 
 
-async def test_look_that_a_killed_process_had_begun_is_due_again_within_a_minute(database: Database) -> None:
+async def test_recheck_of_a_killed_process_is_due_again_within_a_minute(database: Database) -> None:
     await _hold(database, HoldReason.no_credits)
     async with services_of(database.url) as killed:
         claimed = await periodic_loop(killed).claim(2)
 
-    looking = next(job for job in claimed.items if job.name == RECHECK)
-    assert looking.due_at is not None
-    assert looking.due_at < datetime.now(UTC) + timedelta(minutes=1)
+    recheck = next(job for job in claimed.items if job.name == RECHECK)
+    assert recheck.due_at is not None
+    assert recheck.due_at < datetime.now(UTC) + timedelta(minutes=1)
 
 
 async def test_nothing_is_held_before_anything_was(database: Database) -> None:

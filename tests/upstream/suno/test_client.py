@@ -254,7 +254,7 @@ async def test_secrets_that_the_upstream_repeats_are_redacted(code: int) -> None
     assert TOKEN not in repr(submitted)
 
 
-async def test_poll_asks_for_one_task_and_reads_its_report() -> None:
+async def test_poll_requests_one_task_and_reads_its_report() -> None:
     found = b'{"code":200,"data":{"taskId":"a-b","status":"SUCCESS","response":{"sunoData":[{"audioUrl":"https://c.example/a"}]}}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
         answer = await SunoApi(http, KEY, LONG).record_info("a-b")
@@ -263,14 +263,14 @@ async def test_poll_asks_for_one_task_and_reads_its_report() -> None:
     assert (answer.outcome, answer.value.stage) == (Outcome.ok, Stage.succeeded)
 
 
-async def test_credits_are_asked_for_and_read() -> None:
+async def test_credits_are_requested_and_read() -> None:
     async with serving(answering(200, b'{"code":200,"data":1025.6}')) as server, client(server.url) as http:
         answer = await SunoApi(http, KEY, LONG).credits()
     assert server.requests[0].head.startswith("GET /api/v1/generate/credit HTTP/1.1\r\n")
     assert answer.value == Decimal("1025.6")
 
 
-async def test_lyrics_are_asked_for_by_task_and_clip() -> None:
+async def test_lyrics_are_requested_by_task_and_clip() -> None:
     found = b'{"code":200,"data":{"alignedWords":[{"word":"rain","success":true,"startS":0.5,"endS":1}]}}'
     async with serving(answering(200, found)) as server, client(server.url) as http:
         answer = await SunoApi(http, KEY, LONG).lyrics("abc", "8551")

@@ -94,7 +94,7 @@ def test_any_callback_is_read_or_unreadable(body: bytes) -> None:
 
 @unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
-def test_any_answer_to_a_submit_has_a_verdict(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_any_response_to_a_submit_has_an_outcome(status: int, headers: dict[str, str], body: bytes) -> None:
     answer = read_submit(status, headers, body, NOW)
     assert (answer.outcome is Outcome.ok) == (answer.value is not None)
     assert (answer.outcome is Outcome.held) == (answer.hold_reason is not None)
@@ -104,7 +104,7 @@ def test_any_answer_to_a_submit_has_a_verdict(status: int, headers: dict[str, st
 
 @unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
-def test_any_answer_to_a_poll_has_a_verdict(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_any_response_to_a_poll_has_an_outcome(status: int, headers: dict[str, str], body: bytes) -> None:
     answer = read_record_info(status, headers, body, NOW)
     assert (answer.outcome is Outcome.ok) == (answer.value is not None)
     assert answer.value is None or is_sound(answer.value)
@@ -113,7 +113,7 @@ def test_any_answer_to_a_poll_has_a_verdict(status: int, headers: dict[str, str]
 
 @unhurried
 @given(status=STATUSES, headers=HEADERS, body=BODIES)
-def test_any_answer_about_credits_or_lyrics_is_read(status: int, headers: dict[str, str], body: bytes) -> None:
+def test_any_response_about_credits_or_lyrics_is_read(status: int, headers: dict[str, str], body: bytes) -> None:
     credit = read_credits(status, headers, body, NOW).value
     assert credit is None or credit.is_finite()
     assert all(fits_any_database(word.word) for word in read_lyrics(status, headers, body, NOW).value or ())

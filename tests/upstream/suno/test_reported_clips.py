@@ -53,7 +53,7 @@ def test_audio_is_an_http_url_or_nothing(url: object) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://1.2.3.4:80/a?x=1#f", "HTTPS://CDN.example", "https://cdn.example/é"])
-def test_http_urls_of_any_look_are_taken(url: str) -> None:
+def test_http_urls_in_any_notation_are_accepted(url: str) -> None:
     assert clips({"audio_url": f" {url} "})[0].audio_url == url
 
 
