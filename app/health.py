@@ -75,7 +75,7 @@ class Readiness(BaseModel):
     response_description="The process is running.",
 )
 async def livez() -> dict[str, str]:
-    """Check that the process answers requests. It looks at nothing else."""
+    """Check that the process answers requests; nothing else is checked."""
     return {"status": "ok"}
 
 

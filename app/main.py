@@ -34,7 +34,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     app = FastAPI(
         title="Soundpost",
         version=__version__,
-        summary="Orders sounds from a paid upstream and loses none of them.",
+        summary="Submits tasks to a paid sound API and loses none of them.",
         lifespan=_lifespan(services, runs_workers),
         redirect_slashes=False,
     )
