@@ -50,7 +50,7 @@ def configure_logging(settings: Settings) -> None:
 
 
 class FoldRepeats(logging.Filter):
-    """Lets a warning or error through once within this time; the next such says in `repeated` how many were not written."""
+    """Lets a warning or error through once within this time; the next says in `repeated` how many were not written."""
 
     def __init__(self, within: timedelta = FOLD_FOR) -> None:
         super().__init__()
