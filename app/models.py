@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
@@ -97,11 +97,17 @@ class Task(Due, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index, ...]:
+        resolved = text("resolved_by IS NOT NULL")
         return (
             # Workers claim by status: polls must not scan the queue, however long it is.
             due_index(cls.__tablename__, cls, "status", "due_at", "id"),
-            Index(None, "api_key_id", "created_at", "id"),
+            Index(None, "created_at", "id"),
+            # The last two are what usage adds up, which so reads the index alone.
+            Index(None, "api_key_id", "created_at", "id", "charge", "posts"),
+            Index(None, "api_key_id", "status", "created_at", "id"),
             Index(None, "completed_at"),
+            # The latest tasks to be resolved, however many were canceled since.
+            Index("ix_tasks_resolved", "completed_at", postgresql_where=resolved, sqlite_where=resolved),
             # Without the list of pending entries, which every search reads and whose end one order in many pays for.
             Index(
                 "ix_tasks_metadata",
@@ -246,8 +252,10 @@ class Delivery(Due, Base):
         return (
             Index("ix_deliveries_due", "lane", "due_at", postgresql_where=due, sqlite_where=due),
             Index(None, "api_key_id", "id"),
+            Index(None, "api_key_id", "status", "id"),
             Index(None, "endpoint_id", "id"),
             Index(None, "task_id"),
+            # Those that retention deletes by themselves.
             Index("ix_deliveries_without_task", "created_at", postgresql_where=no_task, sqlite_where=no_task),
         )
 
@@ -297,7 +305,7 @@ class SpentCharge(Base):
     """The charge of a deleted task, kept for usage totals until it is added to those of its day."""
 
     __tablename__ = "spent_charges"
-    __table_args__ = (Index(None, "api_key_id", "created_at"), Index(None, "created_at"))
+    __table_args__ = (Index(None, "created_at"), Index(None, "api_key_id", "created_at", "charge", "posts"))
 
     task_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))

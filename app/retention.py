@@ -98,13 +98,14 @@ def _is_old_key(now: datetime) -> ColumnElement[bool]:
 
 
 async def _delete_deliveries(session: Session, is_old: ColumnElement[bool]) -> int:
-    old = select(Delivery.id).where(is_old).limit(BATCH)
+    old = select(Delivery.id).where(is_old).order_by(Delivery.created_at).limit(BATCH)
     erased = await session.execute(delete(Delivery).where(Delivery.id.in_(old)).returning(Delivery.id))
     return len(erased.all())
 
 
 async def _delete_keys(session: Session, now: datetime) -> int:
     primary_key = tuple_(IdempotencyKey.api_key_id, IdempotencyKey.key)
-    old = select(IdempotencyKey.api_key_id, IdempotencyKey.key).where(_is_old_key(now)).limit(BATCH)
-    erased = await session.execute(delete(IdempotencyKey).where(primary_key.in_(old)).returning(IdempotencyKey.key))
+    old = select(IdempotencyKey.api_key_id, IdempotencyKey.key).where(_is_old_key(now))
+    oldest = old.order_by(IdempotencyKey.created_at).limit(BATCH)
+    erased = await session.execute(delete(IdempotencyKey).where(primary_key.in_(oldest)).returning(IdempotencyKey.key))
     return len(erased.all())

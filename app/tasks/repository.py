@@ -24,6 +24,7 @@ UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed]) | 
 )
 RECENT = 5
 RECENT_LATENCIES = 20
+RECENTLY_RESOLVED = 100
 
 
 class History(NamedTuple):
@@ -183,15 +184,16 @@ async def list_callbacks(session: Session, task_id: str, after: str, limit: int)
 
 
 async def recent_latencies(session: Session) -> Sequence[timedelta]:
-    """The time from submit to end of each of the latest RECENT_LATENCIES tasks that succeeded."""
-    latest = (
-        select(Task.submitted_at, Task.completed_at)
-        .where(Task.status == TaskStatus.succeeded, Task.completed_at.isnot(None))
+    """The time from submit to end of up to RECENT_LATENCIES tasks that succeeded, among the latest to be resolved."""
+    resolved = (
+        select(Task.status, Task.submitted_at, Task.completed_at)
+        .where(Task.completed_at.isnot(None), Task.resolved_by.isnot(None))
         .order_by(Task.completed_at.desc())
-        .limit(RECENT_LATENCIES)
+        .limit(RECENTLY_RESOLVED)
     )
-    spans = (await session.execute(latest)).all()
-    return [completed - submitted for submitted, completed in spans if submitted and completed]
+    latest = (await session.execute(resolved)).all()
+    spans = [end - start for status, start, end in latest if status is TaskStatus.succeeded and start and end]
+    return spans[:RECENT_LATENCIES]
 
 
 async def are_callbacks_missing(session: Session) -> bool:

@@ -92,10 +92,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("task_id", name=op.f("pk_spent_charges")),
     )
     with op.batch_alter_table("spent_charges", schema=None) as batch_op:
-        batch_op.create_index(
-            batch_op.f("ix_spent_charges_api_key_id_created_at"), ["api_key_id", "created_at"], unique=False
-        )
         batch_op.create_index(batch_op.f("ix_spent_charges_created_at"), ["created_at"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_spent_charges_api_key_id_created_at_charge_posts"),
+            ["api_key_id", "created_at", "charge", "posts"],
+            unique=False,
+        )
 
     op.create_table(
         "daily_charges",
@@ -156,10 +158,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
     )
     with op.batch_alter_table("tasks", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_tasks_created_at_id"), ["created_at", "id"], unique=False)
         batch_op.create_index(
-            batch_op.f("ix_tasks_api_key_id_created_at_id"), ["api_key_id", "created_at", "id"], unique=False
+            batch_op.f("ix_tasks_api_key_id_created_at_id_charge_posts"),
+            ["api_key_id", "created_at", "id", "charge", "posts"],
+            unique=False,
+        )
+        batch_op.create_index(
+            batch_op.f("ix_tasks_api_key_id_status_created_at_id"),
+            ["api_key_id", "status", "created_at", "id"],
+            unique=False,
         )
         batch_op.create_index(batch_op.f("ix_tasks_completed_at"), ["completed_at"], unique=False)
+        batch_op.create_index(
+            "ix_tasks_resolved",
+            ["completed_at"],
+            unique=False,
+            postgresql_where=sa.text("resolved_by IS NOT NULL"),
+            sqlite_where=sa.text("resolved_by IS NOT NULL"),
+        )
         batch_op.create_index(
             "ix_tasks_due",
             ["status", "due_at", "id"],
@@ -288,6 +305,9 @@ def upgrade() -> None:
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_deliveries_api_key_id_id"), ["api_key_id", "id"], unique=False)
         batch_op.create_index(
+            batch_op.f("ix_deliveries_api_key_id_status_id"), ["api_key_id", "status", "id"], unique=False
+        )
+        batch_op.create_index(
             "ix_deliveries_due",
             ["lane", "due_at"],
             unique=False,
@@ -354,6 +374,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("due_at IS NOT NULL"),
             sqlite_where=sa.text("due_at IS NOT NULL"),
         )
+        batch_op.drop_index(batch_op.f("ix_deliveries_api_key_id_status_id"))
         batch_op.drop_index(batch_op.f("ix_deliveries_api_key_id_id"))
 
     op.drop_table("deliveries")
@@ -379,14 +400,21 @@ def downgrade() -> None:
         batch_op.drop_index(
             "ix_tasks_due", postgresql_where=sa.text("due_at IS NOT NULL"), sqlite_where=sa.text("due_at IS NOT NULL")
         )
+        batch_op.drop_index(
+            "ix_tasks_resolved",
+            postgresql_where=sa.text("resolved_by IS NOT NULL"),
+            sqlite_where=sa.text("resolved_by IS NOT NULL"),
+        )
         batch_op.drop_index(batch_op.f("ix_tasks_completed_at"))
-        batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id"))
+        batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_status_created_at_id"))
+        batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id_charge_posts"))
+        batch_op.drop_index(batch_op.f("ix_tasks_created_at_id"))
 
     op.drop_table("tasks")
     op.drop_table("daily_charges")
     with op.batch_alter_table("spent_charges", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_spent_charges_api_key_id_created_at_charge_posts"))
         batch_op.drop_index(batch_op.f("ix_spent_charges_created_at"))
-        batch_op.drop_index(batch_op.f("ix_spent_charges_api_key_id_created_at"))
 
     op.drop_table("spent_charges")
     with op.batch_alter_table("rate_limit_hits", schema=None) as batch_op:

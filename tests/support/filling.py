@@ -6,23 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from app.database.base import new_id
+from app.database.base import Base, new_id
 from app.database.engine import Database, Session
-from app.models import ApiKey, WebhookEndpoint
+from app.models import WebhookEndpoint
+from tests.support.settings import UNREACHABLE
 
-# The tables that grow with the number of orders. All others have a row for each key, endpoint, slot or job.
-GROWING = (
-    "callbacks",
-    "clips",
-    "deliveries",
-    "delivery_attempts",
-    "events",
-    "idempotency_keys",
-    "rate_limit_hits",
-    "spent_charges",
-    "stored_objects",
-    "tasks",
-)
+# All tables grow with the number of orders, but those that have a row for each key, endpoint, slot or job.
+GROWING = frozenset(Base.metadata.tables) - {"api_keys", "webhook_endpoints", "pace_slots", "periodic_jobs"}
 SPREAD = timedelta(days=30)
 
 
@@ -34,15 +24,14 @@ class Owner:
     endpoint_id: str
 
 
-async def add_owner(database: Database, name: str) -> Owner:
-    """Add a key with an endpoint that is not reachable."""
-    owner, now = Owner(new_id(), new_id()), datetime.now(UTC)
+async def add_owner(database: Database, key_id: str) -> Owner:
+    """Add an endpoint that is not reachable to a key."""
+    endpoint = WebhookEndpoint(
+        id=new_id(), api_key_id=key_id, url=f"{UNREACHABLE}/hook", secret_generation=0, created_at=datetime.now(UTC)
+    )
     async with database.writes.begin() as session:
-        session.add(ApiKey(id=owner.key_id, name=name, key_hash=f"hash of {name}", created_at=now))
-        await session.flush()
-        endpoint = {"api_key_id": owner.key_id, "url": "http://127.0.0.1:9/hook", "created_at": now}
-        session.add(WebhookEndpoint(id=owner.endpoint_id, **endpoint))
-    return owner
+        session.add(endpoint)
+    return Owner(key_id, endpoint.id)
 
 
 async def fill_finished(database: Database, owners: Sequence[Owner], count: int) -> None:
@@ -60,22 +49,23 @@ async def fill_finished(database: Database, owners: Sequence[Owner], count: int)
 
 async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -> None:
     """Add tasks that wait for their submit."""
-    await _fill(
-        database, "tasks", count, {**_task(owners, "2", "'queued'"), "due_at": "{time}", "completed_at": "NULL"}
-    )
+    unknown = dict.fromkeys(("upstream_task_id", "resolved_by", "submitted_at", "completed_at"), "NULL")
+    queued = {**_task(owners, "2", "'queued'"), **unknown, "charge": "'none'", "posts": "0", "due_at": "{time}"}
+    await _fill(database, "tasks", count, queued)
 
 
 async def fill_deliveries(database: Database, owners: Sequence[Owner], count: int, status: str = "pending") -> None:
-    """Add deliveries with one attempt each, to the owners' endpoints; pending ones are due in an hour."""
+    """Add deliveries of as many finished tasks, with one attempt each; pending ones are due in an hour."""
     due_at = "{soon}" if status == "pending" else "NULL"
     kind = {"pending": "4", "delivered": "5", "given_up": "6"}[status]
     delivery = {
         "id": f"{{id:{kind}}}",
         "api_key_id": _choice(*(owner.key_id for owner in owners)),
         "endpoint_id": _choice(*(owner.endpoint_id for owner in owners)),
+        "task_id": "{id:1}",
         "event_id": f"{{id:{kind}}}",
         "event_type": "'task.succeeded'",
-        "url": "'http://127.0.0.1:9/hook'",
+        "url": f"'{UNREACHABLE}/hook'",
         "lane": _choice(*(owner.endpoint_id for owner in owners)),
         "body": "{bytes}",
         "status": f"'{status}'",
@@ -174,14 +164,14 @@ def _words(is_sqlite: bool, count: int) -> dict[str, object]:
             "id": _Id("printf('%031x', n)"),
             "time": f"strftime('%Y-%m-%d %H:%M:%f000', {first.timestamp()!r} + n * {step!r}, 'unixepoch')",
             "soon": f"'{soon:%Y-%m-%d %H:%M:%S.%f}'",
-            "labels": "json_object('scene', 's' || n % 1000, 'part', 'p' || n % 10)",
+            "labels": "json_object('scene', 's' || (n % 1000), 'part', 'p' || (n % 10))",
             "bytes": "zeroblob(300)",
         }
     return {
         "id": _Id("lpad(to_hex(n), 31, '0')"),
         "time": f"timestamptz '{first.isoformat()}' + n * interval '{step!r} seconds'",
         "soon": f"timestamptz '{soon.isoformat()}'",
-        "labels": "json_build_object('scene', 's' || n % 1000, 'part', 'p' || n % 10)",
+        "labels": "json_build_object('scene', 's' || (n % 1000), 'part', 'p' || (n % 10))",
         "bytes": "decode(repeat('00', 300), 'hex')",
     }
 

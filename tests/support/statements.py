@@ -27,7 +27,9 @@ def recorded(database: Database) -> Iterator[list[Statement]]:
     statements: list[Statement] = []
 
     def keep(_connection: Any, _cursor: Any, sql: str, parameters: Any, _context: Any, executemany: bool) -> None:
-        statements.append(Statement(sql, parameters[0] if executemany else parameters))
+        # An insert of several rows in one statement counts as many, with the parameters of one.
+        is_list = executemany and isinstance(parameters, list)
+        statements.append(Statement(sql, parameters[0] if is_list else parameters))
 
     def commit(_connection: Any) -> None:
         statements.append(COMMIT)

@@ -17,7 +17,7 @@ from app.tasks.schemas import MAX_LABELS, MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
 from tests.support.api import create_task
 from tests.support.clock import MORNING
-from tests.support.filling import add_owner, fill_queued
+from tests.support.filling import Owner, add_owner, fill_queued
 from tests.support.rows import add_key, add_task, reread
 from tests.support.service import Service
 from tests.support.statements import COMMIT, recorded
@@ -189,7 +189,7 @@ async def test_queue_positions_count_the_submits_that_leave_before(service: Serv
 
 
 async def test_queue_position_is_counted_up_to_a_thousand(service: Service) -> None:
-    await fill_queued(service.database, [await add_owner(service.database, "another")], MAX_QUEUE_POSITION - 2)
+    await fill_queued(service.database, [await _another_owner(service)], MAX_QUEUE_POSITION - 2)
 
     placed = [await create_task(service.client) for _ in range(4)]
     listed = (await service.client.get("/v1/tasks")).json()["items"]
@@ -199,7 +199,7 @@ async def test_queue_position_is_counted_up_to_a_thousand(service: Service) -> N
 
 
 async def test_task_that_left_the_queue_since_it_was_read_was_next(service: Service) -> None:
-    await fill_queued(service.database, [await add_owner(service.database, "another")], MAX_QUEUE_POSITION)
+    await fill_queued(service.database, [await _another_owner(service)], MAX_QUEUE_POSITION)
     gone = await service.add_task(TaskStatus.submitting, due_at=MORNING)
     gone.status = TaskStatus.queued
 
@@ -415,6 +415,10 @@ async def test_events_are_listed_in_order_and_in_pages(service: Service) -> None
     assert (canceled["type"], canceled["version"]) == ("task.canceled", 2)
     assert canceled["data"] == {"status": "canceled", "charge": "none", "resolved_by": None}
     assert second["next_cursor"] is None
+
+
+async def _another_owner(service: Service) -> Owner:
+    return await add_owner(service.database, await add_key(service.database, "another"))
 
 
 def _pointers(answer: httpx.Response) -> list[str]:

@@ -1,0 +1,188 @@
+"""No statement of the hot path reads a table from end to end that grows with the number of orders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import select
+
+from app.auth.api_keys import OPERATOR
+from app.enums import TaskStatus
+from app.models import ApiKey, WebhookEndpoint
+from app.retention import Retention
+from app.tasks.schemas import TaskFilters
+from app.workers.archive import archive_loop
+from app.workers.deliver import deliver_loop
+from app.workers.periodic import periodic_loop, prepare_jobs
+from app.workers.poll import poll_loop
+from app.workers.remove_files import remove_files_loop
+from app.workers.runner import Item, Loop
+from app.workers.submit import submit_loop
+from tests.support.filling import (
+    GROWING,
+    Owner,
+    add_owner,
+    fill_deliveries,
+    fill_finished,
+    fill_leftovers,
+    fill_queued,
+    settle_statistics,
+)
+from tests.support.rows import add_key
+from tests.support.service import Service, serve
+from tests.support.statements import Statement, recorded
+
+TASK_FILTERS = [
+    "",
+    "status=queued",
+    "status=generating",
+    "status=failed",
+    "model=V4",
+    "created_after=2026-01-01T00:00:00Z",
+    "created_before=2036-01-01T00:00:00Z",
+    "metadata.scene=s7",
+    "metadata.scene=s7&metadata.part=p7",
+    "metadata.scene=nowhere&status=succeeded&model=V5",
+]
+CLIP = {"id": "c1", "audio_url": "http://127.0.0.1:9/c1.mp3", "title": "Rain", "duration": 3.5}
+EXPLAINED = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
+
+
+@pytest.fixture
+async def service(database_url: str) -> AsyncIterator[Service]:
+    """The service without its workers, over tables of some ten thousand rows."""
+    async with serve(database_url, key_rate="1000/60") as service:
+        database = service.database
+        async with database.transaction() as (session, now):
+            await prepare_jobs(session, now)
+            key_id = (await session.scalars(select(ApiKey.id).where(ApiKey.name == "tests"))).one()
+        key_ids = [key_id, *[await add_key(database, f"caller {number}") for number in range(7)]]
+        owners = [await add_owner(database, each) for each in key_ids]
+        await fill_finished(database, owners, 20_000)
+        await fill_queued(database, owners, 4_000)
+        for status in ("pending", "delivered", "given_up"):
+            await fill_deliveries(database, owners, 6_000, status)
+        await fill_leftovers(database, owners, 40_000)
+        await settle_statistics(database)
+        yield service
+
+
+async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Service) -> None:
+    owner = await _owner(service)
+    with recorded(service.database) as statements:
+        await _order_and_read(service)
+        await _list(service, owner)
+        await _submit_and_receive(service)
+        await _prune(service)
+        await _deliver_archive_and_remove(service)
+
+    plans = await _plans(service, {statement.sql: statement for statement in statements}.values())
+    scans = {sql: plan for sql, plan in plans.items() if _scans(sql, plan)}
+    assert not scans, "\n\n".join(f"{sql}\n{plan}" for sql, plan in scans.items())
+    # The use cases above reached what they are meant to reach.
+    missed = [table for table in GROWING if not any(table in sql for sql in plans)]
+    assert (missed, len(plans) > 60) == ([], True)
+
+
+async def _order_and_read(service: Service) -> None:
+    order = {"prompt": "soft rain", "metadata": {"scene": "s7"}}
+    once = {"Idempotency-Key": "once"}
+    placed = (await service.client.post("/v1/tasks", json=order, headers=once)).raise_for_status().json()
+    await service.client.post("/v1/tasks", json=order, headers=once)
+    await service.client.post("/v1/tasks", json={**order, "webhook_url": "https://example.com/hook"})
+    path = f"/v1/tasks/{placed['id']}"
+    for part in ("", "/events", "/callbacks"):
+        (await service.client.get(path + part)).raise_for_status()
+    await service.client.get(path, headers={"Prefer": "wait=1"})
+    await service.client.get("/api/v1/generate/record-info", params={"taskId": placed["id"]})
+    (await service.client.post(f"{path}/cancel")).raise_for_status()
+    (await service.client.get(f"{path}/events", headers={"Accept": "text/event-stream"})).raise_for_status()
+    (await service.client.delete(path)).raise_for_status()
+
+
+async def _list(service: Service, owner: Owner) -> None:
+    for query in TASK_FILTERS:
+        first = (await service.client.get(f"/v1/tasks?limit=20&{query}")).raise_for_status()
+        if "next" in first.links:
+            (await service.client.get(first.links["next"]["url"])).raise_for_status()
+    for status in (None, *TaskStatus):
+        await service.services.tasks.list(OPERATOR, TaskFilters(status=status), {}, None, 51)
+    await service.services.tasks.list(OPERATOR, TaskFilters(), {"scene": "nowhere"}, None, 51)
+    statuses = [f"status={status}" for status in ("pending", "delivered", "given_up")]
+    of_endpoint, of_task = f"endpoint_id={owner.endpoint_id}", "task_id=1" + 30 * "0" + "1"
+    of_both = [f"{query}&{status}" for query in (of_endpoint, of_task) for status in statuses]
+    for query in ("", *statuses, of_endpoint, of_task, *of_both):
+        (await service.client.get(f"/v1/deliveries?limit=20&{query}")).raise_for_status()
+    for filters in ({}, {"status": "pending"}):
+        found = await service.services.webhooks.list_deliveries(OPERATOR, filters, None, 51)
+        await service.services.webhooks.list_attempts(OPERATOR, found[0].id, "", 51)
+    for query in ("", "?since=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z"):
+        (await service.client.get(f"/v1/usage{query}")).raise_for_status()
+
+
+async def _submit_and_receive(service: Service) -> None:
+    submits = submit_loop(service.services)
+    unsent, sent = (await submits.claim(2)).items
+    await submits.work(unsent)
+    for kind in ("first", "complete", "complete"):
+        report = {"code": 200, "msg": "ok", "data": {"callbackType": kind, "task_id": "u1", "data": [CLIP]}}
+        (await service.anonymous.post(service.callback_path(sent.task.id), json=report)).raise_for_status()
+    past = datetime.now(UTC) - timedelta(minutes=1)
+    for status in (TaskStatus.submitting, TaskStatus.unconfirmed, TaskStatus.generating):
+        await service.add_task(status, now=past, upstream_task_id="u2" if status is TaskStatus.generating else None)
+    await _run(poll_loop(service.services))
+
+
+async def _run(loop: Loop[Item]) -> None:
+    """One turn of a loop, which finds something to do."""
+    claimed = (await loop.claim(3)).items
+    assert claimed, loop.name
+    for item in claimed:
+        await loop.work(item)
+
+
+async def _deliver_archive_and_remove(service: Service) -> None:
+    await _run(deliver_loop(service.services))
+    await _run(archive_loop(service.services))
+    await _run(remove_files_loop(service.services))
+
+
+async def _prune(service: Service) -> None:
+    await _run(periodic_loop(service.services))
+    async with service.database.transaction() as (session, now):
+        await Retention(days=20).erase_batch(session, now)
+
+
+async def _owner(service: Service) -> Owner:
+    """The key of the client, with its endpoint."""
+    async with service.database.reads() as session:
+        of_tests = select(WebhookEndpoint).join(ApiKey).where(ApiKey.name == "tests")
+        endpoint = (await session.scalars(of_tests)).one()
+    return Owner(endpoint.api_key_id, endpoint.id)
+
+
+async def _plans(service: Service, statements: Iterable[Statement]) -> dict[str, str]:
+    """The plan of each statement that has one, with the parameters that it was sent with."""
+    plans = {}
+    async with service.database.reads() as session:
+        explain = "EXPLAIN QUERY PLAN" if session.get_bind().dialect.name == "sqlite" else "EXPLAIN"
+        connection = await session.connection()
+        for sql, parameters in statements:
+            if EXPLAINED.match(sql):
+                rows = await connection.exec_driver_sql(f"{explain} {sql}", parameters)
+                plans[sql] = "\n".join(str(row[-1]) for row in rows)
+    return plans
+
+
+def _scans(sql: str, plan: str) -> bool:
+    """Whether a plan reads a growing table whole, or one of its indexes from an end on and without a limit."""
+    # What SQLAlchemy calls a table's second name in a statement ends with a number.
+    tables = {re.sub(r"_\d+$", "", table) for table in re.findall(r"(?:Seq Scan on|SCAN) (\w+)(?! USING)\b", plan)}
+    through_index = re.findall(r"SCAN (\w+) USING", plan) + re.findall(
+        r"Index (?:Only )?Scan(?: Backward)? using \w+ on (\w+).*(?!\n +Index Cond)$", plan, re.MULTILINE
+    )
+    has_limit = "LIMIT" in sql or "Limit" in plan
+    return bool(tables & GROWING) or (not has_limit and bool(set(through_index) & GROWING))
