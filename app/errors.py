@@ -24,6 +24,7 @@ AppError
 ├── InternalError          500
 ├── UpstreamUnavailable    502
 ├── DatabaseUnavailable    503
+├── StatementTimedOut      503
 ├── StorageUnavailable     503
 ├── ShuttingDown           503
 └── TooManyConnections     503
@@ -213,6 +214,14 @@ class DatabaseUnavailable(AppError):
 
     status, slug = 503, "database-unavailable"
     advice = "Nothing was stored. Retry after `Retry-After`."
+    headers: Mapping[str, str] = RETRY_SOON
+
+
+class StatementTimedOut(AppError):
+    """The database needed too long for this request."""
+
+    status, slug = 503, "statement-timed-out"
+    advice = "Nothing was stored. Ask for less, by a shorter time range or fewer filters, or retry after `Retry-After`."
     headers: Mapping[str, str] = RETRY_SOON
 
 

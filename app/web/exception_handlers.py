@@ -26,6 +26,7 @@ from app.errors import (
     NotAcceptable,
     NotAuthenticated,
     NotFound,
+    StatementTimedOut,
     TooManyRequests,
     UnreadableBody,
     UnsupportedMediaType,
@@ -53,6 +54,9 @@ def as_app_error(exc: Exception) -> AppError:
             return _BY_STATUS[exc.status_code]()
         case ClientDisconnect():
             return UnreadableBody()
+    if isinstance(exc, DBAPIError) and getattr(exc.orig, "sqlstate", None) == _QUERY_CANCELED:
+        logger.warning("statement timed out: %s at %s", type(exc).__name__, _location(exc))
+        return StatementTimedOut()
     if _is_database_unavailable(exc):
         logger.warning("database unavailable: %s at %s", type(exc).__name__, _location(exc))
         return DatabaseUnavailable()
@@ -89,6 +93,8 @@ _BY_STATUS: Mapping[int, type[AppError]] = {
 # rollback, insufficient resources, object not in prerequisite state, operator intervention, system error. The asyncpg
 # dialect wraps most of them in a bare DBAPIError.
 _TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+# The server's statement_timeout ended the statement: the database is there, and the statement was slow.
+_QUERY_CANCELED = "57014"
 _DATABASE_MODULES = ("sqlalchemy.pool", "sqlalchemy.dialects")
 
 

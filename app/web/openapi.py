@@ -21,6 +21,7 @@ from app.errors import (
     NotFound,
     RequestTimeout,
     ShuttingDown,
+    StatementTimedOut,
     TooManyConnections,
     UnreadableBody,
     UnreadableRequest,
@@ -200,6 +201,7 @@ def _likely(path: str, operation: Mapping[str, Any]) -> Iterator[type[AppError]]
     yield InvalidRequest
     if path.startswith(("/v1/", CALLBACKS_PATH)):
         yield DatabaseUnavailable
+        yield StatementTimedOut
 
 
 def _answers_json(operation: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, Query
 from pydantic import AfterValidator, BaseModel, Field
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.exceptions import HTTPException
@@ -294,6 +294,23 @@ async def test_a_database_that_cannot_be_reached_is_a_503(driver: str) -> None:
 
     assert answer.status_code == 503
     assert answer.json()["type"] == "/problems/database-unavailable"
+    assert answer.headers["retry-after"] == "2"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_a_slow_statement_is_no_database_that_is_away(database_url: str, driver: str) -> None:
+    engine = create_async_engine(make_url(database_url).set(drivername=f"postgresql+{driver}"))
+
+    async def endpoint() -> None:
+        async with engine.connect() as connection:
+            await connection.execute(text("SET statement_timeout = '50ms'"))
+            await connection.execute(text("SELECT pg_sleep(60)"))
+
+    answer = await ask(app_with(endpoint))
+    await engine.dispose()
+
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/statement-timed-out")
     assert answer.headers["retry-after"] == "2"
 
 
