@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +24,16 @@ from app.enums import (
 )
 
 STORAGE_KEY_LENGTH = 100
+# Storage parameters of PostgreSQL. By default autovacuum waits until a fifth of a table is dead rows: of a million
+# tasks that is days of updates. A tenth of each page stays free for the new versions of its rows.
+MANY_UPDATED_ROWS = {
+    "fillfactor": 90,
+    "autovacuum_vacuum_scale_factor": 0.02,
+    "autovacuum_analyze_scale_factor": 0.02,
+}
+# A few rows, updated several times a second: half of each page stays free, so that their new versions replace the old
+# ones within it (HOT), and a few hundred dead ones are enough for autovacuum.
+FEW_BUSY_ROWS = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200}
 
 
 class ApiKey(Base):
@@ -96,7 +107,7 @@ class Task(Due, Base):
 
     @declared_attr.directive
     @classmethod
-    def __table_args__(cls) -> tuple[Index, ...]:
+    def __table_args__(cls) -> tuple[Index | Mapping[str, Any], ...]:
         resolved = text("resolved_by IS NOT NULL")
         return (
             # Workers claim by status: polls must not scan the queue, however long it is.
@@ -116,6 +127,7 @@ class Task(Due, Base):
                 postgresql_ops={"metadata": "jsonb_path_ops"},
                 postgresql_with={"fastupdate": "off"},
             ).ddl_if(dialect="postgresql"),
+            {"postgresql_with": MANY_UPDATED_ROWS},
         )
 
 
@@ -247,7 +259,7 @@ class Delivery(Due, Base):
 
     @declared_attr.directive
     @classmethod
-    def __table_args__(cls) -> tuple[Index, ...]:
+    def __table_args__(cls) -> tuple[Index | Mapping[str, Any], ...]:
         due, no_task = cls.due_at.isnot(None), cls.task_id.is_(None)
         return (
             Index("ix_deliveries_due", "lane", "due_at", postgresql_where=due, sqlite_where=due),
@@ -257,6 +269,7 @@ class Delivery(Due, Base):
             Index(None, "task_id"),
             # Those that retention deletes by themselves.
             Index("ix_deliveries_without_task", "created_at", postgresql_where=no_task, sqlite_where=no_task),
+            {"postgresql_with": MANY_UPDATED_ROWS},
         )
 
 
@@ -330,6 +343,7 @@ class PeriodicJob(Due, Base):
     """Periodic work, or a recheck that is due: a row, so that one replica at a time does it."""
 
     __tablename__ = "periodic_jobs"
+    __table_args__ = ({"postgresql_with": FEW_BUSY_ROWS},)
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -339,6 +353,7 @@ class PaceSlot(Base):
     """One request in any window of the upstream's rate: reserved until `free_at`."""
 
     __tablename__ = "pace_slots"
+    __table_args__ = ({"postgresql_with": FEW_BUSY_ROWS},)
 
     slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     free_at: Mapped[datetime]

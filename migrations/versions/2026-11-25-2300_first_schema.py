@@ -9,6 +9,13 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+MANY_UPDATED_ROWS = {
+    "fillfactor": 90,
+    "autovacuum_vacuum_scale_factor": 0.02,
+    "autovacuum_analyze_scale_factor": 0.02,
+}
+FEW_BUSY_ROWS = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200}
+
 
 def upgrade() -> None:
     """The first schema, rewritten until 1.0."""
@@ -43,6 +50,7 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("fence", sa.String(length=32), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_periodic_jobs")),
+        postgresql_with=FEW_BUSY_ROWS,
     )
     op.create_table(
         "pace_slots",
@@ -50,6 +58,7 @@ def upgrade() -> None:
         sa.Column("free_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("fence", sa.String(length=32), nullable=True),
         sa.PrimaryKeyConstraint("slot", name=op.f("pk_pace_slots")),
+        postgresql_with=FEW_BUSY_ROWS,
     )
     op.create_table(
         "stored_objects",
@@ -156,6 +165,7 @@ def upgrade() -> None:
         sa.Column("fence", sa.String(length=32), nullable=True),
         sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_tasks_api_key_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tasks")),
+        postgresql_with=MANY_UPDATED_ROWS,
     )
     with op.batch_alter_table("tasks", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_tasks_created_at_id"), ["created_at", "id"], unique=False)
@@ -301,6 +311,7 @@ def upgrade() -> None:
         ),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_deliveries_task_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
+        postgresql_with=MANY_UPDATED_ROWS,
     )
     with op.batch_alter_table("deliveries", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_deliveries_api_key_id_id"), ["api_key_id", "id"], unique=False)

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -32,6 +33,23 @@ def test_migrated_schema_is_that_of_the_models(database_url: str) -> None:
     engine.dispose()
 
     assert difference == []
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_storage_parameters_are_those_of_the_models(database_url: str) -> None:
+    engine = _engine(database_url)
+    with engine.connect() as connection:
+        rows = connection.execute(text("SELECT relname, reloptions FROM pg_class WHERE relkind = 'r'")).all()
+    engine.dispose()
+
+    stored = {name: set(options) for name, options in rows if options}
+    wanted = {
+        table.name: {f"{name}={value}" for name, value in table.dialect_options["postgresql"]["with"].items()}
+        for table in Base.metadata.sorted_tables
+        if table.dialect_options["postgresql"]["with"]
+    }
+    assert stored == wanted
+    assert set(wanted) == {"tasks", "deliveries", "pace_slots", "periodic_jobs"}
 
 
 def test_schema_comes_back_the_same_after_going_down(database_url: str) -> None:
