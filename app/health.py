@@ -25,6 +25,7 @@ from app.models import Clip, PeriodicJob, Task
 from app.observability.metrics import Metrics
 from app.services import Services
 from app.storage.store import Storage
+from app.tasks.transitions import FINAL
 from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason
@@ -193,11 +194,17 @@ async def check_queue(database: Database) -> Check:
 
 
 async def check_overdue(database: Database) -> Check:
-    """Whether rows have been due for more than OVERDUE_AFTER. Queued tasks do not count while submits are held."""
+    """
+    Whether rows have been due for more than OVERDUE_AFTER.
+
+    Queued tasks do not count while submits are held, and ended ones never: their late
+    polls wait for slots that nothing else needs.
+    """
     async with database.reads() as session:
         late = await database.now(session) - OVERDUE_AFTER
         held = await current_hold(session)
-        statuses = [status for status in TaskStatus if not (held and status is TaskStatus.queued)]
+        waiting = FINAL | {TaskStatus.queued} if held else FINAL
+        statuses = [status for status in TaskStatus if status not in waiting]
         counts = {
             "tasks": await count_overdue(session, Task, late, Task.status.in_(statuses)),
             "clips": await count_overdue(session, Clip, late),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,7 @@ from app.tasks.events import EventRecorder
 from app.tasks.payloads import EventPublisher
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.schemas import TaskCreate
-from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move, is_about_another
+from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another
 from app.upstream.types import Report, Stage
 
 S = TaskStatus
@@ -65,9 +66,11 @@ class TaskLifecycle:
             notify_on_commit(session, task.id)
         return tasks
 
-    async def claim_polls(self, session: Session, claim: Claim) -> Sequence[Task]:
-        """Claim due tasks that can be polled: generating ones, and failed ones that may have succeeded late."""
-        return await claim_due(session, Task, claim, repository.POLLABLE)
+    async def claim_polls(self, session: Session, claim: Claim, late: int) -> tuple[Sequence[Task], Sequence[Task]]:
+        """Claim due tasks to poll: first generating ones, then at most `late` failed ones that may yet succeed."""
+        living = await claim_due(session, Task, claim, Task.status == S.generating, repository.POLLABLE)
+        rest = replace(claim, limit=min(late, claim.limit - len(living)))
+        return living, await claim_due(session, Task, rest, Task.status == S.failed, repository.POLLABLE)
 
     async def apply_report(
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
@@ -189,12 +192,7 @@ class TaskLifecycle:
         """Fail a task whose deadline has passed; a late success will revive it."""
         if now < deadline_of(task, self._settings):
             return False
-        if task.status is S.unconfirmed:
-            message = "The submit's answer was lost and no callback came: the upstream may or may not have taken it."
-            self.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now)
-        else:
-            message = "The upstream took the task and did not finish it in time."
-            self.fail(session, task, Failure(ErrorCode.deadline_exceeded, message), now)
+        self.fail(session, task, EXPIRIES[task.status], now)
         self._schedule_late_poll(task, now)
         return True
 
@@ -294,5 +292,4 @@ class TaskLifecycle:
         if task.clips:
             self.finish(session, task, S.succeeded, now, via)
             return
-        message = "The upstream said that the sound is ready, but no audio appeared."
-        self.fail(session, task, Failure(ErrorCode.audio_missing, message), now, via)
+        self.fail(session, task, NO_AUDIO, now, via)

@@ -18,7 +18,7 @@ from app.models import Callback, DailyCharge, Event, SpentCharge, Task
 from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters, Usage
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
-POLLABLE = Task.status.in_([TaskStatus.generating, TaskStatus.failed]) & Task.upstream_task_id.isnot(None)
+POLLABLE = Task.upstream_task_id.isnot(None)
 UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed]) | (
     (Task.status == TaskStatus.generating) & Task.upstream_task_id.is_(None)
 )

@@ -17,7 +17,7 @@ EAGER_START = timedelta(seconds=3)
 EAGER_GROWTH = 1.5
 # The upstream allows three polls a second for one task.
 MIN_POLL_INTERVAL = timedelta(seconds=0.34)
-MAX_LATE_POLL_DELAY = timedelta(hours=1)
+MAX_LATE_POLL_DELAY = timedelta(days=1)
 # Polls for announced audio before it counts as missing, in no less time than at the steady pace: it may come late.
 MAX_AUDIO_CHECKS = 5
 MIN_SUBMIT_RETRY = timedelta(seconds=1)

@@ -61,3 +61,14 @@ class Failure:
     code: ErrorCode
     message: str | None
     upstream_code: int | None = None
+
+
+# Why a task fails at its deadline, by what it waited for.
+EXPIRIES: Mapping[S, Failure] = {
+    S.unconfirmed: Failure(
+        ErrorCode.outcome_unknown,
+        "The submit's answer was lost and no callback came: the upstream may or may not have taken it.",
+    ),
+    S.generating: Failure(ErrorCode.deadline_exceeded, "The upstream took the task and did not finish it in time."),
+}
+NO_AUDIO = Failure(ErrorCode.audio_missing, "The upstream said that the sound is ready, but no audio appeared.")

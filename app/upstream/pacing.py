@@ -18,6 +18,8 @@ from app.models import PaceSlot, Task
 # Polls and submits share the rate: a task that is not submitted yet comes before one that is only polled.
 SHARE_WHILE_QUEUED = 0.25
 SHARE_WHEN_IDLE = 0.75
+# Of the polls' own share, for tasks that were given up: an outage leaves thousands of them, for two weeks.
+LATE_SHARE = 0.2
 MIN_PAUSE = timedelta(milliseconds=100)
 MAX_PAUSE = timedelta(seconds=1)
 Share = Callable[[Session, datetime], Awaitable[float]]
@@ -74,7 +76,7 @@ class Pacer:
         paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at > now).exists()
         free = (
             select(PaceSlot.slot)
-            .where(PaceSlot.free_at <= now, PaceSlot.slot.in_(self._shared(share)), ~paused)
+            .where(PaceSlot.free_at <= now, PaceSlot.slot.in_(self.part(share)), ~paused)
             # The slots outside a smaller share first, so that the others stay free for it.
             .order_by(PaceSlot.slot.desc())
             .limit(limit)
@@ -118,10 +120,11 @@ class Pacer:
 
     async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
         """The time until a slot is free, at least MIN_WAIT: one that looks free may be locked elsewhere."""
-        first = select(func.min(PaceSlot.free_at)).where(PaceSlot.slot.in_(self._shared(share)))
+        first = select(func.min(PaceSlot.free_at)).where(PaceSlot.slot.in_(self.part(share)))
         pause = select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE_SLOT)
         moments = [await session.scalar(first), await session.scalar(pause)]
         return max([MIN_WAIT, *(moment - now for moment in moments if moment is not None)])
 
-    def _shared(self, share: float) -> range:
+    def part(self, share: float) -> range:
+        """The numbers of the slots that a share of the ring consists of, at least one."""
         return range(max(1, int(self._rate.requests * share)))

@@ -14,7 +14,7 @@ from app.enums import ResolvedBy
 from app.models import Task
 from app.services import Services
 from app.tasks import repository
-from app.upstream.pacing import Slot, poll_share
+from app.upstream.pacing import LATE_SHARE, Slot, poll_share
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop
 
 log = structlog.get_logger()
@@ -42,18 +42,27 @@ class _PollWorker:
         self._services, self._gateway = services, services.gateway
 
     async def claim(self, limit: int) -> Claimed[Poll]:
-        """Expire due tasks that cannot be polled, then lock free slots and claim as many tasks."""
+        """
+        Expire due tasks that cannot be polled, then lock free slots and claim as many tasks.
+
+        Tasks that were given up get the slots of a part of the ring that is polled last, so
+        that no number of them delays the polls of others.
+        """
         services, pacer = self._services, self._gateway.pacer
         await self._expire_unpollable()
         async with services.database.transaction() as (session, now):
             share = await poll_share(session, now)
-            free = await pacer.lock_free(session, now, limit, share)
-            claim = Claim(now, services.settings.submit_lease, len(free))
-            tasks = await services.lifecycle.claim_polls(session, claim)
-            slots = await pacer.reserve(session, free[: len(tasks)], now)
+            free = await pacer.lock_free(session, now, services.settings.upstream_rate.requests, share)
+            claim = Claim(now, services.settings.submit_lease, min(limit, len(free)))
+            late = len(set(free) & set(pacer.part(share * LATE_SHARE)))
+            living, ended = await services.lifecycle.claim_polls(session, claim, late)
+            tasks = [*living, *ended]
+            # The free slots come in falling order, and that part of the ring is its beginning.
+            numbers = [*free[: len(living)], *free[len(free) - len(ended) :]]
+            slots = await pacer.reserve(session, numbers, now)
             wait = await pacer.next_free_in(session, now, share)
         polls = [Poll(task, slot) for task, slot in zip(tasks, slots, strict=True)]
-        return Claimed(polls, FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait))
+        return Claimed(polls, FALLBACK_INTERVAL if len(tasks) < claim.limit else min(FALLBACK_INTERVAL, wait))
 
     async def work(self, poll: Poll) -> None:
         """Poll one task and settle the result."""

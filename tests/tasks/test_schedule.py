@@ -31,9 +31,21 @@ def test_no_pause_between_polls_is_shorter_than_the_upstream_allows() -> None:
     assert min(poll_delay(delay * SECOND / 10, rng) for delay in range(10) for _ in range(100)) >= SECOND / 3
 
 
-@pytest.mark.parametrize(("polls", "seconds"), [(0, 30), (1, 60), (6, 1920), (7, 3600), (10**9, 3600)])
+@pytest.mark.parametrize(
+    ("polls", "seconds"), [(0, 30), (1, 60), (6, 1920), (11, 61_440), (12, 86_400), (10**9, 86_400)]
+)
 def test_expired_tasks_are_polled_ever_more_rarely(polls: int, seconds: float) -> None:
     assert late_poll_delay(polls, 30 * SECOND) == timedelta(seconds=seconds)
+
+
+def test_tasks_that_were_given_up_together_spread_over_hours() -> None:
+    rng = random.Random(1)  # noqa: S311 - draws delays
+    ends = []
+    for _ in range(100):
+        delays = (poll_delay(late_poll_delay(polls, 30 * SECOND), rng) for polls in range(13))
+        ends.append(sum(delays, timedelta()))
+
+    assert max(ends) - min(ends) > timedelta(hours=6)
 
 
 @pytest.mark.parametrize(
