@@ -38,6 +38,11 @@ def merge_clips(
     return fresh
 
 
+def lacks_clip(task: Task, reported: Sequence[ReportedClip]) -> bool:
+    """Whether a report names a clip that we do not have, because it came without audio."""
+    return any(not item.has_audio and find_clip(task, item, place) is None for place, item in enumerate(reported))
+
+
 def find_clip(task: Task, reported: ReportedClip, position: int) -> Clip | None:
     """The clip that an item of a report is about: by its upstream id, or by its position where it has none."""
     if reported.upstream_clip_id is not None:

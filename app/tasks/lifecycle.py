@@ -17,12 +17,12 @@ from app.errors import TaskAlreadyFinal
 from app.models import Task
 from app.signed_urls import SignedUrls
 from app.tasks import repository
-from app.tasks.clips import ClipLifecycle, any_modified, merge_clips, schedule_lyrics
+from app.tasks.clips import ClipLifecycle, any_modified, lacks_clip, merge_clips, schedule_lyrics
 from app.tasks.events import EventRecorder
 from app.tasks.payloads import EventPublisher
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.schemas import TaskCreate
-from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another
+from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.types import Report, Stage
 
 S = TaskStatus
@@ -67,10 +67,13 @@ class TaskLifecycle:
         return tasks
 
     async def claim_polls(self, session: Session, claim: Claim, late: int) -> tuple[Sequence[Task], Sequence[Task]]:
-        """Claim due tasks to poll: first generating ones, then at most `late` failed ones that may yet succeed."""
+        """Claim due tasks to poll: generating ones, then at most `late` that miss a clip or may yet succeed."""
         living = await claim_due(session, Task, claim, Task.status == S.generating, repository.POLLABLE)
-        rest = replace(claim, limit=min(late, claim.limit - len(living)))
-        return living, await claim_due(session, Task, rest, Task.status == S.failed, repository.POLLABLE)
+        room, ended = min(late, claim.limit - len(living)), list[Task]()
+        for status in (S.succeeded, S.failed):
+            rest = replace(claim, limit=room - len(ended))
+            ended += await claim_due(session, Task, rest, Task.status == status, repository.POLLABLE)
+        return living, ended
 
     async def apply_report(
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
@@ -104,7 +107,7 @@ class TaskLifecycle:
             # An earlier report carried no upstream id; without one the task cannot be polled.
             task.upstream_task_id = report.upstream_task_id
             self._recorder.bump_version(session, task, now)
-        if self._needs_confirmation(report, via):
+        if self._settings.callback_trust == "pull" and is_claim(report, via):
             self._poll_early(session, task, now)
             return True
         fresh = merge_clips(task, report.clips, now)
@@ -114,10 +117,11 @@ class TaskLifecycle:
             self._fail_as_reported(session, task, report, now, via)
         elif report.stage is Stage.succeeded:
             self.finish(session, task, S.succeeded, now, via, clips=fresh)
+            self._look_for_clips(task, report, now)
         elif fresh:
             self._recorder.record(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
-            self._recheck_audio(session, task, now, via)
+            self._recheck_audio(session, task, report, now, via)
         if task.version == before and any_modified(session, task.clips):
             self._recorder.bump_version(session, task, now)
         return task.version != before
@@ -134,11 +138,7 @@ class TaskLifecycle:
     async def schedule_next_poll(
         self, session: Session, task: Task, now: datetime, retry_after: timedelta | None = None
     ) -> None:
-        """
-        Release a claimed task after a poll: expire it at its deadline, else poll it again later.
-
-        `retry_after` is the least delay that the upstream asked for.
-        """
+        """Release a task after a poll: expire it at its deadline, else poll it again, at least `retry_after` later."""
         if task.status is S.generating:
             if not self.expire_if_overdue(session, task, now):
                 due_at = max(await self._next_poll_at(session, task, now), now + (retry_after or timedelta()))
@@ -197,10 +197,7 @@ class TaskLifecycle:
         return True
 
     async def expire_unpollable(self, session: Session, task: Task, now: datetime) -> None:
-        """
-        Handle one due task that cannot be polled: `submitting` becomes `unconfirmed`, since its lease has ended, and
-        the others fail at their deadline.
-        """
+        """Handle a due task that cannot be polled: a lapsed submit is unconfirmed, others fail at their deadline."""
         if task.status is S.submitting:
             self.mark_unconfirmed(session, task, now)
         elif not self.expire_if_overdue(session, task, now):
@@ -258,14 +255,19 @@ class TaskLifecycle:
 
     def _merge_late_clips(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """Add the clips of a succeeded task whose audio came later than that of the others; nothing else changes."""
-        if report.stage is Stage.succeeded and merge_clips(task, report.clips, now, refreshes=False):
+        if report.stage is not Stage.succeeded:
+            return
+        if merge_clips(task, report.clips, now, refreshes=False):
             self._recorder.bump_version(session, task, now)
             notify_on_commit(session, ARCHIVES)
+        self._look_for_clips(task, report, now)
 
-    def _needs_confirmation(self, report: Report, via: ResolvedBy) -> bool:
-        """Whether a poll must repeat what a callback says before it counts."""
-        is_untrusted = via is ResolvedBy.callback and self._settings.callback_trust == "pull"
-        return is_untrusted and report.stage is not Stage.running
+    def _look_for_clips(self, task: Task, report: Report, now: datetime) -> None:
+        """Go on polling a succeeded task while a clip that the upstream names has no audio: it is paid for."""
+        if not lacks_clip(task, report.clips):
+            task.due_at, task.fence = None, None
+        elif task.due_at is None and task.upstream_task_id is not None:
+            task.attempts, task.due_at = 0, next_late_poll_at(task, self._settings, now, self._rng)
 
     def _poll_early(self, session: Session, task: Task, now: datetime) -> None:
         task.due_at = early_poll_at(task, now)
@@ -281,7 +283,7 @@ class TaskLifecycle:
             task.charge = Charge.refunded
         self.fail(session, task, Failure(code, report.message, report.code), now, via)
 
-    def _recheck_audio(self, session: Session, task: Task, now: datetime, via: ResolvedBy) -> None:
+    def _recheck_audio(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
         if via is not ResolvedBy.poll:
             # A repeated callback must not use up the checks.
             self._poll_early(session, task, now)
@@ -291,5 +293,6 @@ class TaskLifecycle:
             return
         if task.clips:
             self.finish(session, task, S.succeeded, now, via)
+            self._look_for_clips(task, report, now)
             return
         self.fail(session, task, NO_AUDIO, now, via)

@@ -60,8 +60,16 @@ def next_poll_at(
 
 
 def next_late_poll_at(task: Task, settings: Settings, now: datetime, rng: random.Random) -> datetime | None:
-    """When a task that we gave up on is polled next; None once the upstream no longer has its audio."""
-    delay = poll_delay(late_poll_delay(task.attempts, settings.poll_every), rng)
+    """
+    When a task that has ended is polled next; None once the upstream no longer has its audio.
+
+    What a succeeded task misses may come at any moment: its first polls climb the eager ladder.
+    """
+    eager = PollLadder(settings.poll_after, settings.poll_every, is_eager=True)
+    looks = MAX_AUDIO_CHECKS if task.status is TaskStatus.succeeded else 0
+    is_soon = task.attempts < looks
+    late = late_poll_delay(task.attempts - looks, settings.poll_every)
+    delay = poll_delay(eager.delay(task.attempts) if is_soon else late, rng)
     return now + delay if now < (task.submitted_at or task.created_at) + UPSTREAM_RETENTION else None
 
 

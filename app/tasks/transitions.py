@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.enums import ErrorCode, EventType, TaskStatus
+from app.enums import ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.models import Task
-from app.upstream.types import Report
+from app.upstream.types import Report, Stage
 
 S = TaskStatus
 
@@ -52,6 +52,11 @@ def is_about_another(task: Task, report: Report) -> bool:
     """Whether a report names an upstream task that is not this task's."""
     named, known = report.upstream_task_id, task.upstream_task_id
     return named is not None and known is not None and named != known
+
+
+def is_claim(report: Report, via: ResolvedBy) -> bool:
+    """Whether a callback says that a task is over, which a poll must repeat where callbacks are not trusted."""
+    return via is ResolvedBy.callback and report.stage is not Stage.running
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,56 @@ async def test_clip_reported_after_the_success_is_stored_too(database: Database)
     assert after.clips[1].due_at == NOON
 
 
+PARTIAL = Report(Stage.succeeded, "up-1", (FIRST, SILENT))
+
+
+async def test_success_with_a_silent_clip_counts_at_once_and_the_clip_is_looked_for(database: Database) -> None:
+    task = await _generating(database, submitted_at=NOON)
+
+    await _report(database, task, PARTIAL)
+    done = await reread(database, task.id)
+    await _report(database, task, PARTIAL, ResolvedBy.poll)
+    await _report(database, task, Report(Stage.running, "up-1"), ResolvedBy.poll)
+    waiting = await reread(database, task.id)
+    await _report(database, task, SUCCESS, ResolvedBy.poll)
+    found = await reread(database, task.id)
+
+    assert (done.status, done.completed_at, len(done.clips)) == (S.succeeded, NOON, 1)
+    assert done.due_at is not None
+    assert NOON < done.due_at < NOON + timedelta(seconds=4)
+    assert (waiting.due_at, waiting.version) == (done.due_at, done.version)
+    assert (found.status, found.due_at, found.version) == (S.succeeded, None, done.version + 1)
+    assert [clip.upstream_clip_id for clip in found.clips] == ["clip-1", "clip-2"]
+    assert await event_types(database, task.id) == ["task.created", "task.succeeded"]
+
+
+async def test_clip_that_a_repeated_success_names_for_the_first_time_is_looked_for(database: Database) -> None:
+    task = await _generating(database, submitted_at=NOON)
+    await _report(database, task, Report(Stage.succeeded, "up-1", (FIRST,)))
+
+    await _report(database, task, PARTIAL)
+
+    assert (await reread(database, task.id)).due_at is not None
+
+
+@pytest.mark.parametrize("old", [PROGRESS, UNCLEAR, replace(PROGRESS, stage=Stage.succeeded)])
+async def test_old_report_of_a_silent_clip_starts_no_polls(database: Database, old: Report) -> None:
+    task = await _generating(database, submitted_at=NOON)
+    await _report(database, task, SUCCESS)
+
+    await _report(database, task, old)
+
+    assert (await reread(database, task.id)).due_at is None
+
+
+async def test_silent_clip_is_looked_for_no_longer_than_the_upstream_keeps_it(database: Database) -> None:
+    task = await _generating(database, submitted_at=NOON - timedelta(days=15))
+
+    await _report(database, task, PARTIAL)
+
+    assert (await reread(database, task.id)).due_at is None
+
+
 async def test_clips_without_ids_are_known_by_their_places(database: Database) -> None:
     task = await _generating(database)
     nameless = tuple(ReportedClip(audio_url=f"https://cdn.example/{number}.mp3") for number in range(2))
@@ -281,13 +331,15 @@ async def test_eager_polls_give_audio_no_less_time_to_appear(database: Database)
 
 
 async def test_one_clip_with_audio_is_a_success_after_enough_polls(database: Database) -> None:
-    task = await _generating(database)
+    task = await _generating(database, submitted_at=NOON - timedelta(minutes=20))
     await _report(database, task, PROGRESS)
 
     for _ in range(MAX_AUDIO_CHECKS + 1):
-        await _report(database, task, UNCLEAR, ResolvedBy.poll)
+        await _report(database, task, replace(PROGRESS, stage=Stage.unclear), ResolvedBy.poll)
 
-    assert (await reread(database, task.id)).status is S.succeeded
+    after = await reread(database, task.id)
+    assert after.status is S.succeeded
+    assert after.due_at is not None
 
 
 async def test_callbacks_without_audio_schedule_a_poll_and_use_up_no_check(database: Database) -> None:

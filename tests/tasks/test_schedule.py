@@ -5,7 +5,17 @@ from datetime import timedelta
 
 import pytest
 
-from app.tasks.schedule import PollLadder, ladder, late_poll_delay, poll_delay, submit_retry_delay
+from app.enums import TaskStatus
+from app.models import Task
+from app.tasks.schedule import (
+    PollLadder,
+    ladder,
+    late_poll_delay,
+    next_late_poll_at,
+    poll_delay,
+    submit_retry_delay,
+)
+from tests.support.clock import MORNING
 from tests.support.settings import settings_of
 
 SECOND = timedelta(seconds=1)
@@ -36,6 +46,18 @@ def test_no_pause_between_polls_is_shorter_than_the_upstream_allows() -> None:
 )
 def test_expired_tasks_are_polled_ever_more_rarely(polls: int, seconds: float) -> None:
     assert late_poll_delay(polls, 30 * SECOND) == timedelta(seconds=seconds)
+
+
+def test_clip_that_a_success_misses_is_looked_for_soon_and_then_ever_more_rarely() -> None:
+    settings, rng = settings_of("sqlite+aiosqlite:///unused.db"), random.Random(1)  # noqa: S311 - draws delays
+    task = Task(status=TaskStatus.succeeded, created_at=MORNING)
+    delays = []
+    for task.attempts in range(7):
+        due_at = next_late_poll_at(task, settings, MORNING, rng)
+        assert due_at is not None
+        delays.append((due_at - MORNING).total_seconds())
+
+    assert delays == [pytest.approx(seconds, rel=0.2) for seconds in (3, 4.5, 6.75, 10.125, 15.1875, 30, 60)]
 
 
 def test_tasks_that_were_given_up_together_spread_over_hours() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from app.enums import ErrorCode, TaskStatus
@@ -10,7 +11,9 @@ from app.models import Task
 from app.services import Services
 from app.workers.poll import Poll, poll_loop
 from tests.support.rows import add_key, add_task
-from tests.support.service import services_of
+from tests.support.service import serve_with_sandbox, services_of
+from tests.support.settings import UPSTREAM_KEY
+from tests.support.wait import eventually
 
 S = TaskStatus
 # Of the twenty slots polls may use fifteen, or five while tasks are queued.
@@ -72,3 +75,32 @@ async def test_tasks_that_were_given_up_use_one_poll_while_tasks_are_queued(data
 
     assert [poll.task.status for poll in living] == [S.generating] * 5
     assert late == []
+
+
+async def test_clip_that_a_success_misses_is_found_by_a_poll(database_url: str, tmp_path: Path) -> None:
+    sandbox = {"fault": "drop-callbacks", "delay": 1}
+    async with serve_with_sandbox(database_url, tmp_path, sandbox=sandbox, poll_after=600) as service:
+        task = await service.until(await service.create_task(), lambda task: task["upstream_task_id"] is not None)
+        reported: list[Any] = []
+        headers = {"Authorization": f"Bearer {UPSTREAM_KEY}"}
+
+        async def is_ready() -> bool:
+            path = "/api/v1/generate/record-info"
+            answer = (
+                await service.upstream.get(path, params={"taskId": task["upstream_task_id"]}, headers=headers)
+            ).json()
+            reported[:] = (answer["data"]["response"] or {}).get("sunoData") or []
+            return bool(answer["data"]["status"] == "SUCCESS")
+
+        await eventually(is_ready)
+        first, second = reported
+        clips = [first, {**second, "audioUrl": "", "sourceAudioUrl": None}]
+        data = {"callbackType": "complete", "task_id": task["upstream_task_id"], "data": clips}
+        callback = {"code": 200, "msg": "All generated successfully.", "data": data}
+        (await service.client.post(service.callback_path(task["id"]), json=callback)).raise_for_status()
+        partial = await service.task(task["id"])
+        whole = await service.until(task["id"], lambda task: len(task["clips"]) == 2)
+
+    assert (partial["status"], len(partial["clips"])) == ("succeeded", 1)
+    assert (whole["resolved_by"], whole["completed_at"]) == ("callback", partial["completed_at"])
+    assert whole["clips"][1]["upstream_clip_id"] == second["id"]
