@@ -248,8 +248,12 @@ class Delivery(Due, Base):
     event_id: Mapped[str] = mapped_column(String(ID_LENGTH))
     event_type: Mapped[WebhookType]
     url: Mapped[str]
-    # Deliveries to one receiver share a lane: a slow receiver delays its own lane and no other.
-    lane: Mapped[str]
+    # Digests of the URL's host and of the receiver, which is an endpoint or a URL without its query. Each receiver has
+    # its own lane: a slow one delays no other.
+    host: Mapped[str] = mapped_column(String(ID_LENGTH))
+    lane: Mapped[str] = mapped_column(String(ID_LENGTH))
+    # Whether it is due and stands in its lane, which claims look at. Others are found by their due time.
+    is_ready: Mapped[bool] = mapped_column(default=False)
     body: Mapped[bytes] = mapped_column(LargeBinary)
     status: Mapped[DeliveryStatus] = mapped_column(default=DeliveryStatus.pending)
     # Counts every attempt; `attempts`, which claims count, restarts when the delivery is resent.
@@ -260,9 +264,11 @@ class Delivery(Due, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index | Mapping[str, Any], ...]:
-        due, no_task = cls.due_at.isnot(None), cls.task_id.is_(None)
+        no_task, waits = cls.task_id.is_(None), cls.due_at.isnot(None) & ~cls.is_ready
+        lanes = "api_key_id", "host", "lane", "due_at"
         return (
-            Index("ix_deliveries_due", "lane", "due_at", postgresql_where=due, sqlite_where=due),
+            Index("ix_deliveries_due", "due_at", postgresql_where=waits, sqlite_where=waits),
+            Index("ix_deliveries_ready", *lanes, postgresql_where=cls.is_ready, sqlite_where=cls.is_ready),
             Index(None, "api_key_id", "id"),
             Index(None, "api_key_id", "status", "id"),
             Index(None, "endpoint_id", "id"),

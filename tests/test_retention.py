@@ -305,6 +305,7 @@ def delivery_of(api_key_id: str, days: int, is_due: bool) -> Delivery:
         event_id="0" * 32,
         event_type=WebhookType.webhook_test,
         url="https://hooks.example",
+        host="hooks.example",
         lane="hooks.example",
         body=b"{}",
         due_at=NOW if is_due else None,

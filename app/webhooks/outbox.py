@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 
 import httpx
 from sqlalchemy import event, orm
 
+from app.database.base import ID_LENGTH
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.enums import WebhookType
@@ -72,6 +74,8 @@ def _wants(endpoint: WebhookEndpoint, kind: WebhookType) -> bool:
 
 
 def _add_delivery(session: orm.Session, outbound: OutboundEvent, url: str, endpoint_id: str | None) -> Delivery:
+    # Only the query varies between the deliveries to one receiver. Names of any length end up as short digests.
+    receiver = httpx.URL(url.partition("#")[0].partition("?")[0])
     delivery = Delivery(
         api_key_id=outbound.api_key_id,
         endpoint_id=endpoint_id,
@@ -80,11 +84,17 @@ def _add_delivery(session: orm.Session, outbound: OutboundEvent, url: str, endpo
         event_type=outbound.type,
         url=url,
         # Not `host`: it decodes punycode, and raises for some names that DNS accepts.
-        lane=endpoint_id or f"{outbound.api_key_id} {httpx.URL(url).raw_host.decode()}",
+        host=_digest(receiver.raw_host.decode()),
+        lane=endpoint_id or _digest(f"{outbound.api_key_id} {receiver}"),
         body=outbound.body,
         created_at=outbound.created_at,
         due_at=outbound.due_at,
+        is_ready=outbound.due_at <= outbound.created_at,
     )
     session.add(delivery)
     notify_on_commit(session, DELIVERIES)
     return delivery
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]

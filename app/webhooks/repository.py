@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, case, exists, func, or_, orm, select, update
-from sqlalchemy.orm import aliased
+from sqlalchemy import ColumnElement, Select, case, func, literal, or_, orm, select, update
+from sqlalchemy.orm import InstrumentedAttribute
 
-from app.database.claims import count_overdue
 from app.database.engine import Session
 from app.enums import DeliveryStatus, DisabledBy
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
+
+# The most deliveries that one statement changes, so that none holds its locks for long.
+MAX_BATCH = 1000
+# The most keys, hosts or lanes that a claim looks at; above the endpoints of a key and all that may be under way.
+MAX_WALK = 200
 
 
 def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:
@@ -66,28 +71,63 @@ async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, 
     return found
 
 
-async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
+async def line_up(session: Session, now: datetime) -> int:
     """
-    The lanes that have a due delivery, without those whose receiver asked for a pause.
+    Put up to MAX_BATCH deliveries whose time has come into their lanes; return how many they were.
 
-    A recursive query that jumps from lane to lane along the index (a loose index scan):
-    a lane costs the same with one pending delivery or a hundred thousand.
+    New deliveries are put there at once. So claims look neither at lanes without due deliveries nor
+    at a receiver's backlog, however long it is.
     """
-    waiting = aliased(Delivery)
-    lanes = (
-        select(func.min(Delivery.lane).label("lane")).where(Delivery.due_at.isnot(None)).cte("lanes", recursive=True)
-    )
-    following = select(func.min(waiting.lane)).where(waiting.due_at.isnot(None), waiting.lane > lanes.c.lane)
-    lanes = lanes.union_all(select(following.scalar_subquery()).where(lanes.c.lane.isnot(None)))
-    paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > now)
-    is_due = exists().where(Delivery.lane == lanes.c.lane, Delivery.due_at <= now)
-    return (await session.scalars(select(lanes.c.lane).where(is_due, lanes.c.lane.not_in(paused)))).all()
+    due = select(Delivery.id).where(Delivery.due_at <= now, ~Delivery.is_ready).order_by(Delivery.due_at)
+    locked = due.limit(MAX_BATCH).with_for_update(skip_locked=True)
+    ready = update(Delivery).where(Delivery.id.in_(locked)).values(is_ready=True).returning(Delivery.id)
+    return len((await session.scalars(ready.execution_options(synchronize_session=False))).all())
+
+
+async def ready_values(
+    session: Session, column: InstrumentedAttribute[str], rng: random.Random, *where: ColumnElement[bool]
+) -> Sequence[str]:
+    """
+    Up to MAX_WALK values of a column among the ready deliveries that match; at random if there are more.
+
+    `column` and the columns of `where` are a prefix of the index. A recursive query jumps along it from
+    value to value (a loose index scan): each costs the same with one delivery or a hundred thousand.
+    """
+    found = await _walk(session, column, "", *where)
+    if len(found) < MAX_WALK:
+        return found
+    found = await _walk(session, column, f"{rng.getrandbits(128):032x}", *where)
+    return found if len(found) == MAX_WALK else [*found, *await _walk(session, column, "", *where)][:MAX_WALK]
+
+
+async def _walk(
+    session: Session, column: InstrumentedAttribute[str], after: str, *where: ColumnElement[bool]
+) -> list[str]:
+    def least(after: Any) -> Select[str]:
+        return select(func.min(column)).where(Delivery.is_ready, *where, column > after)
+
+    first = select(least(after).scalar_subquery().label("value"), literal(1).label("number"))
+    walk = first.cte("walk", recursive=True)
+    is_last = walk.c.value.is_(None) | (walk.c.number == MAX_WALK)
+    following = select(least(walk.c.value).correlate(walk).scalar_subquery(), walk.c.number + 1).where(~is_last)
+    walk = walk.union_all(following)
+    return list(await session.scalars(select(walk.c.value).where(walk.c.value.isnot(None))))
+
+
+async def paused_endpoints(session: Session, now: datetime) -> set[str]:
+    """The ids of the endpoints that asked for a pause."""
+    return set(await session.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > now)))
 
 
 async def count_overdue_deliveries(session: Session, late: datetime) -> int:
-    """How many deliveries were due before `late`, without those whose receiver asked for a pause."""
+    """How many deliveries were due before `late`, up to MAX_BATCH, without those whose receiver asked for a pause."""
     paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > late)
-    return await count_overdue(session, Delivery, late, Delivery.lane.not_in(paused))
+    count = 0
+    for is_ready in (Delivery.is_ready, ~Delivery.is_ready):
+        overdue = select(Delivery.id).where(is_ready, Delivery.due_at < late, Delivery.lane.not_in(paused))
+        bounded = overdue.limit(MAX_BATCH - count).subquery()
+        count += await session.scalar(select(func.count()).select_from(bounded)) or 0
+    return count
 
 
 async def redirect_undelivered(session: Session, endpoint_id: str, url: str) -> None:
@@ -99,7 +139,7 @@ async def redirect_undelivered(session: Session, endpoint_id: str, url: str) -> 
 async def give_up_pending(session: Session, endpoint_id: str) -> None:
     """Give up the pending deliveries of an endpoint, except those with an attempt in flight."""
     pending = Delivery.endpoint_id == endpoint_id, Delivery.due_at.isnot(None), Delivery.fence.is_(None)
-    given_up = {"status": DeliveryStatus.given_up, "due_at": None}
+    given_up = {"status": DeliveryStatus.given_up, "due_at": None, "is_ready": False}
     await session.execute(update(Delivery).where(*pending).values(given_up))
 
 
@@ -113,6 +153,7 @@ async def make_due(session: Session, now: datetime, *where: ColumnElement[bool])
     restarted: dict[str, Any] = {
         "status": DeliveryStatus.pending,
         "due_at": case((is_in_flight, Delivery.due_at), else_=now),
+        "is_ready": case((is_in_flight, False), else_=True),
         "attempts": 0,
         "delivered_at": None,
     }

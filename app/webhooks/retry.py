@@ -1,11 +1,14 @@
-"""When a delivery is retried, and when its endpoint is paused or disabled: pure functions."""
+"""When a delivery is retried, when its endpoint is paused or disabled, and who is next: pure functions."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from heapq import heapify, heappop, heappush
+from operator import ge
 
 from app.database.backoff import jittered
 from app.enums import DisabledBy
@@ -14,6 +17,8 @@ GONE = 410
 THROTTLING = frozenset({429, 502, 504})
 MAX_FAILING_TIME = timedelta(days=5)
 MAX_PAUSE = timedelta(minutes=5)
+# The most attempts of a process that are under way at once for one key, for a host of it, and for a receiver.
+MAX_CONCURRENT = 50, 20, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +72,42 @@ def disabled_by(result: AttemptResult, failing_since: datetime, now: datetime) -
     return DisabledBy.failing if now - failing_since >= MAX_FAILING_TIME else None
 
 
-def share_places(lanes: Sequence[str], in_flight: Mapping[str, int], places: int, max_per_lane: int) -> dict[str, int]:
-    """
-    Return how many deliveries of each lane to claim, spread evenly over the free places.
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """The deliveries of one key to one receiver, a part of those to its host."""
 
-    `in_flight` counts the attempts of each lane that have not ended; with them no lane
-    gets more than `max_per_lane`.
+    api_key_id: str
+    host: str
+    name: str
+
+    @property
+    def groups(self) -> tuple[str, str, str]:
+        """The names by which attempts under way are counted: the key, the key's host, and the lane."""
+        return self.api_key_id, f"{self.api_key_id} {self.host}", self.name
+
+
+def share_places(lanes: Sequence[Lane], in_flight: Mapping[str, int], places: int) -> dict[Lane, int]:
     """
-    each = max(1, places // max(1, len(lanes)))
-    shares: dict[str, int] = {}
-    for lane in lanes:
-        share = min(each, max_per_lane - in_flight.get(lane, 0), places)
-        if share > 0:
-            shares[lane] = share
-            places -= share
-    return shares
+    Return how many deliveries of each lane to claim, for lanes that get any.
+
+    `in_flight` counts the attempts under way by group. Each place goes to the key with the fewest, in it to the
+    host with the fewest, and there to the lane with the fewest; none gets more than MAX_CONCURRENT.
+    """
+    counts = Counter(in_flight)
+    ranked = [(_ranks(lane, counts), number, lane) for number, lane in enumerate(lanes)]
+    heapify(ranked)
+    shares: Counter[Lane] = Counter()
+    while ranked and shares.total() < places:
+        known, number, lane = heappop(ranked)
+        ranks = _ranks(lane, counts)
+        if any(map(ge, ranks, MAX_CONCURRENT)):
+            continue
+        if ranks == known:
+            shares[lane] += 1
+            counts.update(lane.groups)
+        heappush(ranked, (_ranks(lane, counts), number, lane))
+    return dict(shares)
+
+
+def _ranks(lane: Lane, counts: Mapping[str, int]) -> tuple[int, ...]:
+    return tuple(counts.get(group, 0) for group in lane.groups)

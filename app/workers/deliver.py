@@ -10,6 +10,8 @@ from datetime import datetime, timedelta
 
 import httpx
 import structlog
+from sqlalchemy import ColumnElement
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app.database.claims import Claim, claim_due
 from app.database.engine import Session
@@ -20,14 +22,16 @@ from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import repository
-from app.webhooks.retry import AttemptResult, share_places
+from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
-MAX_CONCURRENT = 100
-MAX_CONCURRENT_PER_LANE = 5
+CONCURRENCY = 100
+# The attempts under way at which a key, a host and a lane that were full get more: a claim for each single place would
+# cost more than it brings.
+CLAIM_AGAIN_AT = 25, 10, 4
 # Bytes that are read of a response, and characters that are stored of it or of an error.
 MAX_RESPONSE = 1024
 
@@ -40,46 +44,86 @@ class ClaimedDelivery:
     secrets: tuple[bytes, ...]
     claimed_at: datetime
 
+    @property
+    def lane(self) -> Lane:
+        """Where it stood."""
+        return Lane(self.delivery.api_key_id, self.delivery.host, self.delivery.lane)
+
 
 def deliver_loop(services: Services) -> Loop[ClaimedDelivery]:
     """Return the loop that attempts due deliveries."""
     worker = _DeliveryWorker(services)
-    return Loop("deliver", services.wakeups.event(DELIVERIES), MAX_CONCURRENT, worker.claim, worker.work)
+    return Loop("deliver", services.wakeups.event(DELIVERIES), CONCURRENCY, worker.claim, worker.work)
 
 
 class _DeliveryWorker:
     def __init__(self, services: Services) -> None:
         self._services = services
+        # The attempts under way, by key, host and lane; and those of the groups that may have more due deliveries.
         self._in_flight: Counter[str] = Counter()
-        # The lanes that may have more due deliveries than were claimed.
-        self._full_lanes: set[str] = set()
+        self._full: set[str] = set()
 
     async def claim(self, limit: int) -> Claimed[ClaimedDelivery]:
-        """Claim due deliveries, a share from each lane, so that the backlog of one receiver delays no other."""
+        """Claim due deliveries, a share of each key, host and lane: a receiver's backlog delays no other."""
         services = self._services
         async with services.database.transaction() as (session, now):
-            lanes = list(await repository.due_lanes(session, now))
-            # When there are more lanes than places, a random choice gives each lane a turn.
-            self._services.rng.shuffle(lanes)
-            shares = share_places(lanes, self._in_flight, limit, MAX_CONCURRENT_PER_LANE)
+            lined_up = await repository.line_up(session, now)
+            lanes, full = await self._lanes(session, now, limit)
+            shares = share_places(lanes, self._in_flight, limit)
             claimed: list[Delivery] = []
             for lane, share in shares.items():
+                stands_there = (Delivery.lane == lane.name) & (Delivery.host == lane.host) & Delivery.is_ready
+                mine = Delivery.api_key_id == lane.api_key_id, stands_there
                 claim = Claim(now, services.settings.webhook_lease, share)
-                claimed += await claim_due(session, Delivery, claim, Delivery.lane == lane)
+                claimed += await claim_due(session, Delivery, claim, *mine, is_ready=False)
             items = await self._signed(session, claimed, now)
-        self._in_flight.update(delivery.lane for delivery in claimed)
-        self._full_lanes = {lane for lane in lanes if self._in_flight[lane] >= shares.get(lane, 0)}
-        return Claimed(items)
+        for item in items:
+            self._in_flight.update(item.lane.groups)
+        self._full = full | {group for lane in lanes for group in self._full_groups(lane)}
+        return Claimed(items, timedelta()) if lined_up == repository.MAX_BATCH else Claimed(items)
 
     async def work(self, item: ClaimedDelivery) -> None:
         """Make one attempt and store its result."""
-        lane = item.delivery.lane
         try:
             await self._settle(item, await self._attempt(item))
         finally:
-            self._in_flight -= Counter([lane])
-            if lane in self._full_lanes:
+            self._in_flight -= Counter(item.lane.groups)
+            limits = zip(item.lane.groups, CLAIM_AGAIN_AT, strict=True)
+            if any(group in self._full and self._in_flight[group] <= most for group, most in limits):
                 self._services.wakeups.notify(DELIVERIES)
+
+    async def _lanes(self, session: Session, now: datetime, limit: int) -> tuple[list[Lane], set[str]]:
+        """Lanes with due deliveries, enough for `limit` of them, and the keys and hosts that have no free place."""
+        paused = await repository.paused_endpoints(session, now)
+        lanes: list[Lane] = []
+        full: set[str] = set()
+        keys = await self._ready(session, Delivery.api_key_id)
+        for key in sorted(keys, key=lambda key: self._in_flight[key]):
+            if len(lanes) >= limit:
+                break
+            enough = len(lanes) + MAX_CONCURRENT[0]
+            for host in await self._ready(session, Delivery.host, Delivery.api_key_id == key):
+                groups = self._full_groups(Lane(key, host, ""))
+                full.update(groups)
+                if groups:
+                    continue
+                there = Delivery.api_key_id == key, Delivery.host == host
+                names = await self._ready(session, Delivery.lane, *there)
+                lanes += [Lane(key, host, name) for name in names if name not in paused]
+                if len(lanes) >= enough:
+                    break
+        return lanes, full
+
+    async def _ready(
+        self, session: Session, column: InstrumentedAttribute[str], *where: ColumnElement[bool]
+    ) -> Sequence[str]:
+        values = list(await repository.ready_values(session, column, self._services.rng, *where))
+        self._services.rng.shuffle(values)
+        return values
+
+    def _full_groups(self, lane: Lane) -> set[str]:
+        limits = zip(lane.groups, MAX_CONCURRENT, strict=True)
+        return {group for group, most in limits if self._in_flight[group] >= most}
 
     async def _signed(self, session: Session, deliveries: Sequence[Delivery], now: datetime) -> list[ClaimedDelivery]:
         owners = await repository.owners(session, deliveries)

@@ -296,7 +296,9 @@ def upgrade() -> None:
         sa.Column("event_id", sa.String(length=32), nullable=False),
         sa.Column("event_type", sa.String(length=32), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
-        sa.Column("lane", sa.Text(), nullable=False),
+        sa.Column("host", sa.String(length=32), nullable=False),
+        sa.Column("lane", sa.String(length=32), nullable=False),
+        sa.Column("is_ready", sa.Boolean(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.Column("status", sa.String(length=32), nullable=False),
         sa.Column("attempts_made", sa.Integer(), nullable=False),
@@ -320,10 +322,17 @@ def upgrade() -> None:
         )
         batch_op.create_index(
             "ix_deliveries_due",
-            ["lane", "due_at"],
+            ["due_at"],
             unique=False,
-            postgresql_where=sa.text("due_at IS NOT NULL"),
-            sqlite_where=sa.text("due_at IS NOT NULL"),
+            postgresql_where=sa.text("due_at IS NOT NULL AND NOT is_ready"),
+            sqlite_where=sa.text("due_at IS NOT NULL AND is_ready = 0"),
+        )
+        batch_op.create_index(
+            "ix_deliveries_ready",
+            ["api_key_id", "host", "lane", "due_at"],
+            unique=False,
+            postgresql_where=sa.text("is_ready"),
+            sqlite_where=sa.text("is_ready = 1"),
         )
         batch_op.create_index(batch_op.f("ix_deliveries_endpoint_id_id"), ["endpoint_id", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_deliveries_task_id"), ["task_id"], unique=False)

@@ -7,7 +7,7 @@ import pytest
 
 from app.config import Settings
 from app.enums import DisabledBy
-from app.webhooks.retry import AttemptResult, disabled_by, next_delay, pause_after, share_places
+from app.webhooks.retry import AttemptResult, Lane, disabled_by, next_delay, pause_after, share_places
 
 NOW = datetime(2026, 11, 22, 17, tzinfo=UTC)
 SCHEDULE = Settings.model_fields["webhook_schedule"].default
@@ -94,15 +94,23 @@ def test_only_2xx_is_success(status: int, success: bool) -> None:
     ("lanes", "in_flight", "places", "shares"),
     [
         ([], {}, 100, {}),
-        (["a"], {}, 100, {"a": 5}),
-        (["a"], {"a": 3}, 100, {"a": 2}),
-        (["a"], {"a": 5}, 100, {}),
-        (["a", "b"], {"a": 5}, 4, {"b": 2}),
-        (["a", "b", "c"], {}, 2, {"a": 1, "b": 1}),
-        (["a", "b"], {}, 3, {"a": 1, "b": 1}),
+        (["k h a"], {}, 100, {"k h a": 5}),
+        (["k h a"], {"a": 3}, 100, {"k h a": 2}),
+        (["k h a"], {"a": 5}, 100, {}),
+        (["k h a", "k h b"], {"a": 5}, 4, {"k h b": 4}),
+        (["k h a", "k h b"], {"a": 3, "b": 1}, 3, {"k h a": 1, "k h b": 2}),
+        (["k h a", "k h b", "k h c"], {}, 2, {"k h a": 1, "k h b": 1}),
+        # A host gets 20 and a key 50.
+        (["k h a", "k h b", "k i c"], {"k h": 18}, 100, {"k h a": 1, "k h b": 1, "k i c": 5}),
+        (["k h a", "k i b", "l i c"], {"k": 49}, 100, {"k h a": 1, "l i c": 5}),
+        # The last place goes to the key, the host, the lane with the fewest.
+        (["k h a", "l h b"], {"k": 2, "l": 3, "a": 2, "b": 0}, 1, {"k h a": 1}),
+        (["k h a", "k i b"], {"k h": 2, "k i": 1, "a": 0, "b": 1}, 1, {"k i b": 1}),
     ],
 )
-def test_free_places_are_shared_among_the_lanes(
+def test_free_places_are_shared_among_keys_hosts_and_lanes(
     lanes: list[str], in_flight: dict[str, int], places: int, shares: dict[str, int]
 ) -> None:
-    assert share_places(lanes, in_flight, places, max_per_lane=5) == shares
+    shared = share_places([Lane(*lane.split()) for lane in lanes], in_flight, places)
+
+    assert {f"{lane.api_key_id} {lane.host} {lane.name}": share for lane, share in shared.items()} == shares
