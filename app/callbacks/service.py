@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from enum import Enum, auto
 
 import structlog
 
@@ -12,19 +15,42 @@ from app.callbacks.repository import find_callbacks
 from app.config import Settings
 from app.database.base import ID_LENGTH
 from app.database.engine import Database, Session
+from app.database.group_commit import GroupCommit
 from app.enums import CallbackOutcome, ResolvedBy
-from app.errors import NotAuthenticated, NotFound
+from app.errors import DatabaseUnavailable, NotAuthenticated, NotFound
 from app.keyring import Keyring
 from app.models import Callback, Task
 from app.observability.metrics import Metrics
 from app.observability.redaction import redact
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.repository import lock_task
+from app.tasks.repository import lock_free_tasks, lock_task
 from app.upstream.types import Report, Upstream
 
 log = structlog.get_logger()
 
 HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
+
+
+# How many callbacks one commit holds, and how soon one is tried again whose task another transaction has locked.
+MAX_IN_A_COMMIT = 50
+LOCKED_RETRY = timedelta(milliseconds=100)
+
+
+class Unstored(Enum):
+    """Why a callback is not stored: its task is locked for now, or does not exist."""
+
+    locked = auto()
+    absent = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """A callback without secrets, and what it reports."""
+
+    task_id: str
+    report: Report | None
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class CallbackService:
@@ -41,6 +67,7 @@ class CallbackService:
     ) -> None:
         self._database, self._keyring, self._lifecycle = database, keyring, lifecycle
         self._upstream, self._metrics = upstream, metrics
+        self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT)
         self._needs_signature = settings.callback_hmac_key is not None
         self._api_key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
 
@@ -54,7 +81,8 @@ class CallbackService:
         """
         Store a callback and apply its report; committed when this returns.
 
-        Raises NotAuthenticated, NotFound. Our secrets are not stored, though a callback may repeat them.
+        Raises NotAuthenticated, NotFound, DatabaseUnavailable. Our secrets are not
+        stored, though a callback may repeat them.
         """
         report = self._upstream.read_callback(body)
         if self._needs_signature and not self._upstream.is_signed(headers, report, datetime.now(UTC)):
@@ -65,23 +93,44 @@ class CallbackService:
         secrets = (token, self._api_key)
         if report is not None:
             report = replace(report, message=report.message and redact(report.message, *secrets))
-        async with self._database.writes.begin() as session:
-            task = await lock_task(session, task_id)
-            if task is None:
-                raise NotFound
-            now = await self._database.now(session)
-            outcome = await self._apply(session, task, report, now)
-            session.add(
-                Callback(
-                    task_id=task_id,
-                    received_at=now,
-                    headers=_redacted(headers, secrets),
-                    body=redact(body, *secrets),
-                    outcome=outcome,
-                )
-            )
+        received = _Received(task_id, report, _redacted(headers, secrets), redact(body, *secrets))
+        outcome = await self._store_in_time(received)
         self._metrics.callbacks.labels(outcome=outcome.value).inc()
         log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
+
+    async def _store_in_time(self, received: _Received) -> CallbackOutcome:
+        """Store a callback; try again while another transaction has locked its task. Raises DatabaseUnavailable."""
+        until = time.monotonic() + self._database.limits.lock_timeout.total_seconds()
+        while True:
+            result = await self._commits.add(received)
+            if result is Unstored.absent:
+                raise NotFound
+            if isinstance(result, CallbackOutcome):
+                return result
+            if time.monotonic() > until:
+                raise DatabaseUnavailable("Another transaction holds this task. Retry after `Retry-After`.")
+            await asyncio.sleep(LOCKED_RETRY.total_seconds())
+
+    async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Unstored]:
+        """Store the callbacks that have come and apply their reports, in one commit."""
+        async with self._database.urgent_writes.begin() as session:
+            await session.connection()
+            batch = take()
+            tasks = await lock_free_tasks(session, {received.task_id for received in batch})
+            now = await self._database.now(session)
+            return [await self._store_one(session, tasks, received, now) for received in batch]
+
+    async def _store_one(
+        self, session: Session, tasks: Mapping[str, Task | None], received: _Received, now: datetime
+    ) -> CallbackOutcome | Unstored:
+        task = tasks.get(received.task_id)
+        if task is None:
+            return Unstored.locked if received.task_id in tasks else Unstored.absent
+        outcome = await self._apply(session, task, received.report, now)
+        session.add(
+            Callback(task_id=task.id, received_at=now, headers=received.headers, body=received.body, outcome=outcome)
+        )
+        return outcome
 
     async def _apply(self, session: Session, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:
         if report is None:

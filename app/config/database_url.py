@@ -71,7 +71,12 @@ class DatabaseLimits:
     pool_size: int = 10
     max_overflow: int = 5
     statement_timeout: timedelta = timedelta(seconds=15)
-    lock_timeout: timedelta = timedelta(seconds=3)
+    lock_timeout: timedelta = timedelta(seconds=5)
+
+    @property
+    def orders(self) -> int:
+        """How many new tasks are stored at once; the other connections are for everything else."""
+        return max(1, (self.pool_size + self.max_overflow) // 2)
 
 
 def is_sqlite(url: str) -> bool:

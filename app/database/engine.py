@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection, event, func, orm, select
+from sqlalchemy import Connection, Pool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -33,6 +33,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from app.config.database_url import DatabaseLimits, is_sqlite, without_password
 from app.database.connections import PING_TIMEOUT, postgres_engine
+from app.database.turns import Admission, KeyedLocks, PriorityLock, prioritized_pool
 
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
@@ -46,6 +47,10 @@ SQLITE_BUSY_TIMEOUT = timedelta(seconds=8)
 POOL_TIMEOUT = timedelta(seconds=10)
 # SQLSTATE: undefined table, undefined column, invalid schema name.
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
+# Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
+URGENT_OVERFLOW = 1
+# On SQLite one writes and the next one is ready; the workers write in between.
+SQLITE_ORDERS = 2
 # Exceptions that mean "the database is unreachable for now".
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 # Those of them that the same transaction meets again: what it does is wrong, or the schema is not the one it expects.
@@ -98,10 +103,10 @@ async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict
 
 class Database:
     """
-    One database, with a session factory for writes and one for reads.
+    One database, with session factories for writes, for urgent writes and for reads.
 
-    On PostgreSQL both use one pool. On SQLite all writes queue for a single
-    connection, which is faster and fairer than contention for the file's lock.
+    On PostgreSQL both use one pool, and urgent writes another. On SQLite one connection
+    writes at a time, which is faster and fairer than contention for the file's lock.
     """
 
     def __init__(self, url: str, clock: Clock = database_clock, limits: DatabaseLimits | None = None) -> None:
@@ -109,13 +114,28 @@ class Database:
         self.now = clock
         self.limits = limits or DatabaseLimits()
         self._engines = _sqlite_engines(url) if is_sqlite(url) else _postgresql_engines(url, self.limits)
-        writer, reader = self._engines
         # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
+        writer, urgent, reader = self._engines
         self.writes: Sessions = async_sessionmaker(
             writer, expire_on_commit=False, sync_session_class=self.session_class
         )
+        # For callbacks: the upstream waits for them, and gives up. Nothing else delays these writes.
+        self.urgent_writes: Sessions = async_sessionmaker(
+            urgent, expire_on_commit=False, sync_session_class=self.session_class
+        )
         self.reads: Sessions = async_sessionmaker(reader, expire_on_commit=False)
+        self.orders = Admission(SQLITE_ORDERS if is_sqlite(url) else self.limits.orders)
+        self._locks = KeyedLocks()
+
+    def exclusive(self, key: str) -> AbstractAsyncContextManager[None]:
+        """
+        Keep others of this process from the block with the same key. Raises DatabaseUnavailable.
+
+        For what waits for the lock of one row: others that want it wait here, without a
+        connection each, so that a lock that is held for long does not empty the pool.
+        """
+        return self._locks.held(key, self.limits.lock_timeout)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple[Session, datetime]]:
@@ -131,7 +151,7 @@ class Database:
 
     async def is_migrated(self) -> bool:
         """Whether the schema is that of this release."""
-        async with self._engines[1].connect() as connection:
+        async with self._engines[-1].connect() as connection:
             return await connection.run_sync(_is_at_head)
 
     async def close(self) -> None:
@@ -175,16 +195,15 @@ def _is_at_head(connection: Connection) -> bool:
     return set(MigrationContext.configure(connection).get_current_heads()) == set(heads)
 
 
-def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine]:
-    engine = postgres_engine(
-        url,
-        limits,
-        pool_size=limits.pool_size,
-        max_overflow=limits.max_overflow,
-        pool_timeout=POOL_TIMEOUT.total_seconds(),
-    )
-    event.listen(engine.sync_engine, "checkout", _check_connection)
-    return engine, engine
+def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    def engine(size: int, overflow: int) -> AsyncEngine:
+        timeout = POOL_TIMEOUT.total_seconds()
+        made = postgres_engine(url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout)
+        event.listen(made.sync_engine, "checkout", _check_connection)
+        return made
+
+    both = engine(limits.pool_size, limits.max_overflow)
+    return both, engine(1, URGENT_OVERFLOW), both
 
 
 def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
@@ -205,14 +224,17 @@ async def _ping(connection: Any) -> None:
         await connection.execute("SELECT 1")
 
 
-def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine]:
-    timeout = POOL_TIMEOUT.total_seconds()
-    writer = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=timeout)
-    reader = create_async_engine(url, pool_size=5, max_overflow=0, pool_timeout=timeout)
-    for engine, begin, is_reader in ((writer, "BEGIN IMMEDIATE", False), (reader, "BEGIN", True)):
-        event.listen(engine.sync_engine, "connect", _sqlite_pragmas(is_reader))
-        event.listen(engine.sync_engine, "begin", _begin_with(begin))
-    return writer, reader
+def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    timeout, turn = POOL_TIMEOUT.total_seconds(), PriorityLock()
+
+    def engine(size: int, begin: str, pool: type[Pool] | None = None) -> AsyncEngine:
+        made = create_async_engine(url, poolclass=pool, pool_size=size, max_overflow=0, pool_timeout=timeout)
+        event.listen(made.sync_engine, "connect", _sqlite_pragmas(is_reader=pool is None))
+        event.listen(made.sync_engine, "begin", _begin_with(begin))
+        return made
+
+    urgent, writer = (engine(1, "BEGIN IMMEDIATE", prioritized_pool(turn, priority)) for priority in (0, 1))
+    return writer, urgent, engine(5, "BEGIN")
 
 
 def _sqlite_pragmas(is_reader: bool) -> Callable[[Any, object], None]:

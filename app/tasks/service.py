@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -68,14 +68,21 @@ class TaskService:
         self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None
     ) -> PlacedTask:
         """
-        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused,
-        TaskDeleted, TooManyRequests.
+        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted,
+        TooManyRequests, and DatabaseUnavailable if too many others wait to be stored.
 
         `callback_url` is where a client of the vendor's API wants its callbacks.
         """
         self._check(body)
         key_id, rate = caller.api_key_id, self._settings.key_rate
-        async with self._database.transaction() as (session, now):
+        # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate.
+        locked = [(key_id, rate), (f"{key_id}/{idempotency_key}", idempotency_key)]
+        async with AsyncExitStack() as stack:
+            for name, is_locked in locked:
+                if is_locked is not None:
+                    await stack.enter_async_context(self._database.exclusive(name))
+            await stack.enter_async_context(self._database.orders.admitted())
+            session, now = await stack.enter_async_context(self._database.transaction())
             digest = fingerprint(body, self._lifecycle.default_model)
             claimed = await claim_key(session, key_id, idempotency_key, digest, now)
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
@@ -113,14 +120,14 @@ class TaskService:
 
     async def cancel(self, caller: Caller, task_id: str) -> TaskRead:
         """Stop a task. Raises TaskAlreadyFinal."""
-        async with self._database.writes.begin() as session:
+        async with self._database.exclusive(task_id), self._database.writes.begin() as session:
             task = await self._lock(session, caller, task_id)
             self._lifecycle.cancel(session, task, await self._database.now(session))
         return read_task(task, {}, self._signed_urls)
 
     async def erase(self, caller: Caller, task_id: str) -> None:
         """Delete a task with everything that belongs to it. Raises TaskNotFinal."""
-        async with self._database.writes.begin() as session:
+        async with self._database.exclusive(task_id), self._database.writes.begin() as session:
             task = await self._lock(session, caller, task_id)
             if task.status not in FINAL:
                 raise TaskNotFinal
@@ -128,7 +135,7 @@ class TaskService:
 
     async def resolve(self, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
         """Set a task to the status that an operator has found out. Raises NotFound, CannotResolve."""
-        async with self._database.writes.begin() as session:
+        async with self._database.exclusive(task_id), self._database.writes.begin() as session:
             task = await repository.lock_task(session, task_id)
             if task is None:
                 raise NotFound

@@ -176,7 +176,7 @@ async def test_server_ends_by_itself_what_a_vanished_process_left(
 
     assert shown == {
         "idle_in_transaction_session_timeout": "10s",
-        "lock_timeout": "3s",
+        "lock_timeout": "5s",
         "statement_timeout": "15s",
         "application_name": "soundpost",
     }
