@@ -4,10 +4,13 @@ import asyncio
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 from starlette.responses import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Message, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.errors import (
     AppError,
@@ -21,7 +24,13 @@ from app.web.problems import problem
 
 # File descriptors for everything but clients' connections: the database, the upstream, webhooks, files.
 RESERVED_FILES = 200
+# Beyond any Content-Length of a response.
+MAX_LENGTH = sys.maxsize // 2
 
+VERSIONS = frozenset({"1.0", "1.1"})
+# RFC 9110 §7.2; it may be empty.
+_HOST = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
+_ABSOLUTE = re.compile(rb"https?://[^/?#@]+(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 
@@ -90,13 +99,19 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         # Uvicorn would add trailers to the headers, which are checked already.
         if not self._receiving_body:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.max_header_bytes:
             self._refusal = HeadersTooLarge
             raise HeadersTooLarge
+        version = self.parser.get_http_version()
+        _check_head(version, self.headers)
+        self.url = _origin_form(self.parser.get_method(), self.url)
         super().on_headers_complete()
+        if version == "1.0":
+            # The task that calls it has not begun.
+            self.cycle.send = partial(_send_until_close, self.cycle, self.cycle.send)  # type: ignore[method-assign, arg-type]
         self._receiving_body = True
         self._set_deadline(self.body_timeout)
 
@@ -190,6 +205,43 @@ class HttpProtocol(HttpToolsProtocol):
         if self._receiving_body:
             return not self.cycle.response_started and not self.pipeline
         return self.cycle is None or self.cycle.response_complete
+
+
+def _check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raise UnreadableRequest for a version, a Host or a Transfer-Encoding against the RFC. Names are in lower case."""
+    hosts = [value for name, value in headers if name == b"host"]
+    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
+    has_host = len(hosts) == 1 or (version == "1.0" and not hosts)
+    is_framed = not codings or (codings == [b"chunked"] and version == "1.1")
+    if version not in VERSIONS or not has_host or not is_framed or not all(map(_HOST.fullmatch, hosts)):
+        raise UnreadableRequest
+
+
+def _origin_form(method: bytes, target: bytes) -> bytes:
+    """
+    Return the path and query of a request target (RFC 9112 §3.2).
+
+    Every server must accept the absolute form, whose authority counts before that of
+    Host; we serve all names alike. Raises UnreadableRequest for what is no target.
+    """
+    if b"#" in target or method == b"CONNECT":
+        raise UnreadableRequest
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        raise UnreadableRequest
+    return (absolute[1] or b"/") + (absolute[2] or b"")
+
+
+async def _send_until_close(cycle: RequestResponseCycle, send: Send, message: Message) -> None:
+    """Send to a client of HTTP/1.0, which knows no chunks: without a length the end of the connection ends the body."""
+    if message["type"] == "http.response.start":
+        if not any(name.lower() == b"content-length" for name, _ in message.get("headers", ())):
+            cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+    elif cycle.expected_content_length > MAX_LENGTH and not message.get("more_body", False):
+        cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 def _without_upgrade(data: bytes) -> bytes:

@@ -96,6 +96,7 @@ async def megabytes(count: int) -> AsyncIterator[bytes]:
 
 ANSWERS: dict[str, Callable[[], Response]] = {
     "/medium": lambda: Response(b"a" * 40 * KIB),
+    "/stream": lambda: StreamingResponse(megabytes(1)),
     "/large": lambda: StreamingResponse(megabytes(100)),
 }
 
@@ -160,6 +161,13 @@ class Client:
         document = json.loads(body)
         assert document["status"] == status
         return str(document["type"]).removeprefix("/problems/")
+
+    def rest(self) -> bytes:
+        """Everything that the server sends until it closes."""
+        received = bytearray()
+        while data := self.socket.recv(64 * KIB):
+            received += data
+        return bytes(received)
 
     def is_closed(self) -> bool:
         """Whether the server ends the connection, with nothing more to say."""
@@ -274,11 +282,11 @@ def test_a_slow_answer_is_not_the_clients_fault(server: ThreadedServer) -> None:
 
 def test_a_body_that_we_do_not_take_yet_is_not_the_clients_fault(server: ThreadedServer) -> None:
     with Client(server) as client:
-        client.send(b"POST /callbacks/wait?1.2 HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
+        client.send(b"POST /callbacks/wait?1.2 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
         sender = threading.Thread(target=client.send, args=[b"a" * 1_000_000])
         sender.start()
 
-        assert client.answer() == (200, b"1000000 content-length")
+        assert client.answer() == (200, b"1000000 content-length host")
         sender.join()
 
 
@@ -301,9 +309,9 @@ def test_a_large_head_is_a_431(server: ThreadedServer, head: bytes) -> None:
 
 def test_a_head_may_be_sixteen_kilobytes(server: ThreadedServer) -> None:
     with Client(server) as client:
-        client.send(b"GET / HTTP/1.1\r\nX-Long: " + b"a" * (16 * KIB - 20) + b"\r\n\r\n")
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * (16 * KIB - 30) + b"\r\n\r\n")
 
-        assert client.answer() == (200, b"0 x-long")
+        assert client.answer() == (200, b"0 host x-long")
 
 
 @pytest.mark.parametrize(
@@ -327,9 +335,9 @@ def test_a_flood_before_or_after_a_body_is_cut_off_early(server: ThreadedServer,
 
 def test_pipelined_requests_are_answered_in_order(server: ThreadedServer) -> None:
     with Client(server) as client:
-        client.send(b"".join(GET.replace(b"Host", b"X-%d" % number) for number in range(9)))
+        client.send(b"".join(GET.replace(b"Host", b"X-%d: y\r\nHost" % number) for number in range(9)))
 
-        assert [client.answer()[1] for _ in range(9)] == [b"0 x-%d" % number for number in range(9)]
+        assert [client.answer()[1] for _ in range(9)] == [b"0 host x-%d" % number for number in range(9)]
 
 
 def test_a_flood_of_pipelined_requests_is_cut_off(server: ThreadedServer) -> None:
@@ -407,7 +415,7 @@ def test_a_client_that_asks_first_sends_no_body_in_vain(server: ThreadedServer) 
     [
         GET.replace(b"/ ", b"/large "),
         GET.replace(b"/ ", b"/medium "),
-        GET.replace(b"/ ", b"/medium ").replace(b"Host: x", b"Connection: close"),
+        GET.replace(b"/ ", b"/medium ").replace(b"Host: x", b"Host: x\r\nConnection: close"),
     ],
 )
 def test_a_client_that_does_not_read_is_left(request_bytes: bytes) -> None:
@@ -460,6 +468,66 @@ def test_broken_http_is_a_400_problem(server: ThreadedServer, junk: bytes) -> No
 
         assert client.problem() == "unreadable-request"
         assert client.is_closed()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n",
+        b"GET / HTTP/1.0\r\nHost: x\r\nHost: y\r\n",
+        b"GET / HTTP/1.1\r\nHost: x y\r\n",
+        b"GET / HTTP/1.1\r\nHost: x/y\r\n",
+        b"GET / HTTP/1.1\r\nHost: u@x\r\n",
+        b"GET / HTTP/1.1\r\nHost: x:ab\r\n",
+        b"GET / HTTP/2.0\r\nHost: x\r\n",
+        b"GET / HTTP/0.9\r\nHost: x\r\n",
+        b"GET /\r\n",
+        b"GET /#a HTTP/1.1\r\nHost: x\r\n",
+        b"GET * HTTP/1.1\r\nHost: x\r\n",
+        b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n",
+        b"GET http://u:p@x/ HTTP/1.1\r\nHost: x\r\n",
+        b"CONNECT / HTTP/1.1\r\nHost: x\r\n",
+        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
+        POST + b"Transfer-Encoding: gzip, chunked\r\n",
+    ],
+)
+def test_head_that_the_rfc_wants_refused_is_a_400(server: ThreadedServer, head: bytes) -> None:
+    with Client(server) as client:
+        client.send(head + b"\r\n")
+
+        assert client.problem() == "unreadable-request"
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"GET http://elsewhere/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET HTTPS://x HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET http://x?a=b HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost:\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: [::1]:8000 \t\r\n\r\n",
+        POST + b"Content-Length: 2 \r\n\r\n{}",
+        b"GET / HTTP/1.0\r\n\r\n",
+    ],
+)
+def test_head_that_the_rfc_wants_taken_is_taken(server: ThreadedServer, request_bytes: bytes) -> None:
+    with Client(server) as client:
+        client.send(request_bytes)
+
+        assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/stream", "/medium"])
+def test_client_of_http_1_0_gets_no_chunks_and_the_end_of_its_connection(server: ThreadedServer, path: str) -> None:
+    with Client(server) as client:
+        client.send(f"GET {path} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n".encode())
+        head, _, body = client.rest().partition(b"\r\n\r\n")
+
+    assert b"transfer-encoding" not in head.lower()
+    assert b"connection: close" in head.lower()
+    assert body == b"a" * (MIB if path == "/stream" else 40 * KIB)
 
 
 def test_trailers_do_not_become_headers(server: ThreadedServer) -> None:
@@ -564,6 +632,14 @@ def test_no_bytes_on_the_wire_are_answered_with_a_5xx(
 ) -> None:
     head = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
     with Client(server) as client, suppress(EOFError):
-        client.send(method + b" " + target + b" HTTP/1.1\r\nContent-Length: %d\r\n" % len(body) + head + b"\r\n" + body)
+        client.send(
+            method
+            + b" "
+            + target
+            + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % len(body)
+            + head
+            + b"\r\n"
+            + body
+        )
 
         assert client.answer()[0] < 500
