@@ -24,6 +24,7 @@ from app.web import EdgeMiddleware, install_error_handlers, problems
 from app.web.deferred import DeferredResponses
 from app.web.negotiation import check_accept
 from app.web.openapi import complete_document
+from app.web.prefix import PrefixMiddleware, prefix_of
 from app.web.provided import provide
 from app.webhooks import openapi
 from app.webhooks import routes as webhooks
@@ -53,6 +54,9 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware)
     app.add_middleware(VendorEnvelopeMiddleware)
+    if prefix := prefix_of(services.settings.link_base):
+        app.servers = [{"url": services.settings.link_base}]
+        app.add_middleware(PrefixMiddleware, prefix=prefix)
     return app
 
 
