@@ -16,3 +16,9 @@ class Metrics:
             ["outcome"],
             registry=self.registry,
         )
+        self.unknown_words = Counter(
+            "soundpost_unknown_status_words_total",
+            "Reports of the upstream whose status word is in no list, by the word; beyond 50 words `other`.",
+            ["word"],
+            registry=self.registry,
+        )

@@ -111,6 +111,7 @@ class Report:
     What the upstream says about one task, by callback or poll.
 
     `code` and `message` describe a failure; `error_code` is our word for it and set only then.
+    `unknown_word` is its word for the stage where that is in no list of ours.
     """
 
     stage: Stage
@@ -120,6 +121,7 @@ class Report:
     message: str | None = None
     error_code: ErrorCode | None = None
     refunded: bool = False
+    unknown_word: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Behind a proxy that serves us under a path, what we say of our own paths leads back to us."""
 
-
 import pytest
 
 from tests.support.service import serve

@@ -9,8 +9,10 @@ from decimal import Decimal
 from typing import Never, TypeVar
 
 import httpx
+import structlog
 
 from app.egress import ResponseGarbled, decoded_chunks
+from app.observability.metrics import Metrics
 from app.observability.redaction import redact
 from app.upstream.suno import reports, signature
 from app.upstream.types import HoldReason, LyricWord, Outcome, Report, Result, SoundRequest
@@ -20,8 +22,12 @@ RECORD_INFO_PATH = "/api/v1/generate/record-info"
 CREDIT_PATH = "/api/v1/generate/credit"
 LYRICS_PATH = "/api/v1/generate/get-timestamped-lyrics"
 MAX_BODY_BYTES = 1024 * 1024
+# Different words that are told apart, so that nobody can fill the memory or the metrics with inventions.
+MAX_WORDS = 50
 # Raised before the first byte they are no fault of the network: a URL or a header that no request can carry.
 UNSENDABLE = (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError, TypeError)
+
+log = structlog.get_logger()
 
 Value = TypeVar("Value")
 Reader = Callable[[int, Mapping[str, str], bytes, datetime], Result[Value]]
@@ -58,9 +64,15 @@ class SunoApi:
     """
 
     def __init__(
-        self, http: httpx.AsyncClient, api_key: str, timeout: timedelta, callback_key: str | None = None
+        self,
+        http: httpx.AsyncClient,
+        api_key: str,
+        timeout: timedelta,
+        callback_key: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._http, self._api_key, self._timeout, self._callback_key = http, api_key, timeout, callback_key
+        self._metrics, self._words = metrics or Metrics(), set[str]()
 
     async def submit(self, request: SoundRequest) -> Result[str]:
         """Request a sound. The outcome says whether one may have been created."""
@@ -76,6 +88,7 @@ class SunoApi:
         if isinstance(response, NoResponse):
             return _failed(response)
         result = _read(reports.read_record_info, response)
+        self._note_word(result.value)
         report = result.value and replace(result.value, message=self._redacted(result.value.message))
         return replace(result, value=report, message=self._redacted(result.message))
 
@@ -98,13 +111,25 @@ class SunoApi:
 
     def read_callback(self, body: bytes) -> Report | None:
         """What a callback reports, or None when it reports nothing that we can read."""
-        return reports.read_callback(body)
+        report = reports.read_callback(body)
+        self._note_word(report)
+        return report
 
     def is_signed(self, headers: Mapping[str, str], report: Report | None, now: datetime) -> bool:
         """Whether a callback has a signature of ours within its time; never without a key to verify it."""
         if self._callback_key is None or report is None:
             return False
         return signature.callback_signature_matches(headers, report.upstream_task_id, self._callback_key, now)
+
+    def _note_word(self, report: Report | None) -> None:
+        """Count a status word that is in no list of ours, and log it the first time."""
+        if report is None or report.unknown_word is None:
+            return
+        word = self._redacted(report.unknown_word) or ""
+        if word not in self._words and len(self._words) < MAX_WORDS:
+            self._words.add(word)
+            log.warning("unknown_status_word", word=word, read_as=report.stage.value)
+        self._metrics.unknown_words.labels(word=word if word in self._words else "other").inc()
 
     def _redacted(self, message: str | None, *secrets: str) -> str | None:
         """The upstream's message without the secrets of ours that it may repeat."""

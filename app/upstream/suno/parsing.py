@@ -5,11 +5,20 @@ import math
 import re
 from collections.abc import Mapping
 from itertools import islice
+from urllib.parse import quote
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _URL = re.compile("https?://[^\\s/?#\x00-\x1f\x7f\ud800-\udfff][^\\s\x00-\x1f\x7f\ud800-\udfff]*", re.IGNORECASE)
+_ORIGIN = re.compile(r"^(https?://[^/?#]*)", re.IGNORECASE)
+_LINE_BREAKS = re.compile(r"[\t\r\n]")
+_SPACES = re.compile(r"\s")
+# What becomes of a link that is built from an id that is not there.
+_PLACEHOLDER = re.compile(
+    r"[/=](?:none|null|nil|nan|undefined)(?:\.\w{1,5})?(?=[/?&#]|$)|/\.(?:mp3|wav|m4a|mp4|ogg|flac|jpe?g|png)(?=[?#]|$)",
+    re.IGNORECASE,
+)
 _MAX_URL_LENGTH = 4096
 _MAX_INTEGER = 2**31 - 1
 # Far more than they send. Without a limit, a body of nothing but keys would block the event loop.
@@ -87,11 +96,17 @@ def read_number(value: object) -> float | None:
 
 
 def read_url(value: object) -> str | None:
-    """Return an http(s) URL. One that is too long is dropped, since half a URL leads nowhere."""
+    """
+    Return an http(s) URL, with white space in its path percent-encoded and line breaks left out.
+
+    A placeholder (`…/None.mp3`) is dropped, and so is a URL that is too long, since half a URL leads nowhere.
+    """
     if not isinstance(value, str):
         return None
-    url = value.strip()
-    return url if len(url) <= _MAX_URL_LENGTH and _URL.fullmatch(url) else None
+    origin, path = _ORIGIN.split(_LINE_BREAKS.sub("", value.strip()), maxsplit=1)[1:] or ("", "")
+    url = origin + _SPACES.sub(lambda space: quote(space[0]), path)
+    is_usable = len(url) <= _MAX_URL_LENGTH and _URL.fullmatch(url) and not _PLACEHOLDER.search(url)
+    return url if is_usable else None
 
 
 def header(headers: Mapping[str, str], name: str) -> str | None:

@@ -1,5 +1,6 @@
 """Reading what Suno sends, as responses and callbacks, into results and reports."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -22,8 +23,11 @@ MAX_LYRIC_WORDS = 10_000
 CLIP_LIST_FIELDS = ("sunodata", "response", "data")
 AUDIO_FIELDS = frozenset({"audiourl", "sourceaudiourl", "streamaudiourl"})
 
-# By callback type and by poll status alike. Any other name means that the task is still running.
+# By callback type and by poll status alike.
 STAGES_BY_NAME: Mapping[str, Stage] = {
+    **dict.fromkeys(("text", "first", "second", "pending", "generating", "processing"), Stage.running),
+    "text_success": Stage.running,
+    "first_success": Stage.running,
     "complete": Stage.succeeded,
     "success": Stage.succeeded,
     "callback_exception": Stage.unclear,  # Their callback failed, which says nothing about the sound.
@@ -33,6 +37,12 @@ STAGES_BY_NAME: Mapping[str, Stage] = {
     "generate_audio_failed": Stage.failed,
     "sensitive_word_error": Stage.failed,
 }
+# Other names are read by their kind; what is of none means that the task is still running.
+STAGES_BY_KIND: Sequence[tuple[re.Pattern[str], Stage]] = (
+    (re.compile(r".*callback.*"), Stage.unclear),
+    (re.compile(r"(.*[\W_])?(fail|error|time_?d?_?out)\w*"), Stage.failed),
+    (re.compile(r"(complete|success|succeed)\w*"), Stage.succeeded),
+)
 # By their code or their name for the failure; any other is `upstream_failed`.
 ERROR_CODES_BY_SIGN: Mapping[str, ErrorCode] = {
     "400": ErrorCode.content_rejected,
@@ -114,6 +124,7 @@ def _read_report(envelope: Envelope) -> Report:
         message=message,
         error_code=_error_code(named, name, code) if failed else None,
         refunded=failed and code == REFUNDED_CODE,
+        unknown_word=name if name and name.lower() not in STAGES_BY_NAME else None,
     )
 
 
@@ -129,13 +140,19 @@ def _read_stage_name(named: Mapping[str, object]) -> str | None:
 
 
 def _stage(name: str | None, clips: Sequence[ReportedClip]) -> Stage:
-    stage = STAGES_BY_NAME.get((name or "").lower(), Stage.running)
+    stage = _stage_named(name)
     ready = [clip.has_audio for clip in clips]
     if stage is Stage.succeeded and not any(ready):
         return Stage.unclear
     if stage is Stage.unclear and ready and all(ready):
         return Stage.succeeded
     return stage
+
+
+def _stage_named(name: str | None) -> Stage:
+    word = (name or "").lower()
+    kind = next((stage for pattern, stage in STAGES_BY_KIND if pattern.fullmatch(word)), Stage.running)
+    return STAGES_BY_NAME.get(word, kind)
 
 
 def _read_message(error: object, message: str | None, name: str | None) -> str | None:
@@ -151,22 +168,35 @@ def _error_code(named: Mapping[str, object], name: str | None, code: int | None)
     return next(filter(None, found), ErrorCode.upstream_failed)
 
 
-def _find_clips(value: object, depth: int = 4) -> Sequence[object]:
+def _find_clips(value: object, depth: int = 4) -> Sequence[Mapping[str, object]]:
     """Return the list of clips, which is nested deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
         return [item for item in map(unpacked, value[:MAX_CLIPS]) if isinstance(item, dict)]
     named = fields(value)
     inner = next((named[field] for field in CLIP_LIST_FIELDS if named.get(field)), None)
-    if inner is not None:
-        return _find_clips(inner, depth - 1) if depth else []
+    found = _find_clips(inner, depth - 1) if inner is not None and depth else []
+    if found or not depth:
+        return found
     if named.keys() & AUDIO_FIELDS:
         return [named]
-    return [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MAX_CLIPS]
+    numbered = [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MAX_CLIPS]
+    return numbered or _find_clips_elsewhere(named, depth - 1)
+
+
+def _find_clips_elsewhere(named: Mapping[str, object], depth: int) -> Sequence[Mapping[str, object]]:
+    """Return the first list under another name whose items have audio. `param` only repeats our request."""
+    for name, item in named.items():
+        if name != "param" and (isinstance(item, list | dict) or (isinstance(item, str) and item[:1] in ("[", "{"))):
+            found = [clip for clip in _find_clips(item, depth) if fields(clip).keys() & AUDIO_FIELDS]
+            if found:
+                return found
+    return []
 
 
 def _read_clip(item: object) -> ReportedClip:
     named = fields(item)
+    is_ready = not _has_failed(named)
     return ReportedClip(
         upstream_clip_id=read_id(named.get("id")),
         title=read_text(named.get("title"), MAX_TEXT_LENGTH),
@@ -174,9 +204,17 @@ def _read_clip(item: object) -> ReportedClip:
         duration=_read_duration(named.get("duration")),
         model_name=read_text(named.get("modelname"), MAX_NAME_LENGTH),
         image_url=read_url(named.get("imageurl")),
-        audio_url=read_url(named.get("audiourl")),
-        source_audio_url=read_url(named.get("sourceaudiourl")),
+        audio_url=read_url(named.get("audiourl")) if is_ready else None,
+        source_audio_url=read_url(named.get("sourceaudiourl")) if is_ready else None,
     )
+
+
+def _has_failed(clip: Mapping[str, object]) -> bool:
+    """Whether a clip says of itself that it failed, whatever its link looks like."""
+    words = (read_text(clip.get(field), MAX_NAME_LENGTH) for field in ("status", "state"))
+    stages = [_stage_named(word) for word in words if word]
+    says_why = any(clip.get(field) not in (None, "", 0, "0", False) for field in ("error", "errormessage", "errorcode"))
+    return Stage.failed in stages or clip.get("success") is False or (says_why and Stage.succeeded not in stages)
 
 
 def _read_duration(value: object) -> float | None:

@@ -14,6 +14,7 @@ from functools import partial
 import httpx
 import pytest
 
+from app.observability.metrics import Metrics
 from app.upstream.suno.client import SunoApi
 from app.upstream.types import HoldReason, LyricWord, Outcome, Result, SoundRequest, Stage
 from tests.support.receivers import Behaviour, Connection
@@ -261,6 +262,23 @@ async def test_poll_requests_one_task_and_reads_its_report() -> None:
     assert server.requests[0].head.startswith("GET /api/v1/generate/record-info?taskId=a-b HTTP/1.1\r\n")
     assert answer.value is not None
     assert (answer.outcome, answer.value.stage) == (Outcome.ok, Stage.succeeded)
+
+
+async def test_unknown_status_word_is_logged_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    found = b'{"code":200,"data":{"taskId":"a-b","status":"BREWING"}}'
+    metrics = Metrics()
+    async with serving(answering(200, found)) as server, client(server.url) as http:
+        upstream = SunoApi(http, KEY, LONG, metrics=metrics)
+        for _ in range(2):
+            await upstream.record_info("a-b")
+        for number in range(100):
+            upstream.read_callback(b'{"code":200,"data":{"callbackType":"new%d"}}' % number)
+
+    def counted(word: str) -> float | None:
+        return metrics.registry.get_sample_value("soundpost_unknown_status_words_total", {"word": word})
+
+    assert capsys.readouterr().out.count("BREWING") == 1
+    assert (counted("BREWING"), counted("new0"), counted("other")) == (2, 1, 51)
 
 
 async def test_credits_are_requested_and_read() -> None:

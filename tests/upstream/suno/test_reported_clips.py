@@ -42,6 +42,12 @@ def test_silent_clips_are_reported_too_and_never_with_their_stream() -> None:
         "https:///a",
         "//cdn/a",
         "https://a b",
+        "https://cdn.example/None.mp3",
+        "https://cdn.example/audio/null",
+        "https://cdn.example/undefined.wav?x=1",
+        "https://cdn.example/none/a.mp3",
+        "https://pipe.example/?item_id=None",
+        "https://cdn.example/.mp3",
         "https://a/\x00",
         "https://a/\ud800",
         "https://a/" + "x" * 4096,
@@ -55,6 +61,41 @@ def test_audio_is_an_http_url_or_nothing(url: object) -> None:
 @pytest.mark.parametrize("url", ["http://1.2.3.4:80/a?x=1#f", "HTTPS://CDN.example", "https://cdn.example/é"])
 def test_http_urls_in_any_notation_are_accepted(url: str) -> None:
     assert clips({"audio_url": f" {url} "})[0].audio_url == url
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ("https://cdn.example/soft rain.mp3", "https://cdn.example/soft%20rain.mp3"),
+        ("https://cdn.example/a.mp3?name=soft rain", "https://cdn.example/a.mp3?name=soft%20rain"),
+        ("https://cdn.example/a\u00a0b.mp3", "https://cdn.example/a%C2%A0b.mp3"),
+        ("https://cdn.example/a%20b c.mp3", "https://cdn.example/a%20b%20c.mp3"),
+        ("https://cdn.example/a\n.mp3", "https://cdn.example/a.mp3"),
+        ("https://cdn.example/nonesuch.mp3", "https://cdn.example/nonesuch.mp3"),
+    ],
+)
+def test_link_that_is_almost_a_url_is_made_one(sent: str, read: str) -> None:
+    assert clips({"audio_url": sent})[0].audio_url == read
+
+
+@pytest.mark.parametrize(
+    "confession",
+    [
+        {"status": "error"},
+        {"status": "FAILED"},
+        {"state": "generation_failed"},
+        {"error_message": "Song clip failed moderation"},
+        {"errorCode": 500},
+        {"success": False},
+    ],
+)
+def test_clip_that_says_it_failed_is_not_ready(confession: dict[str, object]) -> None:
+    assert clips({"id": "x", "audio_url": A, "source_audio_url": A} | confession)[0].has_audio is False
+
+
+@pytest.mark.parametrize("boast", [{"status": "complete"}, {"error": None, "errorCode": 0}, {"status": "streaming"}])
+def test_clip_that_says_nothing_bad_is_ready(boast: dict[str, object]) -> None:
+    assert clips({"id": "x", "audio_url": A} | boast)[0].has_audio is True
 
 
 @pytest.mark.parametrize("duration", [None, "", "long", -1, 0, True, [], 1e300, 10**400, "nan", "inf", 90_000])

@@ -98,6 +98,11 @@ SHAPES: list[Any] = [
     {"code": 200, "data": {"status": "success", "response": {"taskId": "t-1", "suno_data": [SNAKE]}}},
     {"code": 200, "data": {"task_id": "t-1", "status": "SUCCESS", "response": json.dumps({"sunoData": [CAMEL]})}},
     {"taskId": "t-1", "status": "SUCCESS", "response": {"data": [CAMEL]}},
+    {"code": 200, "data": {"callbackType": "complete", "task_id": "t-1", "clips": [SNAKE]}},
+    {"code": 200, "data": {"callbackType": "complete", "task_id": "t-1", "data": None, "tracks": [SNAKE]}},
+    {"code": 200, "data": {"taskId": "t-1", "status": "SUCCESS", "response": {"songs": [CAMEL], "n": [{"a": 1}]}}},
+    {"code": 200, "data": {"taskId": "t-1", "status": "SUCCESS", "result": json.dumps({"items": [CAMEL]})}},
+    {"code": 200, "data": {"taskId": "t-1", "status": "COMPLETED", "response": {"sunoData": [CAMEL]}}},
 ]
 
 
@@ -126,6 +131,32 @@ def test_callback_reads_alike_in_every_shape(body: object) -> None:
 )
 def test_callback_type_sets_the_stage(kind: object, stage: Stage) -> None:
     assert called_back(kind, SNAKE).stage is stage
+
+
+@pytest.mark.parametrize(
+    ("word", "stage"),
+    [
+        ("COMPLETED", Stage.succeeded),
+        ("Successful", Stage.succeeded),
+        ("succeeded", Stage.succeeded),
+        ("FAILURE", Stage.failed),
+        ("Error_Upstream", Stage.failed),
+        ("TIMEOUT", Stage.failed),
+        ("task_timed_out", Stage.failed),
+        ("GENERATE_IMAGE_FAILED", Stage.failed),
+        ("PARTIAL_SUCCESS", Stage.running),
+        ("brewing", Stage.running),
+        ("CALLBACK_FAILED", Stage.succeeded),
+    ],
+)
+def test_unknown_word_is_read_by_its_kind_and_reported(word: str, stage: Stage) -> None:
+    for report in (event_types(word, SNAKE), polled(word, CAMEL)):
+        assert (report.stage, report.unknown_word) == (stage, word)
+    assert event_types(word).stage in (stage, Stage.unclear)
+
+
+def test_success_in_an_unknown_word_still_needs_a_clip_with_audio() -> None:
+    assert event_types("COMPLETED", SNAKE | {"audio_url": "", "source_audio_url": ""}).stage is Stage.unclear
 
 
 @pytest.mark.parametrize(
