@@ -96,7 +96,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         webhook_lifecycle=webhook_lifecycle,
         gateway=gateway,
         upstream_http=upstream_http,
-        credits=CreditsCache(database, gateway),
+        credits=CreditsCache(database, gateway, settings.submit_lease),
         storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )

@@ -1,18 +1,27 @@
-"""The credits that are left on the upstream's account, cached for some seconds."""
+"""The credits that are left on the upstream's account: one answer for all replicas, remembered for some seconds."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
-from app.database.engine import Database
+from app.database.engine import Database, Session, insert_new
 from app.errors import UpstreamUnavailable
+from app.models import PeriodicJob
 from app.upstream.gateway import UpstreamGateway
-from app.upstream.pacing import full_share
+from app.upstream.pacing import credits_share
 
+# The row that holds the latest answer. It never falls due.
+ROW = "credits"
 FRESH_FOR = timedelta(seconds=10)
+FAILURE_KEPT_FOR = timedelta(seconds=5)
+# How long a caller waits for an answer, and how often it looks for the one that another replica asks for.
+MAX_WAIT = timedelta(seconds=15)
+LOOK_EVERY = timedelta(seconds=0.25)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,28 +33,78 @@ class Credits:
 
 
 class CreditsCache:
-    """Caches the credits for FRESH_FOR, so that callers who watch them do not use up the upstream's rate."""
+    """
+    Requests the credits at most once in 10 seconds, or in 5 after a failure, for all replicas together.
 
-    def __init__(self, database: Database, gateway: UpstreamGateway) -> None:
-        self._database, self._gateway = database, gateway
-        self._refreshing = asyncio.Lock()
-        self._latest: Credits | None = None
+    Callers who watch the credits must not use up the upstream's rate. `lease` is longer than
+    a call takes: after it, the replica that made the request is taken for dead.
+    """
+
+    def __init__(self, database: Database, gateway: UpstreamGateway, lease: timedelta) -> None:
+        self._database, self._gateway, self._lease = database, gateway, lease
+        self._asking: asyncio.Task[Mapping[str, Any]] | None = None
 
     async def credits(self) -> Credits:
         """The credits that are left, at most 10 seconds old. Raises UpstreamUnavailable."""
-        async with self._refreshing:
-            async with self._database.reads() as session:
-                now = await self._database.now(session)
-            if self._latest is None or now - self._latest.checked_at >= FRESH_FOR:
-                self._latest = Credits(await self._fetch(), now)
-            return self._latest
-
-    async def _fetch(self) -> Decimal:
-        result = await self._gateway.call(lambda upstream: upstream.credits(), full_share)
-        if result is None or result.value is None:
+        async with self._database.reads() as session:
+            row = await session.get(PeriodicJob, ROW)
+            kept = _fresh(row.detail, await self._database.now(session)) if row else None
+        answer = kept if kept is not None else await self._shared_answer()
+        if answer.get("credits") is None:
             raise UpstreamUnavailable(
                 detail="The upstream did not report its credits; retry in a few seconds.",
-                upstream_code=result.code if result else None,
-                upstream_message=result.message if result else None,
+                upstream_code=answer.get("code"),
+                upstream_message=answer.get("message"),
             )
-        return result.value
+        return Credits(Decimal(answer["credits"]), datetime.fromisoformat(answer["at"]))
+
+    async def _shared_answer(self) -> Mapping[str, Any]:
+        """What comes of one look for all callers of this process who wait; empty if that takes too long."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._look())
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._asking), MAX_WAIT.total_seconds())
+        except TimeoutError:
+            return {}
+
+    async def _look(self) -> Mapping[str, Any]:
+        """Ask the upstream, unless another replica does: then wait for its answer."""
+        while True:
+            async with self._database.transaction() as (session, now):
+                row = await _lock(session)
+                answer = _fresh(row.detail, now)
+                if answer is not None:
+                    return answer
+                asked_until = row.detail.get("asked_until")
+                is_mine = asked_until is None or datetime.fromisoformat(asked_until) <= now
+                if is_mine:
+                    row.detail = {"asked_until": (now + self._lease).isoformat()}
+            if is_mine:
+                return await self._ask()
+            await asyncio.sleep(LOOK_EVERY.total_seconds())
+
+    async def _ask(self) -> Mapping[str, Any]:
+        result = await self._gateway.call(lambda upstream: upstream.credits(), credits_share)
+        value = result.value if result else None
+        async with self._database.transaction() as (session, now):
+            row = await _lock(session)
+            row.detail = {
+                "at": now.isoformat(),
+                "credits": None if value is None else str(value),
+                "code": result.code if result else None,
+                "message": result.message if result else None,
+            }
+            return row.detail
+
+
+async def _lock(session: Session) -> PeriodicJob:
+    await insert_new(session, PeriodicJob, {"name": ROW, "attempts": 0, "detail": {}})
+    return await session.get_one(PeriodicJob, ROW, with_for_update=True, populate_existing=True)
+
+
+def _fresh(answer: Mapping[str, Any], now: datetime) -> Mapping[str, Any] | None:
+    """The answer that is stored, if there is one and it is young enough."""
+    if "at" not in answer:
+        return None
+    kept_for = FAILURE_KEPT_FOR if answer["credits"] is None else FRESH_FOR
+    return answer if now - datetime.fromisoformat(answer["at"]) < kept_for else None

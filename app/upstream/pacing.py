@@ -20,6 +20,7 @@ SHARE_WHILE_QUEUED = 0.25
 SHARE_WHEN_IDLE = 0.75
 # Of the polls' own share, for tasks that were given up: an outage leaves thousands of them, for two weeks.
 LATE_SHARE = 0.2
+CREDITS_SHARE = 0.1
 MIN_PAUSE = timedelta(milliseconds=100)
 MAX_PAUSE = timedelta(seconds=1)
 Share = Callable[[Session, datetime], Awaitable[float]]
@@ -29,6 +30,11 @@ async def poll_share(session: Session, now: datetime) -> float:
     """Fraction of the slots that polls may use: 0.75, or 0.25 while tasks are queued."""
     waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
     return SHARE_WHEN_IDLE if await session.scalar(waiting) is None else SHARE_WHILE_QUEUED
+
+
+async def credits_share(_session: Session, _now: datetime) -> float:
+    """A small part, for callers who only watch the account."""
+    return CREDITS_SHARE
 
 
 async def full_share(_session: Session, _now: datetime) -> float:

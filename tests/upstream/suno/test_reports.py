@@ -150,13 +150,13 @@ def test_callback_type_sets_the_stage(kind: object, stage: Stage) -> None:
     ],
 )
 def test_unknown_word_is_read_by_its_kind_and_reported(word: str, stage: Stage) -> None:
-    for report in (event_types(word, SNAKE), polled(word, CAMEL)):
+    for report in (called_back(word, SNAKE), polled(word, CAMEL)):
         assert (report.stage, report.unknown_word) == (stage, word)
-    assert event_types(word).stage in (stage, Stage.unclear)
+    assert called_back(word).stage in (stage, Stage.unclear)
 
 
 def test_success_in_an_unknown_word_still_needs_a_clip_with_audio() -> None:
-    assert event_types("COMPLETED", SNAKE | {"audio_url": "", "source_audio_url": ""}).stage is Stage.unclear
+    assert called_back("COMPLETED", SNAKE | {"audio_url": "", "source_audio_url": ""}).stage is Stage.unclear
 
 
 @pytest.mark.parametrize(
