@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from datetime import timedelta
 from functools import partial
 
 import uvicorn
@@ -18,6 +19,10 @@ from app.web import HttpProtocol
 
 # The fraction of the grace period that responses may still take. The rest is for workers and connections.
 RESPONSE_SHARE = 0.6
+
+# A server process that does not answer its parent for so long is replaced. It answers from when it has imported the
+# application, which takes a slow core more than uvicorn's five seconds.
+PROCESS_TIMEOUT = timedelta(seconds=60)
 
 
 class PortTaken(Exception):
@@ -43,6 +48,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_worker
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_worker_healthcheck=int(PROCESS_TIMEOUT.total_seconds()),
         # No route depends on the caller's address or scheme, so X-Forwarded-* headers are not trusted.
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(settings.grace.total_seconds() * RESPONSE_SHARE)),
@@ -50,6 +56,7 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_worker
     bound = _bind(host, port)
     print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
     if workers > 1:
+        configure_logging(settings)
         Multiprocess(config, [bound]).run()
         return
     # Uvicorn raises the signal again once it has stopped, which would kill the process: a clean stop must exit with 0.

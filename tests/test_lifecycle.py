@@ -1,14 +1,19 @@
 """SIGTERM: waiting requests get their responses, streams end, and the process exits within its grace period."""
 
 import asyncio
+import shutil
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks
-from tests.support.processes import Process, Processes
+from tests.support.processes import Process, Processes, free_port
+from tests.support.settings import ROOT
+from tests.support.wait import eventually
 
 GRACE = 5.0
 
@@ -53,3 +58,37 @@ async def _send_half_a_request(service: Process) -> asyncio.StreamWriter:
     writer.write(b"GET /livez HTTP/1.1\r\nHost: ")
     await writer.drain()
     return writer
+
+
+async def test_server_processes_that_take_long_to_start_are_waited_for(migrated_sqlite: Path, tmp_path: Path) -> None:
+    shutil.copy(migrated_sqlite, tmp_path / "soundpost.db")
+    # Uvicorn by itself kills a process that does not answer within five seconds.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif '--multiprocessing-fork' in sys.orig_argv:\n    time.sleep(7)\n"
+    )
+    processes = Processes(tmp_path, database_url=f"sqlite+aiosqlite:///{tmp_path}/soundpost.db", log_format="json")
+    environment = {**processes.environment(), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    port = free_port()
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", str(port), "--workers", "2", "--no-loops"]
+    with (tmp_path / "log").open("w") as log:
+        service = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+    try:
+        async with client_of(f"http://127.0.0.1:{port}") as client:
+            await eventually(partial(_is_alive, client), within=60)
+        service.terminate()
+        code = await asyncio.wait_for(service.wait(), 30)
+    finally:
+        if service.returncode is None:
+            service.kill()
+
+    said = (tmp_path / "log").read_text()
+    assert code == 0, said
+    assert "Started parent process" in said
+    assert "died" not in said
+
+
+async def _is_alive(client: httpx.AsyncClient) -> bool:
+    try:
+        return (await client.get("/livez", timeout=2)).is_success
+    except httpx.TransportError:
+        return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.context import fail, with_services
-from app.services import Services
+
+if TYPE_CHECKING:
+    from app.services import Services
 
 callbacks = typer.Typer(no_args_is_help=True, help="Callbacks of the upstream.")
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-import structlog
 import typer
-from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.auth import api_keys
-from app.config import PREFIX, Settings, unknown_settings
-from app.config.database_url import ignored_parameters
-from app.database.engine import UnknownSchema, migrate, reason
-from app.keyring import KeyringUnusable, load_or_create_keyring
-from app.observability.logging import configure_logging
-from app.services import Services, build_services
-from app.upstream.hold import NO_KEY
+if TYPE_CHECKING:
+    from app.config import Settings
+    from app.services import Services
 
-log = structlog.get_logger()
-
+# Commands import what they run with when they run: a help text, or a command that needs no database, starts at once.
 Value = TypeVar("Value")
 
 
@@ -31,6 +22,11 @@ class SettingsUnusable(Exception):
 
 def read_settings() -> Settings:
     """Read the settings. Raises SettingsUnusable."""
+    from pydantic import ValidationError
+
+    from app.auth import api_keys
+    from app.config import PREFIX, Settings
+
     try:
         settings = Settings()
         if settings.api_keys:
@@ -48,6 +44,9 @@ def read_settings() -> Settings:
 
 def load_settings() -> Settings:
     """Read the settings, or fail with a sentence for each invalid one."""
+    from app.config import PREFIX
+    from app.config.database_url import ignored_parameters
+
     try:
         settings = read_settings()
     except SettingsUnusable as error:
@@ -59,12 +58,19 @@ def load_settings() -> Settings:
 
 def warn_of_unknown_settings() -> None:
     """Log each SOUNDPOST_ variable that no setting has: it may be a typo, and has no effect."""
+    import structlog
+
+    from app.config import Settings, unknown_settings
+
+    log = structlog.get_logger()
     for name, nearest in unknown_settings(Settings).items():
         log.warning("unknown_setting", name=name, did_you_mean=nearest)
 
 
 def require_upstream_key(settings: Settings) -> None:
     """Fail if the upstream key is not set."""
+    from app.upstream.hold import NO_KEY
+
     if settings.upstream_api_key is None:
         fail(
             f"{NO_KEY}: set it to the upstream's key. Or start `soundpost sandbox`, and set "
@@ -74,6 +80,8 @@ def require_upstream_key(settings: Settings) -> None:
 
 def prepare(settings: Settings) -> None:
     """Check the secret keys and migrate an SQLite database, for which nothing else runs `soundpost migrate`."""
+    from app.keyring import KeyringUnusable, load_or_create_keyring
+
     try:
         load_or_create_keyring(settings)
     except KeyringUnusable as error:
@@ -84,6 +92,10 @@ def prepare(settings: Settings) -> None:
 
 def upgrade_schema(settings: Settings) -> None:
     """Upgrade the database to this release's schema, or fail with a sentence that says why not."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.database.engine import UnknownSchema, migrate, reason
+
     try:
         migrate(settings.database_url)
     except UnknownSchema as error:
@@ -95,7 +107,14 @@ def upgrade_schema(settings: Settings) -> None:
 
 def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from app.database.engine import reason
+    from app.observability.logging import configure_logging
+    from app.services import build_services
+
     settings = load_settings()
+    # The log goes to standard error, so that standard output holds the result alone.
     configure_logging(settings)
     prepare(settings)
 

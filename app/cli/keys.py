@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.auth import api_keys
 from app.cli.context import fail, with_services
-from app.services import Services
+
+if TYPE_CHECKING:
+    from app.services import Services
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
 
@@ -26,6 +27,8 @@ def create_key(
     """Create an API key and print it. It is stored as a hash, so it cannot be shown again."""
     if not 1 <= len(name) <= 100:
         fail("NAME must be 1 to 100 characters.")
+
+    from app.auth import api_keys
 
     async def create(services: Services) -> tuple[str, bool]:
         async with services.database.transaction() as (session, now):
@@ -44,6 +47,8 @@ def create_key(
 @keys.command("list")
 def list_keys(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """List the API keys by id and name, oldest first."""
+
+    from app.auth import api_keys
 
     async def read(services: Services) -> list[dict[str, Any]]:
         async with services.database.reads() as session:
@@ -74,6 +79,7 @@ def rotate_key(
     now: Annotated[bool, typer.Option("--now", help="Refuse the old key from now on, instead of in 24 hours.")] = False,
 ) -> None:
     """Give a caller a new key and print it. Tasks, endpoints and webhook secrets stay the caller's."""
+    from app.auth import api_keys
 
     async def rotate(services: Services) -> str | None:
         overlap = timedelta() if now else api_keys.OVERLAP
@@ -91,6 +97,8 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `soundpost keys list` shows.")],
 ) -> None:
     """Revoke an API key: from now on, every replica refuses it."""
+
+    from app.auth import api_keys
 
     async def revoke(services: Services) -> bool:
         async with services.database.transaction() as (session, now):

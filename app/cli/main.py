@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -25,18 +25,11 @@ from app.cli.context import (
     warn_of_unknown_settings,
     with_services,
 )
-from app.cli.demo import run as run_demo
-from app.cli.doctor import examine
-from app.config import parse_rate
-from app.database.engine import Database
-from app.errors import StorageUnavailable
-from app.lifecycle import run_worker
-from app.observability.logging import configure_logging
-from app.retention import Retention, remove_due_files
-from app.sandbox import ROUTES_HELP, InvalidFault, SandboxOptions, list_faults, run_sandbox
-from app.server import PortTaken
-from app.server import serve as run_server
-from app.services import Services
+
+if TYPE_CHECKING:
+    from app.database.engine import Database
+    from app.retention import Retention
+    from app.services import Services
 
 main = typer.Typer(name="soundpost", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for name, group in (("keys", keys.keys), ("tasks", tasks.tasks), ("callbacks", callbacks.callbacks)):
@@ -66,6 +59,8 @@ def demo(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The sound to generate.")] = "soft rain on a tin roof",
 ) -> None:
     """Generate one sound with nothing set up: a sandbox as upstream, one task, from submit to playable files."""
+    from app.cli.demo import run as run_demo
+
     raise typer.Exit(run_demo(prompt))
 
 
@@ -79,6 +74,10 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the REST API and the callbacks, and run the workers."""
+    from app.observability.logging import configure_logging
+    from app.server import PortTaken
+    from app.server import serve as run_server
+
     settings = load_settings()
     configure_logging(settings)
     warn_of_unknown_settings()
@@ -93,6 +92,9 @@ def serve(
 @main.command()
 def worker() -> None:
     """Run the workers without the REST API."""
+    from app.lifecycle import run_worker
+    from app.observability.logging import configure_logging
+
     settings = load_settings()
     configure_logging(settings)
     warn_of_unknown_settings()
@@ -111,6 +113,7 @@ def migrate() -> None:
 @main.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """Check everything that the service needs; exit code 1 on any problem."""
+    from app.cli.doctor import examine
 
     async def run() -> list[dict[str, Any]]:
         findings = []
@@ -131,6 +134,9 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
 ) -> None:
     """Delete what is older than SOUNDPOST_RETENTION_DAYS, as a running service does every hour."""
+    from app.errors import StorageUnavailable
+    from app.retention import Retention, remove_due_files
+
     settings = load_settings()
     retention = Retention(settings.retention_days)
 
@@ -177,6 +183,9 @@ def sandbox(
     ] = False,
 ) -> None:
     """Run a stand-in for the upstream, with faults on demand, for development and tests."""
+    from app.config import parse_rate
+    from app.sandbox import ROUTES_HELP, InvalidFault, SandboxOptions, list_faults, run_sandbox
+
     if lists_faults:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         typer.echo(f"{list_faults(width)}\n\n{ROUTES_HELP}")

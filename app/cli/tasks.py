@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.auth.api_keys import OPERATOR
 from app.cli.context import fail, with_services
 from app.enums import TaskStatus
 from app.errors import NotFound
-from app.services import Services
-from app.tasks.event_schemas import EventRead
-from app.tasks.schemas import TaskFilters
-from app.tasks.service import CannotResolve
+
+if TYPE_CHECKING:
+    from app.services import Services
 
 tasks = typer.Typer(no_args_is_help=True, help="Tasks of all callers.")
 
@@ -31,6 +29,9 @@ def list_tasks(
 ) -> None:
     """List the tasks of all callers, newest first."""
 
+    from app.auth.api_keys import OPERATOR
+    from app.tasks.schemas import TaskFilters
+
     async def read(services: Services) -> list[dict[str, Any]]:
         found = await services.tasks.list(OPERATOR, TaskFilters(status=status), {}, None, limit)
         return [task.model_dump(mode="json") for task in found]
@@ -46,6 +47,9 @@ def list_tasks(
 @tasks.command("show")
 def show_task(task_id: TaskId) -> None:
     """Print one task and its events as JSON."""
+
+    from app.auth.api_keys import OPERATOR
+    from app.tasks.event_schemas import EventRead
 
     async def read(services: Services) -> dict[str, Any]:
         task = await services.tasks.get(OPERATOR, task_id)
@@ -70,6 +74,8 @@ def resolve_task(
     ] = None,
 ) -> None:
     """Set the status of a task by hand, with what you found out elsewhere, for example on the upstream's website."""
+
+    from app.tasks.service import CannotResolve
 
     async def resolve(services: Services) -> None:
         await services.tasks.resolve(task_id, status, upstream_task_id)

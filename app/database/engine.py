@@ -6,14 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util.exc import CommandError
 from sqlalchemy import Connection, Pool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -35,6 +31,10 @@ from app.config.database_url import DatabaseLimits, is_sqlite, without_password
 from app.database.connections import PING_TIMEOUT, postgres_engine
 from app.database.turns import Admission, KeyedLocks, PriorityLock, prioritized_pool
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+# Alembic is imported where it is used: a process that migrates nothing need not load it.
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
 Clock = Callable[[Session], Awaitable[datetime]]
@@ -170,6 +170,9 @@ def migrate(url: str) -> None:
 
     Raises UnknownSchema.
     """
+    from alembic import command
+    from alembic.util.exc import CommandError
+
     if is_sqlite(url):
         Path(str(make_url(url).database)).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -183,6 +186,8 @@ def migrate(url: str) -> None:
 
 def alembic_config(url: str) -> Config:
     """Alembic's configuration for the database at this URL. Does not depend on the current folder."""
+    from alembic.config import Config
+
     # alembic.ini is for writing new migrations. In its values a single % would begin an interpolation.
     config = Config()
     config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
@@ -191,8 +196,17 @@ def alembic_config(url: str) -> Config:
 
 
 def _is_at_head(connection: Connection) -> bool:
-    heads = ScriptDirectory(str(ROOT / "migrations")).get_heads()
-    return set(MigrationContext.configure(connection).get_current_heads()) == set(heads)
+    from alembic.migration import MigrationContext
+
+    return set(MigrationContext.configure(connection).get_current_heads()) == _heads()
+
+
+@cache
+def _heads() -> frozenset[str]:
+    """The revisions of this release; they are read from the scripts once."""
+    from alembic.script import ScriptDirectory
+
+    return frozenset(ScriptDirectory(str(ROOT / "migrations")).get_heads())
 
 
 def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:

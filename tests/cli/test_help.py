@@ -1,5 +1,7 @@
 """What the command line says about itself."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,14 @@ def test_version_is_printed() -> None:
     ended = CliRunner().invoke(main, ["--version"])
 
     assert (ended.exit_code, ended.stdout) == (0, f"soundpost {__version__}\n")
+
+
+def test_help_and_version_load_no_library_of_the_service() -> None:
+    listed = "import app.cli.main, sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "typer" in loaded
+    assert {"sqlalchemy", "alembic", "fastapi", "httpx", "obstore", "pydantic", "uvicorn"} & {*loaded} == set()
 
 
 def test_every_command_argument_and_option_has_a_help_sentence() -> None:

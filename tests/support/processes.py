@@ -24,7 +24,7 @@ from tests.support.wait import eventually
 
 # Commands are forked from a process that has imported the application already: that takes about a second of CPU time.
 _FORKED = multiprocessing.get_context("forkserver")
-_FORKED.set_forkserver_preload(["app.cli.main", run_command.__module__])
+_FORKED.set_forkserver_preload(["app.cli.main", "app.cli.demo", "app.server", run_command.__module__])
 
 
 @dataclass
