@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -108,6 +109,25 @@ def migrate() -> None:
     """Upgrade the database to this release's schema."""
     upgrade_schema(load_settings())
     typer.echo("The schema is up to date.")
+
+
+@main.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist yet.")],
+) -> None:
+    """Write a consistent copy of the SQLite database to a file, while the service runs."""
+    import sqlite3
+
+    from app.database.engine import back_up
+
+    settings = load_settings()
+    if not settings.is_sqlite:
+        fail("This backs up SQLite alone. For PostgreSQL run pg_dump, as docs/operations.md shows.")
+    try:
+        back_up(settings.database_url, file)
+    except (OSError, sqlite3.Error) as error:
+        fail(f"No backup was written: {error}.")
+    typer.echo(str(file.absolute()))
 
 
 @main.command()

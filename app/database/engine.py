@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -182,6 +184,29 @@ def migrate(url: str) -> None:
             f"The schema is not of a release that this one can upgrade ({error}): a newer release made it, or "
             "one before 1.0, whose databases must be created anew."
         ) from error
+
+
+def back_up(url: str, file: Path) -> None:
+    """
+    Write a consistent copy of an SQLite database to a new file, while processes use it.
+
+    Copying the file itself misses what is still in its write-ahead log. The copy appears whole or not at all.
+    Raises FileExistsError, FileNotFoundError, OSError, sqlite3.Error.
+    """
+    source = Path(str(make_url(url).database))
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
+    if file.exists():
+        raise FileExistsError(f"{file} exists already")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
+            connection.execute("VACUUM INTO ?", (str(draft),))
+        with draft.open("rb") as copy:
+            os.fsync(copy.fileno())
+        draft.rename(file)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def alembic_config(url: str) -> Config:
