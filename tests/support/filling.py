@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy import NullPool, create_engine, make_url
+
 from app.database.base import Base, new_id
-from app.database.engine import Database, Session
+from app.database.engine import Database
 from app.models import WebhookEndpoint
 from tests.support.settings import UNREACHABLE
 
@@ -34,17 +37,22 @@ async def add_owner(database: Database, key_id: str) -> Owner:
     return Owner(key_id, endpoint.id)
 
 
-async def fill_finished(database: Database, owners: Sequence[Owner], count: int) -> None:
-    """Add tasks that ended in the last 30 days, each with an event, a callback and a clip that is archived."""
+async def fill_finished(database: Database, owners: Sequence[Owner], count: int, histories: int | None = None) -> None:
+    """
+    Add tasks that ended in the last 30 days.
+
+    As many as `histories` of them, or all, have an event, a callback and a clip that is archived.
+    """
+    histories = count if histories is None else histories
     await _fill(database, "tasks", count, _task(owners, "1", _choice("succeeded", "succeeded", "succeeded", "failed")))
     task = {"task_id": "{id:1}", "created_at": "{time}"}
     event = {"id": "{id:1}", **task, "version": "1", "type": "'task.created'", "data": "'{{}}'"}
-    await _fill(database, "events", count, event)
+    await _fill(database, "events", histories, event)
     kept = {"task_id": "{id:1}", "received_at": "{time}", "headers": "'{{}}'", "body": "{bytes}"}
-    await _fill(database, "callbacks", count, {"id": "{id:1}", **kept, "outcome": "'applied'"})
-    await _fill(database, "stored_objects", count, {"key": "{id:1}", "attempts": "0"})
+    await _fill(database, "callbacks", histories, {"id": "{id:1}", **kept, "outcome": "'applied'"})
+    await _fill(database, "stored_objects", histories, {"key": "{id:1}", "attempts": "0"})
     clip = {"id": "{id:1}", **task, "index": "0", "storage_key": "{id:1}", "archived_at": "{time}", "attempts": "1"}
-    await _fill(database, "clips", count, clip)
+    await _fill(database, "clips", histories, clip)
 
 
 async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -> None:
@@ -91,10 +99,8 @@ async def fill_leftovers(database: Database, owners: Sequence[Owner], count: int
 
 async def settle_statistics(database: Database) -> None:
     """Bring the planner's statistics and the visibility map up to date, as autovacuum does with time."""
-    async with database.writes() as session:
-        connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
-        if not _is_sqlite(session):
-            await connection.exec_driver_sql("VACUUM ANALYZE")
+    if not _is_sqlite(database):
+        await asyncio.to_thread(_execute, database.url, "VACUUM ANALYZE")
 
 
 def _task(owners: Sequence[Owner], kind: str, status: str) -> dict[str, str]:
@@ -133,16 +139,26 @@ async def _fill(database: Database, table: str, count: int, columns: dict[str, s
     """Insert rows 1 to `count`; a column's SQL may use n, and the words of `_words` in braces."""
     if not count:
         return
-    async with database.writes.begin() as session:
-        is_sqlite = _is_sqlite(session)
-        series = f"generate_series(1, {count}) AS series (n)"
-        if is_sqlite:
-            numbers = f"SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {count}"  # noqa: S608
-            series = f"(WITH RECURSIVE series (n) AS ({numbers}) SELECT n FROM series)"  # noqa: S608
-        names = ", ".join(f'"{name}"' for name in columns)
-        values = ", ".join(sql.format(**_words(is_sqlite, count)) for sql in columns.values())
-        connection = await session.connection()
-        await connection.exec_driver_sql(f"INSERT INTO {table} ({names}) SELECT {values} FROM {series}")  # noqa: S608
+    series = f"generate_series(1, {count}) AS series (n)"
+    if _is_sqlite(database):
+        numbers = f"SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {count}"  # noqa: S608
+        series = f"(WITH RECURSIVE series (n) AS ({numbers}) SELECT n FROM series)"  # noqa: S608
+    names = ", ".join(f'"{name}"' for name in columns)
+    words = _words(_is_sqlite(database), count)
+    values = ", ".join(sql.format(**words) for sql in columns.values())
+    insert = f"INSERT INTO {table} ({names}) SELECT {values} FROM {series}"  # noqa: S608
+    await asyncio.to_thread(_execute, database.url, insert)
+
+
+def _execute(url: str, sql: str) -> None:
+    """Run one statement on a connection of its own, which has no limit of time."""
+    drivers = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}
+    parsed = make_url(url)
+    engine = create_engine(
+        parsed.set(drivername=drivers[parsed.drivername]), poolclass=NullPool, isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.execution_options(no_parameters=True).exec_driver_sql(sql)
 
 
 class _Id:
@@ -176,5 +192,5 @@ def _words(is_sqlite: bool, count: int) -> dict[str, object]:
     }
 
 
-def _is_sqlite(session: Session) -> bool:
-    return session.get_bind().dialect.name == "sqlite"
+def _is_sqlite(database: Database) -> bool:
+    return database.url.startswith("sqlite")

@@ -1,0 +1,1 @@
+"""Measurements, which take minutes and decide nothing: `make bench-growth`."""
