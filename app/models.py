@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
 from app.database.base import ID_LENGTH, Base, Due, due_index, new_id
+from app.egress.rules import authority_of
 from app.enums import (
     CallbackOutcome,
     Charge,
@@ -131,6 +132,15 @@ class Task(Due, Base):
         )
 
 
+# The lane of clips about which the upstream is asked first: for a fresh link, or for lyrics.
+QUESTIONS = ""
+
+
+def _first_lane(insert: Any) -> str:
+    clip = insert.get_current_parameters()
+    return authority_of(clip.get("upstream_audio_url") or clip.get("source_audio_url") or "")
+
+
 class StoredObject(Due, Base):
     """A file in the storage, shared by equal clips. Due when perhaps no clip refers to it; claimed to be removed."""
 
@@ -176,12 +186,14 @@ class Clip(Due, Base):
     image_sha256: Mapped[str | None] = mapped_column(String(64))
     image_archived_at: Mapped[datetime | None]
     lyrics: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    # The host that the next download goes to, or QUESTIONS: a slow host delays its own lane and no other.
+    lane: Mapped[str] = mapped_column(default=_first_lane)
     created_at: Mapped[datetime]
 
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index | UniqueConstraint, ...]:
-        return UniqueConstraint("task_id", "index"), due_index(cls.__tablename__, cls, "due_at")
+        return UniqueConstraint("task_id", "index"), due_index(cls.__tablename__, cls, "lane", "attempts", "due_at")
 
 
 class Callback(Base):

@@ -18,18 +18,23 @@ Row = TypeVar("Row", bound=Base)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A request for at most `limit` rows that are due at `now`, claimed until `now + lease`."""
+    """
+    A request for at most `limit` rows that are due at `now`, claimed until `now + lease`.
+
+    Those come first that are first by `order`, and of them those that are due longest.
+    """
 
     now: datetime
     lease: timedelta
     limit: int
+    order: tuple[Any, ...] = ()
 
 
 async def claim_due(
     session: Session, kind: type[Row], claim: Claim, *where: ColumnElement[bool], **values: Any
 ) -> Sequence[Row]:
     """
-    Claim due rows, those due longest first, and set `values` on them, in one statement.
+    Claim due rows, those due longest first unless the claim orders them, and set `values` on them, in one statement.
 
     A worker that dies needs no clean-up: its rows are due again when the lease ends.
     On PostgreSQL concurrent claimers skip each other's locked rows; on SQLite there is
@@ -40,7 +45,7 @@ async def claim_due(
     due = (
         select(key.label("key"))
         .where(kind.due_at <= claim.now, *where)
-        .order_by(kind.due_at)
+        .order_by(*claim.order, kind.due_at)
         .limit(claim.limit)
         .with_for_update(skip_locked=True)
         .cte("due")

@@ -59,6 +59,7 @@ _LOCAL_NAMES: Mapping[str, Networks] = {
 
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
+_AUTHORITY = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)")
 _HOST_AND_PORT = re.compile(r"(\[[^]]*]|[^:]*)(:[0-9]{0,5})?")
 
 
@@ -75,6 +76,12 @@ def check_url(url: str, allow: Networks) -> None:
     """
     if reason := _text_refusal(url) or refusal_of(_parse(url), allow):
         raise UrlRefused(reason)
+
+
+def authority_of(url: str) -> str:
+    """The host and port that a URL names, as written but in lower case; empty where it names none."""
+    found = _AUTHORITY.match(url.lower())
+    return found[1] if found else ""
 
 
 def is_forbidden(address: Address, allow: Networks) -> str | None:

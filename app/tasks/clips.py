@@ -8,7 +8,7 @@ from typing import Any
 
 from app.database.engine import Session
 from app.enums import EventType, TaskStatus
-from app.models import Clip, Task
+from app.models import QUESTIONS, Clip, Task
 from app.tasks.events import EventRecorder
 from app.tasks.transitions import is_about_another
 from app.upstream.types import Report, ReportedClip
@@ -92,7 +92,9 @@ def needs_lyrics(clip: Clip, task: Task) -> bool:
 def schedule_lyrics(task: Task, now: datetime) -> None:
     """Make the clips due, so that their lyrics are fetched."""
     for clip in task.clips:
-        clip.due_at, clip.attempts = clip.due_at or now, 0
+        if clip.due_at is None:
+            clip.due_at, clip.lane = now, QUESTIONS
+        clip.attempts = 0
 
 
 def is_too_late(clip: Clip, now: datetime) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -13,12 +14,14 @@ from typing import Literal
 import structlog
 
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
+from app.clips.repository import due_lanes
 from app.database.backoff import exponential, jittered
 from app.database.claims import Claim, claim_due, extend_lease, lock_claimed
 from app.database.engine import TRANSIENT, Session
-from app.database.wakeups import ARCHIVES
+from app.database.wakeups import ARCHIVES, notify_on_commit
+from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
-from app.models import Clip, Task
+from app.models import QUESTIONS, Clip, Task
 from app.services import Services
 from app.storage import references
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
@@ -27,14 +30,14 @@ from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
-CONCURRENCY = 16
+CONCURRENCY = 32
 # Short, and extended during the work, so that what a crash leaves is taken over soon.
 LEASE = timedelta(seconds=30)
 EXTEND_EVERY = 10.0
 MIN_RETRY_DELAY = timedelta(seconds=2)
 MAX_RETRY_DELAY = timedelta(hours=1)
-# A link that failed once may have expired: from then on the upstream is polled for a fresh one first.
-FRESH_LINK_FROM_ATTEMPT = 2
+# A link that failed once may have expired: the upstream is asked for a fresh one, and then the other link is tried too.
+BOTH_LINKS_FROM_ATTEMPT = 2
 
 
 class ClaimLost(Exception):
@@ -49,9 +52,37 @@ def retry_delay(attempts: int) -> timedelta:
 def links_to_try(clip: Clip) -> list[str]:
     """The links to the audio, best first: the deprecated one only after the other failed, never the stream's."""
     links = [clip.upstream_audio_url]
-    if clip.attempts >= FRESH_LINK_FROM_ATTEMPT or clip.upstream_audio_url is None:
+    if clip.attempts >= BOTH_LINKS_FROM_ATTEMPT or clip.upstream_audio_url is None:
         links.append(clip.source_audio_url)
     return list(dict.fromkeys(link for link in links if link is not None))
+
+
+def share_places(lanes: Sequence[str], in_flight: Mapping[str, int], places: int) -> Counter[str]:
+    """
+    How many clips of each lane to claim for the free places.
+
+    A lane gets one more while more places are free than it has: one host alone gets half
+    of them, and the next still finds half of the rest, however slow the others are.
+    """
+    shares: Counter[str] = Counter()
+    growing = list(lanes)
+    while growing:
+        for lane in list(growing):
+            if in_flight.get(lane, 0) + shares[lane] < places:
+                shares[lane] += 1
+                places -= 1
+            else:
+                growing.remove(lane)
+    return shares
+
+
+def next_lane(clip: Clip, task: Task, *, is_asked: bool) -> str | None:
+    """The lane of what a clip misses next, or None if it misses nothing; `is_asked`: the upstream was just asked."""
+    if needs_audio(clip):
+        return authority_of(next(iter(links_to_try(clip)), "")) if is_asked else QUESTIONS
+    if needs_lyrics(clip, task) and not (is_asked and needs_cover(clip)):
+        return QUESTIONS
+    return authority_of(clip.image_url or "") if needs_cover(clip) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,36 +105,63 @@ class _ArchiveWorker:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._audio = audio_of(services.settings.audio_limit)
+        self._in_flight: Counter[str] = Counter()
+        # Whether a lane may have more due clips than were claimed.
+        self._is_crowded = False
 
     async def claim(self, limit: int) -> Claimed[Clip]:
-        """Claim clips that still miss something."""
+        """Claim clips that still miss something, a share of each lane, those first that were tried least."""
         services = self._services
         async with services.database.transaction() as (session, now):
-            return Claimed(await claim_due(session, Clip, Claim(now, LEASE, limit)))
+            lanes = list(await due_lanes(session, now))
+            services.rng.shuffle(lanes)
+            claimed, self._is_crowded = list[Clip](), False
+            shares = share_places(lanes, self._in_flight, limit)
+            for lane in lanes:
+                claim = Claim(now, LEASE, shares[lane], (Clip.attempts,))
+                clips = await claim_due(session, Clip, claim, Clip.lane == lane) if claim.limit else ()
+                self._is_crowded |= len(clips) == claim.limit
+                claimed += clips
+        self._in_flight.update(clip.lane for clip in claimed)
+        return Claimed(claimed)
 
     async def work(self, clip: Clip) -> None:
         """Archive what one clip misses; what cannot be had now is retried later."""
+        try:
+            await self._archive(clip)
+        finally:
+            self._in_flight -= Counter([clip.lane])
+            if self._is_crowded:
+                self._services.wakeups.notify(ARCHIVES)
+
+    async def _archive(self, clip: Clip) -> None:
         async with self._services.database.reads() as session:
             task = await find_task(session, clip.task_id)
         if task is None:
             return
-        problem = None
+        problem = clip.archive_error
         with suppress(ClaimLost):
             async with self._extended_lease(clip):
-                if needs_audio(clip):
-                    problem = await self._archive_audio(task, clip)
-                if needs_cover(clip):
-                    await self._archive_cover(clip)
-                if needs_lyrics(clip, task):
-                    await self._archive_lyrics(task, clip)
+                if clip.lane == QUESTIONS:
+                    await self._ask(task, clip)
+                else:
+                    if needs_audio(clip):
+                        problem = await self._archive_audio(clip)
+                    if needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane:
+                        await self._archive_cover(clip)
             await self._release(clip, problem)
 
-    async def _archive_audio(self, task: Task, clip: Clip) -> str | None:
+    async def _ask(self, task: Task, clip: Clip) -> None:
+        """Ask the upstream for what no host has. The wait for a slot of its pace takes no place from downloads."""
+        if needs_audio(clip):
+            await self._refresh_links(task, clip)
+        if needs_lyrics(clip, task):
+            await self._archive_lyrics(task, clip)
+
+    async def _archive_audio(self, clip: Clip) -> str | None:
         """Return why it failed, or None."""
         began, fetched, problem = time.monotonic(), None, None
         try:
-            if clip.attempts >= FRESH_LINK_FROM_ATTEMPT:
-                await self._refresh_links(task, clip)
             fetched = await self._fetch_first(links_to_try(clip))
             with fetched.file:
                 await self._store(clip, fetched, "storage_key")
@@ -132,8 +190,6 @@ class _ArchiveWorker:
             return
         async with self._locked(clip) as held:
             self._services.lifecycle.clips.refresh_links(held.session, held.task, result.value, held.now)
-            clip.upstream_audio_url = held.clip.upstream_audio_url
-            clip.source_audio_url = held.clip.source_audio_url
 
     async def _fetch_first(self, links: Sequence[str]) -> DownloadedFile:
         problems = [] if links else ["the upstream gives no link"]
@@ -183,15 +239,23 @@ class _ArchiveWorker:
                 self._services.lifecycle.clips.store_lyrics(held.session, held.task, held.clip, words, held.now)
 
     async def _release(self, clip: Clip, problem: str | None) -> None:
-        """Release the claim, with the time of the next attempt if something is still missing."""
+        """Release the claim, with the time and the lane of the next attempt if something is still missing."""
         async with self._locked(clip) as held:
             row, held.clip.fence = held.clip, None
             row.archive_error = problem
             if needs_audio(row) and is_too_late(row, held.now):
                 self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
                 log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
-            is_wanting = needs_audio(row) or needs_cover(row) or needs_lyrics(row, held.task)
-            row.due_at = held.now + jittered(retry_delay(row.attempts), self._services.rng) if is_wanting else None
+            is_archived = needs_audio(clip) and not needs_audio(row)
+            lane = next_lane(row, held.task, is_asked=clip.lane == QUESTIONS)
+            if lane is None:
+                row.due_at = None
+                return
+            row.lane, row.due_at = lane, held.now + jittered(retry_delay(row.attempts), self._services.rng)
+            if lane != clip.lane and (is_archived or (needs_audio(row) and clip.lane == QUESTIONS)):
+                # The step of this lane is done: the next one is the first attempt, or the one that asked for a link.
+                row.due_at, row.attempts = held.now, 0 if is_archived else row.attempts - 1
+                notify_on_commit(held.session, ARCHIVES)
 
     @asynccontextmanager
     async def _locked(self, clip: Clip) -> AsyncIterator[_Locked]:

@@ -266,6 +266,7 @@ def upgrade() -> None:
         sa.Column("image_sha256", sa.String(length=64), nullable=True),
         sa.Column("image_archived_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("lyrics", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("lane", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("due_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -279,7 +280,7 @@ def upgrade() -> None:
     with op.batch_alter_table("clips", schema=None) as batch_op:
         batch_op.create_index(
             "ix_clips_due",
-            ["due_at"],
+            ["lane", "attempts", "due_at"],
             unique=False,
             postgresql_where=sa.text("due_at IS NOT NULL"),
             sqlite_where=sa.text("due_at IS NOT NULL"),

@@ -2,15 +2,28 @@
 
 import asyncio
 import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 
-from app.models import Clip
+from app.database.wakeups import ARCHIVES, notify_on_commit
+from app.enums import TaskStatus
+from app.models import QUESTIONS, Clip, Task
 from app.sandbox import FAULTS
-from tests.support.service import Service, serve_with_sandbox
+from app.sandbox.audio import Sound, synthesise
+from app.services import Services
+from app.workers.archive import archive_loop, share_places
+from app.workers.runner import run_loop
+from tests.support.clock import MORNING
+from tests.support.receivers import Reply, hang, receiving
+from tests.support.rows import add_key, add_task
+from tests.support.service import Service, serve_with_sandbox, services_of
 from tests.support.wait import eventually
 
 # Each fault strikes so often, and then the file can be had.
@@ -41,6 +54,9 @@ LASTING_FAULTS = {
     "audio-cut": "the file is not playable as audio/wav, or it is truncated",
     "audio-too-large=2": "the file is larger than 1000000 bytes",
 }
+
+
+SOUND = synthesise(Sound("soft rain", None, "Any", loop=False, take=0))
 
 
 def test_every_fault_of_audio_is_tried() -> None:
@@ -156,3 +172,110 @@ async def problem_of(service: Service, task_id: str) -> str | None:
     async with service.database.reads() as session:
         problems = await session.scalars(select(Clip.archive_error).where(Clip.task_id == task_id))
         return next((problem for problem in problems if problem), None)
+
+
+def test_no_host_gets_the_last_places_while_others_wait() -> None:
+    assert share_places(["slow"], {}, 32) == {"slow": 16}
+    assert share_places(["slow"], {"slow": 16}, 16) == {}
+    assert share_places(["slow", "good"], {"slow": 16}, 16) == {"good": 8}
+    assert share_places(["a", "b"], {}, 32) == {"a": 11, "b": 11}
+    assert share_places(["good"], {"slow": 16, "slower": 8, "slowest": 4}, 4) == {"good": 2}
+    assert share_places(["good"], {}, 1) == {"good": 1}
+
+
+async def test_silent_host_delays_no_clip_of_another(
+    database_url: str, tmp_path: Path, measured: Callable[[str], None]
+) -> None:
+    async with (
+        archiving(database_url, tmp_path) as (services, task),
+        receiving(hang) as silent,
+        receiving(Reply(200, body=SOUND)) as good,
+    ):
+        await add_clips(services, task, 1000, upstream_audio_url=silent.url_at("/a.wav"))
+        # They have places already, and the rest of them waits.
+        await eventually(lambda: silent.at_once == 16, within=30)
+        began = time.monotonic()
+        [clip] = await add_clips(services, task, 1, upstream_audio_url=good.url_at("/a.wav"))
+        await eventually(lambda: is_kept(services, clip), within=10)
+        measured(f"a clip of a good host behind 1,000 of a silent one: {time.monotonic() - began:.2f} s")
+
+        # No place of the silent host was waited for.
+        assert silent.connections == silent.at_once == 16
+
+
+async def test_clips_that_wait_for_a_fresh_link_take_no_place_of_their_host(database_url: str, tmp_path: Path) -> None:
+    # The one slot of the pace stays taken, so that every question waits.
+    async with (
+        archiving(database_url, tmp_path, upstream_rate="1/600") as (services, task),
+        receiving(Reply(200, body=SOUND)) as host,
+    ):
+        async with services.database.transaction() as (session, now):
+            await services.gateway.pacer.prepare(session, now)
+            await services.gateway.pacer.reserve(session, [0], now)
+        await add_clips(services, task, 100, upstream_audio_url=host.url_at("/old.wav"), attempts=1, lane=QUESTIONS)
+        [clip] = await add_clips(services, task, 1, upstream_audio_url=host.url_at("/young.wav"))
+
+        await eventually(lambda: is_kept(services, clip), within=9)
+
+        assert [request.path for request in host.requests] == ["/young.wav"]
+
+
+async def test_young_clip_is_tried_before_those_of_its_host_that_failed(database_url: str) -> None:
+    async with services_of(database_url) as services:
+        task = await add_task(services.database, await add_key(services.database), TaskStatus.succeeded)
+        link = {"upstream_audio_url": "https://cdn.example/a.wav"}
+        await add_clips(services, task, 50, **link, attempts=3, due_at=MORNING)
+        [young] = await add_clips(services, task, 1, **link)
+
+        claimed = await archive_loop(services).claim(32)
+
+    assert young.id in {clip.id for clip in claimed.items}
+    assert len(claimed.items) == 16
+
+
+async def test_silent_host_of_covers_takes_no_place_of_the_audio(database_url: str, tmp_path: Path) -> None:
+    async with (
+        archiving(database_url, tmp_path) as (services, task),
+        receiving(hang) as silent,
+        receiving(Reply(200, body=SOUND)) as good,
+    ):
+        links = {"upstream_audio_url": good.url_at("/a.wav"), "image_url": silent.url_at("/a.png")}
+        clips = await add_clips(services, task, 30, **links)
+
+        await eventually(lambda: is_kept(services, *clips), within=14)
+
+        assert silent.connections <= 16
+
+
+@asynccontextmanager
+async def archiving(database_url: str, folder: Path, **settings: Any) -> AsyncIterator[tuple[Services, Task]]:
+    """The parts of the service with a running archive worker, and a task whose clips it archives."""
+    async with services_of(database_url, storage_url=f"file:{folder}/audio", **settings) as services:
+        key = await add_key(services.database)
+        task = await add_task(services.database, key, TaskStatus.succeeded, upstream_task_id="up-1")
+        stopping = asyncio.Event()
+        running = asyncio.create_task(run_loop(archive_loop(services), stopping))
+        try:
+            yield services, task
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def add_clips(services: Services, task: Task, count: int, **columns: Any) -> list[Clip]:
+    """Add clips of a task that are due now."""
+    now = datetime.now(UTC)
+    async with services.database.writes.begin() as session:
+        first = await session.scalar(select(func.count()).where(Clip.task_id == task.id)) or 0
+        values = {"task_id": task.id, "created_at": now, "due_at": now, "attempts": 0, **columns}
+        clips = [Clip(index=first + number, **values) for number in range(count)]
+        session.add_all(clips)
+        notify_on_commit(session, ARCHIVES)
+    return clips
+
+
+async def is_kept(services: Services, *clips: Clip) -> bool:
+    async with services.database.reads() as session:
+        ids = [clip.id for clip in clips]
+        kept = select(func.count()).where(Clip.id.in_(ids), Clip.archived_at.isnot(None))
+        return await session.scalar(kept) == len(clips)
