@@ -135,6 +135,18 @@ class DeliveryStatus(StrEnum):
     given_up = "given_up"
 
 
+class Sweep(StrEnum):
+    """
+    What is being done to all deliveries of an endpoint, in batches.
+
+    `give_up`: the endpoint was disabled. `recover`: the undelivered ones are due again. `erase`: it was deleted.
+    """
+
+    give_up = "give_up"
+    recover = "recover"
+    erase = "erase"
+
+
 class DisabledBy(StrEnum):
     """
     Why an endpoint was disabled.

@@ -24,6 +24,7 @@ from app.workers.poll import poll_loop
 from app.workers.remove_files import remove_files_loop
 from app.workers.runner import Loop, insist, run_loop
 from app.workers.submit import submit_loop
+from app.workers.sweep import sweep_loop
 
 # How long a start waits for its database. Then it goes on without it, and /readyz is 503 until the database answers.
 DATABASE_TIMEOUT = timedelta(seconds=5)
@@ -124,7 +125,7 @@ async def _run_once(preparing: asyncio.Task[None], loop: Loop[Any], stopping: as
 
 
 def _loops(services: Services) -> list[Loop[Any]]:
-    loops = submit_loop, poll_loop, deliver_loop, periodic_loop, archive_loop, remove_files_loop
+    loops = submit_loop, poll_loop, deliver_loop, sweep_loop, periodic_loop, archive_loop, remove_files_loop
     return [loop(services) for loop in loops]
 
 

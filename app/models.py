@@ -20,6 +20,7 @@ from app.enums import (
     ErrorCode,
     EventType,
     ResolvedBy,
+    Sweep,
     TaskStatus,
     WebhookType,
 )
@@ -227,10 +228,18 @@ class Event(Base):
 
 
 class WebhookEndpoint(Base):
-    """A URL that gets webhooks about all tasks of a key."""
+    """A URL that gets webhooks about all tasks of a key. Deleted endpoints stay until their deliveries are erased."""
 
     __tablename__ = "webhook_endpoints"
-    __table_args__ = (Index(None, "api_key_id", "id"),)
+    __table_args__ = (
+        Index(None, "api_key_id", "id"),
+        Index(
+            "ix_webhook_endpoints_sweep",
+            "id",
+            postgresql_where=text("sweep IS NOT NULL"),
+            sqlite_where=text("sweep IS NOT NULL"),
+        ),
+    )
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
@@ -244,6 +253,13 @@ class WebhookEndpoint(Base):
     paused_until: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
     disabled_by: Mapped[DisabledBy | None]
+    # A change of its deliveries that is not complete: of those created up to `sweep_until`, and after `sweep_since`
+    # or with it and an id after `sweep_after`.
+    sweep: Mapped[Sweep | None]
+    sweep_since: Mapped[datetime | None]
+    sweep_after: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    sweep_until: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
 
 
@@ -278,7 +294,10 @@ class Delivery(Due, Base):
     def __table_args__(cls) -> tuple[Index | Mapping[str, Any], ...]:
         no_task, waits = cls.task_id.is_(None), cls.due_at.isnot(None) & ~cls.is_ready
         lanes = "api_key_id", "host", "lane", "due_at"
+        missed = text("delivered_at IS NULL")
+        by_age = "endpoint_id", "created_at", "id"
         return (
+            Index("ix_deliveries_undelivered", *by_age, postgresql_where=missed, sqlite_where=missed),
             Index("ix_deliveries_due", "due_at", postgresql_where=waits, sqlite_where=waits),
             Index("ix_deliveries_ready", *lanes, postgresql_where=cls.is_ready, sqlite_where=cls.is_ready),
             Index(None, "api_key_id", "id"),

@@ -15,6 +15,7 @@ SUBMITS = "submits"
 POLLS = "polls"
 PERIODIC_JOBS = "periodic_jobs"
 DELIVERIES = "deliveries"
+SWEEPS = "sweeps"
 ARCHIVES = "archives"
 ERASURES = "erasures"
 

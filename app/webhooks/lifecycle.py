@@ -13,7 +13,7 @@ from app.database.claims import lock_claimed
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
-from app.enums import DeliveryStatus, DisabledBy, WebhookType
+from app.enums import DeliveryStatus, DisabledBy, Sweep, WebhookType
 from app.errors import InvalidRequest
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
 from app.webhooks import repository
@@ -28,6 +28,7 @@ from app.webhooks.schemas import (
     Recovery,
     read_endpoint,
 )
+from app.webhooks.sweeps import THE_BEGINNING, begin_sweep
 
 log = structlog.get_logger()
 
@@ -72,13 +73,14 @@ class WebhookLifecycle:
         given = body.model_dump(exclude_unset=True)
         disabled = given.pop("disabled", None)
         if "url" in given:
+            # Deliveries follow: a claim takes the URL from here.
             check_receiver(given["url"], self._allow, "#/url")
-            await repository.redirect_undelivered(session, endpoint.id, given["url"])
         for name, value in given.items():
             setattr(endpoint, name, value)
         if disabled is False:
             endpoint.disabled_at, endpoint.disabled_by = None, None
             endpoint.failing_since, endpoint.paused_until = None, None
+            endpoint.sweep = None if endpoint.sweep is Sweep.give_up else endpoint.sweep
         elif disabled and endpoint.disabled_at is None:
             await self._disable_endpoint(session, endpoint, DisabledBy.owner, now)
 
@@ -92,12 +94,16 @@ class WebhookLifecycle:
         return enqueue_to_endpoint(session, self._event_about(endpoint, WebhookType.webhook_test, now), endpoint)
 
     async def recover(self, session: Session, endpoint: WebhookEndpoint, body: Recovery, now: datetime) -> int:
-        """Restart the schedule of every undelivered delivery of a time range; return how many there are."""
-        undelivered = Delivery.status != DeliveryStatus.delivered, Delivery.endpoint_id == endpoint.id
-        notify_on_commit(session, DELIVERIES)
-        return await repository.make_due(
-            session, now, *undelivered, Delivery.created_at.between(body.since, body.until or now)
-        )
+        """Restart the schedule of every undelivered delivery of a time range; return how many, up to MAX_COUNT."""
+        until = body.until or now
+        count = await repository.count_undelivered(session, endpoint.id, body.since, until)
+        await begin_sweep(session, endpoint, Sweep.recover, now, body.since, until)
+        return count
+
+    async def delete_endpoint(self, session: Session, endpoint: WebhookEndpoint, now: datetime) -> None:
+        """Delete a locked endpoint with its deliveries; what is not erased at once is gone for callers already."""
+        endpoint.deleted_at = now
+        await begin_sweep(session, endpoint, Sweep.erase, now, THE_BEGINNING, now)
 
     async def resend(self, session: Session, delivery: Delivery, now: datetime) -> None:
         """Restart the schedule of one delivery, whatever its status: the same id, the same bytes."""
@@ -112,6 +118,8 @@ class WebhookLifecycle:
         endpoint_id = claimed.endpoint_id
         # Lock order: endpoint, then delivery. Two transactions with different orders would deadlock.
         endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
+        if endpoint_id and endpoint is None:
+            return None
         delivery = await lock_claimed(session, Delivery, claimed.id, claimed.fence)
         if delivery is None:
             return None
@@ -143,7 +151,7 @@ class WebhookLifecycle:
         self, session: Session, endpoint: WebhookEndpoint, by: DisabledBy, now: datetime
     ) -> None:
         endpoint.disabled_at, endpoint.disabled_by = now, by
-        await repository.give_up_pending(session, endpoint.id)
+        await begin_sweep(session, endpoint, Sweep.give_up, now, THE_BEGINNING, now)
         if by is not DisabledBy.owner:
             log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
             enqueue_on_commit(session, self._event_about(endpoint, WebhookType.endpoint_disabled, now))

@@ -7,30 +7,52 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, func, literal, or_, orm, select, update
+from sqlalchemy import ColumnElement, Select, case, delete, func, literal, or_, orm, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.orm.attributes import set_committed_value
 
 from app.database.engine import Session
-from app.enums import DeliveryStatus, DisabledBy
+from app.enums import DeliveryStatus, DisabledBy, Sweep
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
 
 # The most deliveries that one statement changes, so that none holds its locks for long.
 MAX_BATCH = 1000
+# The same where they are erased with their attempts.
+MAX_ERASED = 200
+# Up to this number, deliveries to be recovered are counted.
+MAX_COUNT = 10_000
 # The most keys, hosts or lanes that a claim looks at; above the endpoints of a key and all that may be under way.
 MAX_WALK = 200
+IS_KEPT = WebhookEndpoint.deleted_at.is_(None)
+# Deliveries of a deleted endpoint are erased in batches, and are gone for callers at once.
+_IS_SHOWN = Delivery.endpoint_id.is_(None) | Delivery.endpoint_id.not_in(select(WebhookEndpoint.id).where(~IS_KEPT))
 
 
 def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:
     """The enabled endpoints of these callers, locked against deletion until the transaction ends."""
-    enabled = WebhookEndpoint.api_key_id.in_(api_key_ids), WebhookEndpoint.disabled_at.is_(None)
+    enabled = WebhookEndpoint.api_key_id.in_(api_key_ids), WebhookEndpoint.disabled_at.is_(None), IS_KEPT
     # Without the lock, an endpoint deleted in between would fail the insert of its delivery, and with it the
     # transition of the task.
     return session.scalars(select(WebhookEndpoint).where(*enabled).with_for_update(read=True, key_share=True)).all()
 
 
+async def find_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
+    """The endpoint with this id, unless it is deleted."""
+    return await session.scalar(select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, IS_KEPT))
+
+
 async def lock_endpoint(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
-    """The endpoint with this id, locked against other writers; deliveries can still be inserted for it."""
-    found = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id)
+    """The same, locked against other writers; deliveries can still be inserted for it."""
+    return await _lock(session, endpoint_id, IS_KEPT)
+
+
+async def lock_swept(session: Session, endpoint_id: str) -> WebhookEndpoint | None:
+    """The endpoint with this id, locked, if its sweep is not complete; it may be deleted."""
+    return await _lock(session, endpoint_id, WebhookEndpoint.sweep.isnot(None))
+
+
+async def _lock(session: Session, endpoint_id: str, *conditions: ColumnElement[bool]) -> WebhookEndpoint | None:
+    found = select(WebhookEndpoint).where(WebhookEndpoint.id == endpoint_id, *conditions)
     locked = found.with_for_update(key_share=True).execution_options(populate_existing=True)
     endpoint: WebhookEndpoint | None = await session.scalar(locked)
     return endpoint
@@ -40,7 +62,7 @@ async def list_endpoints(
     session: Session, where: Sequence[ColumnElement[bool]], after: str, limit: int
 ) -> Sequence[WebhookEndpoint]:
     """Up to `limit` matching endpoints after this id, oldest first."""
-    query = select(WebhookEndpoint).where(*where, WebhookEndpoint.id > after).order_by(WebhookEndpoint.id)
+    query = select(WebhookEndpoint).where(*where, IS_KEPT, WebhookEndpoint.id > after).order_by(WebhookEndpoint.id)
     return (await session.scalars(query.limit(limit))).all()
 
 
@@ -48,8 +70,13 @@ async def list_deliveries(
     session: Session, where: Sequence[ColumnElement[bool]], before: str | None, limit: int
 ) -> Sequence[Delivery]:
     """Up to `limit` matching deliveries before this id, newest first."""
-    query = select(Delivery).where(*where).order_by(Delivery.id.desc()).limit(limit)
+    query = select(Delivery).where(*where, _IS_SHOWN).order_by(Delivery.id.desc()).limit(limit)
     return (await session.scalars(query if before is None else query.where(Delivery.id < before))).all()
+
+
+async def find_delivery(session: Session, delivery_id: str) -> Delivery | None:
+    """The delivery with this id, unless its endpoint is deleted."""
+    return await session.scalar(select(Delivery).where(Delivery.id == delivery_id, _IS_SHOWN))
 
 
 async def list_attempts(session: Session, delivery_id: str, after: str, limit: int) -> Sequence[DeliveryAttempt]:
@@ -114,33 +141,81 @@ async def _walk(
     return list(await session.scalars(select(walk.c.value).where(walk.c.value.isnot(None))))
 
 
-async def paused_endpoints(session: Session, now: datetime) -> set[str]:
-    """The ids of the endpoints that asked for a pause."""
-    return set(await session.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > now)))
+async def blocked_endpoints(session: Session, now: datetime) -> set[str]:
+    """The ids of the endpoints that asked for a pause, or whose deliveries are being given up or erased."""
+    return set(await session.scalars(_blocked(now)))
+
+
+def _blocked(now: datetime) -> Select[str]:
+    is_ending = WebhookEndpoint.sweep.in_([Sweep.give_up, Sweep.erase])
+    return select(WebhookEndpoint.id).where((WebhookEndpoint.paused_until > now) | is_ending)
 
 
 async def count_overdue_deliveries(session: Session, late: datetime) -> int:
-    """How many deliveries were due before `late`, up to MAX_BATCH, without those whose receiver asked for a pause."""
-    paused = select(WebhookEndpoint.id).where(WebhookEndpoint.paused_until > late)
+    """How many deliveries were due before `late`, up to MAX_BATCH, without those that claims leave alone."""
     count = 0
     for is_ready in (Delivery.is_ready, ~Delivery.is_ready):
-        overdue = select(Delivery.id).where(is_ready, Delivery.due_at < late, Delivery.lane.not_in(paused))
+        overdue = select(Delivery.id).where(is_ready, Delivery.due_at < late, Delivery.lane.not_in(_blocked(late)))
         bounded = overdue.limit(MAX_BATCH - count).subquery()
         count += await session.scalar(select(func.count()).select_from(bounded)) or 0
     return count
 
 
-async def redirect_undelivered(session: Session, endpoint_id: str, url: str) -> None:
-    """Change the URL of an endpoint's undelivered deliveries."""
-    undelivered = Delivery.endpoint_id == endpoint_id, Delivery.status != DeliveryStatus.delivered
-    await session.execute(update(Delivery).where(*undelivered).values(url=url))
+async def show_current_urls(session: Session, deliveries: Sequence[Delivery]) -> None:
+    """Set the URL of each undelivered delivery, without storing it, to where its endpoint is now."""
+    undelivered = [delivery for delivery in deliveries if delivery.endpoint_id and delivery.delivered_at is None]
+    current = await owners(session, undelivered)
+    for delivery in undelivered:
+        endpoint = current.get(str(delivery.endpoint_id))
+        if isinstance(endpoint, WebhookEndpoint):
+            set_committed_value(delivery, "url", endpoint.url)
 
 
-async def give_up_pending(session: Session, endpoint_id: str) -> None:
-    """Give up the pending deliveries of an endpoint, except those with an attempt in flight."""
-    pending = Delivery.endpoint_id == endpoint_id, Delivery.due_at.isnot(None), Delivery.fence.is_(None)
+async def list_undelivered(
+    session: Session, endpoint_id: str, since: tuple[datetime, str], until: datetime
+) -> Sequence[tuple[datetime, str]]:
+    """The creation times and ids of the next MAX_BATCH undelivered deliveries of an endpoint, oldest first."""
+    position = tuple_(Delivery.created_at, Delivery.id)
+    query = select(Delivery.created_at, Delivery.id).where(
+        Delivery.endpoint_id == endpoint_id,
+        Delivery.delivered_at.is_(None),
+        position > since,
+        Delivery.created_at <= until,
+    )
+    rows = await session.execute(query.order_by(Delivery.created_at, Delivery.id).limit(MAX_BATCH))
+    return [(created_at, delivery_id) for created_at, delivery_id in rows]
+
+
+async def count_undelivered(session: Session, endpoint_id: str, since: datetime, until: datetime) -> int:
+    """How many deliveries of an endpoint, created in this time, are not delivered; counts up to MAX_COUNT."""
+    undelivered = select(Delivery.id).where(
+        Delivery.endpoint_id == endpoint_id,
+        Delivery.delivered_at.is_(None),
+        Delivery.created_at.between(since, until),
+    )
+    return await session.scalar(select(func.count()).select_from(undelivered.limit(MAX_COUNT).subquery())) or 0
+
+
+async def give_up(session: Session, ids: Sequence[str]) -> None:
+    """Give up those of these deliveries that are pending, except those with an attempt in flight."""
+    pending = Delivery.id.in_(ids), Delivery.due_at.isnot(None), Delivery.fence.is_(None)
     given_up = {"status": DeliveryStatus.given_up, "due_at": None, "is_ready": False}
-    await session.execute(update(Delivery).where(*pending).values(given_up))
+    await session.execute(
+        update(Delivery).where(*pending).values(given_up).execution_options(synchronize_session=False)
+    )
+
+
+async def erase_deliveries(session: Session, endpoint_id: str) -> bool:
+    """Delete up to MAX_ERASED deliveries of an endpoint, with their attempts; return whether there may be more."""
+    some = select(Delivery.id).where(Delivery.endpoint_id == endpoint_id).order_by(Delivery.id).limit(MAX_ERASED)
+    erase = delete(Delivery).where(Delivery.id.in_(some)).returning(Delivery.id)
+    erased = await session.scalars(erase.execution_options(synchronize_session=False))
+    return len(erased.all()) == MAX_ERASED
+
+
+async def list_swept(session: Session) -> Sequence[str]:
+    """The ids of some endpoints whose sweep is not complete."""
+    return (await session.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.sweep.isnot(None)).limit(100))).all()
 
 
 async def make_due(session: Session, now: datetime, *where: ColumnElement[bool]) -> int:
@@ -164,5 +239,5 @@ async def make_due(session: Session, now: datetime, *where: ColumnElement[bool])
 async def disabled_after_failures(session: Session, limit: int) -> Sequence[str]:
     """The ids of up to `limit` endpoints that were disabled because they failed, the latest first."""
     failed = or_(*(WebhookEndpoint.disabled_by == by for by in (DisabledBy.gone, DisabledBy.failing)))
-    query = select(WebhookEndpoint.id).where(failed).order_by(WebhookEndpoint.disabled_at.desc()).limit(limit)
+    query = select(WebhookEndpoint.id).where(failed, IS_KEPT).order_by(WebhookEndpoint.disabled_at.desc()).limit(limit)
     return (await session.scalars(query)).all()

@@ -84,8 +84,9 @@ async def update_endpoint(
     """
     Change some fields of a webhook endpoint.
 
-    Disabling gives up its pending deliveries. Enabling resets its record of failures;
-    `recover` then resends what was missed. Undelivered deliveries go to a new `url` too.
+    Disabling gives up its pending deliveries, in the background if there are many. Enabling resets
+    its record of failures; `recover` then resends what was missed. Undelivered deliveries go to a
+    new `url` too.
     """
     return read_endpoint(await webhooks.update_endpoint(caller, endpoint_id, body))
 
@@ -148,7 +149,11 @@ async def send_test(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: Endpo
 async def recover_endpoint(
     webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId, body: Recovery
 ) -> Recovered:
-    """Attempt every undelivered delivery to this endpoint from a time range again, starting now."""
+    """
+    Attempt every undelivered delivery to this endpoint from a time range again, starting now.
+
+    If there are many, they become due in the background.
+    """
     return Recovered(deliveries=await webhooks.recover(caller, endpoint_id, body))
 
 

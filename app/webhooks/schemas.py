@@ -145,7 +145,7 @@ class Recovery(StrictModel):
 class Recovered(BaseModel):
     """The result of a recovery."""
 
-    deliveries: int = Field(description="How many deliveries are due again.", examples=[17])
+    deliveries: int = Field(description="How many deliveries are due again, counted up to 10000.", examples=[17])
 
 
 class DeliveryRead(BaseModel):

@@ -34,7 +34,7 @@ class WebhookService:
     async def get_endpoint(self, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
         """One endpoint as it stands."""
         async with self._database.reads() as session:
-            return caller.require_readable(await session.get(WebhookEndpoint, endpoint_id))
+            return caller.require_readable(await repository.find_endpoint(session, endpoint_id))
 
     async def update_endpoint(self, caller: Caller, endpoint_id: str, body: EndpointUpdate) -> WebhookEndpoint:
         """Change the given fields of an endpoint. Raises InvalidRequest."""
@@ -45,13 +45,14 @@ class WebhookService:
 
     async def delete_endpoint(self, caller: Caller, endpoint_id: str) -> None:
         """Delete an endpoint with its deliveries."""
-        async with self._database.writes.begin() as session:
-            await session.delete(await self._lock(session, caller, endpoint_id))
+        async with self._database.transaction() as (session, now):
+            endpoint = await self._lock(session, caller, endpoint_id)
+            await self._lifecycle.delete_endpoint(session, endpoint, now)
 
     async def secret(self, caller: Caller, endpoint_id: str) -> str:
         """The secret that signs webhooks to an endpoint, as `whsec_<base64>`."""
         async with self._database.reads() as session:
-            endpoint = caller.require_owned(await session.get(WebhookEndpoint, endpoint_id))
+            endpoint = caller.require_owned(await repository.find_endpoint(session, endpoint_id))
         return secret_of(endpoint).text(self._keyring)
 
     async def rotate_secret(self, caller: Caller, endpoint_id: str) -> str:
@@ -80,7 +81,7 @@ class WebhookService:
             return self._lifecycle.send_test(session, await self._lock(session, caller, endpoint_id), now)
 
     async def recover(self, caller: Caller, endpoint_id: str, body: Recovery) -> int:
-        """Make the undelivered deliveries of a time range to an endpoint due; return how many there are."""
+        """Make the undelivered deliveries of a time range to an endpoint due; return how many, up to MAX_COUNT."""
         async with self._database.transaction() as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             return await self._lifecycle.recover(session, endpoint, body, now)
@@ -92,21 +93,24 @@ class WebhookService:
         values = dict(filters) if caller.is_admin else {**filters, "api_key_id": caller.api_key_id}
         where = [getattr(Delivery, name) == value for name, value in values.items()]
         async with self._database.reads() as session:
-            return await repository.list_deliveries(session, where, before, limit)
+            deliveries = await repository.list_deliveries(session, where, before, limit)
+            await repository.show_current_urls(session, deliveries)
+        return deliveries
 
     async def list_attempts(
         self, caller: Caller, delivery_id: str, after: str, limit: int
     ) -> Sequence[DeliveryAttempt]:
         """Up to `limit` attempts of a delivery, after this id, oldest first."""
         async with self._database.reads() as session:
-            delivery = caller.require_readable(await session.get(Delivery, delivery_id))
+            delivery = caller.require_readable(await repository.find_delivery(session, delivery_id))
             return await repository.list_attempts(session, delivery.id, after, limit)
 
     async def resend(self, caller: Caller, delivery_id: str) -> Delivery:
         """Make a delivery due now, whatever its status."""
         async with self._database.transaction() as (session, now):
-            delivery = caller.require_owned(await session.get(Delivery, delivery_id))
+            delivery = caller.require_owned(await repository.find_delivery(session, delivery_id))
             await self._lifecycle.resend(session, delivery, now)
+            await repository.show_current_urls(session, [delivery])
         return delivery
 
     async def _lock(self, session: Session, caller: Caller, endpoint_id: str) -> WebhookEndpoint:

@@ -94,7 +94,7 @@ class _DeliveryWorker:
 
     async def _lanes(self, session: Session, now: datetime, limit: int) -> tuple[list[Lane], set[str]]:
         """Lanes with due deliveries, enough for `limit` of them, and the keys and hosts that have no free place."""
-        paused = await repository.paused_endpoints(session, now)
+        blocked = await repository.blocked_endpoints(session, now)
         lanes: list[Lane] = []
         full: set[str] = set()
         keys = await self._ready(session, Delivery.api_key_id)
@@ -109,7 +109,7 @@ class _DeliveryWorker:
                     continue
                 there = Delivery.api_key_id == key, Delivery.host == host
                 names = await self._ready(session, Delivery.lane, *there)
-                lanes += [Lane(key, host, name) for name in names if name not in paused]
+                lanes += [Lane(key, host, name) for name in names if name not in blocked]
                 if len(lanes) >= enough:
                     break
         return lanes, full
@@ -130,7 +130,11 @@ class _DeliveryWorker:
         items = []
         for delivery in deliveries:
             owner = owners[delivery.endpoint_id or delivery.api_key_id]
-            is_disabled = isinstance(owner, WebhookEndpoint) and owner.disabled_at is not None
+            is_disabled = False
+            if isinstance(owner, WebhookEndpoint):
+                is_disabled = owner.disabled_at is not None
+                # It may have moved since.
+                delivery.url = owner.url
             secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.keyring)
             items.append(ClaimedDelivery(delivery, secrets, now))
         return items

@@ -219,12 +219,24 @@ def upgrade() -> None:
         sa.Column("paused_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disabled_by", sa.String(length=32), nullable=True),
+        sa.Column("sweep", sa.String(length=32), nullable=True),
+        sa.Column("sweep_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("sweep_after", sa.String(length=32), nullable=True),
+        sa.Column("sweep_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_webhook_endpoints_api_key_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_endpoints")),
     )
     with op.batch_alter_table("webhook_endpoints", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_webhook_endpoints_api_key_id_id"), ["api_key_id", "id"], unique=False)
+        batch_op.create_index(
+            "ix_webhook_endpoints_sweep",
+            ["id"],
+            unique=False,
+            postgresql_where=sa.text("sweep IS NOT NULL"),
+            sqlite_where=sa.text("sweep IS NOT NULL"),
+        )
 
     op.create_table(
         "callbacks",
@@ -327,6 +339,13 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("due_at IS NOT NULL AND NOT is_ready"),
             sqlite_where=sa.text("due_at IS NOT NULL AND is_ready = 0"),
+        )
+        batch_op.create_index(
+            "ix_deliveries_undelivered",
+            ["endpoint_id", "created_at", "id"],
+            unique=False,
+            postgresql_where=sa.text("delivered_at IS NULL"),
+            sqlite_where=sa.text("delivered_at IS NULL"),
         )
         batch_op.create_index(
             "ix_deliveries_ready",
