@@ -19,6 +19,10 @@ class SignedUrls:
     def __init__(self, keyring: Keyring, base_url: str, ttl: timedelta, clock: Callable[[], float] = time.time) -> None:
         self._keyring, self._base_url, self._ttl, self._clock = keyring, base_url, ttl, clock
 
+    def lasting(self, ttl: timedelta) -> SignedUrls:
+        """The same with another time for which links are valid."""
+        return SignedUrls(self._keyring, self._base_url, ttl, self._clock)
+
     def audio(self, task_id: str, index: int) -> str:
         """The link to one clip's audio; path-absolute where the base URL is empty."""
         expires = str(int(self._clock() + self._ttl.total_seconds()))

@@ -154,7 +154,9 @@ class Settings(BaseSettings):
         description="The largest audio file that is stored, in megabytes of 1000000 bytes: more than 0, at most 2000.",
     )
     link_ttl: LastingSpan = Field(
-        default=DAY, description="Seconds, more than 0, for which a signed link to audio works; a day by default."
+        default=DAY,
+        description="Seconds, more than 0, for which a signed link to audio works; a day by default. In a webhook it"
+        " works so long after the last attempt.",
     )
     s3_redirect: bool = Field(
         default=False,
@@ -263,6 +265,15 @@ class Settings(BaseSettings):
     def webhook_lease(self) -> timedelta:
         """How long a claimed delivery is ours; one that ended mid-request would send the same event twice at once."""
         return self.webhook_timeout + timedelta(seconds=15)
+
+    @property
+    def webhook_link_ttl(self) -> timedelta:
+        """
+        How long a signed link in a webhook works: as long as others, counted from the last attempt.
+
+        Jitter and `Retry-After` extend each delay of the schedule to at most twice its length.
+        """
+        return self.link_ttl + 2 * sum(self.webhook_schedule, timedelta())
 
     @property
     def audio_limit(self) -> int:

@@ -39,7 +39,9 @@ class TaskLifecycle:
         rng: random.Random,
     ) -> None:
         self._settings, self._rng = settings, rng
-        self._recorder = EventRecorder(signed_urls, publishers, settings.webhook_schedule[0])
+        # The body of a webhook is made once, and sent again for days.
+        kept_urls = signed_urls.lasting(settings.webhook_link_ttl)
+        self._recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0])
         self.clips = ClipLifecycle(self._recorder)
 
     @property

@@ -1,8 +1,10 @@
 """Deliveries are inserted in the transaction of their event, for each endpoint that wants its type."""
 
 import json
+import time
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from sqlalchemy import event
@@ -63,6 +65,30 @@ async def test_body_has_type_timestamp_and_task(database_url: str) -> None:
         assert body["timestamp"] == "2026-11-01T12:00:00Z"
         assert body["data"]["task"]["id"] == task.id
         assert body["data"]["task"]["status"] == "canceled"
+
+
+async def test_link_in_a_webhook_outlives_every_attempt(database_url: str) -> None:
+    async with outbox_of(database_url, link_ttl=60) as outbox:
+        key = await add_key(outbox.database)
+        await outbox.add_endpoint(key, URL)
+        task = await outbox.create_task(key)
+        began = time.time()
+        await report(outbox, task, Report(Stage.running, "u1", clips=(CLIP,)), Report(Stage.succeeded, "u1"))
+        async with outbox.database.writes.begin() as session:
+            locked = await lock_task(session, task.id)
+            assert locked is not None
+            now = await outbox.database.now(session)
+            outbox.services.lifecycle.clips.archived(session, locked, locked.clips[0], now)
+
+        clips = [json.loads(each.body)["data"]["task"]["clips"] for each in await outbox.deliveries()]
+
+        # Jitter or Retry-After can double each delay.
+        last_attempt = began + 2 * sum(span.total_seconds() for span in outbox.services.settings.webhook_schedule)
+        links = [clip["audio_url"] for shown in clips for clip in shown if clip["audio_url"]]
+        assert links
+        for link in links:
+            [expires] = parse_qs(urlsplit(link).query)["expires"]
+            assert last_attempt + 59 <= int(expires) <= last_attempt + 120
 
 
 async def test_webhook_url_gets_final_events_only(database_url: str) -> None:
