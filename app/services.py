@@ -65,7 +65,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     """Build every service; nothing is connected yet. `clock` returns the database's time. Raises KeyringUnusable."""
     keyring = load_or_create_keyring(settings)
     signed_urls = SignedUrls(keyring, settings.link_base, settings.link_ttl)
-    database = Database(settings.database_url, clock)
+    database = Database(settings.database_url, clock, settings.database_limits)
     wakeups = Wakeups(database)
     metrics = Metrics()
     rng = random.Random()  # noqa: S311 - spreads retries, not for security

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.config.database_url import check_database_url, is_sqlite
+from app.config.database_url import DatabaseLimits, check_database_url, is_sqlite
 from app.config.sources import PREFIX, SecretFiles
 from app.config.values import (
     LastingSpan,
@@ -53,6 +53,20 @@ class Settings(BaseSettings):
         default="sqlite+aiosqlite:///var/soundpost.db",
         description="The database: an SQLite file for one machine, or postgresql+asyncpg://user:password@host/name (or"
         " postgresql+psycopg://, behind PgBouncer) for many processes, with libpq's parameters.",
+    )
+    database_pool_size: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=10,
+        description="Connections to PostgreSQL, 1 to 1000, that each process keeps open once it needed them.",
+    )
+    database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=5, description="Connections, 0 to 1000, that each process opens beyond these and closes after use."
+    )
+    database_statement_timeout: LastingSpan = Field(
+        default=timedelta(seconds=15), description="Seconds, more than 0, after which PostgreSQL ends a statement."
+    )
+    database_lock_timeout: LastingSpan = Field(
+        default=timedelta(seconds=5),
+        description="Seconds, more than 0, that a statement waits for a lock on PostgreSQL; then the answer is 503.",
     )
     upstream_url: str = Field(
         default="https://api.sunoapi.org", description="The base URL of the upstream, or of a mirror with the same API."
@@ -289,6 +303,16 @@ class Settings(BaseSettings):
     def link_base(self) -> str:
         """What links that we give out begin with; empty makes them path-absolute."""
         return self.base_url or self.public_url or ""
+
+    @property
+    def database_limits(self) -> DatabaseLimits:
+        """The connections of each process, and how long statements and waits for locks may take."""
+        return DatabaseLimits(
+            self.database_pool_size,
+            self.database_max_overflow,
+            self.database_statement_timeout,
+            self.database_lock_timeout,
+        )
 
     @property
     def is_sqlite(self) -> bool:

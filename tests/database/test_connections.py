@@ -17,6 +17,7 @@ from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
 from tests.support.api import client_of
 from tests.support.processes import Processes
+from tests.support.service import serve
 from tests.support.settings import UPSTREAM_KEY
 from tests.support.tls_postgres import Way, tls_way
 from tests.support.wait import eventually
@@ -180,6 +181,24 @@ async def test_server_ends_by_itself_what_a_vanished_process_left(
         "statement_timeout": "15s",
         "application_name": "soundpost",
     }
+
+
+async def test_process_opens_no_more_connections_than_its_settings_say(database_url: str) -> None:
+    limits = {"database_pool_size": 2, "database_max_overflow": 1, "database_lock_timeout": 1}
+    async with serve(database_url, runs_workers=True, grace=1, **limits) as service:
+        task = await service.add_task()
+        calls = [service.client.post("/v1/tasks", json={"prompt": "rain"}) for _ in range(30)]
+        calls += [service.client.get(f"/v1/tasks/{task.id}") for _ in range(30)]
+        calls += [service.anonymous.post(service.callback_path(task.id), json={}) for _ in range(30)]
+        answered = await asyncio.gather(*calls)
+        async with service.database.reads() as session:
+            asked = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+            connections = await session.scalar(asked)
+            lock_timeout = await session.scalar(text("SHOW lock_timeout"))
+
+    assert {answer.status_code for answer in answered} == {200, 202}
+    assert (connections or 0) <= 2 + 1 + 3
+    assert lock_timeout == "1s"
 
 
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
