@@ -60,7 +60,7 @@ LastEventId = Annotated[
     operation_id="listTaskEvents",
     summary="List or stream a task's events",
     response_model=EventPage,
-    responses={200: AS_STREAM},
+    responses={200: AS_STREAM, 204: {"description": "In streams: no event follows the one in `Last-Event-ID`."}},
 )
 async def list_events(
     request: Request,
@@ -77,16 +77,26 @@ async def list_events(
     List a task's events, oldest first, or stream them as they happen.
 
     With `Accept: text/event-stream` the response is a stream of Server-Sent Events that
-    ends after the task's final event; `Last-Event-ID` resumes it.
+    ends after the task's final event; `Last-Event-ID` resumes it, and is answered with 204
+    where nothing follows.
     """
     response.headers["Vary"] = "Accept"
     if prefers(request.headers.getlist("accept"), STREAM, "application/json"):
         after = await tasks.version_of_event(caller, task_id, last_event_id)
+        if after and await _is_over(waiters, task_id, after):
+            # The one status at which an EventSource does not come back (HTML §9.2.3).
+            return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
         return DeferredResponse(partial(_stream, waiters, task_id, after))
     position = decode_cursor(cursor, 1)
     events = await tasks.list_events(caller, task_id, _version(position[0]) if position else 0, limit + 1)
     page, following = next_page(request, response, events, limit, lambda event: (str(event.version),))
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)
+
+
+async def _is_over(waiters: Waiters, task_id: str, after: int) -> bool:
+    """Whether a task has ended and nothing behind this version is left to stream."""
+    history = await waiters.look(partial(repository.read_history, task_id=task_id, after=after))
+    return history is None or (history.status in FINAL and not until_final(history.status, history.events))
 
 
 async def _stream(waiters: Waiters, task_id: str, after: int, *asgi: Any) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import pytest
 
 from app.enums import TaskStatus
 from tests.api.document import operations
@@ -109,6 +110,46 @@ async def test_other_methods_are_405_and_name_those_that_work(service: Service) 
                 continue
             assert answer.status_code == 405, (method, path)
             assert methods <= set(answer.headers["allow"].split(", ")), (method, path)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "pointers"),
+    [
+        ("GET", "/v1/tasks?stauts=failed&limit=2", ["#/query/stauts"]),
+        ("GET", "/v1/tasks?limit=1&limit=2", ["#/query/limit"]),
+        ("GET", "/v1/tasks?metadata.a=1&metadata.a=2", ["#/query/metadata.a"]),
+        ("GET", "/v1/tasks?metadata.a=1&meta.b=2&x=", ["#/query/meta.b", "#/query/x"]),
+        ("HEAD", "/v1/usage?until=2026-01-01T00:00:00Z&from=x", None),
+        ("POST", "/v1/tasks?wait=5", ["#/query/wait"]),
+        ("GET", f"/v1/tasks/{ID}/clips/0/audio?expires=1&signature=a&download=1", ["#/query/download"]),
+        ("GET", f"/v1/tasks/{ID}/clips/0/audio?expires=1&expires=2&signature=a", ["#/query/expires"]),
+        ("GET", "/v1/deliveries?state=pending", ["#/query/state"]),
+    ],
+)
+async def test_unknown_or_repeated_query_parameter_is_named(
+    service: Service, method: str, path: str, pointers: list[str] | None
+) -> None:
+    body = {"json": {"prompt": "rain"}} if method == "POST" else {}
+
+    answer = await service.client.request(method, path, **body)  # type: ignore[arg-type]
+
+    assert answer.status_code == 422
+    if pointers is not None:
+        assert _pointers(answer) == pointers
+    assert (await service.client.get("/v1/tasks")).json()["items"] == []
+
+
+async def test_known_query_parameters_and_those_of_others_are_taken(service: Service) -> None:
+    paths = [
+        "/v1/tasks?status=failed&model=V5&limit=2&metadata.a=1&metadata.b=2&created_after=2026-01-01T00:00:00Z",
+        "/v1/usage?since=2026-01-01T00:00:00Z&until=2026-02-01T00:00:00Z",
+        "/v1/webhook-endpoints?limit=2",
+        "/v1/deliveries?status=pending&limit=2",
+        # The vendor's clients and probes may add their own.
+        "/livez?verbose",
+    ]
+
+    assert [(await service.client.get(path)).status_code for path in paths] == [200] * len(paths)
 
 
 async def test_head_is_answered_like_get_without_a_body(service: Service) -> None:

@@ -67,7 +67,23 @@ async def test_stream_resumes_behind_the_last_event_id(service: Service) -> None
     first, second = (await service.client.get(_events(task))).json()["items"]
 
     assert await _read_stream(service, task, first["id"]) == [second]
-    assert await _read_stream(service, task, second["id"]) == []
+
+
+async def test_stream_behind_the_final_event_is_a_204_that_ends_an_event_source(service: Service) -> None:
+    ended, revived = [await create_task(service.client) for _ in range(2)]
+    await cancel(service.client, ended)
+    await _give_up_and_revive(service, revived["id"])
+
+    last = (await service.client.get(_events(ended))).json()["items"][-1]
+    answer = await service.client.get(_events(ended), headers=AS_STREAM | {"Last-Event-ID": last["id"]})
+    failed = next(e for e in (await service.client.get(_events(revived))).json()["items"] if e["type"] == "task.failed")
+    async with service.client.stream(
+        "GET", _events(revived), headers=AS_STREAM | {"Last-Event-ID": failed["id"]}
+    ) as response:
+        following = await anext(sse_blocks(response))
+
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert (response.status_code, following["event"]) == (200, "task.revived")
 
 
 @pytest.mark.parametrize("last_event_id", ["0" * 32, "no such event", "ÿ" * 300])
