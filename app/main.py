@@ -22,7 +22,7 @@ from app.tasks import routes as tasks
 from app.upstream import routes as upstream
 from app.web import EdgeMiddleware, install_error_handlers, problems
 from app.web.deferred import DeferredResponses
-from app.web.negotiation import check_accept
+from app.web.negotiation import check_accept, check_query
 from app.web.openapi import complete_document
 from app.web.prefix import PrefixMiddleware, prefix_of
 from app.web.provided import provide
@@ -44,8 +44,9 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     provide(app, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
     rooms = [room.router for room in (tasks, event_stream, webhooks, upstream)]
     for router in (*rooms, tasks.account_router):
-        app.include_router(router, dependencies=[Depends(check_accept)])
-    for room in (clips, callbacks, dropin, health, problems):
+        app.include_router(router, dependencies=[Depends(check_accept), Depends(check_query)])
+    app.include_router(clips.router, dependencies=[Depends(check_query)])
+    for room in (callbacks, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(openapi.documented_routes(payloads.receive_task_webhook, payloads.SUMMARIES))
     app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 
 from fastapi import Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
-from app.errors import NotAcceptable
+from app.errors import FieldError, InvalidRequest, NotAcceptable
+from app.web.problems import pointer_to
 
 MAX_WAIT_SECONDS = 60
+# Where callers make up names of filters, and what these begin with.
+FREE_NAMES: Mapping[str, str] = {"/v1/tasks": "metadata."}
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|$)", re.ASCII)
 _WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
@@ -30,6 +36,32 @@ async def check_accept(request: Request) -> None:
     offered = _offered(request.scope.get("route"))
     if "".join(accept).strip() and offered and not any(quality(accept, media_type)[0] for media_type in offered):
         raise NotAcceptable(detail=f"This answers {' or '.join(offered)}.")
+
+
+async def check_query(request: Request) -> None:
+    """Raise InvalidRequest that names each query parameter that is unknown or repeated, instead of ignoring it."""
+    route = request.scope.get("route")
+    known = frozenset(_query_names(route.dependant)) if isinstance(route, APIRoute) else frozenset[str]()
+    free = FREE_NAMES.get(request.url.path)
+    errors: list[FieldError] = []
+    for name, count in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if name not in known and not (free and name.startswith(free)):
+            errors.append({"pointer": pointer_to(["query", name]), "detail": "This is not a parameter here"})
+        elif count > 1:
+            errors.append({"pointer": pointer_to(["query", name]), "detail": "This is given more than once"})
+    if errors:
+        raise InvalidRequest(errors=errors[:20])
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    for field in dependant.query_params:
+        model = field.field_info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            yield from (info.alias or name for name, info in model.model_fields.items())
+        else:
+            yield field.alias
+    for inner in dependant.dependencies:
+        yield from _query_names(inner)
 
 
 def quality(accept: Sequence[str], media_type: str) -> tuple[float, int]:
