@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI
 from app import __version__, health
 from app.callbacks import routes as callbacks
 from app.clips import routes as clips
+from app.clips.middleware import SignedLinksForAnyOrigin
 from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
 from app.lifecycle import running
@@ -54,6 +55,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     complete_document(app, services.settings.models)
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware)
+    app.add_middleware(SignedLinksForAnyOrigin)
     app.add_middleware(VendorEnvelopeMiddleware)
     if prefix := prefix_of(services.settings.link_base):
         app.servers = [{"url": services.settings.link_base}]

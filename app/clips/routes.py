@@ -111,9 +111,10 @@ async def find_audio(
     expires: Expires = None,
     signature: Signature = None,
 ) -> StoredFile:
-    """The audio that a key or a signed link gives access to. A key counts even if there is a link too."""
-    if credentials is None and expires is not None and signature is not None:
-        return await clips.linked_audio(task_id, index, expires, signature, request.receive)
+    """The audio that a key or a signed link gives access to: either is enough, whatever the other is worth."""
+    link = (task_id, index, expires, signature) if expires is not None and signature is not None else None
+    if link is not None and (credentials is None or clips.is_linked(*link)):
+        return await clips.linked_audio(*link, request.receive)
     return await clips.audio(await authenticate(database, credentials), task_id, index, request.receive)
 
 

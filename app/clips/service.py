@@ -79,9 +79,13 @@ class ClipService:
         The link is checked before any look-up, so that an invalid one gets the same
         response whether the clip exists or not.
         """
-        if not _is_index(index) or not self._signed_urls.is_valid(task_id, int(index), expires, signature):
+        if not self.is_linked(task_id, index, expires, signature):
             raise NotAuthenticated(detail="The link has expired or was not made by this service; read the task again.")
         return await self.audio(OPERATOR, task_id, index, receive)
+
+    def is_linked(self, task_id: str, index: str, expires: str, signature: str) -> bool:
+        """Whether a signed link is valid."""
+        return _is_index(index) and self._signed_urls.is_valid(task_id, int(index), expires, signature)
 
     async def cover(self, caller: Caller, task_id: str, index: str) -> StoredFile:
         """The stored cover image of a clip. Raises NotArchivedYet, and NotFound for a clip without one."""

@@ -95,7 +95,7 @@ async def list_events(
 
 async def _is_over(waiters: Waiters, task_id: str, after: int) -> bool:
     """Whether a task has ended and nothing behind this version is left to stream."""
-    history = await waiters.look(partial(repository.read_history, task_id=task_id, after=after))
+    history = await waiters.read_history(task_id, after)
     return history is None or (history.status in FINAL and not until_final(history.status, history.events))
 
 

@@ -178,7 +178,15 @@ async def test_only_a_key_or_a_signed_link_gives_access(database_url: str, tmp_p
                 url.copy_with(path=url.path.replace("/0/", "/x/")),
             )
         ]
-        opened = [await service.anonymous.get(url), await service.client.get(bare)]
+        # Either is enough, whatever the other is worth.
+        opened = [
+            await service.anonymous.get(url),
+            await service.client.get(bare),
+            await service.anonymous.get(url, headers={"Authorization": "Bearer of-another-service"}),
+            await service.anonymous.get(url, headers={"Authorization": "Basic eDp5"}),
+            await service.anonymous.get(url, headers=stranger),
+            await service.client.get(url.copy_set_param("signature", "x")),
+        ]
         nothing = [
             await service.anonymous.get(bare, headers=stranger),
             await service.client.get(absent),
@@ -267,3 +275,29 @@ def second_implementation(path: Path) -> Any:
     """Starlette's own way to serve a file, which is not ours."""
     config = uvicorn.Config(FileResponse(path), port=0, lifespan="off", log_config=None)
     return serving(uvicorn.Server(config))
+
+
+async def test_page_of_any_origin_may_read_a_signed_link(database_url: str, tmp_path: Path) -> None:
+    page = {"Origin": "https://player.example"}
+    preflight = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "range, authorization"}
+    async with serve_with_sandbox(database_url, tmp_path) as service:
+        url = httpx.URL((await service.archived())["clips"][0]["audio_url"])
+        image = url.copy_with(path=url.path.replace("/audio", "/image"))
+        expired = url.copy_set_param("expires", "1")
+        asked = [await service.anonymous.options(link, headers=page | preflight) for link in (url, image)]
+        part = await service.anonymous.get(url, headers=page | {"Range": "bytes=0-9"})
+        refused = await service.anonymous.get(expired, headers=page)
+        by_key = await service.client.get(url.copy_with(query=None), headers=page)
+        without_link = await service.anonymous.options(url.copy_with(query=None), headers=page | preflight)
+
+    for answer in asked:
+        allowed = {name.strip().lower() for name in answer.headers["access-control-allow-headers"].split(",")}
+        assert (answer.status_code, answer.headers["access-control-allow-methods"]) == (204, "GET, HEAD")
+        assert {"range", "authorization"} <= allowed
+    assert (part.status_code, refused.status_code) == (206, 401)
+    for answer in (*asked, part, refused):
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+    assert "Content-Range" in part.headers["access-control-expose-headers"]
+    assert "access-control-allow-origin" not in by_key.headers
+    assert without_link.status_code == 405
