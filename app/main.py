@@ -21,7 +21,7 @@ from app.services import Services
 from app.tasks import event_stream, payloads
 from app.tasks import routes as tasks
 from app.upstream import routes as upstream
-from app.web import EdgeMiddleware, install_error_handlers, problems
+from app.web import EdgeMiddleware, TolerantPaths, install_error_handlers, problems
 from app.web.deferred import DeferredResponses
 from app.web.negotiation import check_accept, check_query
 from app.web.openapi import complete_document
@@ -57,6 +57,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     app.add_middleware(EdgeMiddleware)
     app.add_middleware(SignedLinksForAnyOrigin)
     app.add_middleware(VendorEnvelopeMiddleware)
+    app.add_middleware(TolerantPaths)
     if prefix := prefix_of(services.settings.link_base):
         app.servers = [{"url": services.settings.link_base}]
         app.add_middleware(PrefixMiddleware, prefix=prefix)

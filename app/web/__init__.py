@@ -2,7 +2,7 @@
 
 from app.web.exception_handlers import install_error_handlers
 from app.web.fields import WHOLE, Moment, StrictModel, Text
-from app.web.middleware import EdgeMiddleware
+from app.web.middleware import EdgeMiddleware, TolerantPaths
 from app.web.protocol import HttpProtocol
 from app.web.routing import Router
 
@@ -14,5 +14,6 @@ __all__ = [
     "Router",
     "StrictModel",
     "Text",
+    "TolerantPaths",
     "install_error_handlers",
 ]

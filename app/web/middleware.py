@@ -3,10 +3,10 @@
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from urllib.parse import unquote_plus, unquote_to_bytes
+from urllib.parse import quote, unquote_plus, unquote_to_bytes
 from uuid import uuid4
 
 import structlog
@@ -50,12 +50,34 @@ BODY_RULES = (
 )
 # What asks every few seconds.
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+# Of the upstream, which appends to our public URL, and of the vendor's clients, which append to a base URL.
+TOLERANT_PATHS = (CALLBACKS_PATH, "/api/v1/")
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.!#$&^-]+\+)?json", re.ASCII | re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
+_SLASHES = re.compile("//+")
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+class TolerantPaths:
+    """
+    Pure ASGI middleware that takes doubled and trailing slashes out of paths that others put together.
+
+    A redirect to the right path would lose the body.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Return the inner application's awaitable: a frame of our own would cost memory for each waiting caller."""
+        if scope["type"] == "http":
+            path = _SLASHES.sub("/", scope["path"]).rstrip("/")
+            if path.startswith(TOLERANT_PATHS) and path != scope["path"]:
+                scope = {**scope, "path": path, "raw_path": quote(path).encode()}
+        return self._app(scope, receive, send)
 
 
 class EdgeMiddleware:

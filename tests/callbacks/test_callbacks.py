@@ -328,3 +328,17 @@ def _signature(key: str, timestamp: int | None = None, task_id: str = "up-1") ->
     timestamp = timestamp or int(time.time())
     digest = hmac.digest(key.encode(), f"{task_id}.{timestamp}".encode(), hashlib.sha256)
     return {"X-Webhook-Timestamp": str(timestamp), "X-Webhook-Signature": base64.b64encode(digest).decode()}
+
+
+@pytest.mark.parametrize("form", ["/{}", "{}/", "{}//", "//{}//"])
+async def test_callback_at_a_path_with_slashes_too_many_is_taken(service: Service, form: str) -> None:
+    task = await _generating(service)
+    path = service.callback_path(task.id)
+
+    answers = [
+        await service.client.post(f"{service.client.base_url}".rstrip("/") + form.format(spelt), content=COMPLETE)
+        for spelt in (path, path.replace("/", "//"))
+    ]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert (await service.task(task.id))["status"] == "succeeded"

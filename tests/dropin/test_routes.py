@@ -303,3 +303,15 @@ def _finished(**columns: Any) -> Task:
         updated_at=MORNING,
         **given,
     )
+
+
+@pytest.mark.parametrize("path", ["//api/v1/generate/{}", "/api/v1//generate/{}/", "/api//v1/generate//{}//"])
+async def test_path_with_slashes_too_many_is_taken(service: Service, path: str) -> None:
+    url = str(service.client.base_url).rstrip("/") + path
+    placed = await service.client.post(url.format("sounds"), json={"prompt": "rain", "model": "V5"})
+    task_id = placed.json()["data"]["taskId"]
+    record = await service.client.get(url.format("record-info"), params={"taskId": task_id, "v": "1"})
+    nothing = await service.client.get(url.format("nothing"))
+
+    assert record.json()["data"]["taskId"] == task_id
+    assert nothing.json()["code"] == 404
