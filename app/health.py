@@ -177,9 +177,10 @@ async def check_storage(storage: Storage) -> Check:
     try:
         async with asyncio.timeout(STORAGE_TIMEOUT.total_seconds()):
             await storage.probe()
-    except (StorageUnavailable, TimeoutError):
+    except (StorageUnavailable, TimeoutError) as error:
         detail = "it does not store a file: check SOUNDPOST_STORAGE_URL, its free space and its permissions"
-        return Check(status="down", detail=detail)
+        own = error.detail if isinstance(error, StorageUnavailable) else StorageUnavailable.advice
+        return Check(status="down", detail=detail if own == StorageUnavailable.advice else f"{own} {detail}")
     return Check(status="ok", detail="a small file was written, read and removed")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,6 +21,7 @@ from app.egress import (
     codings_of,
     stream_following,
 )
+from app.storage.store import Storage
 
 
 class DownloadFailed(Exception):
@@ -67,9 +67,9 @@ def audio_of(limit: int) -> MediaPolicy:
 COVER = MediaPolicy("cover image", sniff_image, 10_000_000, timedelta(seconds=20))
 
 
-async def fetch(client: httpx.AsyncClient, url: str, policy: MediaPolicy) -> DownloadedFile:
-    """Download and check one file, which the caller must close. Raises DownloadFailed."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+async def fetch(client: httpx.AsyncClient, url: str, policy: MediaPolicy, storage: Storage) -> DownloadedFile:
+    """Download and check one file, which the caller must close. Raises DownloadFailed, StorageUnavailable."""
+    file = await storage.spool()
     try:
         digest, size = await _download(client, url, policy, file)
         media_type, duration = await asyncio.to_thread(_check, file, policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -73,8 +74,24 @@ class Storage:
         with _raise_as_unavailable(), suppress(FileNotFoundError):
             await self._store().delete_async(key)
 
+    async def spool(self) -> IO[bytes]:
+        """
+        Open a temporary file without a name, for what is to be stored; the caller closes it.
+
+        It is beside the files of a local folder, which must be writable and large enough
+        anyway, where the system's temporary folder may be missing, read-only or small.
+        """
+        with _raise_as_unavailable():
+            store = self._store()
+        folder = store.prefix if isinstance(store, LocalStore) else None
+        try:
+            return await asyncio.to_thread(tempfile.TemporaryFile, dir=folder)
+        except OSError as error:
+            where = "beside the stored files" if folder else "in the temporary folder (TMPDIR)"
+            raise StorageUnavailable(f"No temporary file can be opened {where}: {error.strerror}.") from error
+
     async def probe(self) -> None:
-        """Write, read and remove a small file, to see whether the storage works."""
+        """Write, read and remove a small file and a temporary one, to see whether the storage works."""
         key, content = f"probe/{secrets.token_hex(16)}", b"soundpost"
         with _raise_as_unavailable():
             await self._store().put_async(key, content, mode="create")
@@ -83,6 +100,12 @@ class Storage:
                 raise StorageUnavailable("The storage returned other bytes than were written.")
         finally:
             await self.remove(key)
+        with await self.spool() as file:
+            try:
+                file.write(content)
+                file.flush()
+            except OSError as error:
+                raise StorageUnavailable(f"No temporary file can be written: {error.strerror}.") from error
 
     async def presigned(self, key: str, expires_in: timedelta) -> str | None:
         """A URL at which anybody can GET this file from S3 until it expires; None for a local folder."""

@@ -195,7 +195,7 @@ class _ArchiveWorker:
         problems = [] if links else ["the upstream gives no link"]
         for link in links:
             try:
-                return await fetch(self._services.egress_http, link, self._audio)
+                return await fetch(self._services.egress_http, link, self._audio, self._services.storage)
             except DownloadFailed as error:
                 problems.append(str(error))
         raise DownloadFailed("; ".join(dict.fromkeys(problems)))
@@ -219,7 +219,7 @@ class _ArchiveWorker:
 
     async def _archive_cover(self, clip: Clip) -> None:
         try:
-            fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER)
+            fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER, self._services.storage)
             with fetched.file:
                 await self._store(clip, fetched, "image_key")
         except (DownloadFailed, StorageUnavailable) as error:

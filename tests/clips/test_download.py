@@ -2,12 +2,15 @@
 
 import gzip
 import io
+import tempfile
 import wave
+from pathlib import Path
 
 import pytest
 
 from app.clips.download import DownloadedFile, DownloadFailed, audio_of, fetch
 from app.egress import guarded_client
+from app.storage.store import Storage
 from tests.egress.resolvers import LOOPBACK, SOON
 from tests.support.receivers import Reply, receiving
 
@@ -21,9 +24,9 @@ def sound(seconds: int = 1) -> bytes:
     return file.getvalue()
 
 
-async def download(reply: Reply, limit: int = 1_000_000) -> DownloadedFile:
+async def download(reply: Reply, folder: Path, limit: int = 1_000_000) -> DownloadedFile:
     async with receiving(reply) as host, guarded_client(LOOPBACK, SOON) as client:
-        return await fetch(client, host.url, audio_of(limit))
+        return await fetch(client, host.url, audio_of(limit), Storage(f"file:{folder}/audio"))
 
 
 @pytest.mark.parametrize(
@@ -36,8 +39,8 @@ async def download(reply: Reply, limit: int = 1_000_000) -> DownloadedFile:
         ("UTF-8", sound()),
     ],
 )
-async def test_file_decides_not_the_name_of_its_coding(coding: str, body: bytes) -> None:
-    found = await download(Reply(200, (f"Content-Encoding: {coding}",), body=body))
+async def test_file_decides_not_the_name_of_its_coding(tmp_path: Path, coding: str, body: bytes) -> None:
+    found = await download(Reply(200, (f"Content-Encoding: {coding}",), body=body), tmp_path)
 
     with found.file:
         assert (found.media_type, found.duration, found.size) == ("audio/wav", 1.0, len(sound()))
@@ -51,6 +54,18 @@ async def test_file_decides_not_the_name_of_its_coding(coding: str, body: bytes)
         ("gzip", gzip.compress(sound(2), mtime=0), "larger than 20000 bytes"),
     ],
 )
-async def test_coded_file_that_cannot_be_had_is_explained(coding: str, body: bytes, problem: str) -> None:
+async def test_coded_file_that_cannot_be_had_is_explained(
+    tmp_path: Path, coding: str, body: bytes, problem: str
+) -> None:
     with pytest.raises(DownloadFailed, match=problem):
-        await download(Reply(200, (f"Content-Encoding: {coding}",), body=body), limit=20_000)
+        await download(Reply(200, (f"Content-Encoding: {coding}",), body=body), tmp_path, limit=20_000)
+
+
+async def test_download_needs_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+
+    found = await download(Reply(200, body=sound()), tmp_path)
+
+    with found.file:
+        assert found.size == len(sound())
+    assert list((tmp_path / "audio").iterdir()) == []

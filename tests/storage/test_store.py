@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 from moto.server import ThreadedMotoServer
+from sqlalchemy import select
 
 from app.errors import StorageUnavailable
+from app.models import Clip
 from app.storage.store import CHUNK, Storage
-from tests.support.service import serve_with_sandbox
+from tests.support.service import is_archived, serve_with_sandbox
+from tests.support.wait import eventually
 
 KEY = "sha256/ab/cdef.wav"
 
@@ -133,3 +137,26 @@ async def test_audio_on_s3_is_served_by_us_or_by_a_redirect(migrated_sqlite: Pat
     assert (redirect.status_code, redirect.headers["cache-control"]) == (307, "private, no-store")
     assert followed.content == whole.content
     assert (head.status_code, head.headers["content-length"]) == (200, str(clip["size"]))
+
+
+async def test_bucket_without_a_temporary_folder_is_not_ready(
+    bucket: str, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve_with_sandbox(database_url, tmp_path, storage_url=bucket) as service:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+        refused = await service.client.get("/readyz")
+        task_id = await service.create_task()
+        await service.until(task_id, lambda task: task["status"] == "succeeded")
+
+        async def is_explained() -> bool:
+            async with service.database.reads() as session:
+                problems = (await session.scalars(select(Clip.archive_error))).all()
+            return any("No temporary file can be opened" in (problem or "") for problem in problems)
+
+        await eventually(is_explained)
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        await service.until(task_id, is_archived)
+
+    check = refused.json()["checks"]["storage"]
+    assert (refused.status_code, check["status"]) == (503, "down")
+    assert "No temporary file can be opened in the temporary folder (TMPDIR)" in check["detail"]
