@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import httpx
 from fastapi import Response
@@ -26,8 +27,9 @@ from app.observability.metrics import Metrics
 from app.services import Services
 from app.storage.store import Storage
 from app.tasks.transitions import FINAL
-from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold
-from app.upstream.pacing import full_share
+from app.upstream.history import read_history
+from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold, is_of_a_key, other_refused_keys
+from app.upstream.pacing import SHARE_WHILE_QUEUED, full_share, is_idle_since
 from app.upstream.types import HoldReason
 from app.web.openapi import response_headers
 from app.web.provided import DatabaseDep, provided
@@ -36,11 +38,13 @@ from app.webhooks.repository import count_overdue_deliveries, disabled_after_fai
 
 router = Router(tags=["health"])
 OVERDUE_AFTER = timedelta(seconds=60)
+# How long a failed submit counts if none follows it.
+FAILING_FOR = timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
 STORAGE_TIMEOUT = timedelta(seconds=5)
 PUBLIC_URL_TIMEOUT = timedelta(seconds=15)
 # The checks that fail with the database; if its own does, the others are left out.
-NEED_DATABASE = frozenset({"database", "queue", "overdue", "webhooks", "upstream"})
+NEED_DATABASE = frozenset({"database", "queue", "submits", "overdue", "webhooks", "upstream"})
 State = Literal["ok", "degraded", "down"]
 
 
@@ -63,8 +67,8 @@ class Readiness(BaseModel):
 
     status: State = Field(description="The worst state of all checks.", examples=["degraded"])
     checks: dict[str, Check] = Field(
-        description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `overdue`"
-        " and `webhooks`.",
+        description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `submits`,"
+        " `overdue` and `webhooks`.",
         examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
     )
 
@@ -94,7 +98,10 @@ async def livez() -> dict[str, str]:
     },
 )
 async def readyz(
-    response: Response, database: DatabaseDep, storage: Annotated[Storage, provided(Storage)]
+    response: Response,
+    database: DatabaseDep,
+    storage: Annotated[Storage, provided(Storage)],
+    settings: Annotated[Settings, provided(Settings)],
 ) -> Readiness:
     """
     Check whether this instance can accept requests.
@@ -102,7 +109,7 @@ async def readyz(
     The response is 503 only if the database, its schema or the storage fails. A held
     queue or overdue work is `degraded` and 200, because callbacks must still come in.
     """
-    checks = {name: check async for name, check in run_checks(readiness_checks(database, storage), _case)}
+    checks = {name: check async for name, check in run_checks(readiness_checks(database, storage, settings), _case)}
     status = worst(checks)
     response.status_code = 503 if status == "down" else 200
     response.headers["Cache-Control"] = "no-store"
@@ -121,13 +128,14 @@ def worst(checks: Mapping[str, Check]) -> State:
     return "down" if "down" in found else "degraded" if "degraded" in found else "ok"
 
 
-def readiness_checks(database: Database, storage: Storage) -> Checks:
+def readiness_checks(database: Database, storage: Storage, settings: Settings) -> Checks:
     """The checks by name that are cheap enough for a probe every few seconds."""
     return {
         "database": partial(check_database, database),
         "storage": partial(check_storage, storage),
-        "queue": partial(check_queue, database),
-        "overdue": partial(check_overdue, database),
+        "queue": partial(check_queue, database, settings),
+        "submits": partial(check_submits, database, settings),
+        "overdue": partial(check_overdue, database, settings),
         "webhooks": partial(check_webhooks, database),
     }
 
@@ -135,7 +143,7 @@ def readiness_checks(database: Database, storage: Storage) -> Checks:
 def all_checks(services: Services) -> Checks:
     """Those of readiness, and the checks that call the upstream and the public URL."""
     return {
-        **readiness_checks(services.database, services.storage),
+        **readiness_checks(services.database, services.storage, services.settings),
         "upstream": partial(check_upstream, services),
         "public_url": partial(check_public_url, services.settings, services.keyring),
     }
@@ -184,33 +192,50 @@ async def check_storage(storage: Storage) -> Check:
     return Check(status="ok", detail="a small file was written, read and removed")
 
 
-async def check_queue(database: Database) -> Check:
-    """Whether submits are held. The upstream's own message is left out, because anybody may read /readyz."""
+async def check_queue(database: Database, settings: Settings) -> Check:
+    """Whether our submits are held. The upstream's own message is left out, because anybody may read /readyz."""
     async with database.reads() as session:
-        hold = await current_hold(session)
+        hold = await current_hold(session, settings.upstream_fingerprint)
+        others = ", ".join(await other_refused_keys(session, settings.upstream_fingerprint))
+    other = f"; those of processes with another key ({others}) are, because the upstream refuses it" if others else ""
     if hold is None:
-        return Check(status="ok", detail="submits are not held")
+        return Check(status="ok", detail=f"submits are not held{other}")
     since = hold.since.isoformat(timespec="seconds")
-    return Check(status="degraded", detail=f"submits are held since {since}: {EXPLANATIONS[hold.reason]}")
+    where = f" ({_name(settings)})" if hold.reason is HoldReason.bad_key else ""
+    detail = f"submits are held since {since}: {EXPLANATIONS[hold.reason]}{where}{other}"
+    return Check(status="degraded", detail=detail)
 
 
-async def check_overdue(database: Database) -> Check:
+async def check_submits(database: Database, settings: Settings) -> Check:
+    """When submits last succeeded and failed. Degraded while the last one failed, not long ago."""
+    async with database.reads() as session:
+        history, now = await read_history(session), await database.now(session)
+    times = [("success", history.succeeded_at, ""), ("failure", history.failed_at, f" ({history.failure})")]
+    told = [f"last {kind} at {at.isoformat(timespec='seconds')}{why}" for kind, at, why in times if at]
+    counts_since = max(now - FAILING_FOR, history.succeeded_at or now - FAILING_FOR)
+    is_failing = history.failed_at is not None and history.failed_at > counts_since
+    detail = f"{_name(settings)}: {', '.join(told) or 'nothing was submitted yet'}"
+    return Check(status="degraded" if is_failing else "ok", detail=detail)
+
+
+async def check_overdue(database: Database, settings: Settings) -> Check:
     """
-    Whether rows have been due for more than OVERDUE_AFTER.
+    Whether rows have been due for more than OVERDUE_AFTER, and not because of a hold or the upstream's rate.
 
-    Queued tasks do not count while submits are held, and ended ones never: their late
-    polls wait for slots that nothing else needs.
+    Ended tasks never count: their late polls wait for slots that nothing else needs.
     """
     async with database.reads() as session:
         late = await database.now(session) - OVERDUE_AFTER
-        held = await current_hold(session)
-        waiting = FINAL | {TaskStatus.queued} if held else FINAL
-        statuses = [status for status in TaskStatus if status not in waiting]
+        waiting = set(FINAL)
+        if await current_hold(session, settings.upstream_fingerprint) or not await is_idle_since(session, late):
+            waiting.add(TaskStatus.queued)
+        if not await is_idle_since(session, late, SHARE_WHILE_QUEUED):
+            waiting.add(TaskStatus.generating)
         counts = {
-            "tasks": await count_overdue(session, Task, late, Task.status.in_(statuses)),
+            "tasks": await count_overdue(session, Task, late, Task.status.not_in(waiting)),
             "clips": await count_overdue(session, Clip, late),
             "deliveries": await count_overdue_deliveries(session, late),
-            "periodic jobs": await count_overdue(session, PeriodicJob, late),
+            "periodic jobs": await count_overdue(session, PeriodicJob, late, ~is_of_a_key()),
         }
     overdue = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     if not overdue:
@@ -238,14 +263,18 @@ async def check_upstream(services: Services) -> Check:
     result = await services.gateway.call(lambda upstream: upstream.credits(), full_share, may_hold=False)
     if result is None:
         return Check(status="degraded", detail="no request was free within its rate; check again in some seconds")
+    name = _name(services.settings)
     if result.hold_reason is not None:
-        return Check(status="degraded", detail=EXPLANATIONS[result.hold_reason])
+        return Check(status="degraded", detail=f"{EXPLANATIONS[result.hold_reason]} ({name})")
     if result.value is None:
         message = f" ({result.message})" if result.message else ""
         return Check(status="degraded", detail=f"its answer is not usable: check SOUNDPOST_UPSTREAM_URL{message}")
     if result.value <= 0:
         return Check(status="degraded", detail=EXPLANATIONS[HoldReason.no_credits])
-    return Check(status="ok", detail=f"the key works; {result.value} credits are left")
+    async with services.database.reads() as session:
+        held = await current_hold(session, services.settings.upstream_fingerprint)
+    soon = "; the hold of submits ends at its next look" if held else ""
+    return Check(status="ok", detail=f"the key works now; {result.value} credits are left ({name}){soon}")
 
 
 async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
@@ -263,6 +292,12 @@ async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
         return Check(status="ok", detail="it reaches this service")
     problem = f"reaches another server (HTTP {response.status_code}): it must pass {CALLBACKS_PATH} on"
     return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
+
+
+def _name(settings: Settings) -> str:
+    """The upstream key and host as operators are told of them."""
+    host = urlsplit(settings.upstream_url).netloc.rpartition("@")[2]
+    return f"key {settings.upstream_fingerprint or 'not set'} at {host}"
 
 
 def _case(error: Exception) -> str:

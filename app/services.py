@@ -78,7 +78,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     upstream_http = upstream_client(settings.upstream_url, key, settings.upstream_call_timeout)
     hmac_key = settings.callback_hmac_key.get_secret_value() if settings.callback_hmac_key else None
     upstream = SunoApi(upstream_http, key, settings.upstream_call_timeout, hmac_key, metrics)
-    gateway = UpstreamGateway(upstream, pacer, database, settings.hold_recheck)
+    gateway = UpstreamGateway(upstream, pacer, database, settings.hold_recheck, settings.upstream_fingerprint)
     return Services(
         settings=settings,
         database=database,

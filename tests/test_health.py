@@ -5,14 +5,17 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, update
 
 from app.enums import TaskStatus
 from app.health import Check, State, worst
-from app.models import Clip, Delivery, PeriodicJob, WebhookEndpoint
+from app.models import Clip, Delivery, PaceSlot, PeriodicJob, WebhookEndpoint
+from app.upstream.pacing import PAUSE_SLOT
 from tests.support.processes import Processes
+from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve
-from tests.support.settings import UPSTREAM_KEY
+from tests.support.settings import UNREACHABLE, UPSTREAM_KEY
+from tests.support.wait import eventually
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -51,6 +54,40 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
     assert answer.json()["checks"]["overdue"]["detail"] == "overdue: 2 tasks; does a worker run?"
 
 
+async def test_tasks_that_wait_for_the_pace_are_not_overdue(service: Service) -> None:
+    for status in (TaskStatus.queued, TaskStatus.generating):
+        await service.add_task(status, due_at=LONG_AGO, upstream_task_id="up-1")
+
+    async def overdue(*used: ColumnElement[bool]) -> str:
+        recently = datetime.now(UTC) - timedelta(seconds=5)
+        async with service.database.writes.begin() as session:
+            await session.execute(update(PaceSlot).values(free_at=LONG_AGO))
+            await session.execute(update(PaceSlot).where(*used).values(free_at=recently))
+        return str((await service.client.get("/readyz")).json()["checks"]["overdue"]["detail"])
+
+    assert await overdue(PaceSlot.slot > 100) == "overdue: 2 tasks; does a worker run?"
+    # Polls may use the first quarter of the ring alone.
+    assert await overdue(PaceSlot.slot.between(0, 4)) == "overdue: 1 tasks; does a worker run?"
+    assert await overdue(PaceSlot.slot >= 0) == "nothing is overdue"
+    assert await overdue(PaceSlot.slot == PAUSE_SLOT) == "nothing is overdue"
+
+
+async def test_last_success_and_failure_of_submits_are_told(database_url: str, tmp_path: Path) -> None:
+    async with serve_sandbox() as upstream_url:
+        async with serve(database_url, upstream_url=UNREACHABLE, runs_workers=True) as service:
+            nothing = (await service.client.get("/readyz")).json()["checks"]["submits"]
+            task_id = await service.create_task()
+            await eventually(lambda: _submits_say(service, "degraded", "last failure at"))
+            down = (await service.client.get("/readyz")).json()["checks"]["submits"]
+        async with serve(database_url, upstream_url=upstream_url, runs_workers=True) as service:
+            await service.until(task_id, lambda task: task["status"] != "queued")
+            await eventually(lambda: _submits_say(service, "ok", "last success at"))
+
+    key = service.services.settings.upstream_fingerprint
+    assert nothing == {"status": "ok", "detail": f"key {key} at 127.0.0.1:9: nothing was submitted yet"}
+    assert "nothing was sent (ConnectError)" in down["detail"]
+
+
 async def test_overdue_rows_of_every_table_are_counted(service: Service) -> None:
     task = await service.add_task(TaskStatus.succeeded)
     async with service.database.writes.begin() as session:
@@ -69,6 +106,11 @@ async def test_overdue_rows_of_every_table_are_counted(service: Service) -> None
     async with service.database.writes.begin() as session:
         await session.execute(update(WebhookEndpoint).values(paused_until=datetime.now(UTC) + timedelta(hours=1)))
     assert await overdue() == "overdue: 1 clips, 1 periodic jobs; does a worker run?"
+
+
+async def _submits_say(service: Service, status: str, words: str) -> bool:
+    check = (await service.client.get("/readyz")).json()["checks"]["submits"]
+    return bool(check["status"] == status and words in check["detail"])
 
 
 async def test_key_refused_by_the_credits_call_degrades_readiness(database_url: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from hashlib import sha256
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -313,6 +314,12 @@ class Settings(BaseSettings):
             self.database_statement_timeout,
             self.database_lock_timeout,
         )
+
+    @property
+    def upstream_fingerprint(self) -> str:
+        """The beginning of the upstream key's SHA-256: it tells keys apart and gives none away. Empty without a key."""
+        key = self.upstream_api_key.get_secret_value() if self.upstream_api_key else ""
+        return sha256(key.encode("utf-8", "replace")).hexdigest()[:8] if key else ""
 
     @property
     def is_sqlite(self) -> bool:

@@ -33,8 +33,11 @@ class UpstreamGateway:
     settles the rows. All other calls are one `call`.
     """
 
-    def __init__(self, upstream: Upstream, pacer: Pacer, database: Database, hold_recheck: timedelta) -> None:
-        self.pacer = pacer
+    def __init__(
+        self, upstream: Upstream, pacer: Pacer, database: Database, hold_recheck: timedelta, key: str | None
+    ) -> None:
+        # `key` is the fingerprint of the key that this process uses.
+        self.pacer, self.key = pacer, key
         self._upstream, self._database, self._hold_recheck = upstream, database, hold_recheck
 
     async def call(
@@ -75,7 +78,7 @@ class UpstreamGateway:
         if result.outcome is Outcome.throttled:
             await self.pacer.pause(session, now, result.retry_after)
         elif result.outcome is Outcome.held:
-            hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message)
+            hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message, self.key)
             log.warning("submits_held", reason=hold.reason.value, advice=EXPLANATIONS[hold.reason])
             await hold_submits(session, hold, self._hold_recheck)
 

@@ -42,9 +42,20 @@ async def full_share(_session: Session, _now: datetime) -> float:
     return 1.0
 
 
+async def is_idle_since(session: Session, moment: datetime, share: float = 1.0) -> bool:
+    """Whether a slot of this share could have been reserved ever since then: what waits does not wait for the pace."""
+    ring = select(func.max(PaceSlot.slot) + 1).scalar_subquery()
+    last = await session.scalar(select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE_SLOT))
+    slot = select(PaceSlot.slot).where(PaceSlot.slot >= 0, PaceSlot.free_at <= moment)
+    # Slot 0 belongs to every share, however small.
+    shared = (PaceSlot.slot == 0) | (PaceSlot.slot + 1 <= ring * share)
+    return (last is None or last <= moment) and await session.scalar(slot.where(shared).limit(1)) is not None
+
+
 # Not a place in the ring: the row whose `free_at` says until when no slot may be reserved.
 PAUSE_SLOT = -1
 MIN_WAIT = timedelta(milliseconds=50)
+NEVER_USED = timedelta(days=1)
 # The pause where the upstream sends no Retry-After: a throttled submit is retried within 15 seconds.
 MAX_DEFAULT_PAUSE = timedelta(seconds=12)
 
@@ -74,7 +85,9 @@ class Pacer:
     async def prepare(self, session: Session, now: datetime) -> None:
         """Insert the rows of the slots that do not exist; replicas may do so at the same time."""
         numbers = (PAUSE_SLOT, *range(self._rate.requests))
-        await insert_new(session, PaceSlot, *({"slot": number, "free_at": now} for number in numbers))
+        # New slots were never used: they count as free for long.
+        free_at = now - NEVER_USED
+        await insert_new(session, PaceSlot, *({"slot": number, "free_at": free_at} for number in numbers))
         await session.execute(delete(PaceSlot).where(PaceSlot.slot >= self._rate.requests))
 
     async def lock_free(self, session: Session, now: datetime, limit: int, share: float = 1.0) -> Sequence[int]:

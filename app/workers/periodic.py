@@ -15,7 +15,7 @@ from app.database.wakeups import PERIODIC_JOBS, notify_on_commit
 from app.models import PeriodicJob
 from app.retention import Retention
 from app.services import Services
-from app.upstream.hold import RECHECK, Hold, hold_submits, release_submits
+from app.upstream.hold import RECHECK, Hold, forget_stale_holds, hold_submits, recheck_of, release_submits
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason, Result
 from app.workers.runner import Claimed, Loop
@@ -35,7 +35,12 @@ async def prepare_jobs(session: Session, now: datetime) -> None:
 
 def periodic_loop(services: Services) -> Loop[PeriodicJob]:
     """The loop that runs periodic jobs."""
-    kinds: Mapping[str, Job] = {RECHECK: partial(_recheck_hold, services), PRUNE: partial(_prune, services)}
+    recheck = partial(_recheck_hold, services)
+    kinds: Mapping[str, Job] = {
+        RECHECK: recheck,
+        recheck_of(services.gateway.key): recheck,
+        PRUNE: partial(_prune, services),
+    }
 
     async def claim(limit: int) -> Claimed[PeriodicJob]:
         async with services.database.transaction() as (session, now):
@@ -62,11 +67,13 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
         reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
         write = log.info if reason is None else log.warning
         write("hold_rechecked", reason=reason and reason.value, outcome=result.outcome.value)
-        if reason is None:
-            await release_submits(session)
-            return
-        claimed.fence, claimed.due_at = None, now + services.settings.hold_recheck
-        await hold_submits(session, Hold(reason, now, claimed.detail["message"]), services.settings.hold_recheck)
+        hold = Hold(reason, now, claimed.detail["message"], services.gateway.key) if reason else None
+        if hold is None or hold.job != job.name:
+            await release_submits(session, job.name)
+        else:
+            claimed.fence, claimed.due_at = None, now + services.settings.hold_recheck
+        if hold is not None:
+            await hold_submits(session, hold, services.settings.hold_recheck)
 
 
 async def _prune(services: Services, job: PeriodicJob) -> None:
@@ -75,6 +82,7 @@ async def _prune(services: Services, job: PeriodicJob) -> None:
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is not None:
+            await forget_stale_holds(session, now - PRUNE_EVERY)
             is_more = await retention.erase_batch(session, now)
             claimed.fence, claimed.due_at = None, now if is_more else now + PRUNE_EVERY
             if is_more:

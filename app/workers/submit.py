@@ -19,6 +19,7 @@ from app.services import Services
 from app.tasks.repository import lock_task
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
+from app.upstream.history import SubmitRecorder
 from app.upstream.hold import current_hold
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
@@ -51,6 +52,7 @@ def submit_loop(services: Services) -> Loop[Submit]:
 class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
+        self._recorder = SubmitRecorder()
         # On the monotonic clock, in seconds: until then no slot can be free.
         self._none_free_until = 0.0
 
@@ -65,7 +67,7 @@ class _SubmitWorker:
         if (none_free_for := self._none_free_until - time.monotonic()) > 0:
             return Claimed((), timedelta(seconds=none_free_for))
         async with services.database.writes.begin() as session:
-            if await current_hold(session):
+            if await current_hold(session, self._gateway.key):
                 return Claimed(())
             now = await services.database.now(session)
             free = await pacer.lock_free(session, now, limit)
@@ -121,6 +123,8 @@ class _SubmitWorker:
                 await self._settle_task(session, task, result, now)
             elif locked is not None:
                 await self._settle_late(session, locked, submit, result, now)
+            # Last, because all submits of all replicas share the row.
+            await self._recorder.record(session, result, now)
 
     async def _settle_task(self, session: Session, task: Task, result: Result[str], now: datetime) -> None:
         lifecycle = self._services.lifecycle

@@ -1,5 +1,6 @@
 """The held queue: nothing is sent while the upstream takes nothing, and it goes on by itself."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import cast
@@ -9,11 +10,21 @@ import pytest
 from app.database.engine import Database
 from app.health import check_upstream
 from app.models import PeriodicJob
-from app.upstream.hold import EXPLANATIONS, RECHECK, Hold, current_hold, hold_submits, release_submits
+from app.upstream.hold import (
+    EXPLANATIONS,
+    RECHECK,
+    Hold,
+    current_hold,
+    forget_stale_holds,
+    hold_submits,
+    release_submits,
+)
 from app.upstream.types import HoldReason, Outcome, Result
 from app.workers.periodic import periodic_loop, reason_to_hold
+from app.workers.submit import submit_loop
 from tests.support.clock import MORNING
 from tests.support.receivers import receiving
+from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve, services_of
 from tests.support.wait import eventually
 
@@ -94,6 +105,62 @@ async def test_nothing_is_held_before_anything_was(database: Database) -> None:
         await release_submits(session)
 
     assert await _current(database) is None
+
+
+async def test_refused_key_holds_only_the_replicas_that_have_it(database_url: str) -> None:
+    async with (
+        serve_sandbox() as upstream_url,
+        serve(database_url, upstream_url=upstream_url, upstream_api_key="stale", hold_recheck=600) as stale,
+        serve(database_url, upstream_url=upstream_url, hold_recheck=600) as good,
+    ):
+        await stale.client.get("/v1/credits")
+        await stale.create_task()
+        at_stale = (await submit_loop(stale.services).claim(1)).items
+        at_good = (await submit_loop(good.services).claim(1)).items
+        ready = [(await each.client.get("/readyz")).json()["checks"]["queue"] for each in (stale, good)]
+        checked = await check_upstream(good.services)
+
+    keys = [each.services.settings.upstream_fingerprint for each in (stale, good)]
+    host = upstream_url.removeprefix("http://")
+    assert (len(at_stale), len(at_good)) == (0, 1)
+    assert [each["status"] for each in ready] == ["degraded", "ok"]
+    assert (
+        f"refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works and restart (key {keys[0]} at {host})"
+        in (ready[0]["detail"])
+    )
+    assert f"submits are not held; those of processes with another key ({keys[0]}) are" in ready[1]["detail"]
+    assert (checked.status, f"(key {keys[1]} at {host})" in checked.detail) == ("ok", True)
+
+
+async def test_hold_of_a_key_is_rechecked_by_its_replicas_alone_and_ends_with_them(database_url: str) -> None:
+    async with (
+        serve_sandbox() as upstream_url,
+        services_of(database_url, upstream_url=upstream_url, upstream_api_key="stale") as stale,
+        services_of(database_url, upstream_url=upstream_url) as good,
+    ):
+        async with stale.database.transaction() as (session, now):
+            await stale.gateway.pacer.prepare(session, now)
+            hold = Hold(HoldReason.bad_key, now - timedelta(hours=2), None, stale.gateway.key)
+            await hold_submits(session, hold, RECHECK_IN)
+        by_good, by_stale = [await periodic_loop(each).claim(3) for each in (good, stale)]
+        [job] = by_stale.items
+        await periodic_loop(stale).work(job)
+        async with good.database.transaction() as (session, now):
+            rechecked = await current_hold(session, stale.gateway.key)
+            await forget_stale_holds(session, now + timedelta(hours=1))
+            forgotten = await current_hold(session, stale.gateway.key)
+
+    assert by_good.items == []
+    assert rechecked == replace(hold, message="Unauthorized access")
+    assert forgotten is None
+
+
+async def test_hold_for_want_of_credits_is_everybodys(database: Database) -> None:
+    async with database.writes.begin() as session:
+        await hold_submits(session, Hold(HoldReason.no_credits, MORNING, None, "0123abcd"), RECHECK_IN)
+
+    async with database.reads() as session:
+        assert await current_hold(session, "another") is not None
 
 
 async def test_held_queue_degrades_readiness_and_gives_advice(service: Service) -> None:

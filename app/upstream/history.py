@@ -1,0 +1,62 @@
+"""When submits last succeeded and failed: one row for all replicas, which tells an operator how the upstream is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.database.engine import Session, insert_new
+from app.models import PeriodicJob
+from app.upstream.types import Outcome, Result
+
+# The row never falls due.
+ROW = "submits"
+FAILURES = frozenset({Outcome.not_sent, Outcome.ambiguous, Outcome.rejected, Outcome.held})
+# Seconds: the row is written at most so often by a process, unless success follows failure or the reverse.
+WRITE_EVERY = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitHistory:
+    """The times of the last success and failure, and the failure in our own words: anybody may read /readyz."""
+
+    succeeded_at: datetime | None = None
+    failed_at: datetime | None = None
+    failure: str | None = None
+
+
+class SubmitRecorder:
+    """Writes the history from one process."""
+
+    def __init__(self) -> None:
+        self._was_ok: bool | None = None
+        self._write_at = 0.0
+
+    async def record(self, session: Session, result: Result[Any], now: datetime) -> None:
+        """Note a result, if it tells something about the upstream. Never commits."""
+        is_ok = result.outcome is Outcome.ok
+        if not is_ok and result.outcome not in FAILURES:
+            return
+        if is_ok is self._was_ok and time.monotonic() < self._write_at:
+            return
+        self._was_ok, self._write_at = is_ok, time.monotonic() + WRITE_EVERY
+        await insert_new(session, PeriodicJob, {"name": ROW, "attempts": 0, "detail": {}})
+        row = await session.get_one(PeriodicJob, ROW, with_for_update=True, populate_existing=True)
+        # A message without a code is ours; the upstream's own stays in the log.
+        what = result.message if result.code is None else f"{result.outcome.value}, code {result.code}"
+        news = {"succeeded_at": now.isoformat()} if is_ok else {"failed_at": now.isoformat(), "failure": what}
+        row.detail = {**row.detail, **news}
+
+
+async def read_history(session: Session) -> SubmitHistory:
+    """What is known of the latest submits of all replicas."""
+    row = await session.get(PeriodicJob, ROW)
+    detail = row.detail if row else {}
+    succeeded_at, failed_at = (detail.get(name) for name in ("succeeded_at", "failed_at"))
+    return SubmitHistory(
+        succeeded_at and datetime.fromisoformat(succeeded_at),
+        failed_at and datetime.fromisoformat(failed_at),
+        detail.get("failure"),
+    )
