@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -32,7 +33,7 @@ from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold, is_of_a_key, o
 from app.upstream.pacing import SHARE_WHILE_QUEUED, full_share, is_idle_since
 from app.upstream.types import HoldReason
 from app.web.openapi import response_headers
-from app.web.provided import DatabaseDep, provided
+from app.web.provided import provided
 from app.web.routing import Router
 from app.webhooks.repository import count_overdue_deliveries, disabled_after_failures
 
@@ -68,9 +69,38 @@ class Readiness(BaseModel):
     status: State = Field(description="The worst state of all checks.", examples=["degraded"])
     checks: dict[str, Check] = Field(
         description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `submits`,"
-        " `overdue` and `webhooks`.",
+        " `overdue` and `webhooks`; or `process` alone, while the process is stopping.",
         examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
     )
+
+
+class ReadinessProbe:
+    """Runs the checks of readiness once in `fresh_for`, whoever asks and however many."""
+
+    fresh_for = timedelta(seconds=1)
+
+    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
+        self._checks = readiness_checks(database, storage, settings)
+        self._lock = asyncio.Lock()
+        self._latest: Readiness | None = None
+        self._stale_at = 0.0
+        self._is_draining = False
+
+    def begin_draining(self) -> None:
+        """The process is to stop: from now on it is not ready, whatever the checks say."""
+        self._is_draining = True
+
+    async def read(self) -> Readiness:
+        """The result of the checks; those who ask meanwhile wait for the same ones."""
+        if self._is_draining:
+            stopping = Check(status="down", detail="the process is stopping: send new requests elsewhere")
+            return Readiness(status="down", checks={"process": stopping})
+        async with self._lock:
+            if self._latest is None or time.monotonic() >= self._stale_at:
+                checks = {name: check async for name, check in run_checks(self._checks, _case)}
+                self._latest = Readiness(status=worst(checks), checks=checks)
+                self._stale_at = time.monotonic() + self.fresh_for.total_seconds()
+            return self._latest
 
 
 @router.get(
@@ -92,28 +122,23 @@ async def livez() -> dict[str, str]:
         200: {"headers": response_headers("Cache-Control")},
         503: {
             "model": Readiness,
-            "description": "The database, its schema or the storage fails.",
+            "description": "The database, its schema or the storage fails, or the process is stopping.",
             "headers": response_headers("Cache-Control"),
         },
     },
 )
-async def readyz(
-    response: Response,
-    database: DatabaseDep,
-    storage: Annotated[Storage, provided(Storage)],
-    settings: Annotated[Settings, provided(Settings)],
-) -> Readiness:
+async def readyz(response: Response, probe: Annotated[ReadinessProbe, provided(ReadinessProbe)]) -> Readiness:
     """
     Check whether this instance can accept requests.
 
-    The response is 503 only if the database, its schema or the storage fails. A held
-    queue or overdue work is `degraded` and 200, because callbacks must still come in.
+    The response is 503 only if the database, its schema or the storage fails, or if the process is stopping. A held
+    queue or overdue work is `degraded` and 200, because callbacks must still come in. The result is at most a second
+    old.
     """
-    checks = {name: check async for name, check in run_checks(readiness_checks(database, storage, settings), _case)}
-    status = worst(checks)
-    response.status_code = 503 if status == "down" else 200
+    readiness = await probe.read()
+    response.status_code = 503 if readiness.status == "down" else 200
     response.headers["Cache-Control"] = "no-store"
-    return Readiness(status=status, checks=checks)
+    return readiness
 
 
 @router.get("/metrics", operation_id="getMetrics", include_in_schema=False)

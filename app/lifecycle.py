@@ -6,7 +6,7 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -34,21 +34,26 @@ DRAIN_SHARE = 0.8
 
 async def run_worker(settings: Settings) -> None:
     """Run the workers without a server until SIGTERM or SIGINT. Raises KeyringUnusable."""
-    async with running(build_services(settings), runs_workers=True, serves=False) as stopping:
+    async with running(build_services(settings), runs_workers=True) as stopping:
         await stopping.wait()
 
 
 @asynccontextmanager
-async def running(services: Services, *, runs_workers: bool, serves: bool = True) -> AsyncIterator[asyncio.Event]:
+async def running(
+    services: Services, *, runs_workers: bool, drain: Callable[[], None] | None = None
+) -> AsyncIterator[asyncio.Event]:
     """
     Run the background tasks of a process inside the block; yields the event that a signal sets to stop it.
 
     At the end of the block, workers settle what is in flight within the grace period
-    since the signal; what is left then is cancelled, and the services are closed.
+    since the signal; what is left then is cancelled, and the services are closed. `drain` is
+    called at SIGTERM, and the drain delay passes before anything stops; a process without it
+    answers no requests and stops at once.
     """
     stopping = asyncio.Event()
-    with stop_at_signal(stopping):
-        preparing = asyncio.create_task(_prepare(services, serves))
+    delay = services.settings.drain_delay if drain else timedelta()
+    with stop_at_signal(stopping, drain, delay):
+        preparing = asyncio.create_task(_prepare(services, serves=drain is not None))
         background: list[asyncio.Task[None]] = [preparing]
         await asyncio.wait(background, timeout=DATABASE_TIMEOUT.total_seconds())
         if preparing.done():
@@ -74,9 +79,13 @@ async def running(services: Services, *, runs_workers: bool, serves: bool = True
 
 
 @contextmanager
-def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
+def stop_at_signal(
+    stopping: asyncio.Event, drain: Callable[[], None] | None = None, delay: timedelta = timedelta()
+) -> Iterator[None]:
     """
     Set `stopping` on the first SIGTERM or SIGINT, then call the handler that was installed before.
+
+    SIGTERM calls `drain`, and stops after `delay`; SIGINT, and a second SIGTERM, stop at once.
 
     Uvicorn ends the lifespan only after its last request, but a signal must end the
     requests that wait for a task. Outside the main thread, where Python allows no
@@ -88,6 +97,18 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
+    is_draining = False
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        nonlocal is_draining
+        if drain is not None:
+            drain()
+        if number == signal.SIGTERM and delay and not is_draining:
+            is_draining = True
+            loop.call_soon_threadsafe(loop.call_later, delay.total_seconds(), stop, number, frame)
+        else:
+            stop(number, frame)
+
     def stop(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(stopping.set)
         handler = before[signal.Signals(number)]
@@ -95,7 +116,7 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
             handler(number, frame)
 
     for number in before:
-        signal.signal(number, stop)
+        signal.signal(number, receive)
     try:
         yield
     finally:
@@ -103,7 +124,7 @@ def stop_at_signal(stopping: asyncio.Event) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _prepare(services: Services, serves: bool) -> None:
+async def _prepare(services: Services, *, serves: bool) -> None:
     async def prepare() -> None:
         async with services.database.transaction() as (session, now):
             await services.gateway.pacer.prepare(session, now)

@@ -33,20 +33,22 @@ from app.webhooks import routes as webhooks
 
 def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     """Build the application. Nothing connects and no worker runs until its lifespan starts."""
+    probe = health.ReadinessProbe(services.database, services.storage, services.settings)
     app = FastAPI(
         title="Soundpost",
         version=__version__,
         summary="Submits tasks to a paid sound API and loses none of them.",
-        lifespan=_lifespan(services, runs_workers),
+        lifespan=_lifespan(services, runs_workers, probe),
         redirect_slashes=False,
     )
     every = (getattr(services, field.name) for field in fields(services))
     # Routes send no HTTP requests, and the two clients are of one class.
-    provide(app, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
+    provide(app, probe, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
     rooms = [room.router for room in (tasks, event_stream, webhooks, upstream)]
     for router in (*rooms, tasks.account_router):
         app.include_router(router, dependencies=[Depends(check_accept), Depends(check_query)])
     app.include_router(clips.router, dependencies=[Depends(check_query)])
+    app.add_api_route("/", _get_start, include_in_schema=False)
     for room in (callbacks, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(openapi.documented_routes(payloads.receive_task_webhook, payloads.SUMMARIES))
@@ -64,10 +66,17 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     return app
 
 
-def _lifespan(services: Services, runs_workers: bool) -> Any:
+async def _get_start() -> dict[str, str]:
+    """What this is, and where its documents are, for whoever opens the bare address."""
+    places = {"docs": "docs", "openapi": "openapi.json", "ready": "readyz"}
+    return {"service": "Soundpost", "version": __version__, **places}
+
+
+def _lifespan(services: Services, runs_workers: bool, probe: health.ReadinessProbe) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with running(services, runs_workers=runs_workers), services.waiters.checked():
+        background = running(services, runs_workers=runs_workers, drain=probe.begin_draining)
+        async with background, services.waiters.checked():
             yield
 
     return lifespan

@@ -113,6 +113,7 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("HOLD_RECHECK", "1e999", SPAN),
     ("HOLD_RECHECK", "0", POSITIVE),
     ("GRACE", "10s", SPAN),
+    ("DRAIN_DELAY", "-1", SPAN),
     ("CALLBACK_TRUST", "blind", CHOICE),
     ("EGRESS_ALLOW", "10.0.0.0/8,localhost", "must be networks such as 10.0.0.0/8"),
     ("WEBHOOK_SCHEDULE", "0,never", SPAN),

@@ -1,5 +1,6 @@
 """Liveness, readiness and metrics: when this instance can accept requests, and what its operator should do."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from sqlalchemy import ColumnElement, update
 
 from app.enums import TaskStatus
-from app.health import Check, State, worst
+from app.health import Check, ReadinessProbe, State, worst
 from app.models import Clip, Delivery, PaceSlot, PeriodicJob, WebhookEndpoint
 from app.upstream.pacing import PAUSE_SLOT
 from tests.support.processes import Processes
@@ -16,6 +17,12 @@ from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve
 from tests.support.settings import UNREACHABLE, UPSTREAM_KEY
 from tests.support.wait import eventually
+
+
+@pytest.fixture(autouse=True)
+def _no_result_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReadinessProbe, "fresh_for", timedelta())
+
 
 LONG_AGO = datetime.now(UTC) - timedelta(hours=1)
 
@@ -132,3 +139,25 @@ async def test_service_without_the_schema_is_alive_but_not_ready(empty_database_
     assert (ready.status_code, ready.json()["status"]) == (503, "down")
     assert ready.json()["checks"]["database"]["detail"].endswith("run `soundpost migrate`")
     assert alive.status_code == 200
+
+
+async def test_many_looks_at_once_are_one_and_its_result_is_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadinessProbe, "fresh_for", timedelta(minutes=1))
+    first = await asyncio.gather(*(service.client.get("/readyz") for _ in range(10)))
+    await service.add_task(due_at=LONG_AGO)
+    kept = await service.client.get("/readyz")
+    monkeypatch.setattr(ReadinessProbe, "fresh_for", timedelta())
+    probe = ReadinessProbe(service.database, service.services.storage)
+
+    assert {answer.json()["status"] for answer in [*first, kept]} == {"ok"}
+    assert (await probe.read()).status == "degraded"
+
+
+async def test_bare_address_says_what_this_is(service: Service) -> None:
+    start = (await service.anonymous.get("/")).raise_for_status().json()
+
+    assert start["service"] == "Soundpost"
+    for name in ("docs", "openapi", "ready"):
+        assert (await service.anonymous.get(f"/{start[name]}")).is_success

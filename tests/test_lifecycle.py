@@ -1,7 +1,9 @@
 """SIGTERM: waiting requests get their responses, streams end, and the process exits within its grace period."""
 
 import asyncio
+import os
 import shutil
+import signal
 import sys
 import time
 from functools import partial
@@ -10,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks
+from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks, until_final
 from tests.support.processes import Process, Processes, free_port
 from tests.support.settings import ROOT
 from tests.support.wait import eventually
@@ -43,6 +45,47 @@ async def test_sigterm_answers_waits_ends_streams_and_exits_within_the_grace_per
     assert "retry" in blocks[-1]
     assert exit_code == 0
     assert seconds < GRACE
+
+
+async def test_drain_delay_answers_requests_while_readyz_is_503(tmp_path: Path, database_url: str) -> None:
+    with Processes(tmp_path, grace="5", drain_delay="3") as processes:
+        service = await processes.serve(database_url, (await processes.sandbox()).url)
+        async with client_of(service.url) as client:
+            waiting = asyncio.create_task(
+                client.post("/v1/tasks", json={"prompt": "rain"}, headers={"Prefer": "wait=60"})
+            )
+            await let_earlier_requests_arrive(client)
+            began = time.monotonic()
+            stopping = asyncio.create_task(service.stop())
+            await eventually(partial(_is_draining, client))
+            task = await create_task(client)
+            done = await until_final(client, task["id"])
+            draining = await client.get("/readyz")
+            answered = time.monotonic() - began
+            waited = await waiting
+            code = await stopping
+            seconds = time.monotonic() - began
+
+    assert (draining.status_code, list(draining.json()["checks"])) == (503, ["process"])
+    assert done["status"] == "succeeded"
+    assert waited.json()["status"] == "succeeded"
+    assert answered < 3 <= seconds < 3 + GRACE
+    assert code == 0
+
+
+async def test_second_sigterm_ends_the_drain_delay(tmp_path: Path, database_url: str) -> None:
+    with Processes(tmp_path, grace="5", drain_delay="60") as processes:
+        service = await processes.serve(database_url, (await processes.sandbox()).url, "--no-loops")
+        async with client_of(service.url) as client:
+            os.kill(service.pid, signal.SIGTERM)
+            await eventually(partial(_is_draining, client))
+        code = await service.stop(within=10)
+
+    assert code == 0
+
+
+async def _is_draining(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 503
 
 
 async def _blocks(client: httpx.AsyncClient, task: dict[str, Any]) -> list[dict[str, str]]:

@@ -131,6 +131,11 @@ class Settings(BaseSettings):
         default=timedelta(seconds=10),
         description="Seconds, 0 or more, from SIGTERM until the process exits, for work that is under way.",
     )
+    drain_delay: Span = Field(
+        default=timedelta(),
+        description="Seconds, 0 or more, after SIGTERM during which requests are still answered while /readyz is 503,"
+        " so that a load balancer can stop sending them. The grace begins after it.",
+    )
     callback_trust: Literal["token", "pull"] = Field(
         default="token",
         description="`token` believes every callback with the right secret URL; `pull` confirms a final one by a poll.",

@@ -192,7 +192,7 @@ async def test_start_with_another_list_decides_for_the_replicas_that_run(service
 async def test_worker_without_the_list_revokes_nothing(service: Service) -> None:
     async with (
         services_of(service.database.url, api_keys=None) as worker,
-        running(worker, runs_workers=False, serves=False),
+        running(worker, runs_workers=False),
     ):
         pass
 
