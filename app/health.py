@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from app.config import CALLBACKS_PATH, Settings
 from app.database.claims import count_overdue
 from app.database.engine import Database
-from app.egress import plain_client
+from app.egress import is_internal, plain_client
 from app.enums import TaskStatus
 from app.errors import StorageUnavailable
 from app.keyring import Keyring
@@ -31,7 +31,7 @@ from app.tasks.transitions import FINAL
 from app.upstream.history import read_history
 from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold, is_of_a_key, other_refused_keys
 from app.upstream.pacing import SHARE_WHILE_QUEUED, full_share, is_idle_since
-from app.upstream.types import HoldReason
+from app.upstream.types import HoldReason, Outcome
 from app.web.openapi import response_headers
 from app.web.provided import provided
 from app.web.routing import Router
@@ -43,6 +43,8 @@ OVERDUE_AFTER = timedelta(seconds=60)
 FAILING_FOR = timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
 STORAGE_TIMEOUT = timedelta(seconds=5)
+# The code, and the HTTP status, of an upstream that is under maintenance.
+MAINTENANCE = 455
 PUBLIC_URL_TIMEOUT = timedelta(seconds=15)
 # The checks that fail with the database; if its own does, the others are left out.
 NEED_DATABASE = frozenset({"database", "queue", "submits", "overdue", "webhooks", "upstream"})
@@ -291,6 +293,10 @@ async def check_upstream(services: Services) -> Check:
     name = _name(services.settings)
     if result.hold_reason is not None:
         return Check(status="degraded", detail=f"{EXPLANATIONS[result.hold_reason]} ({name})")
+    if result.outcome is Outcome.throttled:
+        case = "is under maintenance" if result.code == MAINTENANCE else "takes no requests for now"
+        detail = f"the upstream {case} ({result.code}: {result.message}); tasks wait, and go on by themselves"
+        return Check(status="degraded", detail=detail)
     if result.value is None:
         message = f" ({result.message})" if result.message else ""
         return Check(status="degraded", detail=f"its answer is not usable: check SOUNDPOST_UPSTREAM_URL{message}")
@@ -306,6 +312,9 @@ async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
     """Whether SOUNDPOST_PUBLIC_URL leads to a service with our secret keys, which answers a random challenge."""
     if settings.public_url is None:
         return Check(status="ok", detail="not set: no callback can come, and polls do the work")
+    if is_internal(settings.public_url) and not is_internal(settings.upstream_url):
+        problem = f"is {settings.public_url}, which the upstream cannot reach: set it to an address on the internet"
+        return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}, or unset it, and polls do the work")
     challenge = secrets.token_hex(16)
     try:
         async with plain_client(PUBLIC_URL_TIMEOUT) as http:

@@ -9,13 +9,14 @@ import pytest
 from sqlalchemy import ColumnElement, update
 
 from app.enums import TaskStatus
-from app.health import Check, ReadinessProbe, State, worst
+from app.health import Check, ReadinessProbe, State, check_public_url, worst
+from app.keyring import Keyring
 from app.models import Clip, Delivery, PaceSlot, PeriodicJob, WebhookEndpoint
 from app.upstream.pacing import PAUSE_SLOT
 from tests.support.processes import Processes
 from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve
-from tests.support.settings import UNREACHABLE, UPSTREAM_KEY
+from tests.support.settings import SECRET_KEY, UNREACHABLE, UPSTREAM_KEY, settings_of
 from tests.support.wait import eventually
 
 
@@ -149,10 +150,32 @@ async def test_many_looks_at_once_are_one_and_its_result_is_kept(
     await service.add_task(due_at=LONG_AGO)
     kept = await service.client.get("/readyz")
     monkeypatch.setattr(ReadinessProbe, "fresh_for", timedelta())
-    probe = ReadinessProbe(service.database, service.services.storage)
+    probe = ReadinessProbe(service.database, service.services.storage, service.services.settings)
 
     assert {answer.json()["status"] for answer in [*first, kept]} == {"ok"}
     assert (await probe.read()).status == "degraded"
+
+
+@pytest.mark.parametrize(
+    "public_url",
+    [
+        "http://127.0.0.1:8000",
+        "http://localhost:8000",
+        "http://serve:8000",
+        "http://10.1.2.3",
+        "http://[::1]:8000",
+        "https://sounds.internal",
+    ],
+)
+async def test_public_url_that_the_real_upstream_cannot_reach_is_a_problem(public_url: str) -> None:
+    settings = settings_of(
+        "sqlite+aiosqlite:///unused.db", public_url=public_url, upstream_url="https://api.example.com"
+    )
+
+    found = await check_public_url(settings, Keyring(SECRET_KEY))
+
+    assert found.status == "degraded"
+    assert f"is {public_url}, which the upstream cannot reach" in found.detail
 
 
 async def test_bare_address_says_what_this_is(service: Service) -> None:

@@ -12,7 +12,7 @@ from app.egress.exchange import (
     send_capped,
     stream_following,
 )
-from app.egress.rules import Networks, UrlRefused, check_url, is_forbidden
+from app.egress.rules import Networks, UrlRefused, check_url, is_forbidden, is_internal
 
 __all__ = [
     "CappedResponse",
@@ -32,6 +32,7 @@ __all__ = [
     "guarded_client",
     "inflated",
     "is_forbidden",
+    "is_internal",
     "plain_client",
     "send_capped",
     "stream_following",

@@ -110,6 +110,12 @@ def refusal_of(url: httpx.URL, allow: Networks) -> str | None:
     return _host_refusal(url.raw_host.decode("ascii"), allow)
 
 
+def is_internal(url: str) -> bool:
+    """Whether a URL names a host that only this machine or its network knows, such as a service of a composition."""
+    parsed = httpx.URL(url)
+    return refusal_of(parsed, ()) is not None or ("." not in parsed.host and ":" not in parsed.host)
+
+
 def _text_refusal(url: str) -> str | None:
     if len(url) > MAX_URL_LENGTH:
         return f"the URL is longer than {MAX_URL_LENGTH} characters"
