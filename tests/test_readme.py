@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -74,6 +76,9 @@ def test_every_command_of_the_tour_works(tmp_path: Path) -> None:
 
     assert code == 0, log.read_text()
     assert (tmp_path / "rain.wav").read_bytes().startswith(b"RIFF")
+    with closing(sqlite3.connect(tmp_path / "var/soundpost.db")) as database:
+        called = database.execute("SELECT url FROM webhook_endpoints WHERE disabled_at IS NULL").fetchall()
+    assert called == []
 
 
 def test_tour_has_commands() -> None:
