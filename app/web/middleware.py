@@ -202,9 +202,13 @@ def _codings(headers: Headers, rule: BodyRule) -> Sequence[str]:
     """The content codings to undo. The upstream may have any proxy in front; callers are told to send none."""
     if "content-encoding" not in headers:
         return ()
-    codings = None if rule.json else codings_of(",".join(headers.getlist("content-encoding")))
-    if codings is None:
+    if rule.json:
         raise UnsupportedMediaType
+    codings = codings_of(",".join(headers.getlist("content-encoding")))
+    if codings is None:
+        raise UnsupportedMediaType(
+            "Code the body with gzip or deflate, or not at all.", headers={"Accept-Encoding": "gzip, deflate, identity"}
+        )
     return codings
 
 

@@ -239,6 +239,7 @@ async def test_coded_callback_has_the_limit_of_any_other_and_an_unknown_coding_i
     callbacks = (await service.client.get(f"/v1/tasks/{task.id}/callbacks")).json()["items"]
 
     assert [answer.status_code for answer in answers] == [413, 415, 415]
+    assert answers[1].headers["accept-encoding"] == "gzip, deflate, identity"
     assert (kept, broken.status_code) == (0, 200)
     assert [callback["outcome"] for callback in callbacks] == ["unreadable"]
 
