@@ -12,6 +12,7 @@ AppError
 ├── TaskAlreadyFinal       409
 ├── TaskNotFinal           409
 ├── NotArchivedYet         409
+├── TooManyEndpoints       409
 ├── AudioLost              410
 ├── TaskDeleted            410
 ├── ContentTooLarge        413
@@ -142,6 +143,13 @@ class TaskNotFinal(AppError):
 
     status, slug = 409, "task-not-final"
     advice = "Wait until it ends, or cancel it first."
+
+
+class TooManyEndpoints(AppError):
+    """This key has as many webhook endpoints as it may have."""
+
+    status, slug = 409, "too-many-endpoints"
+    advice = "A key may have 100 endpoints: delete one that is no longer needed."
 
 
 class ContentTooLarge(AppError):

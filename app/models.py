@@ -201,10 +201,11 @@ class Callback(Base):
     """A message from the upstream as received, stored in the transaction that applies it. Secrets in it are masked."""
 
     __tablename__ = "callbacks"
-    __table_args__ = (Index(None, "task_id", "id"),)
+    __table_args__ = (Index(None, "task_id", "received_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    # By the database's clock, while the task is locked: the order of the commits, on any replica.
     received_at: Mapped[datetime]
     headers: Mapped[dict[str, str]]
     body: Mapped[bytes] = mapped_column(LargeBinary)

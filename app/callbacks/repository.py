@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from app.database.engine import Session
 from app.models import Callback
+
+
+async def count_callbacks(session: Session, task_id: str) -> int:
+    """How many callbacks of a task are stored."""
+    return await session.scalar(select(func.count()).where(Callback.task_id == task_id)) or 0
 
 
 async def find_callbacks(session: Session, task_id: str | None, since: datetime | None) -> list[str]:

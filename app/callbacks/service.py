@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 import structlog
 
-from app.callbacks.repository import find_callbacks
+from app.callbacks.repository import count_callbacks, find_callbacks
 from app.config import Settings
 from app.database.base import ID_LENGTH
 from app.database.engine import Database, Session
@@ -28,6 +28,8 @@ from app.upstream.types import Report, Upstream
 
 log = structlog.get_logger()
 
+# Of one task: its callbacks can be repeated without end, and each may have 1 MiB.
+MAX_KEPT = 100
 HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 
 
@@ -79,7 +81,8 @@ class CallbackService:
 
     async def receive(self, task_id: str, token: str, headers: Mapping[str, str], body: bytes) -> None:
         """
-        Store a callback and apply its report; committed when this returns.
+        Store a callback and apply its report; committed when this returns. Beyond MAX_KEPT callbacks of a task,
+        further ones are applied and counted, but not stored.
 
         Raises NotAuthenticated, NotFound, DatabaseUnavailable. Our secrets are not
         stored, though a callback may repeat them.
@@ -127,9 +130,9 @@ class CallbackService:
         if task is None:
             return Unstored.locked if received.task_id in tasks else Unstored.absent
         outcome = await self._apply(session, task, received.report, now)
-        session.add(
-            Callback(task_id=task.id, received_at=now, headers=received.headers, body=received.body, outcome=outcome)
-        )
+        if await count_callbacks(session, task.id) < MAX_KEPT:
+            kept = {"headers": received.headers, "body": received.body}
+            session.add(Callback(task_id=task.id, received_at=now, outcome=outcome, **kept))
         return outcome
 
     async def _apply(self, session: Session, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:

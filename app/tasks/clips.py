@@ -15,6 +15,8 @@ from app.upstream.types import Report, ReportedClip
 
 # How long the upstream keeps its files; what is not archived by then is lost.
 UPSTREAM_RETENTION = timedelta(days=14)
+# Of one task: reports can name new clips without end, and each is downloaded.
+MAX_CLIPS = 50
 # Covers and lyrics are tried this often.
 MAX_EXTRA_ATTEMPTS = 6
 
@@ -22,12 +24,14 @@ MAX_EXTRA_ATTEMPTS = 6
 def merge_clips(
     task: Task, reported: Sequence[ReportedClip], now: datetime, *, refreshes: bool = True
 ) -> list[dict[str, Any]]:
-    """Insert clips that have audio, due now, and update known ones if `refreshes`; return the new ones."""
+    """Insert clips that have audio, up to MAX_CLIPS, and update known ones if `refreshes`; return the new ones."""
     fresh = []
     for position, item in enumerate(reported):
         if not item.has_audio:
             continue
         clip = find_clip(task, item, position)
+        if clip is None and len(task.clips) >= MAX_CLIPS:
+            continue
         if clip is None:
             clip = Clip(task_id=task.id, index=len(task.clips), created_at=now, due_at=now, attempts=0)
             task.clips.append(clip)

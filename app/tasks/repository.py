@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import accumulate
 from operator import eq, gt, lt
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed]) | 
 RECENT = 5
 RECENT_LATENCIES = 20
 RECENTLY_RESOLVED = 100
+MAX_PAGE_BYTES = 2**20
 
 
 class History(NamedTuple):
@@ -187,10 +189,24 @@ async def read_versions(session: Session, task_ids: Collection[str]) -> Mapping[
     return dict(rows.all())
 
 
-async def list_callbacks(session: Session, task_id: str, after: str, limit: int) -> Sequence[Callback]:
-    """A task's callbacks after an id, oldest first."""
-    query = select(Callback).where(Callback.task_id == task_id, Callback.id > after).order_by(Callback.id).limit(limit)
-    return (await session.scalars(query)).all()
+async def list_callbacks(
+    session: Session, task_id: str, after: tuple[datetime, str] | None, limit: int
+) -> tuple[Sequence[Callback], bool]:
+    """
+    A task's callbacks from behind a position, oldest first, and whether more follow.
+
+    The bodies of all but the first have at most MAX_PAGE_BYTES together.
+    """
+    position = tuple_(Callback.received_at, Callback.id)
+    sizes = select(Callback.id, func.length(Callback.body)).where(Callback.task_id == task_id)
+    if after is not None:
+        sizes = sizes.where(position > after)
+    found = (await session.execute(sizes.order_by(Callback.received_at, Callback.id).limit(limit + 1))).all()
+    totals = accumulate(size for _, size in found)
+    fitting = max(1, sum(total <= MAX_PAGE_BYTES for total in totals))
+    ids = [callback_id for callback_id, _ in found[: min(limit, fitting)]]
+    query = select(Callback).where(Callback.id.in_(ids)).order_by(Callback.received_at, Callback.id)
+    return (await session.scalars(query)).all(), len(found) > len(ids)
 
 
 async def recent_latencies(session: Session) -> Sequence[timedelta]:

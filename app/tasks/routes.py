@@ -33,7 +33,7 @@ from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
 from app.web.negotiation import matches
 from app.web.openapi import response_headers
-from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, next_page
+from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, link_to_next, next_page
 from app.web.problems import pointer_to, problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -189,11 +189,14 @@ async def list_callbacks(
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> CallbackPage:
-    """List the callbacks that the upstream sent for a task, as received but for secrets, oldest first."""
-    position = decode_cursor(cursor, 1)
-    callbacks = await tasks.list_callbacks(caller, task_id, position[0] if position else "", limit + 1)
-    page, following = next_page(request, response, callbacks, limit, lambda callback: (callback.id,))
-    return CallbackPage(items=[_read_callback(callback) for callback in page], next_cursor=following)
+    """
+    List the callbacks that the upstream sent for a task, as received but for secrets, oldest first.
+
+    The first 100 of a task are kept. A page ends early where its bodies would exceed 1 MiB.
+    """
+    callbacks, is_more = await tasks.list_callbacks(caller, task_id, _position(cursor), limit)
+    following = link_to_next(request, response, _place(callbacks[-1])) if is_more else None
+    return CallbackPage(items=[_read_callback(callback) for callback in callbacks], next_cursor=following)
 
 
 @account_router.get("/v1/usage", operation_id="getUsage", summary="Get your usage")
@@ -236,6 +239,10 @@ def _position(cursor: str | None) -> tuple[datetime, str] | None:
     if created_at.tzinfo is None:
         raise bad_cursor()
     return created_at, position[1]
+
+
+def _place(callback: Callback) -> tuple[str, str]:
+    return callback.received_at.isoformat(), callback.id
 
 
 def _created(headers: Mapping[str, str], retry_after: int, snapshot: TaskSnapshot) -> Response:

@@ -142,8 +142,10 @@ class TaskService:
             now = await self._database.now(session)
             await resolve(self._lifecycle, session, task, status, upstream_task_id, now)
 
-    async def list_callbacks(self, caller: Caller, task_id: str, after: str, limit: int) -> Sequence[Callback]:
-        """Up to `limit` callbacks of a task after the one with this id, oldest first."""
+    async def list_callbacks(
+        self, caller: Caller, task_id: str, after: tuple[datetime, str] | None, limit: int
+    ) -> tuple[Sequence[Callback], bool]:
+        """Up to `limit` callbacks of a task after this position, oldest first, and whether more follow."""
         async with self._database.reads() as session:
             task = await self._find(session, caller, task_id)
             return await repository.list_callbacks(session, task.id, after, limit)

@@ -67,7 +67,12 @@ def next_page(
     page = found[:limit]
     if len(found) <= limit:
         return page, None
-    cursor = encode_cursor(*position(page[-1]))
+    return page, link_to_next(request, response, position(page[-1]))
+
+
+def link_to_next(request: Request, response: Response, position: tuple[str, ...]) -> str:
+    """Set the Link header to the page behind this position; return its cursor."""
+    cursor = encode_cursor(*position)
     url = request.url.include_query_params(cursor=cursor)
     response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
-    return page, cursor
+    return cursor

@@ -14,7 +14,7 @@ from app.database.engine import Session
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
 from app.enums import DeliveryStatus, DisabledBy, Sweep, WebhookType
-from app.errors import InvalidRequest
+from app.errors import InvalidRequest, TooManyEndpoints
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
 from app.webhooks import repository
 from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
@@ -31,6 +31,8 @@ from app.webhooks.schemas import (
 from app.webhooks.sweeps import THE_BEGINNING, begin_sweep
 
 log = structlog.get_logger()
+
+MAX_ENDPOINTS = 100
 
 
 def check_receiver(url: str, allow: Networks, pointer: str) -> None:
@@ -49,11 +51,14 @@ class WebhookLifecycle:
         self._allow = settings.egress_allow
         self._rng = rng
 
-    def create_endpoint(
+    async def create_endpoint(
         self, session: Session, api_key_id: str, body: EndpointCreate, now: datetime
     ) -> WebhookEndpoint:
-        """Insert an endpoint. Raises InvalidRequest."""
+        """Insert an endpoint. Raises InvalidRequest, TooManyEndpoints."""
         check_receiver(body.url, self._allow, "#/url")
+        # Each event of the key is one delivery to each of them, in the commit of the event.
+        if await repository.count_endpoints(session, api_key_id) >= MAX_ENDPOINTS:
+            raise TooManyEndpoints
         endpoint = WebhookEndpoint(
             id=new_id(),
             api_key_id=api_key_id,

@@ -66,6 +66,13 @@ async def list_endpoints(
     return (await session.scalars(query.limit(limit))).all()
 
 
+async def count_endpoints(session: Session, api_key_id: str) -> int:
+    """How many endpoints a caller has. Locks the caller's key, so that two requests do not count at once."""
+    await session.get_one(ApiKey, api_key_id, with_for_update={"key_share": True})
+    mine = select(func.count()).where(WebhookEndpoint.api_key_id == api_key_id, IS_KEPT)
+    return await session.scalar(mine) or 0
+
+
 async def list_deliveries(
     session: Session, where: Sequence[ColumnElement[bool]], before: str | None, limit: int
 ) -> Sequence[Delivery]:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 
 from app.auth.api_keys import CallerDep
+from app.errors import TooManyEndpoints
 from app.web.openapi import response_headers
 from app.web.pagination import PAGE, Cursor, Limit, decode_cursor, next_page
+from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
 from app.webhooks.schemas import (
@@ -42,12 +44,12 @@ WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
     status_code=201,
     operation_id="createWebhookEndpoint",
     summary="Create a webhook endpoint",
-    responses={201: {"headers": response_headers("Location")}},
+    responses={201: {"headers": response_headers("Location")}, **problem_responses(TooManyEndpoints)},
 )
 async def create_endpoint(
     response: Response, webhooks: WebhooksDep, caller: CallerDep, body: EndpointCreate
 ) -> EndpointRead:
-    """Create a webhook endpoint that receives your tasks' events."""
+    """Create a webhook endpoint that receives your tasks' events; at most 100 for each key."""
     endpoint = await webhooks.create_endpoint(caller, body)
     response.headers["Location"] = f"/v1/webhook-endpoints/{endpoint.id}"
     return read_endpoint(endpoint)

@@ -21,9 +21,9 @@ class WebhookService:
         self._database, self._lifecycle, self._keyring = database, lifecycle, keyring
 
     async def create_endpoint(self, caller: Caller, body: EndpointCreate) -> WebhookEndpoint:
-        """Create an endpoint. Raises InvalidRequest."""
+        """Create an endpoint. Raises InvalidRequest, TooManyEndpoints."""
         async with self._database.transaction() as (session, now):
-            return self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
+            return await self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
 
     async def list_endpoints(self, caller: Caller, after: str, limit: int) -> Sequence[WebhookEndpoint]:
         """Up to `limit` endpoints that the caller may read, after this id, oldest first."""

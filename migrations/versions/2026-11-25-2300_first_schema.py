@@ -250,7 +250,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_callbacks")),
     )
     with op.batch_alter_table("callbacks", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_callbacks_task_id_id"), ["task_id", "id"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_callbacks_task_id_received_at_id"), ["task_id", "received_at", "id"], unique=False
+        )
 
     op.create_table(
         "clips",
@@ -427,7 +429,7 @@ def downgrade() -> None:
 
     op.drop_table("clips")
     with op.batch_alter_table("callbacks", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_callbacks_task_id_id"))
+        batch_op.drop_index(batch_op.f("ix_callbacks_task_id_received_at_id"))
 
     op.drop_table("callbacks")
     with op.batch_alter_table("webhook_endpoints", schema=None) as batch_op:

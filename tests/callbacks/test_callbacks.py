@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.enums import Charge, TaskStatus
 from app.keyring import Keyring
@@ -303,6 +303,70 @@ async def test_callbacks_are_listed_in_pages(service: Service) -> None:
 
     assert [item["body"] for item in first.json()["items"] + second.json()["items"]] == ["0", "1", "2"]
     assert second.json()["next_cursor"] is None
+
+
+async def test_callbacks_beyond_a_hundred_are_applied_but_not_kept(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.callbacks.service.MAX_KEPT", 3)
+    task = await _generating(service)
+    for _ in range(5):
+        assert (await _call(service, task, b"nonsense")).status_code == 200
+
+    await _call(service, task, COMPLETE)
+
+    assert [shown["outcome"] for shown in await _shown(service, task)] == ["unreadable"] * 3
+    assert (await reread(service.database, task.id)).status is S.succeeded
+    metrics = (await service.anonymous.get("/metrics")).text
+    assert 'soundpost_callbacks_total{outcome="unreadable"} 5.0' in metrics
+
+
+async def test_reports_add_at_most_fifty_clips(service: Service) -> None:
+    task = await _generating(service)
+    for first in range(0, 70, 35):
+        clips = [{**CLIP, "id": f"clip-{number}"} for number in range(first, first + 35)]
+        await _call(service, task, message("first", clips=clips))
+
+    assert len((await reread(service.database, task.id)).clips) == 50
+
+
+async def test_page_of_callbacks_ends_where_its_bodies_exceed_a_mebibyte(service: Service) -> None:
+    task = await _generating(service)
+    sizes = [700_000, 300_000, 100, 900_000, 1_000_000, 5]
+    for size in sizes:
+        await _call(service, task, b"x" * size)
+
+    path, cursor = f"/v1/tasks/{task.id}/callbacks", None
+    pages: list[list[int]] = []
+    while not pages or cursor:
+        answer = await service.client.get(path, params={"cursor": cursor} if cursor else {})
+        page = answer.json()
+        pages.append([len(item["body"]) for item in page["items"]])
+        cursor = page["next_cursor"]
+        assert ("link" in answer.headers) == (cursor is not None)
+
+    assert pages == [[700_000, 300_000, 100], [900_000], [1_000_000, 5]]
+
+
+async def test_callbacks_are_paged_in_the_order_of_the_databases_clock(service: Service) -> None:
+    task = await _generating(service)
+    # The ids of a replica whose clock is behind are smaller than those that were stored before.
+    for number in (3, 1, 2):
+        await _call(service, task, b"%d" % number)
+        async with service.database.writes.begin() as session:
+            newest = select(Callback).order_by(Callback.received_at.desc()).limit(1)
+            callback = (await session.scalars(newest)).one()
+            await session.execute(update(Callback).where(Callback.id == callback.id).values(id=f"{number:032x}"))
+
+    path, cursor = f"/v1/tasks/{task.id}/callbacks", None
+    seen: list[str] = []
+    while not seen or cursor:
+        params = {"limit": "1"} | ({"cursor": cursor} if cursor else {})
+        page = (await service.client.get(path, params=params)).json()
+        seen += [item["body"] for item in page["items"]]
+        cursor = page["next_cursor"]
+
+    assert seen == ["3", "1", "2"]
 
 
 async def _generating(service: Service) -> Task:

@@ -33,7 +33,7 @@ class Outbox:
     async def add_endpoint(self, key_id: str, url: str, **fields: Any) -> WebhookEndpoint:
         async with self.database.writes.begin() as session:
             body = EndpointCreate(url=url, **fields)
-            return self.services.webhook_lifecycle.create_endpoint(
+            return await self.services.webhook_lifecycle.create_endpoint(
                 session, key_id, body, await self.database.now(session)
             )
 

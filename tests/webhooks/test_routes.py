@@ -1,5 +1,6 @@
 """The routes of webhook endpoints, secrets and deliveries."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -101,6 +102,20 @@ async def test_invalid_endpoint_is_422_with_a_pointer(database_url: str, body: d
 
         assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
         assert [error["pointer"] for error in answer.json()["errors"]] == [pointer]
+
+
+async def test_key_has_at_most_a_hundred_endpoints(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.webhooks.lifecycle.MAX_ENDPOINTS", 3)
+    async with calling(database_url) as callers:
+        answers = await asyncio.gather(*(callers.http.post(ENDPOINTS, json={"url": URL}) for _ in range(5)))
+        assert sorted(answer.status_code for answer in answers) == [201, 201, 201, 409, 409]
+        refused = next(answer.json() for answer in answers if answer.status_code == 409)
+        assert refused["type"] == "/problems/too-many-endpoints"
+        assert (await callers.stranger.post(ENDPOINTS, json={"url": URL})).status_code == 201
+
+        [endpoint, *_] = (await callers.http.get(ENDPOINTS)).json()["items"]
+        await callers.http.delete(f"{ENDPOINTS}/{endpoint['id']}")
+        assert (await callers.http.post(ENDPOINTS, json={"url": URL})).status_code == 201
 
 
 @pytest.mark.parametrize("url", ["http://localhost.localdomain.:99999/", "http://192.168.1.1/hook", "nonsense", ""])
