@@ -166,7 +166,9 @@ async def test_replicas_keep_the_pace_together_through_a_kill(database_url: str,
     # Audio and covers come from hosts that have no pace.
     arrivals = [request for request in arrived if request["path"].startswith("/api/")]
 
-    assert len({submit["caller_task_id"] for submit in submits}) == len(submits)
+    # A submit that timed out before its body was sent tells the sandbox no task.
+    named = [submit["caller_task_id"] for submit in submits if submit["caller_task_id"]]
+    assert len(set(named)) == len(named)
     assert _most_in_any(SECOND, [NOW + arrival["monotonic"] * SECOND for arrival in arrivals]) <= 20
 
 
