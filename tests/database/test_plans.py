@@ -184,5 +184,7 @@ def _scans(sql: str, plan: str) -> bool:
     through_index = re.findall(r"SCAN (\w+) USING", plan) + re.findall(
         r"Index (?:Only )?Scan(?: Backward)? using \w+ on (\w+).*(?!\n +Index Cond)$", plan, re.MULTILINE
     )
-    has_limit = "LIMIT" in sql or "Limit" in plan
+    # What is sorted was read to its end, whatever the limit.
+    is_sorted = "USE TEMP B-TREE FOR ORDER BY" in plan or re.search(r"-> +Sort ", plan)
+    has_limit = ("LIMIT" in sql or "Limit" in plan) and not is_sorted
     return bool(tables & GROWING) or (not has_limit and bool(set(through_index) & GROWING))
