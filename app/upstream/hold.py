@@ -77,15 +77,24 @@ async def hold_submits(session: Session, hold: Hold, recheck_in: timedelta) -> N
     await insert_new(session, PeriodicJob, {"name": hold.job, "attempts": 0, "detail": {}})
     job = await session.get_one(PeriodicJob, hold.job, with_for_update=True, populate_existing=True)
     since = job.detail["since"] if job.due_at else hold.since.isoformat()
-    job.detail = {"reason": hold.reason.value, "since": since, "message": hold.message}
+    job.detail = {**job.detail, "reason": hold.reason.value, "since": since, "message": hold.message}
     job.due_at = job.due_at or hold.since + recheck_in
+
+
+async def take_probe(session: Session) -> bool:
+    """Whether one task may be submitted although submits are held, to see what comes; says so to one caller."""
+    job = await session.get(PeriodicJob, RECHECK, with_for_update=True, populate_existing=True)
+    if job is None or not job.detail.get("probe"):
+        return False
+    job.detail = {**job.detail, "probe": False}
+    return True
 
 
 async def release_submits(session: Session, name: str = RECHECK) -> None:
     """End the hold of this job, if any, and notify the submit workers."""
     job = await session.get(PeriodicJob, name, with_for_update=True)
     if job is not None:
-        job.due_at, job.fence, job.attempts = None, None, 0
+        job.due_at, job.fence, job.attempts, job.detail = None, None, 0, {}
         notify_on_commit(session, SUBMITS)
 
 

@@ -11,17 +11,20 @@ import structlog
 
 from app.database.claims import Claim, claim_due, lock_claimed
 from app.database.engine import Session, insert_new
-from app.database.wakeups import PERIODIC_JOBS, notify_on_commit
+from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
 from app.models import PeriodicJob
 from app.retention import Retention
 from app.services import Services
 from app.upstream.hold import RECHECK, Hold, forget_stale_holds, hold_submits, recheck_of, release_submits
 from app.upstream.pacing import full_share
-from app.upstream.types import HoldReason, Result
+from app.upstream.types import HoldReason, Outcome, Result
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
+# Looks at the credits without an answer, as at a mirror that does not have them. Then an order shows whether all are
+# blocked.
+MAX_UNCLEAR_LOOKS = 3
 NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
 PRUNE_EVERY = timedelta(hours=1)
@@ -74,6 +77,17 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
             claimed.fence, claimed.due_at = None, now + services.settings.hold_recheck
         if hold is not None:
             await hold_submits(session, hold, services.settings.hold_recheck)
+        if hold is not None and hold.job == job.name:
+            _allow_probe(session, claimed, hold, result)
+
+
+def _allow_probe(session: Session, job: PeriodicJob, hold: Hold, result: Result[Decimal]) -> None:
+    """Let one task be submitted while the rechecks of a block remain without an answer: what comes of it tells."""
+    unclear = job.detail.get("unclear", 0) + 1 if result.outcome is Outcome.failed else 0
+    is_probe_due = hold.reason is HoldReason.blocked and unclear >= MAX_UNCLEAR_LOOKS
+    job.detail = {**job.detail, "unclear": unclear, "probe": is_probe_due}
+    if is_probe_due:
+        notify_on_commit(session, SUBMITS)
 
 
 async def _prune(services: Services, job: PeriodicJob) -> None:

@@ -20,7 +20,7 @@ from app.tasks.repository import lock_task
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
 from app.upstream.history import SubmitRecorder
-from app.upstream.hold import current_hold
+from app.upstream.hold import RECHECK, current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
@@ -67,8 +67,10 @@ class _SubmitWorker:
         if (none_free_for := self._none_free_until - time.monotonic()) > 0:
             return Claimed((), timedelta(seconds=none_free_for))
         async with services.database.writes.begin() as session:
-            if await current_hold(session, self._gateway.key):
-                return Claimed(())
+            if hold := await current_hold(session, self._gateway.key):
+                if hold.job != RECHECK or not await take_probe(session):
+                    return Claimed(())
+                limit = 1
             now = await services.database.now(session)
             free = await pacer.lock_free(session, now, limit)
             claim = Claim(now, services.settings.submit_lease, len(free))
@@ -130,6 +132,10 @@ class _SubmitWorker:
         lifecycle = self._services.lifecycle
         if result.outcome is Outcome.ok:
             await lifecycle.begin_generating(session, task, result.value, now)
+            hold = await current_hold(session)
+            if hold is not None and hold.reason is HoldReason.blocked:
+                # Who accepts an order blocks nobody.
+                await release_submits(session)
         elif result.outcome in RETRYABLE:
             due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._services.rng)
             lifecycle.requeue(session, task, now, due_at, was_sent=result.outcome is not Outcome.not_sent)

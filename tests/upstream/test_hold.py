@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import cast
 
 import pytest
+from sqlalchemy import update
 
 from app.database.engine import Database
 from app.health import check_upstream
@@ -20,10 +21,11 @@ from app.upstream.hold import (
     release_submits,
 )
 from app.upstream.types import HoldReason, Outcome, Result
-from app.workers.periodic import periodic_loop, reason_to_hold
+from app.workers.periodic import MAX_UNCLEAR_LOOKS, periodic_loop, reason_to_hold
 from app.workers.submit import submit_loop
 from tests.support.clock import MORNING
-from tests.support.receivers import receiving
+from tests.support.receivers import Reply, receiving
+from tests.support.rows import add_key, add_task
 from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve, services_of
 from tests.support.wait import eventually
@@ -207,6 +209,34 @@ async def test_request_that_can_never_be_sent_holds_the_queue_and_says_so(databa
     assert (task["status"], task["charge"], task["queue_position"]) == ("queued", "none", 1)
     assert usage["posts"] == 0
     assert (upstream.status, upstream.detail) == ("degraded", EXPLANATIONS[HoldReason.unsendable])
+
+
+async def test_block_of_an_upstream_without_credits_ends_by_one_order(database_url: str) -> None:
+    answer = Reply(200, body=b"<html>no such page</html>")
+    accepted = Reply(200, body=b'{"code": 200, "msg": "success", "data": {"taskId": "up-1"}}')
+    async with receiving() as mirror, services_of(database_url, upstream_url=mirror.url) as services:
+        mirror.respond = lambda request: answer if request.path.endswith("/credit") else accepted
+        key = await add_key(services.database)
+        async with services.database.transaction() as (session, now):
+            await services.gateway.pacer.prepare(session, now)
+            await hold_submits(session, Hold(HoldReason.blocked, now, "Blocked."), timedelta())
+        for _ in range(3):
+            await add_task(services.database, key)
+        submits, periodic = submit_loop(services), periodic_loop(services)
+        for _ in range(MAX_UNCLEAR_LOOKS):
+            assert not (await submits.claim(20)).items
+            async with services.database.writes.begin() as session:
+                await session.execute(update(PeriodicJob).where(PeriodicJob.name == RECHECK).values(due_at=MORNING))
+            [job] = (await periodic.claim(2)).items
+            await periodic.work(job)
+
+        [probe] = (await submits.claim(20)).items
+        nobody = (await submits.claim(20)).items
+        await submits.work(probe)
+
+        assert not nobody
+        assert await _current(services.database) is None
+        assert len((await submits.claim(20)).items) == 2
 
 
 async def _hold(database: Database, reason: HoldReason, later: timedelta = timedelta()) -> None:
