@@ -132,7 +132,7 @@ class _SubmitWorker:
         lifecycle = self._services.lifecycle
         if result.outcome is Outcome.ok:
             await lifecycle.begin_generating(session, task, result.value, now)
-            hold = await current_hold(session)
+            hold = await current_hold(session, self._gateway.key)
             if hold is not None and hold.reason is HoldReason.blocked:
                 # Who accepts an order blocks nobody.
                 await release_submits(session)
