@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 from app.database.backoff import exponential
 from app.database.connections import postgres_engine
 from app.database.engine import TRANSIENT, Database
-from app.database.wakeups import Wakeups
+from app.database.wakeups import WORKER_TOPICS, Wakeups
 
 log = structlog.get_logger()
 
@@ -25,7 +25,12 @@ CHANNEL = "soundpost"
 # PostgreSQL refuses payloads of 8,000 bytes; a topic and its comma take at most 33.
 MAX_TOPICS_IN_A_PAYLOAD = 200
 # NOTIFY takes a lock that all commits of the server share: topics are gathered for this long between two of them.
-PUBLISH_INTERVAL = timedelta(milliseconds=5)
+PUBLISH_INTERVAL = timedelta(milliseconds=50)
+# How often a process tells the others that it is there, and whether requests wait in it; and after how long without
+# that it is taken to be gone. A first wait is told of at once, seen by looking so often.
+ANNOUNCE_EVERY, GONE_AFTER = timedelta(seconds=5), timedelta(seconds=12)
+LOOK_EVERY = timedelta(milliseconds=50)
+HERE, WAITING = "+here", "+waiting"
 # After this time the other replicas have found the change by their own polls.
 PUBLISH_TIMEOUT = timedelta(seconds=1)
 HEARTBEAT = timedelta(seconds=10)
@@ -41,15 +46,16 @@ class PostgresNotifier:
 
     def __init__(self, wakeups: Wakeups, database: Database) -> None:
         self._wakeups, self._database = wakeups, database
-        self._publisher = _Publisher(database)
+        self._publisher = _Publisher(database, wakeups)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Start publishing and listening; does nothing on SQLite."""
         if not self._database.url.startswith("sqlite"):
             self._wakeups.forward_to(self._publisher.add)
-            listening = _listen(self._database, self._publisher.name, self._wakeups)
-            self._tasks = [asyncio.create_task(self._publisher.run()), asyncio.create_task(listening)]
+            listening = _listen(self._database, self._publisher, self._wakeups)
+            background = self._publisher.run(), self._publisher.announce(), listening
+            self._tasks = [asyncio.create_task(each) for each in background]
 
     async def close(self) -> None:
         """Stop, and publish the topics that are still pending."""
@@ -60,17 +66,52 @@ class PostgresNotifier:
 
 
 class _Publisher:
-    """Gathers topics and publishes them in as few notifications as possible."""
+    """
+    Gathers topics and publishes them in as few notifications as possible, and only where somebody may wait.
 
-    def __init__(self, database: Database) -> None:
+    Workers of other processes wait always, requests for a task seldom: each process announces
+    which it has. A topic that is published to nobody is found by the waiter's own poll.
+    """
+
+    def __init__(self, database: Database, wakeups: Wakeups) -> None:
         self.name = uuid4().hex
-        self._database = database
+        self._database, self._wakeups = database, wakeups
+        # When the others were heard of last, by name, as `time.monotonic()`, and those in which requests wait.
+        self._heard_at: dict[str, float] = {}
+        self._waiting: set[str] = set()
+        # What this one announced last; None makes it do so again.
+        self._said: str | None = None
         self._topics: set[str] = set()
         self._has_topics = asyncio.Event()
 
     def add(self, topics: Collection[str]) -> None:
-        self._topics.update(topics)
-        self._has_topics.set()
+        cutoff = time.monotonic() - GONE_AFTER.total_seconds()
+        self._heard_at = {name: at for name, at in self._heard_at.items() if at > cutoff}
+        self._waiting &= self._heard_at.keys()
+        if self._heard_at:
+            self._topics.update(topics if self._waiting else WORKER_TOPICS.intersection(topics))
+        if self._topics:
+            self._has_topics.set()
+
+    def hear(self, name: str, announcement: str) -> None:
+        """Note what another process says of itself; one that is new is told of this one."""
+        if name not in self._heard_at:
+            self._said = None
+        self._heard_at[name] = time.monotonic()
+        (self._waiting.add if announcement == WAITING else self._waiting.discard)(name)
+
+    async def announce(self) -> None:
+        """Announce this process until cancelled."""
+        said_at = time.monotonic()
+        while True:
+            is_time = time.monotonic() - said_at >= ANNOUNCE_EVERY.total_seconds()
+            # That nobody waits any more can wait: the next request may come soon.
+            if self._said is None or is_time or (self._wakeups.has_subscriptions and self._said != WAITING):
+                said_at = time.monotonic()
+                self._said = WAITING if self._wakeups.has_subscriptions else HERE
+                self._topics.add(self._said)
+                self._has_topics.set()
+            await asyncio.sleep(LOOK_EVERY.total_seconds())
 
     async def run(self) -> None:
         while True:
@@ -95,13 +136,17 @@ class _Publisher:
             log.warning("notify_failed", error=type(error).__name__)
 
 
-async def _listen(database: Database, own_id: str, wakeups: Wakeups) -> None:
+async def _listen(database: Database, own: _Publisher, wakeups: Wakeups) -> None:
     """Listen until cancelled, on a connection outside the pool; reconnect, backing off, when it is lost."""
 
     def on_payload(payload: str) -> None:
         publisher, _, topics = payload.partition(":")
-        if publisher != own_id:
-            for topic in topics.split(","):
+        if publisher == own.name:
+            return
+        for topic in topics.split(","):
+            if topic in (HERE, WAITING):
+                own.hear(publisher, topic)
+            else:
                 wakeups.notify(topic)
 
     retries = 0

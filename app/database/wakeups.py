@@ -18,6 +18,7 @@ DELIVERIES = "deliveries"
 SWEEPS = "sweeps"
 ARCHIVES = "archives"
 ERASURES = "erasures"
+WORKER_TOPICS = frozenset({SUBMITS, POLLS, PERIODIC_JOBS, DELIVERIES, SWEEPS, ARCHIVES, ERASURES})
 
 Forward = Callable[[Collection[str]], None]
 
@@ -101,6 +102,11 @@ class Wakeups:
     def event(self, topic: str) -> asyncio.Event:
         """The event that a worker waits for and clears; one for each topic."""
         return self._events.setdefault(topic, asyncio.Event())
+
+    @property
+    def has_subscriptions(self) -> bool:
+        """Whether any request of this process waits for a task."""
+        return bool(self._subscriptions)
 
     def subscribe(self, topic: str) -> Subscription:
         """A subscription to a topic, to be entered as a context manager."""

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
+import psycopg
 import pytest
 from sqlalchemy import make_url
 
 from app.database.engine import Database
-from app.database.pg_notify import MAX_TOPICS_IN_A_PAYLOAD, PostgresNotifier
+from app.database.pg_notify import CHANNEL, HERE, MAX_TOPICS_IN_A_PAYLOAD, WAITING, PostgresNotifier
 from app.database.wakeups import Wakeups, notify_on_commit
 from tests.support.wait import eventually
 
@@ -64,6 +65,33 @@ async def test_notification_does_not_come_back_to_its_publisher(url: str) -> Non
     assert (at_the_commit, at_the_other, came_back) == (True, True, False)
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_nothing_is_published_while_nobody_can_wait_elsewhere(database_url: str) -> None:
+    plain = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    async with await psycopg.AsyncConnection.connect(plain, autocommit=True) as spy:
+        await spy.execute(f"LISTEN {CHANNEL}")
+        async with _process(database_url) as (here, ours):
+            with ours.subscribe("a task"):
+                for topic in ("a task", "submits", *TOPICS[:50]):
+                    await _notify(here, topic)
+            heard = [notification.payload async for notification in spy.notifies(timeout=0.5)]
+
+    assert {payload.partition(":")[2] for payload in heard} <= {HERE, WAITING}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_tasks_are_published_only_while_requests_wait_elsewhere(database_url: str) -> None:
+    async with _process(database_url) as (here, _), _process(database_url) as (_, there):
+        submits, task = there.event("submits"), there.event("a task")
+
+        async def is_received() -> bool:
+            await _notify(here, "submits", "a task")
+            return submits.is_set()
+
+        await eventually(is_received)
+        assert not task.is_set()
+
+
 async def test_sqlite_notifies_within_the_process_alone(database: Database) -> None:
     wakeups = Wakeups(database)
     notifier = PostgresNotifier(wakeups, database)
@@ -87,14 +115,14 @@ async def _process(url: str) -> AsyncIterator[tuple[Database, Wakeups]]:
 
 
 async def _connected(here: Database, there: Wakeups) -> None:
-    """Notify until the other process listens."""
-    event = there.event("hello")
+    """Notify until the other process listens, and this one knows that somebody waits there."""
+    with there.subscribe("hello") as subscription:
 
-    async def is_received() -> bool:
-        await _notify(here, "hello")
-        return event.is_set()
+        async def is_received() -> bool:
+            await _notify(here, "hello")
+            return await subscription.wait(0.02, stays_connected)
 
-    await eventually(is_received)
+        await eventually(is_received)
 
 
 async def _notify(database: Database, *topics: str) -> None:
