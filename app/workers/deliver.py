@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ CONCURRENCY = 100
 # The attempts under way at which a key, a host and a lane that were full get more: a claim for each single place would
 # cost more than it brings.
 CLAIM_AGAIN_AT = 25, 10, 4
+# Results that are stored at once: they leave the other connections of the pool to requests.
+MAX_SETTLING = 5
 # Bytes that are read of a response, and characters that are stored of it or of an error.
 MAX_RESPONSE = 1024
 
@@ -62,6 +65,7 @@ class _DeliveryWorker:
         # The attempts under way, by key, host and lane; and those of the groups that may have more due deliveries.
         self._in_flight: Counter[str] = Counter()
         self._full: set[str] = set()
+        self._settling = asyncio.Semaphore(MAX_SETTLING)
 
     async def claim(self, limit: int) -> Claimed[ClaimedDelivery]:
         """Claim due deliveries, a share of each key, host and lane: a receiver's backlog delays no other."""
@@ -168,7 +172,7 @@ class _DeliveryWorker:
 
     async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
         services = self._services
-        async with services.database.transaction() as (session, now):
+        async with self._settling, services.database.transaction() as (session, now):
             settled = await services.webhook_lifecycle.settle(session, item.delivery, result, now)
         is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
         write = log.info if is_delivered else log.warning

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from app.enums import DeliveryStatus
 from app.models import WebhookEndpoint
@@ -104,6 +106,27 @@ async def test_hung_receiver_does_not_slow_a_hundred_others(database_url: str, m
         )
         assert hung.connections == hung.at_once <= MAX_CONCURRENT[-1]
         assert len(receiver.requests) == 600
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_results_that_cannot_be_stored_leave_connections_to_requests(database_url: str) -> None:
+    plain = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    async with outbox_of(database_url) as outbox, receiving() as receiver:
+        for name in ("one", "other"):
+            key = await add_key(outbox.database, name)
+            for number in range(15):
+                await outbox.create_canceled_task(key, receiver.url_at(f"/{number}"))
+        claimed = (await outbox.loop.claim(100)).items
+        assert len(claimed) == 30
+        with psycopg.connect(plain) as connection:
+            connection.execute("LOCK TABLE delivery_attempts IN EXCLUSIVE MODE")
+            working = [asyncio.ensure_future(outbox.loop.work(item)) for item in claimed]
+            await receiver.until(30)
+            async with asyncio.timeout(2), outbox.database.reads() as session:
+                await session.get(WebhookEndpoint, "none")
+        await asyncio.gather(*working)
+
+        assert {delivery.status for delivery in await outbox.deliveries()} == {DeliveryStatus.delivered}
 
 
 async def until_in_flight_have_ended(outbox: Outbox) -> None:
