@@ -54,14 +54,19 @@ class PostgresUrl:
     """
     A PostgreSQL URL: the driver, libpq's parameters, and the names of those that have no effect.
 
-    `is_pooled`: the server may be a pooler that changes servers between transactions, so
-    that neither prepared statements nor settings of a session last.
+    `has_pooler`: the URL says that a pooler stands between, which changes servers from one
+    transaction to the next.
     """
 
     driver: str
     parameters: Mapping[str, str]
     ignored: Sequence[str]
-    is_pooled: bool
+    has_pooler: bool
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether there may be a pooler: neither prepared statements nor settings may be meant for a session."""
+        return self.has_pooler or self.driver == "psycopg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +125,17 @@ def read_postgres_url(url: str) -> PostgresUrl:
     if "@" in parameters.get("host", "") or "@" in address.partition("@")[2] or "@" in address.partition("/")[2]:
         raise ValueError(UNREADABLE)
     known = {option.keyword.decode() for option in Conninfo.get_defaults()}
-    is_pooled, ignored = driver == "psycopg", []
+    has_pooler, ignored = False, []
     for name, value in _pairs(query):
         if name in _POOLER_FLAGS:
-            is_pooled = is_pooled or value in _POOLER_FLAGS[name]
+            has_pooler = has_pooler or value in _POOLER_FLAGS[name]
         elif name in known and (driver == "psycopg" or name in _ASYNCPG):
             parameters[name] = value
         else:
             ignored.append(name)
     _split_hosts(query, parameters)
     _check(parameters)
-    return PostgresUrl(driver, parameters, tuple(dict.fromkeys(ignored)), is_pooled)
+    return PostgresUrl(driver, parameters, tuple(dict.fromkeys(ignored)), has_pooler)
 
 
 def ignored_parameters(url: str) -> Sequence[str]:

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.pool import NullPool
 
+from app.config.database_url import is_sqlite, read_postgres_url
 from app.database.backoff import exponential
 from app.database.connections import postgres_engine
 from app.database.engine import TRANSIENT, Database
@@ -41,7 +42,8 @@ class PostgresNotifier:
     """
     Sends the topics of this process to the other replicas, and notifies theirs here.
 
-    SQLite has no NOTIFY: there, each process relies on its own polls.
+    SQLite has no NOTIFY, and nothing is heard through a pooler in transaction mode:
+    there, each process relies on its own polls.
     """
 
     def __init__(self, wakeups: Wakeups, database: Database) -> None:
@@ -50,8 +52,9 @@ class PostgresNotifier:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Start publishing and listening; does nothing on SQLite."""
-        if not self._database.url.startswith("sqlite"):
+        """Start publishing and listening; does nothing on SQLite and behind a pooler."""
+        url = self._database.url
+        if not is_sqlite(url) and not read_postgres_url(url).has_pooler:
             self._wakeups.forward_to(self._publisher.add)
             listening = _listen(self._database, self._publisher, self._wakeups)
             background = self._publisher.run(), self._publisher.announce(), listening

@@ -23,7 +23,7 @@ from app.errors import DatabaseUnavailable
 
 # How many orders may wait, and how long one may; the rest is refused at once, and comes back.
 MAX_WAITING = 500
-PATIENCE = timedelta(seconds=8)
+PATIENCE = timedelta(seconds=10)
 # The weight of the latest order in the mean time of one.
 _WEIGHT = 0.2
 

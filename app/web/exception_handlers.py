@@ -90,9 +90,10 @@ _BY_STATUS: Mapping[int, type[AppError]] = {
 }
 
 # The SQLSTATE classes that mean "retry later", and not that the statement is wrong: connection exception, transaction
-# rollback, insufficient resources, object not in prerequisite state, operator intervention, system error. The asyncpg
-# dialect wraps most of them in a bare DBAPIError.
-_TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58")
+# rollback, insufficient resources, object not in prerequisite state, operator intervention, system error; and a
+# transaction that was idle for too long, and a pooler that lost or has a prepared statement. The asyncpg dialect wraps
+# most of them in a bare DBAPIError.
+_TRANSIENT_SQLSTATES = ("08", "40", "53", "55", "57", "58", "25P03", "26000", "42P05")
 # The server's statement_timeout ended the statement: the database is there, and the statement was slow.
 _QUERY_CANCELED = "57014"
 _DATABASE_MODULES = ("sqlalchemy.pool", "sqlalchemy.dialects")

@@ -83,7 +83,7 @@ async def test_parameter_works_for_the_pool_for_listen_and_for_migrations(
         return wakeups.event("hello").is_set()
 
     assert await database.is_migrated()
-    if not read_postgres_url(url).is_pooled or "psycopg" in scheme:
+    if not read_postgres_url(url).has_pooler:
         await eventually(is_heard)
     await notifier.close()
     await database.close()
