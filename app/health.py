@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import httpx
 from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
+from app.auth.signing_keys import find_mismatches
 from app.config import CALLBACKS_PATH, Settings
 from app.database.claims import count_overdue
 from app.database.engine import Database
@@ -29,7 +29,7 @@ from app.services import Services
 from app.storage.store import Storage
 from app.tasks.transitions import FINAL
 from app.upstream.history import read_history
-from app.upstream.hold import EXPLANATIONS, NO_KEY, current_hold, is_of_a_key, other_refused_keys
+from app.upstream.hold import EXPLANATIONS, NO_KEY, account_name, current_hold, other_refused_keys
 from app.upstream.pacing import SHARE_WHILE_QUEUED, full_share, is_idle_since
 from app.upstream.types import HoldReason, Outcome
 from app.web.openapi import response_headers
@@ -38,16 +38,14 @@ from app.web.routing import Router
 from app.webhooks.repository import count_overdue_deliveries, disabled_after_failures
 
 router = Router(tags=["health"])
-OVERDUE_AFTER = timedelta(seconds=60)
-# How long a failed submit counts if none follows it.
-FAILING_FOR = timedelta(minutes=10)
+# How long a row may be late, and how long a failed submit counts if none follows it.
+OVERDUE_AFTER, FAILING_FOR = timedelta(seconds=60), timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
-STORAGE_TIMEOUT = timedelta(seconds=5)
+STORAGE_TIMEOUT, PUBLIC_URL_TIMEOUT = timedelta(seconds=5), timedelta(seconds=15)
 # The code, and the HTTP status, of an upstream that is under maintenance.
 MAINTENANCE = 455
-PUBLIC_URL_TIMEOUT = timedelta(seconds=15)
 # The checks that fail with the database; if its own does, the others are left out.
-NEED_DATABASE = frozenset({"database", "queue", "submits", "overdue", "webhooks", "upstream"})
+NEED_DATABASE = frozenset({"database", "queue", "submits", "overdue", "webhooks", "secret_keys", "upstream"})
 State = Literal["ok", "degraded", "down"]
 
 
@@ -71,7 +69,7 @@ class Readiness(BaseModel):
     status: State = Field(description="The worst state of all checks.", examples=["degraded"])
     checks: dict[str, Check] = Field(
         description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `submits`,"
-        " `overdue` and `webhooks`; or `process` alone, while the process is stopping.",
+        " `overdue`, `webhooks` and `secret_keys`; or `process` alone, while the process is stopping.",
         examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
     )
 
@@ -81,8 +79,8 @@ class ReadinessProbe:
 
     fresh_for = timedelta(seconds=1)
 
-    def __init__(self, database: Database, storage: Storage, settings: Settings) -> None:
-        self._checks = readiness_checks(database, storage, settings)
+    def __init__(self, services: Services) -> None:
+        self._checks = readiness_checks(services.database, services.storage, services.settings, services.keyring)
         self._lock = asyncio.Lock()
         self._latest: Readiness | None = None
         self._stale_at = 0.0
@@ -155,7 +153,7 @@ def worst(checks: Mapping[str, Check]) -> State:
     return "down" if "down" in found else "degraded" if "degraded" in found else "ok"
 
 
-def readiness_checks(database: Database, storage: Storage, settings: Settings) -> Checks:
+def readiness_checks(database: Database, storage: Storage, settings: Settings, keyring: Keyring) -> Checks:
     """The checks by name that are cheap enough for a probe every few seconds."""
     return {
         "database": partial(check_database, database),
@@ -164,13 +162,14 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings) -
         "submits": partial(check_submits, database, settings),
         "overdue": partial(check_overdue, database, settings),
         "webhooks": partial(check_webhooks, database),
+        "secret_keys": partial(check_secret_keys, database, keyring),
     }
 
 
 def all_checks(services: Services) -> Checks:
     """Those of readiness, and the checks that call the upstream and the public URL."""
     return {
-        **readiness_checks(services.database, services.storage, services.settings),
+        **readiness_checks(services.database, services.storage, services.settings, services.keyring),
         "upstream": partial(check_upstream, services),
         "public_url": partial(check_public_url, services.settings, services.keyring),
     }
@@ -225,23 +224,22 @@ async def check_queue(database: Database, settings: Settings) -> Check:
         hold = await current_hold(session, settings.upstream_fingerprint)
         others = ", ".join(await other_refused_keys(session, settings.upstream_fingerprint))
     other = f"; those of processes with another key ({others}) are, because the upstream refuses it" if others else ""
-    if hold is None:
+    if not hold:
         return Check(status="ok", detail=f"submits are not held{other}")
-    since = hold.since.isoformat(timespec="seconds")
-    where = f" ({_name(settings)})" if hold.reason is HoldReason.bad_key else ""
-    detail = f"submits are held since {since}: {EXPLANATIONS[hold.reason]}{where}{other}"
-    return Check(status="degraded", detail=detail)
+    where = f" ({account_name(settings)})" if hold.reason is HoldReason.bad_key else ""
+    why = f"{EXPLANATIONS[hold.reason]}{where}{other}"
+    return Check(status="degraded", detail=f"submits are held since {hold.since.isoformat(timespec='seconds')}: {why}")
 
 
 async def check_submits(database: Database, settings: Settings) -> Check:
     """When submits last succeeded and failed. Degraded while the last one failed, not long ago."""
     async with database.reads() as session:
         history, now = await read_history(session), await database.now(session)
-    times = [("success", history.succeeded_at, ""), ("failure", history.failed_at, f" ({history.failure})")]
-    told = [f"last {kind} at {at.isoformat(timespec='seconds')}{why}" for kind, at, why in times if at]
+    times = {"success": history.succeeded_at, f"failure ({history.failure})": history.failed_at}
+    told = [f"last {kind} at {at.isoformat(timespec='seconds')}" for kind, at in times.items() if at]
+    detail = f"{account_name(settings)}: {', '.join(told) or 'nothing was submitted yet'}"
     counts_since = max(now - FAILING_FOR, history.succeeded_at or now - FAILING_FOR)
     is_failing = history.failed_at is not None and history.failed_at > counts_since
-    detail = f"{_name(settings)}: {', '.join(told) or 'nothing was submitted yet'}"
     return Check(status="degraded" if is_failing else "ok", detail=detail)
 
 
@@ -258,11 +256,12 @@ async def check_overdue(database: Database, settings: Settings) -> Check:
             waiting.add(TaskStatus.queued)
         if not await is_idle_since(session, late, SHARE_WHILE_QUEUED):
             waiting.add(TaskStatus.generating)
+        # Jobs with a colon in their names are not for every replica, or only remember something.
         counts = {
             "tasks": await count_overdue(session, Task, late, Task.status.not_in(waiting)),
             "clips": await count_overdue(session, Clip, late),
             "deliveries": await count_overdue_deliveries(session, late),
-            "periodic jobs": await count_overdue(session, PeriodicJob, late, ~is_of_a_key()),
+            "periodic jobs": await count_overdue(session, PeriodicJob, late, ~PeriodicJob.name.contains(":")),
         }
     overdue = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     if not overdue:
@@ -280,9 +279,16 @@ async def check_webhooks(database: Database) -> Check:
     return Check(status="ok", detail=f"endpoints that are disabled because they failed: {shown}")
 
 
+async def check_secret_keys(database: Database, keyring: Keyring) -> Check:
+    """Whether this process has the secret keys that were signed with."""
+    async with database.reads() as session:
+        found = await find_mismatches(session, keyring, await database.now(session))
+    return Check(status="degraded" if found else "ok", detail="; ".join(found) or f"{keyring.signer} signs")
+
+
 async def check_upstream(services: Services) -> Check:
     """Whether the upstream accepts our key and the account has credits. A failure does not hold submits."""
-    if services.settings.upstream_api_key is None:
+    if not services.gateway.key:
         return Check(status="down", detail=f"{NO_KEY}: set it to the upstream's key")
     # The database may be new: the pacer's rows are otherwise created when a service starts.
     async with services.database.transaction() as (session, now):
@@ -290,21 +296,21 @@ async def check_upstream(services: Services) -> Check:
     result = await services.gateway.call(lambda upstream: upstream.credits(), full_share, may_hold=False)
     if result is None:
         return Check(status="degraded", detail="no request was free within its rate; check again in some seconds")
-    name = _name(services.settings)
-    if result.hold_reason is not None:
-        return Check(status="degraded", detail=f"{EXPLANATIONS[result.hold_reason]} ({name})")
+    name = account_name(services.settings)
+    if reason := result.hold_reason:
+        return Check(status="degraded", detail=f"{EXPLANATIONS[reason]} ({name})")
     if result.outcome is Outcome.throttled:
         case = "is under maintenance" if result.code == MAINTENANCE else "takes no requests for now"
         detail = f"the upstream {case} ({result.code}: {result.message}); tasks wait, and go on by themselves"
         return Check(status="degraded", detail=detail)
     if result.value is None:
-        message = f" ({result.message})" if result.message else ""
-        return Check(status="degraded", detail=f"its answer is not usable: check SOUNDPOST_UPSTREAM_URL{message}")
+        message = f"check SOUNDPOST_UPSTREAM_URL ({result.message or name})"
+        return Check(status="degraded", detail=f"its answer is not usable: {message}")
     if result.value <= 0:
         return Check(status="degraded", detail=EXPLANATIONS[HoldReason.no_credits])
     async with services.database.reads() as session:
-        held = await current_hold(session, services.settings.upstream_fingerprint)
-    soon = "; the hold of submits ends at its next look" if held else ""
+        is_held = await current_hold(session, services.gateway.key)
+    soon = "; the hold of submits ends at its next look" * bool(is_held)
     return Check(status="ok", detail=f"the key works now; {result.value} credits are left ({name}){soon}")
 
 
@@ -326,12 +332,6 @@ async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
         return Check(status="ok", detail="it reaches this service")
     problem = f"reaches another server (HTTP {response.status_code}): it must pass {CALLBACKS_PATH} on"
     return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
-
-
-def _name(settings: Settings) -> str:
-    """The upstream key and host as operators are told of them."""
-    host = urlsplit(settings.upstream_url).netloc.rpartition("@")[2]
-    return f"key {settings.upstream_fingerprint or 'not set'} at {host}"
 
 
 def _case(error: Exception) -> str:

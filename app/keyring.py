@@ -30,10 +30,18 @@ class Keyring:
                 "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
             )
         self._keys = [key.encode() for key in keys]
+        # Names the keys without giving them away: the beginning of what each derives for this purpose.
+        self.fingerprints = tuple(_derive(key, "fingerprint", "")[:4].hex() for key in self._keys)
+        self.signer = self.fingerprints[0]
 
     def derive(self, purpose: str, subject: str) -> bytes:
         """32 bytes by HMAC-SHA256 with the first key, for one purpose and one subject."""
         return _derive(self._keys[0], purpose, subject)
+
+    def derive_with(self, fingerprint: str | None, purpose: str, subject: str) -> bytes:
+        """The same by the key with this fingerprint, or by the first key if the list does not have it."""
+        by_fingerprint = dict(zip(self.fingerprints, self._keys, strict=True))
+        return _derive(by_fingerprint.get(fingerprint or "", self._keys[0]), purpose, subject)
 
     def derive_all(self, purpose: str, subject: str) -> list[bytes]:
         """The same by every key of the list, the signing key first."""

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from app.auth.api_keys import insert_configured_keys
+from app.auth.signing_keys import note_signing_key
 from app.config import Settings
 from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
@@ -129,6 +130,7 @@ async def _prepare(services: Services, *, serves: bool) -> None:
         async with services.database.transaction() as (session, now):
             await services.gateway.pacer.prepare(session, now)
             await prepare_jobs(session, now)
+            await note_signing_key(session, services.keyring, now)
         if serves:
             # Callers' keys are no business of `soundpost worker`, which may be started without the list.
             listed = services.settings.api_keys

@@ -33,7 +33,7 @@ from app.webhooks import routes as webhooks
 
 def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     """Build the application. Nothing connects and no worker runs until its lifespan starts."""
-    probe = health.ReadinessProbe(services.database, services.storage, services.settings)
+    probe = health.ReadinessProbe(services)
     app = FastAPI(
         title="Soundpost",
         version=__version__,

@@ -54,6 +54,8 @@ class ApiKey(Base):
     # The secret derived for this generation signs webhooks to the `webhook_url` of the key's tasks.
     secret_generation: Mapped[int] = mapped_column(default=0)
     secret_rotated_at: Mapped[datetime | None]
+    # The fingerprint of the secret key that the secret was made with; null until it was first given out.
+    secret_key: Mapped[str | None] = mapped_column(String(8))
     created_at: Mapped[datetime]
     revoked_at: Mapped[datetime | None]
 
@@ -250,6 +252,7 @@ class WebhookEndpoint(Base):
     description: Mapped[str | None]
     secret_generation: Mapped[int] = mapped_column(default=0)
     secret_rotated_at: Mapped[datetime | None]
+    secret_key: Mapped[str | None] = mapped_column(String(8))
     failing_since: Mapped[datetime | None]
     paused_until: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]

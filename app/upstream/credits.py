@@ -16,7 +16,7 @@ from app.upstream.gateway import UpstreamGateway
 from app.upstream.pacing import credits_share
 
 # The row that holds the latest answer. It never falls due.
-ROW = "credits"
+ROW = "last:credits"
 FRESH_FOR = timedelta(seconds=10)
 FAILURE_KEPT_FOR = timedelta(seconds=5)
 # How long a caller waits for an answer, and how often it looks for the one that another replica asks for.

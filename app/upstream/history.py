@@ -12,7 +12,7 @@ from app.models import PeriodicJob
 from app.upstream.types import Outcome, Result
 
 # The row never falls due.
-ROW = "submits"
+ROW = "last:submits"
 FAILURES = frozenset({Outcome.not_sent, Outcome.ambiguous, Outcome.rejected, Outcome.held})
 # Seconds: the row is written at most so often by a process, unless success follows failure or the reverse.
 WRITE_EVERY = 5.0

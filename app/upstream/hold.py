@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 from sqlalchemy import ColumnElement, select, update
 
+from app.config import Settings
 from app.database.engine import Session, insert_new
 from app.database.wakeups import SUBMITS, notify_on_commit
 from app.models import PeriodicJob
@@ -22,6 +24,12 @@ EXPLANATIONS: Mapping[HoldReason, str] = {
     HoldReason.unsendable: "no request to the upstream can be sent as it is set; correct SOUNDPOST_UPSTREAM_URL or"
     " SOUNDPOST_UPSTREAM_API_KEY and restart",
 }
+
+
+def account_name(settings: Settings) -> str:
+    """The upstream key and host as operators are told of them."""
+    host = urlsplit(settings.upstream_url).netloc.rpartition("@")[2]
+    return f"key {settings.upstream_fingerprint or 'not set'} at {host}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ class WebhookService:
     async def create_endpoint(self, caller: Caller, body: EndpointCreate) -> WebhookEndpoint:
         """Create an endpoint. Raises InvalidRequest, TooManyEndpoints."""
         async with self._database.transaction() as (session, now):
-            return await self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
+            endpoint = await self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
+            endpoint.secret_key = self._keyring.signer
+            return endpoint
 
     async def list_endpoints(self, caller: Caller, after: str, limit: int) -> Sequence[WebhookEndpoint]:
         """Up to `limit` endpoints that the caller may read, after this id, oldest first."""
@@ -53,26 +55,28 @@ class WebhookService:
         """The secret that signs webhooks to an endpoint, as `whsec_<base64>`."""
         async with self._database.reads() as session:
             endpoint = caller.require_owned(await repository.find_endpoint(session, endpoint_id))
-        return secret_of(endpoint).text(self._keyring)
+        return await self._give_out(endpoint)
 
     async def rotate_secret(self, caller: Caller, endpoint_id: str) -> str:
         """Return a new secret for an endpoint; the previous one also signs for 24 hours."""
         async with self._database.transaction() as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             self._lifecycle.rotate_secret(endpoint, now)
+            endpoint.secret_key = self._keyring.signer
         return secret_of(endpoint).text(self._keyring)
 
     async def default_secret(self, caller: Caller) -> str:
         """The secret that signs webhooks to the `webhook_url` of the caller's tasks."""
         async with self._database.reads() as session:
             key = await session.get_one(ApiKey, caller.api_key_id)
-        return secret_of(key).text(self._keyring)
+        return await self._give_out(key)
 
     async def rotate_default_secret(self, caller: Caller) -> str:
         """Return a new default secret; the previous one also signs for 24 hours."""
         async with self._database.transaction() as (session, now):
             key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
             self._lifecycle.rotate_secret(key, now)
+            key.secret_key = self._keyring.signer
         return secret_of(key).text(self._keyring)
 
     async def send_test(self, caller: Caller, endpoint_id: str) -> Delivery:
@@ -112,6 +116,19 @@ class WebhookService:
             await self._lifecycle.resend(session, delivery, now)
             await repository.show_current_urls(session, [delivery])
         return delivery
+
+    async def _give_out(self, owner: WebhookEndpoint | ApiKey) -> str:
+        """
+        The secret of an endpoint or key, which from now on keeps the secret key that it is made with.
+
+        Otherwise a rotation of SOUNDPOST_SECRET_KEYS would change it without a word.
+        """
+        if owner.secret_key not in self._keyring.fingerprints:
+            async with self._database.writes.begin() as session:
+                owner = await session.get_one(type(owner), owner.id, with_for_update={"key_share": True})
+                if owner.secret_key not in self._keyring.fingerprints:
+                    owner.secret_key = self._keyring.signer
+        return secret_of(owner).text(self._keyring)
 
     async def _lock(self, session: Session, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
         return caller.require_owned(await repository.lock_endpoint(session, endpoint_id))

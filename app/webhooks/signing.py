@@ -24,10 +24,12 @@ class SigningSecret:
     owner_id: str
     generation: int
     rotated_at: datetime | None
+    # The fingerprint of the secret key that it was made with; None until it was first given out.
+    key: str | None = None
 
     def text(self, keyring: Keyring) -> str:
         """The secret as `whsec_<base64>`, the format of the Standard Webhooks libraries."""
-        return "whsec_" + base64.b64encode(keyring.derive(self.purpose, self._subject(self.generation))).decode()
+        return "whsec_" + base64.b64encode(self._derived(keyring)).decode()
 
     def valid_at(self, now: datetime, keyring: Keyring) -> tuple[bytes, ...]:
         """
@@ -44,6 +46,9 @@ class SigningSecret:
             for derived in keyring.derive_all(self.purpose, self._subject(generation))
         )
 
+    def _derived(self, keyring: Keyring) -> bytes:
+        return keyring.derive_with(self.key, self.purpose, self._subject(self.generation))
+
     def _subject(self, generation: int) -> str:
         return f"{self.owner_id}:{generation}"
 
@@ -51,7 +56,7 @@ class SigningSecret:
 def secret_of(owner: WebhookEndpoint | ApiKey) -> SigningSecret:
     """The secret of an endpoint, or of an API key for the `webhook_url` of its tasks."""
     purpose = "webhook-endpoint" if isinstance(owner, WebhookEndpoint) else "webhook-default"
-    return SigningSecret(purpose, owner.id, owner.secret_generation, owner.secret_rotated_at)
+    return SigningSecret(purpose, owner.id, owner.secret_generation, owner.secret_rotated_at, owner.secret_key)
 
 
 def sign(secrets: Sequence[bytes], message_id: str, sent_at: datetime, body: bytes) -> Mapping[str, str]:
