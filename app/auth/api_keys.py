@@ -35,6 +35,8 @@ class Caller:
 
     api_key_id: str
     is_admin: bool
+    # Of the key that the request carries.
+    key_hash: str = ""
 
     def require_readable(self, row: Row | None) -> Row:
         """The row, if this caller may read it: an admin reads everything. Raises NotFound, for an absent row too."""
@@ -74,7 +76,7 @@ async def authenticate(
         raise NotAuthenticated
     # From here on, every log line of this request says whose it is.
     structlog.contextvars.bind_contextvars(caller=key.name)
-    return Caller(key.id, key.is_admin)
+    return Caller(key.id, key.is_admin, hashed)
 
 
 CallerDep = Annotated[Caller, Depends(authenticate)]
@@ -118,6 +120,14 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
     caller.key_hash, caller.revoked_at = hash_key(key), None
     caller.is_configured = caller.is_delisted = False
     return key
+
+
+async def working_keys(session: Session, hashes: Collection[str], now: datetime) -> set[str]:
+    """Those of these keys, by their hashes, that open the service now."""
+    current = select(ApiKey.key_hash).where(ApiKey.key_hash.in_(hashes), ApiKey.revoked_at.is_(None))
+    former = FormerKey.api_key_id == ApiKey.id, FormerKey.key_hash.in_(hashes), FormerKey.works_until > now
+    rotated = select(FormerKey.key_hash).where(*former, ApiKey.revoked_at.is_(None))
+    return {*await session.scalars(current), *await session.scalars(rotated)}
 
 
 async def list_keys(session: Session) -> Sequence[ApiKey]:

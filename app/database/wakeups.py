@@ -28,16 +28,17 @@ class Subscription:
     A subscription to one topic, active inside its `with` block.
 
     Uses `__slots__` because a process may hold thousands. `version` is the latest
-    version of the topic's task that the waiter has read.
+    version of the topic's task that the waiter has read, `key_hash` is of the caller's
+    key where the wait must end with it.
     """
 
-    __slots__ = ("_is_notified", "_registry", "_timeout", "_topic", "is_closed", "version")
+    __slots__ = ("_is_notified", "_registry", "_timeout", "_topic", "is_closed", "key_hash", "version")
 
     def __init__(self, topic: str, registry: dict[str, set[Subscription]], *, is_closed: bool) -> None:
         self._topic, self._registry = topic, registry
         self._is_notified = self.is_closed = is_closed
         self._timeout: asyncio.Timeout | None = None
-        self.version = 0
+        self.version, self.key_hash = 0, ""
 
     def __enter__(self) -> Subscription:
         self._registry.setdefault(self._topic, set()).add(self)

@@ -86,7 +86,7 @@ async def list_events(
         if after and await _is_over(waiters, task_id, after):
             # The one status at which an EventSource does not come back (HTML §9.2.3).
             return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
-        return DeferredResponse(partial(_stream, waiters, task_id, after))
+        return DeferredResponse(partial(_stream, waiters, caller.key_hash, task_id, after))
     position = decode_cursor(cursor, 1)
     events = await tasks.list_events(caller, task_id, _version(position[0]) if position else 0, limit + 1)
     page, following = next_page(request, response, events, limit, lambda event: (str(event.version),))
@@ -99,9 +99,9 @@ async def _is_over(waiters: Waiters, task_id: str, after: int) -> bool:
     return history is None or (history.status in FINAL and not until_final(history.status, history.events))
 
 
-async def _stream(waiters: Waiters, task_id: str, after: int, *asgi: Any) -> None:
+async def _stream(waiters: Waiters, key_hash: str, task_id: str, after: int, *asgi: Any) -> None:
     """
-    Send a task's events after a version as they happen, up to the final one or a stop of the process.
+    Send a task's events after a version as they happen, up to the final one, a stop of the process or the key's end.
 
     No database connection is held between them. While the database is unreachable
     nothing is sent; the check for lost wake-ups continues the stream once it is back.
@@ -113,6 +113,7 @@ async def _stream(waiters: Waiters, task_id: str, after: int, *asgi: Any) -> Non
 
     await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
     with waiters.wakeups.subscribe(task_id) as subscription:
+        subscription.key_hash = key_hash
         is_over = scope["method"] == "HEAD"
         while not is_over and not subscription.is_closed:
             text, after, is_over = await _read_events(waiters, subscription, task_id, after)

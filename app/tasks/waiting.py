@@ -18,6 +18,7 @@ from fastapi import Depends, Header, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
+from app.auth.api_keys import working_keys
 from app.database.engine import TRANSIENT, Database, Session, advice
 from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
@@ -69,6 +70,8 @@ class Waiters:
 
     # After this time without an event, a stream sends a comment. Many proxies close what is silent for 30 s or more.
     keep_alive = timedelta(seconds=15)
+    # A stream goes on for so long after its key was revoked; a wait ends within a minute anyway.
+    check_keys_every = timedelta(seconds=20)
 
     def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
         self.wakeups = wakeups
@@ -142,10 +145,14 @@ class Waiters:
             return snapshot
 
     async def _keep_checking(self) -> None:
+        check_keys_at = time.monotonic()
         while True:
             await asyncio.sleep(CHECK_INTERVAL.total_seconds())
             try:
                 await self._check()
+                if time.monotonic() >= check_keys_at:
+                    await self._check_keys()
+                    check_keys_at = time.monotonic() + self.check_keys_every.total_seconds()
             except TRANSIENT as error:
                 log.warning("waits_not_checked", error=type(error).__name__, reason=advice(error))
 
@@ -160,6 +167,18 @@ class Waiters:
         for task_id, subscription in watched:
             if subscription.version != versions.get(task_id):
                 subscription.notify()
+
+    async def _check_keys(self) -> None:
+        """End the streams of keys that no longer work."""
+        watched = [subscription for _, subscription in self.wakeups.subscriptions() if subscription.key_hash]
+        if not watched:
+            return
+        async with self._database.reads() as session:
+            hashes = {subscription.key_hash for subscription in watched}
+            working = await working_keys(session, hashes, await self._database.now(session))
+        for subscription in watched:
+            if subscription.key_hash not in working:
+                subscription.close()
 
 
 def snapshot_of(task: TaskRead) -> TaskSnapshot:

@@ -1,12 +1,15 @@
 """The Server-Sent Events of a task."""
 
 import asyncio
-from datetime import timedelta
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
+from app.auth.api_keys import find_active, revoke_key, rotate_key
+from app.database.engine import Session
 from app.enums import ErrorCode, TaskStatus
 from app.models import Task
 from app.tasks.event_stream import STREAM
@@ -14,10 +17,19 @@ from app.tasks.service import resolve
 from app.tasks.transitions import Failure
 from app.tasks.waiting import Waiters
 from app.web.negotiation import prefers
-from tests.support.api import cancel, create_task, events_in, sse_blocks
-from tests.support.service import Service
+from tests.support.api import cancel, client_of, create_task, events_in, sse_blocks
+from tests.support.service import Service, serve
+from tests.support.settings import KEY, OTHER_KEY
 
 AS_STREAM = {"Accept": "text/event-stream"}
+
+
+async def revoke(session: Session, key_id: str, now: datetime) -> object:
+    return await revoke_key(session, key_id, now)
+
+
+async def rotate_now(session: Session, key_id: str, now: datetime) -> object:
+    return await rotate_key(session, key_id, now, timedelta())
 
 
 @pytest.mark.parametrize(
@@ -41,6 +53,39 @@ AS_STREAM = {"Accept": "text/event-stream"}
 )
 def test_stream_is_sent_to_whom_it_is_more_welcome_than_json(accept: list[str], is_stream: bool) -> None:
     assert prefers(accept, STREAM, "application/json") is is_stream
+
+
+@pytest.mark.parametrize("ends", [revoke, rotate_now])
+async def test_stream_ends_with_its_key(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, ends: Callable[[Session, str, datetime], Awaitable[object]]
+) -> None:
+    monkeypatch.setattr(Waiters, "check_keys_every", timedelta())
+    async with serve(database_url, api_keys=f"tests:{KEY},others:{OTHER_KEY}") as service:
+        task = await create_task(service.client)
+        async with (
+            client_of(str(service.client.base_url), OTHER_KEY) as other,
+            service.client.stream("GET", _events(task), headers=AS_STREAM) as mine,
+            other.stream("GET", _events(await create_task(other)), headers=AS_STREAM) as theirs,
+        ):
+            blocks, their_blocks = sse_blocks(mine), sse_blocks(theirs)
+            await anext(blocks)
+            await anext(their_blocks)
+            async with service.database.transaction() as (session, now):
+                caller = await find_active(session, "tests")
+                assert caller is not None
+                await ends(session, caller.id, now)
+
+            rest = await asyncio.wait_for(_all(blocks), 10)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(their_blocks), 2)
+        again = await service.client.get(_events(task), headers=AS_STREAM)
+
+    assert [set(block) for block in rest] == [{"retry"}]
+    assert again.status_code == 401
+
+
+async def _all(blocks: AsyncIterator[dict[str, str]]) -> list[dict[str, str]]:
+    return [block async for block in blocks]
 
 
 async def test_stream_sends_each_event_as_it_happens_and_ends_after_the_final_one(service: Service) -> None:
