@@ -16,6 +16,7 @@ from app.main import create_app
 from tests.support.api import cancel, client_of, create_task
 from tests.support.receivers import Receiver, Reply, receiving, verifies
 from tests.support.settings import KEY, OTHER_KEY, UNREACHABLE
+from tests.support.wait import eventually
 from tests.webhooks.outbox import Outbox, outbox_of
 
 ENDPOINTS = "/v1/webhook-endpoints"
@@ -355,9 +356,12 @@ async def test_readiness_names_endpoints_that_failures_disabled(database_url: st
 
         await callers.outbox.attempt_due()
 
-        ready = (await callers.http.get("/readyz")).json()
-        assert endpoint["id"] in ready["checks"]["webhooks"]["detail"]
-        assert ready["checks"]["webhooks"]["status"] == "ok"
+        async def names_the_endpoint() -> bool:
+            found = (await callers.http.get("/readyz")).json()["checks"]["webhooks"]
+            assert found["status"] == "ok"
+            return endpoint["id"] in found["detail"]
+
+        await eventually(names_the_endpoint)
 
 
 async def test_openapi_describes_every_webhook_that_is_sent(database_url: str) -> None:
