@@ -11,6 +11,16 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils import compat
 
 ID_LENGTH = 32
+# Storage parameters of PostgreSQL. By default autovacuum waits until a fifth of a table is dead rows: of a million
+# tasks that is days of updates. A tenth of each page stays free for the new versions of its rows.
+MANY_UPDATED_ROWS = {
+    "fillfactor": 90,
+    "autovacuum_vacuum_scale_factor": 0.02,
+    "autovacuum_analyze_scale_factor": 0.02,
+}
+# A few rows, updated several times a second: half of each page stays free, so that their new versions replace the old
+# ones within it (HOT), and a few hundred dead ones are enough for autovacuum.
+FEW_BUSY_ROWS = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200}
 
 
 def new_id() -> str:

@@ -1,0 +1,95 @@
+"""API keys of callers, and what is counted and kept by key."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database.base import ID_LENGTH, Base, new_id
+from app.enums import (
+    Charge,
+)
+
+
+class ApiKey(Base):
+    """An API key of a caller, stored as its SHA-256."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(String(100))
+    key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    # SOUNDPOST_API_KEYS lists the key, or did when a service started last: then `is_delisted`, and revoked until it is
+    # listed again.
+    is_configured: Mapped[bool] = mapped_column(default=False)
+    is_delisted: Mapped[bool] = mapped_column(default=False)
+    # The secret derived for this generation signs webhooks to the `webhook_url` of the key's tasks.
+    secret_generation: Mapped[int] = mapped_column(default=0)
+    secret_rotated_at: Mapped[datetime | None]
+    # The fingerprint of the secret key that the secret was made with; null until it was first given out.
+    secret_key: Mapped[str | None] = mapped_column(String(8))
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
+class FormerKey(Base):
+    """A key that was replaced by a rotation, stored as its SHA-256. It never becomes another caller's."""
+
+    __tablename__ = "former_keys"
+
+    key_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    works_until: Mapped[datetime]
+
+
+class RateLimitHit(Base):
+    """A new task that counts against its key's rate limit; deleted after the window."""
+
+    __tablename__ = "rate_limit_hits"
+    __table_args__ = (Index(None, "api_key_id", "made_at"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    made_at: Mapped[datetime]
+
+
+class IdempotencyKey(Base):
+    """The task that was created with a caller's Idempotency-Key."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "created_at"),)
+
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    # The SHA-256 of the normalised body.
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    task_id: Mapped[str] = mapped_column(String(ID_LENGTH))
+    created_at: Mapped[datetime]
+
+
+class SpentCharge(Base):
+    """The charge of a deleted task, kept for usage totals until it is added to those of its day."""
+
+    __tablename__ = "spent_charges"
+    __table_args__ = (Index(None, "created_at"), Index(None, "api_key_id", "created_at", "charge", "posts"))
+
+    task_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    charge: Mapped[Charge]
+    posts: Mapped[int]
+    created_at: Mapped[datetime]  # Of the task.
+
+
+class DailyCharge(Base):
+    """The sums over a key's tasks of one day that are older than the retention."""
+
+    __tablename__ = "daily_charges"
+
+    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
+    day: Mapped[datetime] = mapped_column(primary_key=True)  # Its beginning in UTC.
+    charge: Mapped[Charge] = mapped_column(primary_key=True)
+    tasks: Mapped[int] = mapped_column(BigInteger)
+    posts: Mapped[int] = mapped_column(BigInteger)
