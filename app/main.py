@@ -10,12 +10,13 @@ from typing import Any
 import httpx
 from fastapi import Depends, FastAPI
 
-from app import __version__, health
+from app import __version__
 from app.callbacks import routes as callbacks
 from app.clips import routes as clips
 from app.clips.middleware import SignedLinksForAnyOrigin
 from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
+from app.health import routes as health
 from app.lifecycle import running
 from app.services import Services
 from app.tasks import event_stream, payloads

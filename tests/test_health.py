@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import ColumnElement, update
 
 from app.enums import TaskStatus
-from app.health import Check, ReadinessProbe, State, check_public_url, worst
+from app.health.checks import Check, State, check_public_url, worst
+from app.health.routes import ReadinessProbe
 from app.keyring import Keyring
 from app.models import Clip, Delivery, PaceSlot, PeriodicJob, WebhookEndpoint
 from app.upstream.pacing import PAUSE_SLOT

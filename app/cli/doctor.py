@@ -9,7 +9,7 @@ from app.cli.context import SettingsUnusable, read_settings
 from app.config import Settings, unknown_settings
 from app.config.database_url import ignored_parameters
 from app.database.engine import reason
-from app.health import Check, all_checks, run_checks
+from app.health.checks import Check, all_checks, run_checks
 from app.keyring import KeyringUnusable
 from app.observability.logging import configure_logging
 from app.services import build_services

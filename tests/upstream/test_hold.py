@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from app.database.engine import Database
-from app.health import check_upstream
+from app.health.checks import check_upstream
 from app.models import PeriodicJob
 from app.upstream.hold import (
     EXPLANATIONS,

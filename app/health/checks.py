@@ -1,18 +1,15 @@
-"""Liveness, readiness and metrics, and the checks that readiness and `soundpost doctor` share."""
+"""The checks that readiness and `soundpost doctor` share."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
 import httpx
-from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
 from app.auth.signing_keys import find_mismatches
@@ -24,7 +21,6 @@ from app.enums import TaskStatus
 from app.errors import StorageUnavailable
 from app.keyring import Keyring
 from app.models import Clip, PeriodicJob, Task
-from app.observability.metrics import Metrics
 from app.services import Services
 from app.storage.store import Storage
 from app.tasks.transitions import FINAL
@@ -32,12 +28,8 @@ from app.upstream.history import read_history
 from app.upstream.hold import EXPLANATIONS, NO_KEY, account_name, current_hold, other_refused_keys
 from app.upstream.pacing import SHARE_WHILE_QUEUED, full_share, is_idle_since
 from app.upstream.types import HoldReason, Outcome
-from app.web.openapi import response_headers
-from app.web.provided import provided
-from app.web.routing import Router
 from app.webhooks.repository import count_overdue_deliveries, disabled_after_failures
 
-router = Router(tags=["health"])
 # How long a row may be late, and how long a failed submit counts if none follows it.
 OVERDUE_AFTER, FAILING_FOR = timedelta(seconds=60), timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
@@ -61,90 +53,6 @@ class Check(BaseModel):
 
 
 Checks = Mapping[str, Callable[[], Awaitable[Check]]]
-
-
-class Readiness(BaseModel):
-    """The result of every check, and the worst state of all."""
-
-    status: State = Field(description="The worst state of all checks.", examples=["degraded"])
-    checks: dict[str, Check] = Field(
-        description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `submits`,"
-        " `overdue`, `webhooks` and `secret_keys`; or `process` alone, while the process is stopping.",
-        examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
-    )
-
-
-class ReadinessProbe:
-    """Runs the checks of readiness once in `fresh_for`, whoever asks and however many."""
-
-    fresh_for = timedelta(seconds=1)
-
-    def __init__(self, services: Services) -> None:
-        self._checks = readiness_checks(services.database, services.storage, services.settings, services.keyring)
-        self._lock = asyncio.Lock()
-        self._latest: Readiness | None = None
-        self._stale_at = 0.0
-        self._is_draining = False
-
-    def begin_draining(self) -> None:
-        """The process is to stop: from now on it is not ready, whatever the checks say."""
-        self._is_draining = True
-
-    async def read(self) -> Readiness:
-        """The result of the checks; those who ask meanwhile wait for the same ones."""
-        if self._is_draining:
-            stopping = Check(status="down", detail="the process is stopping: send new requests elsewhere")
-            return Readiness(status="down", checks={"process": stopping})
-        async with self._lock:
-            if self._latest is None or time.monotonic() >= self._stale_at:
-                checks = {name: check async for name, check in run_checks(self._checks, _case)}
-                self._latest = Readiness(status=worst(checks), checks=checks)
-                self._stale_at = time.monotonic() + self.fresh_for.total_seconds()
-            return self._latest
-
-
-@router.get(
-    "/livez",
-    operation_id="isAlive",
-    summary="Check liveness",
-    response_description="The process is running.",
-)
-async def livez() -> dict[str, str]:
-    """Check that the process answers requests; nothing else is checked."""
-    return {"status": "ok"}
-
-
-@router.get(
-    "/readyz",
-    operation_id="isReady",
-    summary="Check readiness",
-    responses={
-        200: {"headers": response_headers("Cache-Control")},
-        503: {
-            "model": Readiness,
-            "description": "The database, its schema or the storage fails, or the process is stopping.",
-            "headers": response_headers("Cache-Control"),
-        },
-    },
-)
-async def readyz(response: Response, probe: Annotated[ReadinessProbe, provided(ReadinessProbe)]) -> Readiness:
-    """
-    Check whether this instance can accept requests.
-
-    The response is 503 only if the database, its schema or the storage fails, or if the process is stopping. A held
-    queue or overdue work is `degraded` and 200, because callbacks must still come in. The result is at most a second
-    old.
-    """
-    readiness = await probe.read()
-    response.status_code = 503 if readiness.status == "down" else 200
-    response.headers["Cache-Control"] = "no-store"
-    return readiness
-
-
-@router.get("/metrics", operation_id="getMetrics", include_in_schema=False)
-async def get_metrics(metrics: Annotated[Metrics, provided(Metrics)]) -> Response:
-    """The metrics of this process in Prometheus' text format."""
-    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def worst(checks: Mapping[str, Check]) -> State:
@@ -326,7 +234,7 @@ async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
         async with plain_client(PUBLIC_URL_TIMEOUT) as http:
             response = await http.get(f"{settings.public_url}{CALLBACKS_PATH}{challenge}")
     except httpx.HTTPError as error:
-        problem = f"cannot be reached from here ({_case(error)}): does `soundpost serve` run?"
+        problem = f"cannot be reached from here ({kind_of(error)}): does `soundpost serve` run?"
         return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
     if response.is_success and response.text == keyring.prove_reach(challenge):
         return Check(status="ok", detail="it reaches this service")
@@ -334,5 +242,5 @@ async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
     return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
 
 
-def _case(error: Exception) -> str:
+def kind_of(error: Exception) -> str:
     return type(error).__name__

@@ -1,0 +1,1 @@
+"""Whether an instance is well: for probes, and for the operator who runs `soundpost doctor`."""
