@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from hashlib import sha256
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.config.database_url import DatabaseLimits, check_database_url, is_sqlite
+from app.config.database_url import check_database_url
 from app.config.sources import PREFIX, SecretFiles
 from app.config.values import (
     LastingSpan,
@@ -28,13 +27,12 @@ from app.config.values import (
     web_address,
 )
 
-NO_PUBLIC_URL = "https://soundpost.invalid"
 # Where the upstream calls, below the public URL: the only path that must be reachable from outside.
 CALLBACKS_PATH = "/callbacks/"
 DAY = timedelta(days=1)
 
 
-class Settings(BaseSettings):
+class SettingsFields(BaseSettings):
     """
     The settings of a process, each with its meaning, unit and range.
 
@@ -270,63 +268,3 @@ class Settings(BaseSettings):
         if not value:
             raise ValueError("must name the pause before at least one attempt")
         return value
-
-    @property
-    def upstream_call_timeout(self) -> timedelta:
-        """How long an exchange with the upstream may take; no answer to a submit is waited for beyond its deadline."""
-        return min(self.upstream_timeout, self.submit_deadline)
-
-    @property
-    def submit_lease(self) -> timedelta:
-        """How long a claimed submit is ours; it outlives the request, so that nobody judges it before its answer."""
-        return self.upstream_call_timeout + timedelta(seconds=15)
-
-    @property
-    def webhook_lease(self) -> timedelta:
-        """How long a claimed delivery is ours; one that ended mid-request would send the same event twice at once."""
-        return self.webhook_timeout + timedelta(seconds=15)
-
-    @property
-    def webhook_link_ttl(self) -> timedelta:
-        """
-        How long a signed link in a webhook works: as long as others, counted from the last attempt.
-
-        Jitter and `Retry-After` extend each delay of the schedule to at most twice its length.
-        """
-        return self.link_ttl + 2 * sum(self.webhook_schedule, timedelta())
-
-    @property
-    def audio_limit(self) -> int:
-        """The largest audio file that is kept, in bytes."""
-        return int(self.audio_max_mb * 1_000_000)
-
-    @property
-    def callback_base(self) -> str:
-        """Where the upstream is told to call; it refuses submits without an address, reachable or not."""
-        return self.public_url or NO_PUBLIC_URL
-
-    @property
-    def link_base(self) -> str:
-        """What links that we give out begin with; empty makes them path-absolute."""
-        return self.base_url or self.public_url or ""
-
-    @property
-    def database_limits(self) -> DatabaseLimits:
-        """The connections of each process, and how long statements and waits for locks may take."""
-        return DatabaseLimits(
-            self.database_pool_size,
-            self.database_max_overflow,
-            self.database_statement_timeout,
-            self.database_lock_timeout,
-        )
-
-    @property
-    def upstream_fingerprint(self) -> str:
-        """The beginning of the upstream key's SHA-256: it tells keys apart and gives none away. Empty without a key."""
-        key = self.upstream_api_key.get_secret_value() if self.upstream_api_key else ""
-        return sha256(key.encode("utf-8", "replace")).hexdigest()[:8] if key else ""
-
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether the database is the embedded one."""
-        return is_sqlite(self.database_url)
