@@ -1,5 +1,6 @@
 """Each test gets a database of its own, on SQLite and on PostgreSQL alike."""
 
+import logging
 import os
 import shutil
 import uuid
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import URL, make_url
 
 from app.database.engine import Database, migrate
+from app.observability.logging import FoldRepeats
 from tests.support.postgres import postgres
 from tests.support.service import Service, serve
 
@@ -23,6 +25,14 @@ def _settings_of_the_environment_are_ignored() -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("SOUNDPOST_")]:
             patch.delenv(name)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _log_goes_nowhere_after_the_test() -> Iterator[None]:
+    yield
+    # A command that ran in this process has left a handler for a standard error that is closed by now.
+    root = logging.getLogger()
+    root.handlers = [each for each in root.handlers if not any(isinstance(one, FoldRepeats) for one in each.filters)]
 
 
 @pytest.fixture

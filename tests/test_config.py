@@ -24,6 +24,10 @@ WRAPPINGS = ["{}\n", "{}\r\n", " {}\t", "\ufeff{}", "\u200b{}\u00a0", '"{}"', "'
 # A good value of each setting, other than its default.
 GOOD = {
     "DATABASE_URL": "sqlite+aiosqlite:///elsewhere.db",
+    "DATABASE_POOL_SIZE": "1",
+    "DATABASE_MAX_OVERFLOW": "1",
+    "DATABASE_STATEMENT_TIMEOUT": "1",
+    "DATABASE_LOCK_TIMEOUT": "1",
     "UPSTREAM_URL": "https://mirror.example",
     "UPSTREAM_API_KEY": "planted-key",
     "PUBLIC_URL": "https://sounds.example",
@@ -38,6 +42,7 @@ GOOD = {
     "TASK_DEADLINE": "1",
     "HOLD_RECHECK": "1",
     "GRACE": "1",
+    "DRAIN_DELAY": "1",
     "CALLBACK_TRUST": "pull",
     "CALLBACK_HMAC_KEY": "planted-key",
     "EGRESS_ALLOW": "10.0.0.0/8",

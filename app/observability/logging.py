@@ -44,7 +44,8 @@ def configure_logging(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for name in ("httpx", "httpcore", "sqlalchemy", "aiosqlite", "asyncio", "alembic"):
+    # Our pool of SQLAlchemy logs under its own module.
+    for name in ("httpx", "httpcore", "sqlalchemy", "app.database.turns", "aiosqlite", "asyncio", "alembic"):
         # Below warnings they repeat URLs and statements, which our own lines summarise.
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -26,8 +26,9 @@ POSTGRES_PROGRAMS = max(Path(PACKAGE).glob("pginstall*/bin"))
 async def test_sqlite_is_copied_whole_while_the_service_writes(migrated_sqlite: Path, tmp_path: Path) -> None:
     source, copy = tmp_path / "soundpost.db", tmp_path / "copy.db"
     shutil.copyfile(migrated_sqlite, source)
-    with Processes(tmp_path) as processes:
-        sandbox = await processes.sandbox()
+    # The service and its copy share one account.
+    with Processes(tmp_path, upstream_rate="500/1") as processes:
+        sandbox = await processes.sandbox(rate=1000)
         service = await processes.serve(_url(source), sandbox.url)
         async with client_of(service.url) as client:
             before = await create_tasks(client, 20)
@@ -35,6 +36,7 @@ async def test_sqlite_is_copied_whole_while_the_service_writes(migrated_sqlite: 
             taken = await processes.run("backup", str(copy), database_url=_url(source))
             await writing
         again = await processes.run("backup", str(copy), database_url=_url(source))
+        assert await service.stop() == 0
         restored = await processes.serve(_url(copy), sandbox.url)
         async with client_of(restored.url) as client:
             found = [(await client.get(f"/v1/tasks/{task_id}")).status_code for task_id in before]
