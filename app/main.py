@@ -28,6 +28,7 @@ from app.web.negotiation import check_accept, check_query
 from app.web.openapi import complete_document
 from app.web.prefix import PrefixMiddleware, prefix_of
 from app.web.provided import provide
+from app.web.routing import Router
 from app.webhooks import openapi
 from app.webhooks import routes as webhooks
 
@@ -49,7 +50,9 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     for router in (*rooms, tasks.account_router):
         app.include_router(router, dependencies=[Depends(check_accept), Depends(check_query)])
     app.include_router(clips.router, dependencies=[Depends(check_query)])
-    app.add_api_route("/", _get_start, include_in_schema=False)
+    start = Router()
+    start.add_api_route("/", _get_start, methods=["GET"], include_in_schema=False)
+    app.include_router(start)
     for room in (callbacks, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(openapi.documented_routes(payloads.receive_task_webhook, payloads.SUMMARIES))

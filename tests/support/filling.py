@@ -14,8 +14,11 @@ from app.database.engine import Database
 from app.models import WebhookEndpoint
 from tests.support.settings import UNREACHABLE
 
-# All tables grow with the number of orders, but those that have a row for each key, endpoint, slot or job.
-GROWING = frozenset(Base.metadata.tables) - {"api_keys", "webhook_endpoints", "pace_slots", "periodic_jobs"}
+# All tables grow with the number of tasks, but those that have a row for each key, endpoint, slot or job.
+GROWING = frozenset(Base.metadata.tables) - {
+    *("api_keys", "former_keys", "webhook_endpoints"),
+    *("pace_slots", "periodic_jobs"),
+}
 SPREAD = timedelta(days=30)
 
 
@@ -52,6 +55,7 @@ async def fill_finished(database: Database, owners: Sequence[Owner], count: int,
     await _fill(database, "callbacks", histories, {"id": "{id:1}", **kept, "outcome": "'applied'"})
     await _fill(database, "stored_objects", histories, {"key": "{id:1}", "attempts": "0"})
     clip = {"id": "{id:1}", **task, "index": "0", "storage_key": "{id:1}", "archived_at": "{time}", "attempts": "1"}
+    clip["lane"] = "'cdn.example:443'"
     await _fill(database, "clips", histories, clip)
 
 
@@ -75,6 +79,8 @@ async def fill_deliveries(database: Database, owners: Sequence[Owner], count: in
         "event_type": "'task.succeeded'",
         "url": f"'{UNREACHABLE}/hook'",
         "lane": _choice(*(owner.endpoint_id for owner in owners)),
+        "host": "'127.0.0.1:9'",
+        "is_ready": "FALSE",
         "body": "{bytes}",
         "status": f"'{status}'",
         "attempts_made": "1",
@@ -95,6 +101,8 @@ async def fill_leftovers(database: Database, owners: Sequence[Owner], count: int
     await _fill(database, "rate_limit_hits", count, {**key, "id": "{id:7}", "made_at": "{time}"})
     spent = {**key, "task_id": "{id:7}", "charge": "'charged'", "posts": "1", "created_at": "{time}"}
     await _fill(database, "spent_charges", count, spent)
+    sums = {**key, "day": "{time}", "charge": "'charged'", "tasks": "1", "posts": "1"}
+    await _fill(database, "daily_charges", count, sums)
 
 
 async def settle_statistics(database: Database) -> None:

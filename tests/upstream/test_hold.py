@@ -208,7 +208,8 @@ async def test_request_that_can_never_be_sent_holds_the_queue_and_says_so(databa
     assert "SOUNDPOST_UPSTREAM_URL" in detail
     assert (task["status"], task["charge"], task["queue_position"]) == ("queued", "none", 1)
     assert usage["posts"] == 0
-    assert (upstream.status, upstream.detail) == ("degraded", EXPLANATIONS[HoldReason.unsendable])
+    assert upstream.status == "degraded"
+    assert (upstream.detail or "").startswith(EXPLANATIONS[HoldReason.unsendable])
 
 
 async def test_block_of_an_upstream_without_credits_ends_by_one_order(database_url: str) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from app.observability.metrics import Metrics
 from app.upstream.suno.client import SunoApi
@@ -264,20 +265,21 @@ async def test_poll_requests_one_task_and_reads_its_report() -> None:
     assert (answer.outcome, answer.value.stage) == (Outcome.ok, Stage.succeeded)
 
 
-async def test_unknown_status_word_is_logged_once_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_unknown_status_word_is_logged_once_and_counted() -> None:
     found = b'{"code":200,"data":{"taskId":"a-b","status":"BREWING"}}'
     metrics = Metrics()
-    async with serving(answering(200, found)) as server, client(server.url) as http:
-        upstream = SunoApi(http, KEY, LONG, metrics=metrics)
-        for _ in range(2):
-            await upstream.record_info("a-b")
-        for number in range(100):
-            upstream.read_callback(b'{"code":200,"data":{"callbackType":"new%d"}}' % number)
+    with capture_logs() as lines:
+        async with serving(answering(200, found)) as server, client(server.url) as http:
+            upstream = SunoApi(http, KEY, LONG, metrics=metrics)
+            for _ in range(2):
+                await upstream.record_info("a-b")
+            for number in range(100):
+                upstream.read_callback(b'{"code":200,"data":{"callbackType":"new%d"}}' % number)
 
     def counted(word: str) -> float | None:
         return metrics.registry.get_sample_value("soundpost_unknown_status_words_total", {"word": word})
 
-    assert capsys.readouterr().out.count("BREWING") == 1
+    assert [line["word"] for line in lines].count("BREWING") == 1
     assert (counted("BREWING"), counted("new0"), counted("other")) == (2, 1, 51)
 
 
