@@ -27,7 +27,7 @@ demo: install ## The main job from submit to a playable file, with nothing set u
 	@$(BIN)/soundpost demo
 
 test: install-dev ## The tests, on SQLite and PostgreSQL; ARGS="-k submit" picks some
-	@$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 coverage: install-dev ## Branch coverage after make test ARGS=--cov; fails below 95 % where it matters most
 	@$(BIN)/coverage report --skip-covered
