@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "20261125_first_schema"
+revision = "20261126_first_schema"
 down_revision = None
 branch_labels = None
 depends_on = None
