@@ -19,7 +19,7 @@ from app.services import Services
 from app.tasks.repository import lock_task
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
-from app.upstream.history import SubmitRecorder
+from app.upstream.history import SubmitRecorder, read_history
 from app.upstream.hold import RECHECK, current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
@@ -31,6 +31,8 @@ log = structlog.get_logger()
 MAX_START_DELAY = timedelta(seconds=10)
 # Outcomes that prove that the upstream created nothing, and that the task is not at fault.
 RETRYABLE = frozenset({Outcome.throttled, Outcome.not_sent})
+# Attempts after which a task that alone is blocked fails: each holds the queue of all for a while.
+MAX_BLOCKED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +142,13 @@ class _SubmitWorker:
             due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._services.rng)
             lifecycle.requeue(session, task, now, due_at, was_sent=result.outcome is not Outcome.not_sent)
         elif result.outcome is Outcome.held and result.hold_reason is HoldReason.blocked:
-            # A firewall may dislike the words of this prompt: the tasks behind it go first next time.
-            due_at = now + submit_retry_delay(task.attempts, result.retry_after)
-            lifecycle.requeue(session, task, now, due_at)
+            if await self._is_blocked_alone(session, task, now):
+                lifecycle.reject(session, task, Failure(ErrorCode.upstream_failed, result.message, result.code), now)
+                await release_submits(session)
+            else:
+                # A firewall may dislike the words of this prompt: the tasks behind it go first next time.
+                due_at = now + submit_retry_delay(task.attempts, result.retry_after)
+                lifecycle.requeue(session, task, now, due_at)
         elif result.outcome is Outcome.held:
             was_sent = result.hold_reason is not HoldReason.unsendable
             lifecycle.return_to_queue(session, task, now, was_sent=was_sent)
@@ -153,6 +159,14 @@ class _SubmitWorker:
             lifecycle.reject(session, task, Failure(ErrorCode.upstream_failed, result.message, result.code), now)
         else:
             lifecycle.mark_unconfirmed(session, task, now)
+
+    async def _is_blocked_alone(self, session: Session, task: Task, now: datetime) -> bool:
+        """Whether this task is blocked again and again while others are accepted in between."""
+        if task.attempts < MAX_BLOCKED:
+            return False
+        since_last = submit_retry_delay(task.attempts - 1, None) + self._services.settings.hold_recheck
+        accepted_at = (await read_history(session)).succeeded_at
+        return accepted_at is not None and accepted_at > now - since_last
 
     async def _settle_late(
         self, session: Session, task: Task, submit: Submit, result: Result[str], now: datetime

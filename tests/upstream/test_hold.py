@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import update
 
 from app.database.engine import Database
+from app.enums import Charge, ErrorCode, TaskStatus
 from app.health.checks import check_upstream
 from app.models import PeriodicJob
 from app.upstream.hold import (
@@ -22,10 +23,10 @@ from app.upstream.hold import (
 )
 from app.upstream.types import HoldReason, Outcome, Result
 from app.workers.periodic import MAX_UNCLEAR_LOOKS, periodic_loop, reason_to_hold
-from app.workers.submit import submit_loop
+from app.workers.submit import MAX_BLOCKED, submit_loop
 from tests.support.clock import MORNING
 from tests.support.receivers import Reply, receiving
-from tests.support.rows import add_key, add_task
+from tests.support.rows import add_key, add_task, reread
 from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve, services_of
 from tests.support.wait import eventually
@@ -238,6 +239,30 @@ async def test_block_of_an_upstream_without_credits_ends_by_one_order(database_u
         assert not nobody
         assert await _current(services.database) is None
         assert len((await submits.claim(20)).items) == 2
+
+
+@pytest.mark.parametrize("is_other_accepted", [True, False])
+async def test_task_that_alone_is_blocked_fails_in_the_end(database_url: str, is_other_accepted: bool) -> None:
+    accepted = Reply(200, body=b'{"code": 200, "msg": "success", "data": {"taskId": "up-1"}}')
+    async with receiving() as firewall, services_of(database_url, upstream_url=firewall.url) as services:
+        firewall.respond = lambda request: Reply(403) if b"forbidden" in request.body else accepted
+        key = await add_key(services.database)
+        async with services.database.transaction() as (session, now):
+            await services.gateway.pacer.prepare(session, now)
+        if is_other_accepted:
+            await add_task(services.database, key)
+        blocked = await add_task(services.database, key, prompt="forbidden words", attempts=MAX_BLOCKED - 1)
+        submits = submit_loop(services)
+        for submit in sorted((await submits.claim(20)).items, key=lambda submit: submit.task.id == blocked.id):
+            await submits.work(submit)
+
+        after, hold = await reread(services.database, blocked.id), await _current(services.database)
+
+    assert after.charge is Charge.none
+    if is_other_accepted:
+        assert (after.status, after.error_code, hold) == (TaskStatus.failed, ErrorCode.upstream_failed, None)
+    else:
+        assert (after.status, hold and hold.reason) == (TaskStatus.queued, HoldReason.blocked)
 
 
 async def _hold(database: Database, reason: HoldReason, later: timedelta = timedelta()) -> None:
