@@ -106,7 +106,7 @@ class DeliveryAttempt(Base):
     """One HTTP attempt of a delivery, and its result."""
 
     __tablename__ = "delivery_attempts"
-    __table_args__ = (Index(None, "delivery_id", "id"),)
+    __table_args__ = (Index(None, "delivery_id", "attempted_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     delivery_id: Mapped[str] = mapped_column(ForeignKey("deliveries.id", ondelete="CASCADE"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime
 from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any
@@ -33,7 +32,7 @@ from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
 from app.web.negotiation import matches
 from app.web.openapi import response_headers
-from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, link_to_next, next_page
+from app.web.pagination import PAGE, Cursor, Limit, decode_time_cursor, link_to_next, next_page
 from app.web.problems import pointer_to, problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -115,7 +114,7 @@ async def list_tasks(
     Query parameters of the form `metadata.<key>=<value>` select the tasks with these
     labels, at most 16 as a task has; several of them must all match.
     """
-    found = await tasks.list(caller, filters, _labels(request), _position(filters.cursor), filters.limit + 1)
+    found = await tasks.list(caller, filters, _labels(request), decode_time_cursor(filters.cursor), filters.limit + 1)
     page, following = next_page(
         request, response, found, filters.limit, lambda task: (task.created_at.isoformat(), task.id)
     )
@@ -194,7 +193,7 @@ async def list_callbacks(
 
     The first 100 of a task are kept. A page ends early where its bodies would exceed 1 MiB.
     """
-    callbacks, is_more = await tasks.list_callbacks(caller, task_id, _position(cursor), limit)
+    callbacks, is_more = await tasks.list_callbacks(caller, task_id, decode_time_cursor(cursor), limit)
     following = link_to_next(request, response, _place(callbacks[-1])) if is_more else None
     return CallbackPage(items=[_read_callback(callback) for callback in callbacks], next_cursor=following)
 
@@ -226,19 +225,6 @@ def _labels(request: Request) -> Mapping[str, str]:
         detail = f"at most {MAX_LABELS} labels can be asked for, as a task has no more"
         raise InvalidRequest(errors=[{"pointer": "#/query/metadata", "detail": detail}])
     return {name.removeprefix(LABEL): value for name, value in named}
-
-
-def _position(cursor: str | None) -> tuple[datetime, str] | None:
-    position = decode_cursor(cursor, 2)
-    if position is None:
-        return None
-    try:
-        created_at = datetime.fromisoformat(position[0])
-    except ValueError:
-        raise bad_cursor() from None
-    if created_at.tzinfo is None:
-        raise bad_cursor()
-    return created_at, position[1]
 
 
 def _place(callback: Callback) -> tuple[str, str]:

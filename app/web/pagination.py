@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
@@ -48,6 +49,20 @@ def decode_cursor(cursor: str | None, parts: int) -> tuple[str, ...] | None:
     if any("\0" in part or not part.isascii() for part in position):
         raise bad_cursor()
     return tuple(position)
+
+
+def decode_time_cursor(cursor: str | None) -> tuple[datetime, str] | None:
+    """The time and the id behind which a page begins. Raises InvalidRequest."""
+    position = decode_cursor(cursor, 2)
+    if position is None:
+        return None
+    try:
+        moment = datetime.fromisoformat(position[0])
+    except ValueError:
+        raise bad_cursor() from None
+    if moment.tzinfo is None:
+        raise bad_cursor()
+    return moment, position[1]
 
 
 def bad_cursor() -> InvalidRequest:

@@ -86,10 +86,14 @@ async def find_delivery(session: Session, delivery_id: str) -> Delivery | None:
     return await session.scalar(select(Delivery).where(Delivery.id == delivery_id, _IS_SHOWN))
 
 
-async def list_attempts(session: Session, delivery_id: str, after: str, limit: int) -> Sequence[DeliveryAttempt]:
-    """Up to `limit` attempts of a delivery after this id, oldest first."""
-    query = select(DeliveryAttempt).where(DeliveryAttempt.delivery_id == delivery_id, DeliveryAttempt.id > after)
-    return (await session.scalars(query.order_by(DeliveryAttempt.id).limit(limit))).all()
+async def list_attempts(
+    session: Session, delivery_id: str, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[DeliveryAttempt]:
+    """Up to `limit` attempts of a delivery after this position, oldest first by the clock that all replicas share."""
+    query = select(DeliveryAttempt).where(DeliveryAttempt.delivery_id == delivery_id)
+    if after is not None:
+        query = query.where(tuple_(DeliveryAttempt.attempted_at, DeliveryAttempt.id) > after)
+    return (await session.scalars(query.order_by(DeliveryAttempt.attempted_at, DeliveryAttempt.id).limit(limit))).all()
 
 
 async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, WebhookEndpoint | ApiKey]:

@@ -8,8 +8,9 @@ from fastapi import Query, Request, Response
 
 from app.auth.api_keys import CallerDep
 from app.errors import TooManyEndpoints
+from app.models import DeliveryAttempt
 from app.web.openapi import response_headers
-from app.web.pagination import PAGE, Cursor, Limit, decode_cursor, next_page
+from app.web.pagination import PAGE, Cursor, Limit, decode_cursor, decode_time_cursor, next_page
 from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -208,9 +209,8 @@ async def list_attempts(
     cursor: Cursor = None,
 ) -> AttemptPage:
     """List the attempts of a delivery with their results, oldest first."""
-    position = decode_cursor(cursor, 1)
-    found = await webhooks.list_attempts(caller, delivery_id, position[0] if position else "", limit + 1)
-    page, following = next_page(request, response, found, limit, lambda attempt: (attempt.id,))
+    found = await webhooks.list_attempts(caller, delivery_id, decode_time_cursor(cursor), limit + 1)
+    page, following = next_page(request, response, found, limit, _place)
     return AttemptPage(items=[AttemptRead.model_validate(attempt) for attempt in page], next_cursor=following)
 
 
@@ -225,3 +225,7 @@ async def resend_delivery(webhooks: WebhooksDep, caller: CallerDep, delivery_id:
 def _uncached(response: Response, secret: str) -> Secret:
     response.headers["Cache-Control"] = "no-store"
     return Secret(secret=secret)
+
+
+def _place(attempt: DeliveryAttempt) -> tuple[str, str]:
+    return attempt.attempted_at.isoformat(), attempt.id

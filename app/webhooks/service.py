@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from app.auth.api_keys import Caller
 from app.database.engine import Database, Session
@@ -102,9 +103,9 @@ class WebhookService:
         return deliveries
 
     async def list_attempts(
-        self, caller: Caller, delivery_id: str, after: str, limit: int
+        self, caller: Caller, delivery_id: str, after: tuple[datetime, str] | None, limit: int
     ) -> Sequence[DeliveryAttempt]:
-        """Up to `limit` attempts of a delivery, after this id, oldest first."""
+        """Up to `limit` attempts of a delivery after this position, oldest first."""
         async with self._database.reads() as session:
             delivery = caller.require_readable(await repository.find_delivery(session, delivery_id))
             return await repository.list_attempts(session, delivery.id, after, limit)

@@ -395,13 +395,17 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_delivery_attempts")),
     )
     with op.batch_alter_table("delivery_attempts", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_delivery_attempts_delivery_id_id"), ["delivery_id", "id"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_delivery_attempts_delivery_id_attempted_at_id"),
+            ["delivery_id", "attempted_at", "id"],
+            unique=False,
+        )
 
 
 def downgrade() -> None:
     """Take it back."""
     with op.batch_alter_table("delivery_attempts", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_delivery_attempts_delivery_id_id"))
+        batch_op.drop_index(batch_op.f("ix_delivery_attempts_delivery_id_attempted_at_id"))
 
     op.drop_table("delivery_attempts")
     op.drop_table("events")

@@ -118,7 +118,8 @@ async def _list(service: Service, owner: Owner) -> None:
         (await service.client.get(f"/v1/deliveries?limit=20&{query}")).raise_for_status()
     for filters in ({}, {"status": "pending"}):
         found = await service.services.webhooks.list_deliveries(OPERATOR, filters, None, 51)
-        await service.services.webhooks.list_attempts(OPERATOR, found[0].id, "", 51)
+        for after in (None, (found[0].created_at, found[0].id)):
+            await service.services.webhooks.list_attempts(OPERATOR, found[0].id, after, 51)
     for query in ("", "?since=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z"):
         (await service.client.get(f"/v1/usage{query}")).raise_for_status()
 

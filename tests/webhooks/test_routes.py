@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -13,7 +13,9 @@ from jsonschema_rs import validate
 
 from app.auth.api_keys import insert_configured_keys
 from app.main import create_app
+from app.models import DeliveryAttempt
 from tests.support.api import cancel, client_of, create_task
+from tests.support.clock import MORNING
 from tests.support.receivers import Receiver, Reply, receiving, verifies
 from tests.support.settings import KEY, OTHER_KEY, UNREACHABLE
 from tests.support.wait import eventually
@@ -244,6 +246,28 @@ async def test_resending_sends_the_same_id_and_bytes_whatever_the_status(databas
         assert len(receiver.requests) == 4
         assert len({(got.webhook_id, got.body) for got in receiver.requests}) == 1
         assert (await callers.deliveries())[0]["attempts"] == 4
+
+
+async def test_attempts_of_replicas_whose_clocks_differ_are_paged_by_time(database_url: str) -> None:
+    async with calling(database_url) as callers:
+        await callers.canceled_task(webhook_url="https://receiver.example/")
+        [delivery] = await callers.deliveries()
+        ids = ["f" * 32, "0" * 32, "8" * 32]
+        async with callers.outbox.database.writes.begin() as session:
+            for number, attempt_id in enumerate(ids):
+                at = MORNING + timedelta(minutes=number)
+                attempt = DeliveryAttempt(
+                    id=attempt_id, delivery_id=delivery["id"], attempted_at=at, duration_ms=number
+                )
+                session.add(attempt)
+
+        durations, path = [], f"/v1/deliveries/{delivery['id']}/attempts?limit=1"
+        while path:
+            response = await callers.http.get(path)
+            durations += [attempt["duration_ms"] for attempt in response.json()["items"]]
+            path = response.links.get("next", {}).get("url", "")
+
+        assert durations == [0, 1, 2]
 
 
 async def test_resending_during_an_attempt_starts_no_second_one(database_url: str) -> None:
