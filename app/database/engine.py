@@ -51,8 +51,8 @@ POOL_TIMEOUT = timedelta(seconds=10)
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
 URGENT_OVERFLOW = 1
-# On SQLite one writes and the next one is ready; the workers write in between.
-SQLITE_ORDERS = 2
+# On SQLite they take turns with the workers: even with commits of half a second, none waits longer than POOL_TIMEOUT.
+SQLITE_ORDERS = 8
 # Exceptions that mean "the database is unreachable for now".
 TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 # Those of them that the same transaction meets again: what it does is wrong, or the schema is not the one it expects.
