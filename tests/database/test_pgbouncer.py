@@ -52,9 +52,10 @@ async def test_every_command_works_and_two_services_share_two_hundred_tasks(
     assert {response.status_code for response in placed} == {202}
     assert (len(listed), {task["status"] for task in listed}) == (400, {"succeeded"})
     assert [finding for finding in json.loads(examined.stdout) if not finding["ok"]] == []
-    # On a machine under load a turn may come late, and its work is done again; no statement may be refused.
+    # On a machine under load a lock may come late, which is a warning, and the work is done again. What the database
+    # refuses, such as a statement that another connection has prepared, is an error.
     lines = [json.loads(line) for log in logs for line in log.splitlines()]
-    assert [line for line in lines if line["level"] != "info" and line.get("error") != "TimeoutError"] == []
+    assert [line for line in lines if line["level"] == "error" or "prepared" in str(line)] == []
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
