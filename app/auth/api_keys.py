@@ -105,7 +105,7 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
     """
     Return a new key of the same caller; None where there is no such caller.
 
-    The old key works for `overlap`, unless it is revoked already. A revoked caller gets
+    The old key works for `overlap`, unless it is revoked already, and with it all earlier ones. A revoked caller gets
     in again, and a configured one no longer depends on SOUNDPOST_API_KEYS.
     """
     caller = await session.get(ApiKey, key_id, with_for_update=True, populate_existing=True)
@@ -113,7 +113,7 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
         return None
     works_until = now if caller.revoked_at else now + overlap
     session.add(FormerKey(key_hash=caller.key_hash, api_key_id=caller.id, works_until=works_until))
-    if overlap <= timedelta():
+    if works_until <= now:
         all_former = update(FormerKey).where(FormerKey.api_key_id == caller.id, FormerKey.works_until > now)
         await session.execute(all_former.values(works_until=now))
     key = f"sp_{secrets.token_urlsafe(32)}"

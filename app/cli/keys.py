@@ -25,8 +25,8 @@ def create_key(
     admin: Annotated[bool, typer.Option("--admin", help="Let the key read every caller's tasks.")] = False,
 ) -> None:
     """Create an API key and print it. It is stored as a hash, so it cannot be shown again."""
-    if not 1 <= len(name) <= 100:
-        fail("NAME must be 1 to 100 characters.")
+    if not 1 <= len(name) <= 100 or not name.isprintable() or name != name.strip():
+        fail("NAME must be 1 to 100 printable characters, without white space around them.")
 
     from app.auth import api_keys
 

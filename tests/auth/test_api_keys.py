@@ -74,11 +74,14 @@ def test_only_an_active_key_can_be_revoked(database_of_the_command: str) -> None
     assert json.loads(_keys("list", "--json").stdout)[0]["revoked_at"] is not None
 
 
-@pytest.mark.parametrize("name", ["", "x" * 101])
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 101])
 def test_name_of_a_key_is_bounded(database_of_the_command: str, name: str) -> None:
     refused = _keys("create", name)
 
-    assert (refused.exit_code, refused.stderr) == (1, "NAME must be 1 to 100 characters.\n")
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        "NAME must be 1 to 100 printable characters, without white space around them.\n",
+    )
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
@@ -231,6 +234,17 @@ async def test_rotated_key_is_the_same_callers(service: Service, overlap: timede
     assert (await _ask(service, KEY)).status_code == status
     async with service.database.reads() as session:
         assert len((await session.scalars(select(ApiKey))).all()) == 1
+
+
+async def test_rotation_of_a_revoked_key_revives_no_earlier_one(service: Service) -> None:
+    second = await _rotate(service, "tests", OVERLAP)
+    async with service.database.transaction() as (session, now):
+        caller = (await session.scalars(select(ApiKey).where(ApiKey.name == "tests"))).one()
+        assert await revoke_key(session, caller.id, now)
+        third = await rotate_key(session, caller.id, now, OVERLAP)
+
+    answers = [(await _ask(service, key)).status_code for key in (KEY, second, str(third))]
+    assert answers == [401, 401, 200]
 
 
 async def test_rotated_key_works_for_a_day(service: Service) -> None:
