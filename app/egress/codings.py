@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 
 PIECE = 64 * 1024
 GZIP = b"\x1f\x8b"
 KNOWN = frozenset({"gzip", "x-gzip", "deflate"})
-# Names that senders use although they change nothing; charsets are found by Python's own list.
+# Names that senders use although they change nothing, and those of charsets. No name is looked up by Python itself,
+# which keeps every name that it was ever asked for.
 PLAIN = frozenset({"", "identity", "none", "7bit", "8bit", "binary"})
+_NO_CHARSETS = frozenset({"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"})
+_CHARSETS = frozenset(
+    name for alias, charset in aliases.items() if charset not in _NO_CHARSETS for name in (alias, charset)
+)
 MAX_CODINGS = 2
 
 
@@ -50,6 +57,8 @@ class Inflater:
         self._head = b""
         self._is_plain = False
         self._has_given = False
+        # What came behind the end of a gzip member, while that is too little to tell what it is.
+        self._behind = b""
         self._zlib: zlib._Decompress | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
@@ -64,7 +73,9 @@ class Inflater:
             yield chunk
             return
         try:
-            yield from self._inflate(self._zlib, chunk)
+            # Piece by piece, since zlib copies all that is behind the end of each of many small members.
+            for start in range(0, len(chunk), PIECE):
+                yield from self._inflate(chunk[start : start + PIECE])
         except zlib.error as error:
             if self._is_gzip or self._has_given:
                 raise CodingBroken("the body is not what its content coding makes") from error
@@ -87,21 +98,25 @@ class Inflater:
             self._zlib = zlib.decompressobj(16 + zlib.MAX_WBITS)
         self._is_plain = self._zlib is None
 
-    def _inflate(self, stream: zlib._Decompress, chunk: bytes) -> Iterator[bytes]:
-        while chunk and not stream.eof:
-            piece, chunk = stream.decompress(chunk, PIECE), stream.unconsumed_tail
+    def _inflate(self, chunk: bytes) -> Iterator[bytes]:
+        stream, piece = self._zlib, b""
+        while stream is not None and (chunk or len(piece) == PIECE):
+            if stream.eof:
+                chunk, self._behind = self._behind + chunk, b""
+                if not self._is_gzip or not chunk.startswith(GZIP[: len(chunk)]):
+                    # Bytes that do not belong to the body.
+                    return
+                if len(chunk) < len(GZIP):
+                    self._behind = chunk
+                    return
+                # A further member (RFC 1952 §2.2).
+                stream = self._zlib = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            piece = stream.decompress(chunk, PIECE)
+            chunk = stream.unused_data if stream.eof else stream.unconsumed_tail
             if piece:
                 self._has_given = True
                 yield piece
-            if stream.eof and self._is_gzip and stream.unused_data.startswith(GZIP):
-                # A further member (RFC 1952 §2.2). Other bytes behind the end do not belong to the body.
-                chunk, stream = stream.unused_data, zlib.decompressobj(16 + zlib.MAX_WBITS)
-                self._zlib = stream
 
 
 def _is_charset(name: str) -> bool:
-    try:
-        "".encode(name)
-    except (LookupError, ValueError):
-        return False
-    return True
+    return normalize_encoding(name) in _CHARSETS

@@ -1,5 +1,6 @@
 """Bodies are read whatever a proxy made of them, and no coding makes them larger than they may be."""
 
+import encodings
 import gzip
 import zlib
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import pytest
 
 from app.egress import CodingBroken, InflatedTooLarge, codings_of, inflated
+from app.egress.codings import PIECE, Inflater
 
 # The same bytes at any time, so that tests have the same names in every process.
 packed = partial(gzip.compress, mtime=0)
@@ -78,3 +80,26 @@ def test_broken_body_is_an_error(body: bytes) -> None:
 def test_limit_counts_what_comes_out(codings: list[str], body: bytes) -> None:
     with pytest.raises(InflatedTooLarge):
         inflated(body, codings, 100)
+
+
+@pytest.mark.parametrize("cut", range(-3, 4))
+def test_members_are_found_wherever_the_chunks_are_cut(cut: int) -> None:
+    first, second = packed(TEXT), packed(TEXT[::-1])
+    body, at = first + second, len(first) + cut
+    inflater = Inflater("gzip")
+
+    found = b"".join(piece for chunk in (body[:at], body[at:]) for piece in inflater.feed(chunk)) + inflater.finish()
+
+    assert found == TEXT + TEXT[::-1]
+
+
+def test_output_that_fills_a_piece_is_read_to_its_end() -> None:
+    for size in (PIECE - 1, PIECE, PIECE + 1, 3 * PIECE):
+        assert inflated(packed(bytes(size)), ["gzip"], size) == bytes(size)
+
+
+def test_unknown_names_are_not_kept_by_python() -> None:
+    before = len(encodings._cache)
+
+    assert codings_of(",".join(f"x{number}" for number in range(1_000))) is None
+    assert len(encodings._cache) == before
