@@ -130,7 +130,10 @@ def _text_refusal(url: str) -> str | None:
 
 def _parse(url: str) -> httpx.URL:
     try:
-        return httpx.URL(url)
+        parsed = httpx.URL(url)
+        # Decodes a name in A-labels (RFC 5890), of which some are none.
+        _ = parsed.host
+        return parsed
     # A lone surrogate raises UnicodeEncodeError.
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused("the URL cannot be read") from error

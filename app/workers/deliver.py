@@ -150,7 +150,8 @@ class _DeliveryWorker:
         started = time.monotonic()
         try:
             answer = await self._post(item)
-        except httpx.HTTPError as error:
+        # The last two are for a URL of which no request can be made.
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             return AttemptResult(item.claimed_at, _since(started), error=_reason(error))
         return AttemptResult(
             item.claimed_at,
@@ -195,7 +196,7 @@ def _since(started: float) -> timedelta:
     return timedelta(seconds=time.monotonic() - started)
 
 
-def _reason(error: httpx.HTTPError) -> str:
+def _reason(error: Exception) -> str:
     """Why there is no response. Messages of the libraries may quote what the receiver sent."""
     if isinstance(error, EgressRefused):
         return f"refused: {error}"
