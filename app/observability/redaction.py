@@ -10,7 +10,8 @@ MIN_SECRET_LENGTH = 8
 _SLASH = r"(?:\\*/|\\+u002f|%(?:25)*2f)"
 _CALLBACK_URL = re.compile(rf"(callbacks{_SLASH}[\w-]+{_SLASH})[\w.~=-]+", re.ASCII | re.IGNORECASE)
 _CREDENTIAL = re.compile(
-    r"((?:signature|key|token|password)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+|(\w://[^\s:/@]*:)\S+(?=@)", re.IGNORECASE
+    r"((?:signature|key|token|password)=)[^&\s\"']+|((?:Bearer|whsec_)\s?)\S+|(\w://[^\s:/@]{0,256}:)\S{1,256}(?=@)",
+    re.IGNORECASE,
 )
 
 

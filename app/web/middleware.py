@@ -164,7 +164,14 @@ def _request_id(scope: Scope) -> tuple[str, bool]:
 
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     write = log.debug if scope["path"] in PROBES else log.info
-    write("request", method=scope["method"], path=scope["path"], status=status, duration_ms=round(seconds * 1000))
+    path = _loggable(scope["path"])
+    write("request", method=scope["method"], path=path, status=status, duration_ms=round(seconds * 1000))
+
+
+def _loggable(path: str) -> str:
+    """A path without control characters, and without what may be a callback's token, however the URL is misspelt."""
+    head, callback, _ = (path, "", "") if path.startswith("/v1/") else path.partition("callback")
+    return quote(head + callback, safe="/:@!$&'()*+,;=~") + ("…" if callback else "")
 
 
 def _check_target(scope: Scope) -> None:

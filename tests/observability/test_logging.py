@@ -12,16 +12,19 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from app.observability.logging import MAX_VALUE_LENGTH, FoldRepeats, configure_logging
 from tests.support.api import client_of, create_task, until_final
 from tests.support.processes import Process, Processes, free_port
 from tests.support.receivers import Reply, receiving
 from tests.support.sandbox import control, journal
+from tests.support.service import Service
 from tests.support.settings import KEY, SECRET_KEY, settings_of
 from tests.support.wait import eventually
 
@@ -71,6 +74,26 @@ def test_long_text_is_cut_at_its_beginning() -> None:
     by_us, *_ = _logged("x" * MAX_VALUE_LENGTH + "the cause")
 
     assert by_us["url"].endswith("the cause")
+
+
+def test_many_beginnings_of_a_credential_are_redacted_at_once() -> None:
+    began = time.process_time()
+    _logged("a://a:" * 2_600)
+
+    assert time.process_time() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"/callbacks/./{'0' * 32}/{TOKEN}", f"/callbacks/{'0' * 32}.json/{TOKEN}", f"/callback/x/{TOKEN}", "/\x1b[2J\x9b"],
+)
+async def test_request_line_has_no_token_and_no_control_character(service: Service, path: str) -> None:
+    with capture_logs() as lines:
+        await service.anonymous.get(quote(path))
+
+    [shown] = [line["path"] for line in lines if line["event"] == "request"]
+    assert TOKEN not in shown
+    assert shown.isprintable()
 
 
 @pytest.mark.parametrize(
