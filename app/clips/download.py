@@ -21,7 +21,7 @@ from app.egress import (
     codings_of,
     stream_following,
 )
-from app.storage.store import Storage
+from app.storage.store import Storage, raise_as_unavailable
 
 
 class DownloadFailed(Exception):
@@ -86,11 +86,13 @@ async def _download(client: httpx.AsyncClient, url: str, policy: MediaPolicy, fi
             announced = _announced_size(download, policy)
             async for chunk in download.chunks:
                 digest.update(chunk)
-                size += file.write(chunk)
+                # A full disk is a failure of the storage, and none of the host.
+                with raise_as_unavailable():
+                    size += file.write(chunk)
+        with raise_as_unavailable():
+            file.flush()
     except httpx.TransportError as error:
         raise DownloadFailed(_describe(error, policy)) from error
-    except OSError as error:
-        raise DownloadFailed(f"the temporary file cannot be written: {error.strerror}") from error
     if size == 0:
         raise DownloadFailed("the file is empty")
     if announced is not None and size != announced:

@@ -47,7 +47,7 @@ class Storage:
     async def write(self, key: str, file: IO[bytes], size: int, media_type: str) -> bool:
         """Write a file of `size` bytes under its key. False, and nothing is written, when it is stored already."""
         async with self._writes:
-            with _raise_as_unavailable():
+            with raise_as_unavailable():
                 try:
                     await self._put(key, file, media_type, "create")
                 except AlreadyExistsError:
@@ -61,7 +61,7 @@ class Storage:
 
     async def read(self, key: str, start: int, end: int) -> bytes:
         """The bytes from `start` up to, not including, `end`; all of them are in memory."""
-        with _raise_as_unavailable():
+        with raise_as_unavailable():
             return bytes(await self._store().get_range_async(key, start=start, end=end))
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
@@ -71,7 +71,7 @@ class Storage:
 
     async def remove(self, key: str) -> None:
         """Remove a file, if it exists."""
-        with _raise_as_unavailable(), suppress(FileNotFoundError):
+        with raise_as_unavailable(), suppress(FileNotFoundError):
             await self._store().delete_async(key)
 
     async def spool(self) -> IO[bytes]:
@@ -81,7 +81,7 @@ class Storage:
         It is beside the files of a local folder, which must be writable and large enough
         anyway, where the system's temporary folder may be missing, read-only or small.
         """
-        with _raise_as_unavailable():
+        with raise_as_unavailable():
             store = self._store()
         folder = store.prefix if isinstance(store, LocalStore) else None
         try:
@@ -93,7 +93,7 @@ class Storage:
     async def probe(self) -> None:
         """Write, read and remove a small file and a temporary one, to see whether the storage works."""
         key, content = f"probe/{secrets.token_hex(16)}", b"soundpost"
-        with _raise_as_unavailable():
+        with raise_as_unavailable():
             await self._store().put_async(key, content, mode="create")
         try:
             if await self.read(key, 0, len(content)) != content:
@@ -109,7 +109,7 @@ class Storage:
 
     async def presigned(self, key: str, expires_in: timedelta) -> str | None:
         """A URL at which anybody can GET this file from S3 until it expires; None for a local folder."""
-        with _raise_as_unavailable():
+        with raise_as_unavailable():
             store = self._store()
             return None if isinstance(store, LocalStore) else await sign_async(store, "GET", key, expires_in)
 
@@ -166,7 +166,8 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _raise_as_unavailable() -> Iterator[None]:
+def raise_as_unavailable() -> Iterator[None]:
+    """Log what the storage, or a temporary file of it, raises inside the block, and raise StorageUnavailable."""
     try:
         yield
     except AlreadyExistsError:

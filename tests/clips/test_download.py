@@ -1,15 +1,19 @@
 """A download gives a whole file of its kind, or a sentence that says why not."""
 
+import asyncio
 import gzip
 import io
 import tempfile
 import wave
 from pathlib import Path
+from typing import IO
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.clips.download import DownloadedFile, DownloadFailed, audio_of, fetch
 from app.egress import guarded_client
+from app.errors import StorageUnavailable
 from app.storage.store import Storage
 from tests.egress.resolvers import LOOPBACK, SOON
 from tests.support.receivers import Reply, receiving
@@ -69,3 +73,19 @@ async def test_download_needs_no_temporary_folder(tmp_path: Path, monkeypatch: p
     with found.file:
         assert found.size == len(sound())
     assert list((tmp_path / "audio").iterdir()) == []
+
+
+class FullDisk(Storage):
+    """A storage whose temporary files are on a device that is always full."""
+
+    async def spool(self) -> IO[bytes]:
+        return await asyncio.to_thread(Path("/dev/full").open, "r+b")
+
+
+async def test_full_disk_is_a_failure_of_the_storage(tmp_path: Path) -> None:
+    storage = FullDisk(f"file:{tmp_path}/audio")
+    async with receiving(Reply(200, body=sound())) as host, guarded_client(LOOPBACK, SOON) as client:
+        with capture_logs() as lines, pytest.raises(StorageUnavailable):
+            await fetch(client, host.url, audio_of(1_000_000), storage)
+
+    assert [(line["event"], line["log_level"]) for line in lines] == [("storage_failed", "warning")]
