@@ -109,7 +109,7 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.database.engine import reason
+    from app.database.engine import is_not_migrated, reason
     from app.observability.logging import configure_logging
     from app.services import build_services
 
@@ -128,8 +128,10 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     try:
         return asyncio.run(run())
     except (SQLAlchemyError, OSError) as error:
+        if is_not_migrated(error):
+            fail("The database's schema is not this release's: run `soundpost migrate`.")
         why = reason(error, settings.database_url)
-        fail(f"The database does not answer ({why}): check SOUNDPOST_DATABASE_URL; is it migrated?")
+        fail(f"The database does not answer ({why}): check SOUNDPOST_DATABASE_URL.")
 
 
 def fail(message: str) -> NoReturn:

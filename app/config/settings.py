@@ -13,9 +13,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.config.database_url import check_database_url
 from app.config.sources import PREFIX, SecretFiles
 from app.config.values import (
-    LastingSpan,
     Networks,
     OptionalRateSetting,
+    PositiveSpan,
     Rate,
     RateSetting,
     Span,
@@ -60,10 +60,10 @@ class SettingsFields(BaseSettings):
     database_max_overflow: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=5, description="Connections, 0 to 1000, that each process opens beyond these and closes after use."
     )
-    database_statement_timeout: LastingSpan = Field(
+    database_statement_timeout: PositiveSpan = Field(
         default=timedelta(seconds=15), description="Seconds, more than 0, after which PostgreSQL ends a statement."
     )
-    database_lock_timeout: LastingSpan = Field(
+    database_lock_timeout: PositiveSpan = Field(
         default=timedelta(seconds=5),
         description="Seconds, more than 0, that a statement waits for a lock on PostgreSQL; then the answer is 503.",
     )
@@ -110,19 +110,19 @@ class SettingsFields(BaseSettings):
     poll_every: Span = Field(
         default=timedelta(seconds=30), description="Seconds from one poll of a task to the next, 0 or more."
     )
-    submit_deadline: LastingSpan = Field(
+    submit_deadline: PositiveSpan = Field(
         default=timedelta(seconds=900),
         description="Seconds, more than 0, after which a task fails if the response to its submit was lost and no"
         " callback came.",
     )
-    task_deadline: LastingSpan = Field(
+    task_deadline: PositiveSpan = Field(
         default=timedelta(seconds=1800),
         description="Seconds, more than 0, after the submit until a task that is still generating fails. A later"
         " success revives it.",
     )
-    hold_recheck: LastingSpan = Field(
+    hold_recheck: PositiveSpan = Field(
         default=timedelta(seconds=30),
-        description="Seconds, more than 0, between two looks at the upstream's credits and key while submits are held"
+        description="Seconds, more than 0, between two checks of the upstream's credits and key while submits are held"
         " for want of them.",
     )
     grace: Span = Field(
@@ -153,7 +153,7 @@ class SettingsFields(BaseSettings):
         description="Seconds, 0 or more, before each attempt of a webhook delivery, separated by commas; the last is"
         " followed by giving up.",
     )
-    webhook_timeout: LastingSpan = Field(
+    webhook_timeout: PositiveSpan = Field(
         default=timedelta(seconds=15),
         description="Seconds, more than 0, that a webhook's receiver has to answer, and that a host of audio may be"
         " silent.",
@@ -171,7 +171,7 @@ class SettingsFields(BaseSettings):
         default=50,
         description="The largest audio file that is stored, in megabytes of 1000000 bytes: more than 0, at most 2000.",
     )
-    link_ttl: LastingSpan = Field(
+    link_ttl: PositiveSpan = Field(
         default=DAY,
         description="Seconds, more than 0, for which a signed link to audio works; a day by default. In a webhook it"
         " works so long after the last attempt.",
@@ -191,7 +191,7 @@ class SettingsFields(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log lines that are written."
     )
-    upstream_timeout: LastingSpan = Field(
+    upstream_timeout: PositiveSpan = Field(
         default=timedelta(seconds=30),
         description="Seconds, more than 0, that one request to the upstream may take. A submit without a response"
         " by then may have been accepted: its task becomes `unconfirmed`.",
@@ -237,7 +237,7 @@ class SettingsFields(BaseSettings):
 
     @field_validator("upstream_url")
     @classmethod
-    def _names_nobody(cls, value: str) -> str:
+    def _has_no_credentials(cls, value: str) -> str:
         if "@" in urlsplit(value).netloc:
             # It would replace the key, and errors of libraries repeat it.
             raise ValueError("must not contain a user name or password: the key is sent by itself")

@@ -68,7 +68,7 @@ def parse_span(value: object) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _lasting_span(value: object) -> timedelta:
+def _positive_span(value: object) -> timedelta:
     span = parse_span(value)
     if not span:
         raise ValueError("must be more than 0 seconds")
@@ -86,7 +86,7 @@ def parse_rate(value: object) -> Rate:
     count, slash, seconds = str(value).partition("/")
     if not slash or not count.strip().isdecimal() or not 1 <= int(count) <= 10_000:
         raise ValueError("must be requests/seconds, such as 20/10")
-    return Rate(int(count), _lasting_span(seconds))
+    return Rate(int(count), _positive_span(seconds))
 
 
 def _network(value: object) -> IPv4Network | IPv6Network:
@@ -97,7 +97,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 
 
 Span = Annotated[timedelta, PlainValidator(parse_span)]
-LastingSpan = Annotated[timedelta, PlainValidator(_lasting_span)]
+PositiveSpan = Annotated[timedelta, PlainValidator(_positive_span)]
 StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_split)]
 RateSetting = Annotated[Rate, NoDecode, PlainValidator(parse_rate)]

@@ -132,7 +132,7 @@ def _psycopg_arguments(target: PostgresUrl, limits: DatabaseLimits) -> dict[str,
 
 
 def _extra_parameters(target: PostgresUrl) -> Mapping[str, str]:
-    """What psycopg is told beside the URL; the URL's own parameters win."""
+    """The arguments of psycopg beside the URL; the URL's own parameters win."""
     extra = {
         "fallback_application_name": APPLICATION_NAME,
         "connect_timeout": str(CONNECT_TIMEOUT // timedelta(seconds=1)),

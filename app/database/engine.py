@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -89,10 +87,15 @@ def can_pass(error: Exception) -> bool:
     return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
 
 
+def is_not_migrated(error: Exception) -> bool:
+    """Whether a statement met a table or column that is not there."""
+    driver_error = getattr(error, "orig", None)
+    return getattr(driver_error, "sqlstate", None) in _NOT_MIGRATED or str(driver_error).startswith("no such ")
+
+
 def advice(error: Exception) -> str | None:
     """What a log may say of a driver's error: what to do, or why there is no connection. Never a statement's values."""
-    driver_error = getattr(error, "orig", None)
-    if getattr(driver_error, "sqlstate", None) in _NOT_MIGRATED or str(driver_error).startswith("no such "):
+    if is_not_migrated(error):
         return "the schema is not this release's: run `soundpost migrate`"
     return reason(error) if isinstance(error, OSError | OperationalError) else None
 
@@ -184,29 +187,6 @@ def migrate(url: str) -> None:
             f"The schema is not of a release that this one can upgrade ({error}): a newer release made it, or "
             "one before 1.0, whose databases must be created anew."
         ) from error
-
-
-def back_up(url: str, file: Path) -> None:
-    """
-    Write a consistent copy of an SQLite database to a new file, while processes use it.
-
-    Copying the file itself misses what is still in its write-ahead log. The copy appears whole or not at all.
-    Raises FileExistsError, FileNotFoundError, OSError, sqlite3.Error.
-    """
-    source = Path(str(make_url(url).database))
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist")
-    if file.exists():
-        raise FileExistsError(f"{file} exists already")
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
-            connection.execute("VACUUM INTO ?", (str(draft),))
-        with draft.open("rb") as copy:
-            os.fsync(copy.fileno())
-        draft.rename(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def alembic_config(url: str) -> Config:

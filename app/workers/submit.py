@@ -136,7 +136,7 @@ class _SubmitWorker:
             await lifecycle.begin_generating(session, task, result.value, now)
             hold = await current_hold(session, self._gateway.key)
             if hold is not None and hold.reason is HoldReason.blocked:
-                # Who accepts an order blocks nobody.
+                # An upstream that accepts a task blocks nobody.
                 await release_submits(session)
         elif result.outcome in RETRYABLE:
             due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._services.rng)

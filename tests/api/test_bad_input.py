@@ -157,7 +157,7 @@ async def test_head_is_answered_like_get_without_a_body(service: Service) -> Non
     for path in {_filled(path, task.id) for method, path, _ in operations() if method == "GET"}:
         answers = [await service.client.request(method, path) for method in ("HEAD", "GET")]
 
-        about_head, about_get = [_lasting(answer) for answer in answers]
+        about_head, about_get = [_stable_parts(answer) for answer in answers]
         assert about_head == about_get, path
         assert answers[0].content == b"", path
 
@@ -194,7 +194,7 @@ def _filled(path: str, task_id: str = ID) -> str:
     return path.replace("{token}", "t").replace("{index}", "0")
 
 
-def _lasting(answer: httpx.Response) -> tuple[int, dict[str, str]]:
+def _stable_parts(answer: httpx.Response) -> tuple[int, dict[str, str]]:
     """What two answers about one thing have in common; only their moments differ."""
     return answer.status_code, {name: value for name, value in answer.headers.items() if name != "date"}
 

@@ -25,8 +25,13 @@ def client_of(url: str, key: str | None = KEY, **options: Any) -> httpx.AsyncCli
 
 
 async def create_task(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> Json:
-    """Create a task; return it as answered."""
-    answer = await client.post("/v1/tasks", json={"prompt": prompt, **fields})
+    """Create a task; return it as answered. Comes back as `Retry-After` says where a busy machine refuses it."""
+    deadline = time.monotonic() + 30
+    while True:
+        answer = await client.post("/v1/tasks", json={"prompt": prompt, **fields})
+        if answer.status_code != 503 or time.monotonic() > deadline:
+            break
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
     assert answer.status_code == 202, answer.text
     task: Json = answer.json()
     return task
