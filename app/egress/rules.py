@@ -130,10 +130,7 @@ def _text_refusal(url: str) -> str | None:
 
 def _parse(url: str) -> httpx.URL:
     try:
-        parsed = httpx.URL(url)
-        # Decodes a name in A-labels (RFC 5890), of which some are none.
-        _ = parsed.host
-        return parsed
+        return httpx.URL(url)
     # A lone surrogate raises UnicodeEncodeError.
     except (httpx.InvalidURL, ValueError) as error:
         raise UrlRefused("the URL cannot be read") from error

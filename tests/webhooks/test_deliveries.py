@@ -133,6 +133,18 @@ async def test_attempt_to_a_forbidden_address_fails_with_that_reason(database_ur
         assert attempt.error == "refused: the URL's host is a private address"
 
 
+async def test_host_name_of_which_no_request_can_be_made_is_a_failed_attempt(database_url: str) -> None:
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        await outbox.create_canceled_task(key, "http://xn--a/")
+
+        assert await outbox.attempt_due() == 1
+
+        [delivery], [attempt] = await outbox.deliveries(), await outbox.attempts()
+        assert (delivery.status, delivery.attempts_made) == (DeliveryStatus.pending, 1)
+        assert (attempt.status_code, attempt.error is None) == (None, False)
+
+
 async def test_410_disables_the_endpoint_and_gives_up_its_pending_deliveries(database_url: str) -> None:
     async with outbox_of(database_url) as outbox, receiving(500) as receiver, receiving() as elsewhere:
         key = await add_key(outbox.database)
