@@ -1,0 +1,94 @@
+"""Group commit: one bad item fails alone, and a database that is away fails all of a commit at once."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from app.database.group_commit import GroupCommit
+
+
+class Refused(Exception):
+    """A driver's error with PostgreSQL's code for it."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+class Writer:
+    """Writes numbers, at most three in a commit, and fails for 13 with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.commits: list[Sequence[int]] = []
+        self._error = error
+        self.group = GroupCommit(self._write, 3)
+
+    async def add_all(self, *numbers: int) -> list[object]:
+        return await asyncio.gather(*map(self.group.add, numbers), return_exceptions=True)
+
+    async def _write(self, take: Callable[[], Sequence[int]]) -> Sequence[int]:
+        numbers = take()
+        self.commits.append(numbers)
+        await asyncio.sleep(0)
+        if 13 in numbers:
+            raise self._error
+        return [-number for number in numbers]
+
+
+async def test_what_arrives_during_a_commit_is_written_by_the_next() -> None:
+    writer = Writer(ValueError())
+    first = asyncio.create_task(writer.group.add(1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    assert await writer.add_all(2, 3, 4, 5) == [-2, -3, -4, -5]
+    assert await first == -1
+    assert writer.commits == [[1], [2, 3, 4], [5]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(),
+        IntegrityError("INSERT", None, Refused("23505")),
+        DBAPIError("INSERT", None, Refused("22P05")),
+        IntegrityError("INSERT", None, Refused(None)),
+    ],
+)
+async def test_bad_item_fails_alone(error: Exception) -> None:
+    writer = Writer(error)
+
+    assert await writer.add_all(1, 13, 2) == [-1, error, -2]
+    assert writer.commits == [[1, 13, 2], [1], [13], [2]]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        TimeoutError(),
+        OperationalError("COMMIT", None, Refused(None)),
+        OperationalError("COMMIT", None, Refused("57P01")),
+        DBAPIError("COMMIT", None, Refused("08006"), connection_invalidated=True),
+    ],
+)
+async def test_database_that_is_away_fails_all_of_a_commit_at_once(error: Exception) -> None:
+    writer = Writer(error)
+
+    assert await writer.add_all(1, 13, 2) == [error, error, error]
+    assert writer.commits == [[1, 13, 2]]
+    # The writer goes on.
+    assert await writer.add_all(3) == [-3]
+
+
+async def test_caller_who_is_gone_takes_nothing_from_the_others() -> None:
+    writer = Writer(ValueError())
+    gone = asyncio.create_task(writer.group.add(1))
+    stays = asyncio.create_task(writer.group.add(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+
+    assert await stays == -2
+    assert writer.commits == [[1, 2]]
