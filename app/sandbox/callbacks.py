@@ -73,7 +73,8 @@ class CallbackSender:
             try:
                 async with asyncio.timeout(self._sandbox.options.callback_timeout):
                     record.status = await self._send(client, task, body)
-            except (httpx.HTTPError, OSError, OverflowError, ValueError) as error:  # the URL may be malformed
+            # The URL may be malformed, and anyio raises AttributeError for a connection that is reset as it opens.
+            except Exception as error:
                 record.error = type(error).__name__
             finally:
                 self._idle.append(client)
