@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import httpx
 import structlog
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute
@@ -150,8 +149,9 @@ class _DeliveryWorker:
         started = time.monotonic()
         try:
             answer = await self._post(item)
-        # The last two are for a URL of which no request can be made.
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        # Not only httpx.HTTPError: no request can be made of some URLs, and anyio raises AttributeError for a
+        # connection that is reset as it opens. Whatever it is, there is no response, and the attempt counts.
+        except Exception as error:
             return AttemptResult(item.claimed_at, _since(started), error=_reason(error))
         return AttemptResult(
             item.claimed_at,
