@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 from sqlalchemy import func, select
 
 from app.database.engine import Database
@@ -20,6 +21,7 @@ MANY_TASKS = 100
 LARGE_SOUND = 1_000_000
 
 
+@pytest.mark.slow
 async def test_killed_download_is_made_again(database_url: str, tmp_path: Path) -> None:
     settings = storing_in(tmp_path)
     async with serve_sandbox() as upstream:

@@ -10,6 +10,7 @@ from tests.faults.crowd import crowd, promises_broken
 from tests.support.processes import Processes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 async def test_two_hundred_tasks_at_once_are_submitted_once_each(
     database_url: str, tmp_path: Path, measured: Callable[[str], None]

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.faults.databases import IN_USE, locked
 from tests.faults.ledger import Ledger, read_ledger
@@ -28,6 +29,7 @@ LATE = "delay-callbacks=4"
 DECIDED = ("status", "resolved_by", "error", "upstream_task_id", "charge", "submitted_at", "completed_at")
 
 
+@pytest.mark.slow
 async def test_every_point_of_the_submit_path_may_be_the_last(database_url: str, tmp_path: Path) -> None:
     with Processes(tmp_path, **SETTINGS) as processes:
         sandbox = await processes.sandbox(delay=0.3, rate=1000)

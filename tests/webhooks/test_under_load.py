@@ -25,6 +25,7 @@ from tests.webhooks.outbox import Outbox, outbox_of
 KILLS = 4
 
 
+@pytest.mark.slow
 async def test_killed_workers_lose_no_delivery_and_change_no_byte(
     database_url: str, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
