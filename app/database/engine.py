@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Pool, event, func, orm, select
+from sqlalchemy import Connection, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -24,12 +24,13 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
     StatementError,
 )
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
 from app.config.database_url import DatabaseLimits, is_sqlite, without_password
 from app.database.connections import PING_TIMEOUT, postgres_engine
-from app.database.turns import Admission, KeyedLocks, PriorityLock, prioritized_pool
+from app.database.sqlite import sqlite_engines
+from app.database.turns import Admission, KeyedLocks
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -41,7 +42,6 @@ Clock = Callable[[Session], Awaitable[datetime]]
 
 # The folder of migrations/, which stands beside the package: in a checkout, in the image and in the wheel.
 ROOT = Path(__file__).resolve().parents[2]
-SQLITE_BUSY_TIMEOUT = timedelta(seconds=8)
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
@@ -118,7 +118,7 @@ class Database:
         self.url = url
         self.now = clock
         self.limits = limits or DatabaseLimits()
-        self._engines = _sqlite_engines(url) if is_sqlite(url) else _postgresql_engines(url, self.limits)
+        self._engines = sqlite_engines(url, POOL_TIMEOUT) if is_sqlite(url) else _postgresql_engines(url, self.limits)
         # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
         writer, urgent, reader = self._engines
@@ -241,38 +241,3 @@ def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
 async def _ping(connection: Any) -> None:
     async with asyncio.timeout(PING_TIMEOUT.total_seconds()):
         await connection.execute("SELECT 1")
-
-
-def _sqlite_engines(url: str) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
-    timeout, turn = POOL_TIMEOUT.total_seconds(), PriorityLock()
-
-    def engine(size: int, begin: str, pool: type[Pool] | None = None) -> AsyncEngine:
-        made = create_async_engine(url, poolclass=pool, pool_size=size, max_overflow=0, pool_timeout=timeout)
-        event.listen(made.sync_engine, "connect", _sqlite_pragmas(is_reader=pool is None))
-        event.listen(made.sync_engine, "begin", _begin_with(begin))
-        return made
-
-    urgent, writer = (engine(1, "BEGIN IMMEDIATE", prioritized_pool(turn, priority)) for priority in (0, 1))
-    return writer, urgent, engine(5, "BEGIN")
-
-
-def _sqlite_pragmas(is_reader: bool) -> Callable[[Any, object], None]:
-    def configure(connection: Any, _record: object) -> None:
-        # The driver's own BEGIN is deferred: a read that becomes a write then fails at once, whatever the timeout.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_TIMEOUT // timedelta(milliseconds=1)}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute(f"PRAGMA query_only = {'ON' if is_reader else 'OFF'}")
-        cursor.close()
-
-    return configure
-
-
-def _begin_with(statement: str) -> Callable[[Connection], None]:
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
-
-    return begin

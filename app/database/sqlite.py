@@ -1,0 +1,95 @@
+"""SQLite: one writer at a time, several readers, and statements that run without a hop to a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import aiosqlite
+from sqlalchemy import Connection, Pool, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.database.turns import PriorityLock, prioritized_pool
+
+BUSY_TIMEOUT = timedelta(seconds=8)
+READERS = 5
+BEGIN_WRITE = "BEGIN IMMEDIATE"
+# What may wait for another process, or for the disk: for the lock of the file, or for its fsync.
+_WAITING = (BEGIN_WRITE, "PRAGMA ")
+
+
+class LoopConnection(aiosqlite.Connection):
+    """
+    A connection whose statements run on the event loop; what waits for a lock or for the disk runs in its thread.
+
+    A statement by an index takes some 20 µs. To hand it to a thread and back costs ten
+    times that, for each of `cursor`, `execute`, `fetchall` and `close`.
+    """
+
+    _in_thread = 0
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call `fn`, as each method of the driver does. A canceled commit goes on, and later calls wait for it."""
+        if self._in_thread or fn.__name__ == "commit" or (args and str(args[0]).startswith(_WAITING)):
+            self._in_thread += 1
+            call = asyncio.ensure_future(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]
+            call.add_done_callback(self._leave_thread)
+            return await asyncio.shield(call)
+        if not self._running or self._connection is None:
+            raise ValueError("Connection closed")
+        return fn(*args, **kwargs)
+
+    def _leave_thread(self, call: asyncio.Future[Any]) -> None:
+        self._in_thread -= 1
+        # Where the caller was canceled nobody else takes the exception.
+        if not call.cancelled():
+            call.exception()
+
+
+def sqlite_engines(url: str, pool_timeout: timedelta) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
+    """The engines for writes, for urgent writes and for reads; the first two take turns, the urgent ones first."""
+    turn = PriorityLock()
+
+    def engine(size: int, begin: str, pool: type[Pool] | None = None) -> AsyncEngine:
+        sizes = {"pool_size": size, "max_overflow": 0, "pool_timeout": pool_timeout.total_seconds()}
+        made = create_async_engine(url, poolclass=pool, connect_args={"async_creator_fn": _open}, **sizes)
+        event.listen(made.sync_engine, "connect", _pragmas(is_reader=pool is None))
+        event.listen(made.sync_engine, "begin", _begin_with(begin))
+        return made
+
+    urgent, writer = (engine(1, BEGIN_WRITE, prioritized_pool(turn, priority)) for priority in (0, 1))
+    return writer, urgent, engine(READERS, "BEGIN")
+
+
+def _open(database: str, **options: Any) -> LoopConnection:
+    # Used by one thread at a time, and not only by the one that opened it.
+    options["check_same_thread"] = False
+    connection = LoopConnection(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
+    connection._thread.daemon = True
+    return connection
+
+
+def _pragmas(*, is_reader: bool) -> Callable[[Any, object], None]:
+    def configure(connection: Any, _record: object) -> None:
+        # The driver's own BEGIN is deferred: a read that becomes a write then fails at once, whatever the timeout.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT // timedelta(milliseconds=1)}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute(f"PRAGMA query_only = {'ON' if is_reader else 'OFF'}")
+        cursor.close()
+
+    return configure
+
+
+def _begin_with(statement: str) -> Callable[[Connection], None]:
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    return begin
