@@ -39,7 +39,7 @@ IdempotencyHeader = Annotated[
 ]
 
 
-def find_key(request: Request, idempotency_key: IdempotencyHeader = None) -> str | None:
+async def find_key(request: Request, idempotency_key: IdempotencyHeader = None) -> str | None:
     """The key of a request, if it has one. Raises InvalidRequest."""
     return None if idempotency_key is None else read_key(request.headers.getlist("idempotency-key"))
 

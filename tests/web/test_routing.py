@@ -1,9 +1,11 @@
 """What every route of the service has, whichever room it comes from."""
 
 from collections.abc import Iterator, Mapping
+from inspect import iscoroutinefunction
 
 import pytest
 from fastapi import FastAPI
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 
 from app.config import Settings
@@ -32,6 +34,23 @@ def test_every_get_route_answers_head(app: FastAPI) -> None:
         methods.setdefault(path, set()).update(route.methods or ())
 
     assert [path for path, found in methods.items() if "GET" in found and "HEAD" not in found] == []
+
+
+def test_no_route_runs_in_a_thread(app: FastAPI) -> None:
+    in_threads = {
+        f"{path}: {dependant.call}"
+        for path, route in _routes(app)
+        for dependant in _dependants(route.dependant)
+        if not (iscoroutinefunction(dependant.call) or iscoroutinefunction(type(dependant.call).__call__))
+    }
+
+    assert in_threads == set()
+
+
+def _dependants(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for inner in dependant.dependencies:
+        yield from _dependants(inner)
 
 
 def _routes(app: FastAPI) -> Iterator[tuple[str, APIRoute]]:
