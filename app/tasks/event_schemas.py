@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.enums import CallbackOutcome, EventType
+from app.enums import CallbackOutcome, EventType, TaskStatus
+from app.models import Event
 from app.web.fields import EXAMPLE_EVENT_ID, EXAMPLE_TASK_ID
 from app.web.pagination import NextCursor
+
+
+class History(NamedTuple):
+    """The state of a task, and its events after a version, oldest first."""
+
+    status: TaskStatus
+    version: int
+    events: Sequence[Event]
 
 
 class EventRead(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from app.database.engine import TRANSIENT
 from app.database.wakeups import Subscription
 from app.enums import TaskStatus
 from app.models import Event
-from app.tasks.event_schemas import EventPage, EventRead
+from app.tasks.event_schemas import EventPage, EventRead, History
 from app.tasks.routes import TasksDep
 from app.tasks.schemas import TaskId
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
@@ -53,6 +54,16 @@ LastEventId = Annotated[
         examples=[EXAMPLE_EVENT_ID],
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class _News:
+    """The events of a task after a version: its current version, their text, and the version that they reach."""
+
+    version: int
+    text: str
+    until: int
+    is_over: bool
 
 
 @router.get(
@@ -95,8 +106,8 @@ async def list_events(
 
 async def _is_over(waiters: Waiters, task_id: str, after: int) -> bool:
     """Whether a task has ended and nothing behind this version is left to stream."""
-    history = await waiters.read_history(task_id, after)
-    return history is None or (history.status in FINAL and not until_final(history.status, history.events))
+    news = await _read_news(waiters, task_id, after)
+    return news is None or (news.is_over and news.until == after)
 
 
 async def _stream(waiters: Waiters, key_hash: str, task_id: str, after: int, *asgi: Any) -> None:
@@ -130,16 +141,25 @@ async def _stream(waiters: Waiters, key_hash: str, task_id: str, after: int, *as
 async def _read_events(waiters: Waiters, subscription: Subscription, task_id: str, after: int) -> tuple[str, int, bool]:
     """The new events as text, the version that they reach, and whether the stream ends with them."""
     try:
-        history = await waiters.read_history(task_id, after)
+        news = await _read_news(waiters, task_id, after)
     except TRANSIENT:
         return "", after, False
-    if history is None:
+    if news is None:
         return "", after, True
-    subscription.version = history.version
-    is_over = history.status in FINAL
-    events = until_final(history.status, history.events)
+    subscription.version = news.version
+    return news.text, news.until, news.is_over
+
+
+async def _read_news(waiters: Waiters, task_id: str, after: int) -> _News | None:
+    """What a stream has to send, rendered once for all streams that are as far; None for a deleted task."""
+    return await waiters.read_history(task_id, after, partial(_render, after))
+
+
+def _render(after: int, history: History) -> _News:
+    is_over, events = history.status in FINAL, until_final(history.status, history.events)
     retry = f"retry: {RETRY_AFTER_END}\n\n" if is_over else ""
-    return retry + "".join(map(_serialize, events)), (events[-1].version if events else after), is_over
+    until = events[-1].version if events else after
+    return _News(history.version, retry + "".join(map(_serialize, events)), until, is_over)
 
 
 def until_final(status: TaskStatus, events: Sequence[Event]) -> Sequence[Event]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
 from operator import eq, gt, lt
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, delete, func, literal, select, tuple_, update
 from sqlalchemy.dialects.postgresql import JSONB
@@ -16,6 +16,7 @@ from app.database.base import new_id
 from app.database.engine import Session, insert_new
 from app.enums import Charge, ResolvedBy, TaskStatus
 from app.models import Callback, DailyCharge, Event, SpentCharge, Task
+from app.tasks.event_schemas import History
 from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters, Usage
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
@@ -28,14 +29,6 @@ RECENT = 5
 RECENT_LATENCIES = 20
 RECENTLY_RESOLVED = 100
 MAX_PAGE_BYTES = 2**20
-
-
-class History(NamedTuple):
-    """The state of a task, and its events after a version, oldest first."""
-
-    status: TaskStatus
-    version: int
-    events: Sequence[Event]
 
 
 def new_task(api_key_id: str, body: TaskCreate, model: str, now: datetime, callback_url: str | None) -> Task:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from math import ceil
 from statistics import median
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends, Header, Response
@@ -24,7 +24,7 @@ from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
 from app.tasks import repository
-from app.tasks.repository import History
+from app.tasks.event_schemas import History
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse
@@ -77,6 +77,8 @@ class Waiters:
         self.wakeups = wakeups
         self._database, self._signed_urls = database, signed_urls
         self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
+        # The reads that have not begun, by what they read.
+        self._pending: dict[Hashable, asyncio.Task[Any]] = {}
 
     def respond(
         self,
@@ -115,9 +117,14 @@ class Waiters:
                 snapshot = await self._read_again(snapshot, wait.until)
         return snapshot
 
-    async def read_history(self, task_id: str, after: int) -> History | None:
-        """The state of a task and its events after this version; None for a deleted task. Raises TRANSIENT."""
-        return await self._read(partial(repository.read_history, task_id=task_id, after=after))
+    async def read_history(self, task_id: str, after: int, render: Callable[[History], Value]) -> Value | None:
+        """A task's state and its events after this version, rendered; None for a deleted task. Raises TRANSIENT."""
+
+        async def read(session: Session) -> Value | None:
+            history = await repository.read_history(session, task_id, after)
+            return None if history is None else render(history)
+
+        return await self._shared((task_id, after), read)
 
     @asynccontextmanager
     async def checked(self) -> AsyncIterator[None]:
@@ -130,17 +137,34 @@ class Waiters:
             with suppress(asyncio.CancelledError):
                 await checking
 
-    async def _read(self, query: Callable[[Session], Awaitable[Value]]) -> Value:
+    async def _shared(self, key: Hashable, query: Callable[[Session], Awaitable[Value]]) -> Value:
+        """
+        The result of one query for all who ask for the same `key` before it begins.
+
+        A commit wakes all waiters of its task in one turn of the event loop: they share
+        one read and one rendering, which show whatever woke them. The query goes on if
+        its callers are canceled: to cancel it would close its connection.
+        """
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = asyncio.create_task(self._read(key, query))
+            pending.add_done_callback(_take_exception)
+        result: Value = await asyncio.shield(pending)
+        return result
+
+    async def _read(self, key: Hashable, query: Callable[[Session], Awaitable[Value]]) -> Value:
         """Run one query in a transaction of its own, at most MAX_CONCURRENT_READS at once."""
-        async with self._reads, asyncio.timeout(READ_TIMEOUT.total_seconds()), self._database.reads() as session:
-            return await query(session)
+        async with self._reads:
+            # Whoever asks from here on may have been woken by a commit that this query does not see.
+            del self._pending[key]
+            async with asyncio.timeout(READ_TIMEOUT.total_seconds()), self._database.reads() as session:
+                return await query(session)
 
     async def _read_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
-        read = self._read(partial(_read_snapshot, task_id=snapshot.task_id, signed_urls=self._signed_urls))
+        query = partial(_read_snapshot, task_id=snapshot.task_id, signed_urls=self._signed_urls)
         try:
             async with asyncio.timeout_at(until + LAST_READ_TIMEOUT.total_seconds()):
-                # The end of the wait does not cancel the query: that would close its connection.
-                return await asyncio.shield(read)
+                return await self._shared(snapshot.task_id, query)
         except TRANSIENT:
             return snapshot
 
@@ -179,6 +203,12 @@ class Waiters:
         for subscription in watched:
             if subscription.key_hash not in working:
                 subscription.close()
+
+
+def _take_exception(read: asyncio.Task[Any]) -> None:
+    """Mark the exception of a read as seen, whose callers may all have gone."""
+    if not read.cancelled():
+        read.exception()
 
 
 def snapshot_of(task: TaskRead) -> TaskSnapshot:

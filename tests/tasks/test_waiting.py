@@ -8,6 +8,7 @@ import pytest
 from app.web.negotiation import preferred_wait
 from tests.support.api import cancel, create_task, timed
 from tests.support.service import Service
+from tests.support.statements import recorded
 from tests.support.wait import eventually
 
 ORDER = {"prompt": "soft rain"}
@@ -193,6 +194,21 @@ async def test_waits_hold_no_database_connection(client: httpx.AsyncClient) -> N
     answers = await asyncio.gather(*waiting)
 
     assert {answer.json()["status"] for answer in answers} == {"canceled"}
+
+
+async def test_all_who_wait_for_a_task_share_one_read(service: Service) -> None:
+    client, task = service.client, await create_task(service.client)
+    path, stream = f"/v1/tasks/{task['id']}", {"Accept": "text/event-stream"}
+    waits = [asyncio.create_task(client.get(path, headers={"Prefer": "wait=30"})) for _ in range(40)]
+    streams = [asyncio.create_task(client.get(f"{path}/events", headers=stream)) for _ in range(40)]
+    await eventually(lambda: len(service.services.wakeups.subscriptions()) == 80)
+    with recorded(service.database) as statements:
+        await cancel(client, task)
+        answers, followed = await asyncio.gather(asyncio.gather(*waits), asyncio.gather(*streams))
+
+    assert {answer.json()["status"] for answer in answers} == {"canceled"}
+    assert {"event: task.canceled" in answer.text for answer in followed} == {True}
+    assert len(statements) < 30
 
 
 async def _only_task(client: httpx.AsyncClient) -> dict[str, object]:
