@@ -16,6 +16,7 @@ from app.clips import routes as clips
 from app.clips.middleware import SignedLinksForAnyOrigin
 from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
+from app.fast_path import FastPath
 from app.health import routes as health
 from app.lifecycle import running
 from app.services import Services
@@ -59,6 +60,8 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, services.settings.models)
+    # The last of these is the outermost.
+    app.add_middleware(FastPath, database=services.database, signed_urls=services.signed_urls)
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware)
     app.add_middleware(SignedLinksForAnyOrigin)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, event, func, orm, select
+from sqlalchemy import Connection, Executable, Row, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -26,10 +26,11 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.util import greenlet_spawn
 
 from app.config.database_url import DatabaseLimits, is_sqlite, without_password
 from app.database.connections import PING_TIMEOUT, postgres_engine
-from app.database.sqlite import sqlite_engines
+from app.database.sqlite import SINGLE_STATEMENT, sqlite_engines
 from app.database.turns import Admission, KeyedLocks
 
 if TYPE_CHECKING:
@@ -130,6 +131,9 @@ class Database:
             urgent, expire_on_commit=False, sync_session_class=self.session_class
         )
         self.reads: Sessions = async_sessionmaker(reader, expire_on_commit=False)
+        self._autocommit = reader.sync_engine.execution_options(
+            **(SINGLE_STATEMENT if is_sqlite(url) else {"isolation_level": "AUTOCOMMIT"})
+        )
         self.orders = Admission(SQLITE_ORDERS if is_sqlite(url) else self.limits.orders)
         self._locks = KeyedLocks()
 
@@ -153,6 +157,14 @@ class Database:
             # The first statement is what waits, on SQLite for the one writer.
             await session.connection()
             yield session, await self.now(session)
+
+    async def fetch(self, statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
+        """The rows of one statement that only reads: without a session, and without a transaction around it."""
+        return await greenlet_spawn(self._fetch, statement, parameters)
+
+    def _fetch(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
+        with self._autocommit.connect() as connection:
+            return connection.execute(statement, parameters).all()
 
     async def is_migrated(self) -> bool:
         """Whether the schema is that of this release."""

@@ -18,6 +18,8 @@ from app.database.turns import PriorityLock, prioritized_pool
 BUSY_TIMEOUT = timedelta(seconds=8)
 READERS = 5
 BEGIN_WRITE = "BEGIN IMMEDIATE"
+# The execution option of a connection that runs one statement, which is a transaction by itself.
+SINGLE_STATEMENT = {"single_statement": True}
 # What may wait for another process, or for the disk: for the lock of the file, or for its fsync.
 _WAITING = (BEGIN_WRITE, "PRAGMA ")
 
@@ -90,6 +92,7 @@ def _pragmas(*, is_reader: bool) -> Callable[[Any, object], None]:
 
 def _begin_with(statement: str) -> Callable[[Connection], None]:
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(statement)
+        if not connection.get_execution_options().get("single_statement"):
+            connection.exec_driver_sql(statement)
 
     return begin

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
 from operator import eq, gt, lt
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import JSON, ColumnElement, delete, func, literal, select, tuple_, update
@@ -124,7 +125,7 @@ def _carries(session: Session, labels: Mapping[str, str]) -> ColumnElement[bool]
     return held.scalar_subquery() == len(labels)
 
 
-async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[str, int]:
+async def queue_positions(session: Session, tasks: Sequence[Task | SimpleNamespace]) -> Mapping[str, int]:
     """
     The position from 1 in the queue of each of these tasks that is queued, by id.
 
@@ -145,7 +146,7 @@ async def queue_positions(session: Session, tasks: Sequence[Task]) -> Mapping[st
     return {task.id: found[task.id][0] if task.id in found else _place_outside(task, last) for task in waiting}
 
 
-def _place_outside(task: Task, last: tuple[datetime, str] | None) -> int:
+def _place_outside(task: Task | SimpleNamespace, last: tuple[datetime, str] | None) -> int:
     """The position of a task outside of the counted head, which ends with `last` if the queue is longer."""
     if last is not None and task.due_at is not None and (task.due_at, task.id) > last:
         return MAX_QUEUE_POSITION

@@ -28,7 +28,7 @@ from app.tasks.idempotency import KeyDep
 from app.tasks.payloads import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.schemas import MAX_LABELS, CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
 from app.tasks.service import TaskService
-from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
+from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, respond_with, snapshot_of
 from app.web import Moment
 from app.web.negotiation import matches
 from app.web.openapi import response_headers
@@ -139,9 +139,9 @@ async def get_task(
     snapshot = snapshot_of(await tasks.get(caller, task_id))
 
     def is_awaited(task: TaskSnapshot) -> bool:
-        return task.is_final if if_none_match is None else not matches(if_none_match, _etag(task))
+        return task.is_final if if_none_match is None else not matches(if_none_match, task.etag)
 
-    return waiters.respond(snapshot, wait, is_awaited, partial(_known_or_whole, if_none_match))
+    return waiters.respond(snapshot, wait, is_awaited, partial(respond_with, if_none_match))
 
 
 @router.post(
@@ -234,17 +234,6 @@ def _place(callback: Callback) -> tuple[str, str]:
 def _created(headers: Mapping[str, str], retry_after: int, snapshot: TaskSnapshot) -> Response:
     hint = {} if snapshot.is_final else {"Retry-After": str(retry_after)}
     return Response(snapshot.body, 200 if snapshot.is_final else 202, {**headers, **hint}, "application/json")
-
-
-def _known_or_whole(if_none_match: str | None, snapshot: TaskSnapshot) -> Response:
-    headers = {"ETag": _etag(snapshot), "Cache-Control": "private, no-cache", "Vary": "Prefer"}
-    if matches(if_none_match, _etag(snapshot)):
-        return Response(None, 304, headers)
-    return Response(snapshot.body, 200, headers, "application/json")
-
-
-def _etag(snapshot: TaskSnapshot) -> str:
-    return f'W/"{snapshot.version}"'
 
 
 def _read_callback(callback: Callback) -> CallbackRead:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from fastapi import Path
@@ -267,20 +268,31 @@ class Usage(BaseModel):
     )
 
 
-def read_clip(clip: Clip, signed_urls: SignedUrls) -> ClipRead:
-    """A clip in its caller's shape; `audio_url` is null only where the audio is lost."""
-    same = {name: getattr(clip, name) for name in ClipRead.model_fields if name != "audio_url"}
+# What of a task, and of a clip, their representations are made of: attributes of the tables' classes.
+_MADE_OF_OTHERS = frozenset({"metadata", "error", "clips", "queue_position", "audio_url"})
+_SAME_IN_CLIPS = [name for name in ClipRead.model_fields if name not in _MADE_OF_OTHERS]
+_SAME_IN_TASKS = [name for name in TaskRead.model_fields if name not in _MADE_OF_OTHERS]
+CLIP_COLUMNS = (*_SAME_IN_CLIPS, "task_id", "given_up_at")
+TASK_COLUMNS = (*_SAME_IN_TASKS, "labels", "error_code", "error_message", "upstream_code", "due_at")
+
+
+def read_clip(clip: Clip | SimpleNamespace, signed_urls: SignedUrls) -> ClipRead:
+    """A clip, or its CLIP_COLUMNS, in its caller's shape; `audio_url` is null only where the audio is lost."""
+    same = {name: getattr(clip, name) for name in _SAME_IN_CLIPS}
     return ClipRead(**same, audio_url=None if clip.given_up_at else signed_urls.audio(clip.task_id, clip.index))
 
 
-def read_task(task: Task, queue_positions: Mapping[str, int], signed_urls: SignedUrls) -> TaskRead:
-    """A task in its caller's shape; `queue_positions` counts from 1 for the tasks that still wait."""
+def read_task(task: Task | SimpleNamespace, queue_positions: Mapping[str, int], signed_urls: SignedUrls) -> TaskRead:
+    """
+    A task, or its TASK_COLUMNS and `clips`, in its caller's shape.
+
+    `queue_positions` counts from 1 for the tasks that still wait.
+    """
     error = None
     if task.error_code is not None:
         error = TaskError(code=task.error_code, message=task.error_message, upstream_code=task.upstream_code)
-    apart = ("metadata", "error", "clips", "queue_position")
     return TaskRead(
-        **{name: getattr(task, name) for name in TaskRead.model_fields if name not in apart},
+        **{name: getattr(task, name) for name in _SAME_IN_TASKS},
         metadata=task.labels,
         error=error,
         clips=[read_clip(clip, signed_urls) for clip in task.clips],

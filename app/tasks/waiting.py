@@ -28,7 +28,7 @@ from app.tasks.event_schemas import History
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse
-from app.web.negotiation import preferred_wait
+from app.web.negotiation import matches, preferred_wait
 from app.web.provided import provided
 
 log = structlog.get_logger()
@@ -63,6 +63,11 @@ class TaskSnapshot:
     version: int
     is_final: bool
     body: bytes
+
+    @property
+    def etag(self) -> str:
+        """The entity tag of this version (RFC 9110 §8.8.3): weak, because signed links differ with every read."""
+        return f'W/"{self.version}"'
 
 
 class Waiters:
@@ -214,6 +219,14 @@ def _take_exception(read: asyncio.Task[Any]) -> None:
 def snapshot_of(task: TaskRead) -> TaskSnapshot:
     """The snapshot of a task, from its representation."""
     return TaskSnapshot(task.id, task.version, task.status in FINAL, task.model_dump_json().encode())
+
+
+def respond_with(if_none_match: str | None, snapshot: TaskSnapshot) -> Response:
+    """The response to a read of a task: 304 where the client has this version."""
+    headers = {"ETag": snapshot.etag, "Cache-Control": "private, no-cache", "Vary": "Prefer"}
+    if matches(if_none_match, snapshot.etag):
+        return Response(None, 304, headers)
+    return Response(snapshot.body, 200, headers, "application/json")
 
 
 # Client generators support no header that is sent several times.

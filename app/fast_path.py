@@ -1,0 +1,111 @@
+"""
+The fast path: the plain form of a hot request is answered here, by one statement and without the framework.
+
+Whatever is not plain, or no success, goes on to the documented route. This module
+answers exactly as that route would, or not at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import structlog
+from sqlalchemy import bindparam, inspect, or_, select
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.auth.api_keys import hash_key
+from app.database.base import Base
+from app.database.engine import TRANSIENT, Database
+from app.enums import TaskStatus
+from app.models import ApiKey, Clip, Task
+from app.signed_urls import SignedUrls
+from app.tasks.repository import queue_positions
+from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, read_task
+from app.tasks.waiting import TaskSnapshot, respond_with, snapshot_of
+
+_TASK_PATH = re.compile("/v1/tasks/([0-9a-f]{32})")
+_BEARER = re.compile(rb"[Bb]earer ([!-~]+)")
+_ACCEPTED = frozenset({None, b"*/*", b"application/json"})
+# The headers that change the answer of a read.
+_READ_HEADERS = frozenset({b"authorization", b"accept", b"prefer", b"if-none-match"})
+
+
+def _columns(table: type[Base], names: Sequence[str]) -> list[Any]:
+    return [inspect(table).columns[name] for name in names]
+
+
+# The caller, if its key works and may read the task, with the task and its clips: one row for each clip, or one row.
+_FIND_TASK = (
+    select(
+        *_columns(ApiKey, ["name"]),
+        *_columns(Task, TASK_COLUMNS),
+        *_columns(Clip, CLIP_COLUMNS),
+    )
+    .select_from(ApiKey.__table__.join(Task.__table__, inspect(Task).columns["id"] == bindparam("task_id")))
+    .outerjoin(Clip.__table__, Clip.task_id == Task.id)
+    .where(ApiKey.key_hash == bindparam("key_hash"), ApiKey.revoked_at.is_(None))
+    .where(or_(ApiKey.is_admin, Task.api_key_id == ApiKey.id))
+    .order_by(Clip.index)
+)
+
+
+class FastPath:
+    """Pure ASGI middleware, the innermost one, that answers `GET /v1/tasks/{id}` where nothing is negotiated."""
+
+    def __init__(self, app: ASGIApp, database: Database, signed_urls: SignedUrls) -> None:
+        self._app, self._database, self._signed_urls = app, database, signed_urls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a plain request that succeeds; pass any other one on."""
+        if scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]:
+            found = _TASK_PATH.fullmatch(scope["path"])
+            if found is not None and (headers := _read_headers(scope)) is not None:
+                snapshot = await self._find(found[1], headers[b"authorization"])
+                if snapshot is not None:
+                    known = headers.get(b"if-none-match")
+                    response = respond_with(known.decode("latin-1") if known else None, snapshot)
+                    await response(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+    async def _find(self, task_id: str, authorization: bytes) -> TaskSnapshot | None:
+        """The task, if the key that a request carries may read it; None also while the database does not answer."""
+        bearer = _BEARER.fullmatch(authorization)
+        if bearer is None:
+            return None
+        key_hash = hash_key(bearer[1].decode())
+        try:
+            rows = await self._database.fetch(_FIND_TASK, task_id=task_id, key_hash=key_hash)
+            if not rows:
+                return None
+            task = _to_task(rows)
+            positions: Mapping[str, int] = {}
+            if task.status is TaskStatus.queued:
+                async with self._database.reads() as session:
+                    positions = await queue_positions(session, [task])
+        except TRANSIENT:
+            return None
+        structlog.contextvars.bind_contextvars(caller=rows[0][0])
+        return snapshot_of(read_task(task, positions, self._signed_urls))
+
+
+def _read_headers(scope: Scope) -> dict[bytes, bytes] | None:
+    """The headers that a read depends on; None where there is more to read than a key and a version that is known."""
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name in _READ_HEADERS:
+            if name in found or name == b"prefer":
+                return None
+            found[name] = value
+    return found if b"authorization" in found and found.get(b"accept") in _ACCEPTED else None
+
+
+def _to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
+    """A task with its clips from the rows of `_FIND_TASK`."""
+    until = 1 + len(TASK_COLUMNS)
+    clips = [SimpleNamespace(**dict(zip(CLIP_COLUMNS, row[until:], strict=True))) for row in rows]
+    task = dict(zip(TASK_COLUMNS, rows[0][1:until], strict=True))
+    return SimpleNamespace(**task, clips=[clip for clip in clips if clip.task_id is not None])

@@ -1,0 +1,104 @@
+"""The fast path answers as the documented route does, with one statement, or leaves the request to that route."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import pytest
+
+from app.enums import Charge, ErrorCode, TaskStatus
+from app.models import Clip, Task
+from tests.api.test_isolation import client_with_key
+from tests.support.clock import MORNING
+from tests.support.service import Service
+from tests.support.statements import Statement, recorded
+
+S = TaskStatus
+ERROR = {"error_code": ErrorCode.upstream_failed, "error_message": "no", "upstream_code": 501}
+# Means the same as no such header, but takes the framework to read.
+LONG_WAY = {"Accept": "application/json;q=0.9, text/plain;q=0.1"}
+CASES: Mapping[str, Mapping[str, Any]] = {
+    "queued": {"status": S.queued},
+    "generating": {"status": S.generating, "upstream_task_id": "u1", "clips": 1},
+    "succeeded": {"status": S.succeeded, "clips": 2, "labels": {"scene": "s\u00e9 7"}, "sound_tempo": 90},
+    "failed": {"status": S.failed, "charge": Charge.refunded, **ERROR},
+    "canceled": {"status": S.canceled, "webhook_url": "https://example.com/"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_plain_read_is_answered_as_the_route_does_it(service: Service, case: str) -> None:
+    task = await plant(service, **CASES[case])
+    path = f"/v1/tasks/{task.id}"
+    known = {"If-None-Match": f'W/"{task.version}"'}
+
+    with recorded(service.database) as statements:
+        short, short_known = await service.client.get(path), await service.client.get(path, headers=known)
+    long = await service.client.get(path, headers=LONG_WAY)
+    long_known = await service.client.get(path, headers={**LONG_WAY, **known})
+
+    assert is_of_fast_path(statements[0])
+    assert shown(short) == shown(long)
+    assert shown(short_known) == shown(long_known)
+    assert (short.status_code, short_known.status_code) == (200, 304)
+    assert len(short.json()["clips"]) == CASES[case].get("clips", 0)
+
+
+async def test_plain_read_is_one_statement(service: Service) -> None:
+    task = await plant(service, S.succeeded, clips=2)
+
+    with recorded(service.database) as statements:
+        (await service.client.get(f"/v1/tasks/{task.id}")).raise_for_status()
+
+    assert [is_of_fast_path(statement) for statement in statements] == [True]
+
+
+async def test_read_that_fails_is_answered_by_the_route(service: Service) -> None:
+    task = await plant(service, S.succeeded)
+    path = f"/v1/tasks/{task.id}"
+    absent, unknown = f"/v1/tasks/{'0' * 32}", {"Authorization": "Bearer unknown"}
+
+    async with (
+        await client_with_key(service, "other") as other,
+        await client_with_key(service, "admin", is_admin=True) as admin,
+    ):
+        answers = {
+            "another key's": await other.get(path),
+            "an admin's": await admin.get(path),
+            "absent": await service.client.get(absent),
+            "without a key": await service.anonymous.get(path),
+            "with an unknown key": await service.anonymous.get(path, headers=unknown),
+            "with an unknown parameter": await service.client.get(path, params={"a": "b"}),
+            "not acceptable": await service.client.get(path, headers={"Accept": "text/html"}),
+        }
+
+    assert {case: answer.status_code for case, answer in answers.items()} == {
+        "another key's": 404,
+        "an admin's": 200,
+        "absent": 404,
+        "without a key": 401,
+        "with an unknown key": 401,
+        "with an unknown parameter": 422,
+        "not acceptable": 406,
+    }
+
+
+async def plant(service: Service, status: TaskStatus, clips: int = 0, **columns: Any) -> Task:
+    """Add a task with this many clips, the first of them without audio for good."""
+    task = await service.add_task(status, **columns)
+    async with service.database.writes.begin() as session:
+        for index in range(clips):
+            given_up_at = None if index else MORNING
+            session.add(Clip(task_id=task.id, index=index, given_up_at=given_up_at, created_at=MORNING, duration=1.5))
+    return task
+
+
+def is_of_fast_path(statement: Statement) -> bool:
+    return "JOIN tasks" in statement.sql
+
+
+def shown(response: httpx.Response) -> tuple[int, dict[str, str], str]:
+    """A response without what differs from one moment to the next."""
+    headers = {name: value for name, value in response.headers.items() if name not in ("date", "content-length")}
+    return response.status_code, headers, re.sub(r"expires=\d+&signature=[\w-]+", "", response.text)
