@@ -6,8 +6,8 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -23,7 +23,7 @@ from app.workers.deliver import deliver_loop
 from app.workers.periodic import periodic_loop, prepare_jobs
 from app.workers.poll import poll_loop
 from app.workers.remove_files import remove_files_loop
-from app.workers.runner import Loop, insist, run_loop
+from app.workers.runner import Loop, insist, run_loop, wake_when_due
 from app.workers.submit import submit_loop
 from app.workers.sweep import sweep_loop
 
@@ -60,7 +60,10 @@ async def running(
         if preparing.done():
             preparing.result()
         if runs_workers:
-            background += [asyncio.create_task(_run_once(preparing, loop, stopping)) for loop in _loops(services)]
+            loops = loops_of(services)
+            background += [asyncio.create_task(_run_once(preparing, run_loop(loop, stopping))) for loop in loops]
+            watch = wake_when_due(loops, services.database, stopping)
+            background.append(asyncio.create_task(_run_once(preparing, watch)))
         notifier = PostgresNotifier(services.wakeups, services.database)
         notifier.start()
         stop = asyncio.create_task(_close_when_stopping(stopping, services.wakeups))
@@ -140,14 +143,16 @@ async def _prepare(services: Services, *, serves: bool) -> None:
     await insist(prepare, max_refusals=None)
 
 
-async def _run_once(preparing: asyncio.Task[None], loop: Loop[Any], stopping: asyncio.Event) -> None:
-    """Run a loop from when the database is prepared: before, each of its claims would fail with a warning."""
-    await asyncio.wait([preparing])
-    if not preparing.cancelled():
-        await run_loop(loop, stopping)
+async def _run_once(preparing: asyncio.Task[None], run: Coroutine[Any, Any, None]) -> None:
+    """Run something from when the database is prepared: before, each of its claims would fail with a warning."""
+    with closing(run):
+        await asyncio.wait([preparing])
+        if not preparing.cancelled():
+            await run
 
 
-def _loops(services: Services) -> list[Loop[Any]]:
+def loops_of(services: Services) -> list[Loop[Any]]:
+    """Every kind of background work."""
     loops = submit_loop, poll_loop, deliver_loop, sweep_loop, periodic_loop, archive_loop, remove_files_loop
     return [loop(services) for loop in loops]
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import ColumnElement, Select, exists, func, literal, select
 from sqlalchemy.orm import aliased
 
+from app.database.claims import DatabaseNow
 from app.database.engine import Session
 from app.models import Clip
 
 
 async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
     """The lanes that have a due clip, by a loose index scan: a lane costs the same with one clip or a thousand."""
+    return (await session.scalars(_due_lanes(literal(now)))).all()
+
+
+def has_due_lane() -> ColumnElement[bool]:
+    """Whether any lane has a due clip, as an expression of SQL."""
+    return _due_lanes(DatabaseNow()).exists()
+
+
+def _due_lanes(now: ColumnElement[datetime]) -> Select[str]:
     lanes = select(func.min(Clip.lane).label("lane")).where(Clip.due_at.isnot(None)).cte("lanes", recursive=True)
     waiting = aliased(Clip)
     following = select(func.min(waiting.lane)).where(waiting.due_at.isnot(None), waiting.lane > lanes.c.lane)
     lanes = lanes.union_all(select(following.scalar_subquery()).where(lanes.c.lane.isnot(None)))
     is_due = exists().where(Clip.lane == lanes.c.lane, Clip.due_at <= now)
-    return (await session.scalars(select(lanes.c.lane).where(is_due))).all()
+    return select(lanes.c.lane).where(is_due)

@@ -8,9 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, func, inspect, select, update
+from sqlalchemy import ColumnElement, exists, func, inspect, select, update
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
-from app.database.base import Base, Due
+from app.database.base import Base, Due, UtcDateTime
 from app.database.engine import Session
 
 Row = TypeVar("Row", bound=Base)
@@ -28,6 +30,29 @@ class Claim:
     lease: timedelta
     limit: int
     order: tuple[Any, ...] = ()
+
+
+class DatabaseNow(FunctionElement[datetime]):
+    """The time of the database, as an expression; one value for the whole statement, so that an index serves it."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(DatabaseNow, "postgresql")
+def _postgresql_now(*_: Any, **__: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(DatabaseNow, "sqlite")
+def _sqlite_now(*_: Any, **__: Any) -> str:
+    # As times are stored here, which are compared as text.
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
+
+
+def is_due(kind: type[Due], *where: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether there is a row of this kind whose time has come."""
+    return exists().where(kind.due_at <= DatabaseNow(), *where)
 
 
 async def claim_due(

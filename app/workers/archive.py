@@ -14,7 +14,7 @@ from typing import Literal
 import structlog
 
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
-from app.clips.repository import due_lanes
+from app.clips.repository import due_lanes, has_due_lane
 from app.database.backoff import exponential, jittered
 from app.database.claims import Claim, claim_due, extend_lease, lock_claimed
 from app.database.engine import TRANSIENT, Session
@@ -98,7 +98,7 @@ class _Locked:
 def archive_loop(services: Services) -> Loop[Clip]:
     """The loop that archives clips."""
     worker = _ArchiveWorker(services)
-    return Loop("archive", services.wakeups.event(ARCHIVES), CONCURRENCY, worker.claim, worker.work)
+    return Loop("archive", services.wakeups.event(ARCHIVES), CONCURRENCY, worker.claim, worker.work, has_due_lane())
 
 
 class _ArchiveWorker:

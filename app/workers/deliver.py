@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.database.claims import Claim, claim_due
+from app.database.claims import Claim, claim_due, is_due
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, send_capped
@@ -36,6 +36,7 @@ CLAIM_AGAIN_AT = 25, 10, 4
 MAX_SETTLING = 5
 # Bytes that are read of a response, and characters that are stored of it or of an error.
 MAX_RESPONSE = 1024
+IS_DUE = select(Delivery.id).where(Delivery.is_ready).limit(1).exists() | is_due(Delivery, ~Delivery.is_ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class ClaimedDelivery:
 def deliver_loop(services: Services) -> Loop[ClaimedDelivery]:
     """Return the loop that attempts due deliveries."""
     worker = _DeliveryWorker(services)
-    return Loop("deliver", services.wakeups.event(DELIVERIES), CONCURRENCY, worker.claim, worker.work)
+    return Loop("deliver", services.wakeups.event(DELIVERIES), CONCURRENCY, worker.claim, worker.work, IS_DUE)
 
 
 class _DeliveryWorker:

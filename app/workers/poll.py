@@ -7,19 +7,20 @@ from dataclasses import dataclass
 
 import structlog
 
-from app.database.claims import Claim, lock_claimed
+from app.database.claims import Claim, is_due, lock_claimed
 from app.database.engine import TRANSIENT
 from app.database.wakeups import POLLS
-from app.enums import ResolvedBy
+from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
 from app.tasks import repository
 from app.upstream.pacing import LATE_SHARE, Slot, poll_share
-from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop
+from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
 MAX_EXPIRED_AT_ONCE = 100
+IS_DUE = is_due(Task, Task.status.in_(set(TaskStatus) - {TaskStatus.queued}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def poll_loop(services: Services) -> Loop[Poll]:
     """The loop that polls."""
     worker = _PollWorker(services)
     concurrency = services.settings.upstream_rate.requests
-    return Loop("poll", services.wakeups.event(POLLS), concurrency, worker.claim, worker.work)
+    return Loop("poll", services.wakeups.event(POLLS), concurrency, worker.claim, worker.work, IS_DUE)
 
 
 class _PollWorker:
@@ -62,7 +63,7 @@ class _PollWorker:
             slots = await pacer.reserve(session, numbers, now)
             wait = await pacer.next_free_in(session, now, share)
         polls = [Poll(task, slot) for task, slot in zip(tasks, slots, strict=True)]
-        return Claimed(polls, FALLBACK_INTERVAL if len(tasks) < claim.limit else min(FALLBACK_INTERVAL, wait))
+        return Claimed(polls, None if len(tasks) < claim.limit else wait)
 
     async def work(self, poll: Poll) -> None:
         """Poll one task and settle the result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import structlog
 
-from app.database.claims import Claim
+from app.database.claims import Claim, is_due
 from app.database.wakeups import ERASURES
 from app.errors import StorageUnavailable
 from app.models import StoredObject
@@ -33,4 +33,4 @@ def remove_files_loop(services: Services) -> Loop[StoredObject]:
             return
         log.info("file_removed", key=row.key, attempt=row.attempts)
 
-    return Loop("remove_files", services.wakeups.event(ERASURES), CONCURRENCY, claim, work)
+    return Loop("remove_files", services.wakeups.event(ERASURES), CONCURRENCY, claim, work, is_due(StoredObject))

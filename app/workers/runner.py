@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
+from sqlalchemy import ColumnElement, select
 
 from app.database.backoff import exponential
-from app.database.engine import TRANSIENT, advice, can_pass, reason
+from app.database.engine import TRANSIENT, Database, advice, can_pass, reason
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
 
-# A lost wake-up delays due rows by this much.
+# How often it is looked whether rows are due: a lost wake-up delays them by this much.
 FALLBACK_INTERVAL = timedelta(seconds=1)
 MIN_COMMIT_RETRY, MAX_COMMIT_RETRY = timedelta(seconds=0.1), timedelta(seconds=2)
 # How often a transaction is repeated that the database refuses: a race can be the cause, and then the next one passes.
@@ -26,10 +28,10 @@ MAX_REFUSALS = 4
 
 @dataclass(frozen=True, slots=True)
 class Claimed(Generic[Item]):
-    """The claimed items, and when to claim again unless a wake-up comes first."""
+    """The claimed items, and how soon to claim again where no wake-up will say so."""
 
     items: Sequence[Item]
-    idle: timedelta = FALLBACK_INTERVAL
+    idle: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class Loop(Generic[Item]):
 
     `claim` takes at most the given number of rows and commits; `work` runs for each of
     them, up to `concurrency` at once. A row that `work` leaves undone falls due again.
+    `is_due` tells, as an expression of SQL, whether there is anything to claim.
     """
 
     name: str
@@ -46,10 +49,35 @@ class Loop(Generic[Item]):
     concurrency: int
     claim: Callable[[int], Awaitable[Claimed[Item]]]
     work: Callable[[Item], Awaitable[None]]
+    is_due: ColumnElement[bool]
+
+
+async def wake_when_due(loops: Sequence[Loop[Any]], database: Database, stopping: asyncio.Event) -> None:
+    """
+    Wake each loop whose rows have fallen due, until `stopping` is set, by a look each second.
+
+    It finds what another process stored too, and whatever a wake-up was lost for.
+    """
+    while not stopping.is_set():
+        try:
+            await wake_due(loops, database)
+        except TRANSIENT as error:
+            _log_failure("due_rows_not_read", error)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FALLBACK_INTERVAL.total_seconds()):
+                await stopping.wait()
+
+
+async def wake_due(loops: Sequence[Loop[Any]], database: Database) -> None:
+    """Wake each loop that has due rows now, by one statement for all of them."""
+    [due] = await database.fetch(select(*(loop.is_due.label(loop.name) for loop in loops)))
+    for loop, has_due in zip(loops, due, strict=True):
+        if has_due:
+            loop.wakeup.set()
 
 
 async def run_loop(loop: Loop[Item], stopping: asyncio.Event) -> None:
-    """Run until `stopping` is set, through every error, then wait for the work in flight."""
+    """Run until `stopping` is set, through every error, then wait for the work in flight. Claims once at the start."""
     running: set[asyncio.Task[None]] = set()
     try:
         while not stopping.is_set():
@@ -96,12 +124,12 @@ def _log_failure(event: str, error: Exception, **fields: object) -> None:
         log.error(event, error=type(error).__name__, reason=advice(error) or reason(error), **fields)
 
 
-async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta:
+async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta | None:
     # Before anything else: a wake-up that a full loop left set would end each of its sleeps at once.
     loop.wakeup.clear()
     room = loop.concurrency - len(running)
     if room <= 0:
-        return FALLBACK_INTERVAL
+        return None
     try:
         claimed = await loop.claim(room)
     except TRANSIENT as error:
@@ -136,11 +164,12 @@ async def _work(loop: Loop[Item], item: Item) -> None:
         log.exception("work_error", loop=loop.name)
 
 
-async def _sleep(wakeup: asyncio.Event, stopping: asyncio.Event, idle: timedelta) -> None:
-    """Sleep until a wake-up, the stop, or the end of the idle time."""
+async def _sleep(wakeup: asyncio.Event, stopping: asyncio.Event, idle: timedelta | None) -> None:
+    """Sleep until a wake-up, the stop, or the end of the idle time, if there is one."""
     waits = [asyncio.ensure_future(wakeup.wait()), asyncio.ensure_future(stopping.wait())]
     try:
-        await asyncio.wait(waits, timeout=idle.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        timeout = None if idle is None else idle.total_seconds()
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()

@@ -10,7 +10,7 @@ import structlog
 
 from app.config import CALLBACKS_PATH
 from app.database.backoff import jittered
-from app.database.claims import Claim, lock_claimed
+from app.database.claims import Claim, is_due, lock_claimed
 from app.database.engine import Session
 from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
@@ -33,6 +33,7 @@ MAX_START_DELAY = timedelta(seconds=10)
 RETRYABLE = frozenset({Outcome.throttled, Outcome.not_sent})
 # Attempts after which a task that alone is blocked fails: each holds the queue of all for a while.
 MAX_BLOCKED = 6
+IS_DUE = is_due(Task, Task.status == TaskStatus.queued)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def submit_loop(services: Services) -> Loop[Submit]:
     """The loop that submits queued tasks."""
     worker = _SubmitWorker(services)
     concurrency = services.settings.upstream_rate.requests
-    return Loop("submit", services.wakeups.event(SUBMITS), concurrency, worker.claim, worker.work)
+    return Loop("submit", services.wakeups.event(SUBMITS), concurrency, worker.claim, worker.work, IS_DUE)
 
 
 class _SubmitWorker:
@@ -85,8 +86,7 @@ class _SubmitWorker:
             bound = min(wait, services.settings.upstream_rate.period, FALLBACK_INTERVAL)
             self._none_free_until = started + bound.total_seconds()
         submits = [Submit(task, slot, started) for task, slot in zip(tasks, slots, strict=True)]
-        idle = FALLBACK_INTERVAL if len(tasks) < len(free) else min(FALLBACK_INTERVAL, wait)
-        return Claimed(submits, idle)
+        return Claimed(submits, None if len(tasks) < len(free) else wait)
 
     async def work(self, submit: Submit) -> None:
         """Submit one task and settle the result."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from sqlalchemy import exists
+
 from app.database.wakeups import SWEEPS
+from app.models import WebhookEndpoint
 from app.services import Services
 from app.webhooks import repository
 from app.webhooks.sweeps import continue_sweep
@@ -23,4 +26,6 @@ def sweep_loop(services: Services) -> Loop[str]:
             if endpoint is not None:
                 await continue_sweep(session, endpoint, await services.database.now(session))
 
-    return Loop("sweep", services.wakeups.event(SWEEPS), 1, claim, work)
+    return Loop(
+        "sweep", services.wakeups.event(SWEEPS), 1, claim, work, exists().where(WebhookEndpoint.sweep.isnot(None))
+    )

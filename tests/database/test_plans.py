@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from app.auth.api_keys import OPERATOR
 from app.enums import TaskStatus
+from app.lifecycle import loops_of
 from app.models import ApiKey, WebhookEndpoint
 from app.retention import Retention
 from app.tasks.schemas import TaskFilters
@@ -19,7 +20,7 @@ from app.workers.deliver import deliver_loop
 from app.workers.periodic import periodic_loop, prepare_jobs
 from app.workers.poll import poll_loop
 from app.workers.remove_files import remove_files_loop
-from app.workers.runner import Item, Loop
+from app.workers.runner import Item, Loop, wake_due
 from app.workers.submit import submit_loop
 from tests.support.filling import (
     GROWING,
@@ -146,6 +147,7 @@ async def _run(loop: Loop[Item]) -> None:
 
 
 async def _deliver_archive_and_remove(service: Service) -> None:
+    await wake_due(loops_of(service.services), service.database)
     await _run(deliver_loop(service.services))
     await _run(archive_loop(service.services))
     await _run(remove_files_loop(service.services))

@@ -14,7 +14,7 @@ from app.services import Services
 from app.tasks.schemas import TaskCreate
 from app.webhooks.schemas import EndpointCreate
 from app.workers.deliver import deliver_loop
-from app.workers.runner import Loop, run_loop
+from app.workers.runner import Loop, run_loop, wake_when_due
 from tests.support.clock import Clock
 from tests.support.service import services_of
 
@@ -75,7 +75,8 @@ class Outbox:
     async def running(self) -> AsyncIterator[None]:
         """Run the worker until the block ends."""
         stopping = asyncio.Event()
-        task = asyncio.create_task(run_loop(self.loop, stopping))
+        watch = wake_when_due([self.loop], self.database, stopping)
+        task = asyncio.gather(run_loop(self.loop, stopping), watch)
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from app.sandbox import FAULTS
 from app.sandbox.audio import Sound, synthesise
 from app.services import Services
 from app.workers.archive import archive_loop, share_places
-from app.workers.runner import run_loop
+from app.workers.runner import run_loop, wake_when_due
 from tests.support.clock import MORNING
 from tests.support.receivers import Reply, hang, receiving
 from tests.support.rows import add_key, add_task
@@ -254,7 +254,9 @@ async def archiving(database_url: str, folder: Path, **settings: Any) -> AsyncIt
         key = await add_key(services.database)
         task = await add_task(services.database, key, TaskStatus.succeeded, upstream_task_id="up-1")
         stopping = asyncio.Event()
-        running = asyncio.create_task(run_loop(archive_loop(services), stopping))
+        loop = archive_loop(services)
+        watch = wake_when_due([loop], services.database, stopping)
+        running = asyncio.gather(run_loop(loop, stopping), watch)
         try:
             yield services, task
         finally:

@@ -304,7 +304,8 @@ async def test_claim_costs_no_transaction_while_no_slot_can_be_free(database_url
         claims = [await submit.loop.claim(1) for _ in range(100)]
 
     assert transactions == 0
-    assert all(not claimed.items and timedelta() < claimed.idle <= timedelta(seconds=1) for claimed in claims)
+    assert [claimed.items for claimed in claims] == [()] * 100
+    assert all(claimed.idle and claimed.idle <= timedelta(seconds=1) for claimed in claims)
 
 
 async def test_claim_finds_a_slot_as_soon_as_it_is_free(database_url: str) -> None:

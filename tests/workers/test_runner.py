@@ -4,11 +4,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import pytest
+from sqlalchemy import false
 
+from app.enums import TaskStatus
 from app.workers.runner import Claimed, Loop, run_loop
+from tests.support.clock import MORNING
+from tests.support.rows import reread
+from tests.support.service import serve
+from tests.support.statements import recorded
 from tests.support.wait import eventually
 
 PLACES = 3
@@ -45,7 +52,7 @@ class Rows:
 async def full_loop() -> AsyncIterator[Rows]:
     """A running loop without a free place."""
     rows, stopping = Rows(), asyncio.Event()
-    loop = Loop("rows", rows.wakeup, PLACES, rows.claim, rows.work)
+    loop = Loop("rows", rows.wakeup, PLACES, rows.claim, rows.work, false())
     running = asyncio.create_task(run_loop(loop, stopping))
     await eventually(lambda: len(rows.claimed) == PLACES)
     yield rows
@@ -76,3 +83,25 @@ async def test_full_loop_claims_again_as_soon_as_a_place_is_free() -> None:
         rows.done.set()
 
         await eventually(lambda: len(rows.claimed) > PLACES, within=0.9)
+
+
+async def test_idle_service_sends_one_statement_a_second(database_url: str) -> None:
+    async with serve(database_url, runs_workers=True) as service:
+        # Until the first claims, and the first look for what retention erases, are over.
+        await asyncio.sleep(1.5)
+        with recorded(service.database) as statements:
+            await asyncio.sleep(3)
+
+    assert 2 <= len(statements) <= 4
+
+
+async def test_row_is_claimed_when_its_time_comes(database_url: str) -> None:
+    async with serve(database_url, runs_workers=True, submit_deadline=60) as service:
+        soon = datetime.now(UTC) + timedelta(seconds=1)
+        task = await service.add_task(TaskStatus.unconfirmed, submitted_at=MORNING, due_at=soon)
+
+        async def is_expired() -> bool:
+            return (await reread(service.database, task.id)).status is TaskStatus.failed
+
+        await eventually(is_expired, within=10)
+        assert datetime.now(UTC) >= soon
