@@ -34,6 +34,13 @@ class Charge(StrEnum):
     refunded = "refunded"
 
 
+class Period(StrEnum):
+    """What a sum of usage is over. `hour`: an hour. `day`: a day in UTC."""
+
+    hour = "hour"
+    day = "day"
+
+
 class ResolvedBy(StrEnum):
     """
     How the end of a task became known.

@@ -14,8 +14,8 @@ from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, StoredOb
 from app.storage import references
 from app.storage.store import Storage
 from app.tasks import idempotency
-from app.tasks.repository import add_up_spent
 from app.tasks.service import erase_tasks
+from app.usage import forget_spent
 
 BATCH = 100
 REMOVAL_LEASE = timedelta(minutes=1)
@@ -47,7 +47,7 @@ class Retention:
         """
         Delete one batch of each kind; return whether there may be more.
 
-        Files become due for removal. What the tasks have cost stays as sums for each day.
+        Files become due for removal. What the tasks have cost stays in the sums of usage.
         """
         oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
@@ -56,7 +56,7 @@ class Retention:
         others = [
             await _delete_deliveries(session, self._is_old_delivery(now)),
             await _delete_keys(session, now),
-            await add_up_spent(session, self._before(now), BATCH),
+            await forget_spent(session, self._before(now), BATCH),
         ]
         return BATCH in (len(tasks), *others)
 

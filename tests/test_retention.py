@@ -14,12 +14,11 @@ from sqlalchemy import event, func, select, update
 from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
-from app.enums import CallbackOutcome, Charge, EventType, TaskStatus, WebhookType
+from app.enums import CallbackOutcome, Charge, EventType, Period, TaskStatus, WebhookType
 from app.models import (
     ApiKey,
     Callback,
     Clip,
-    DailyCharge,
     Delivery,
     Event,
     IdempotencyKey,
@@ -27,10 +26,12 @@ from app.models import (
     SpentCharge,
     StoredObject,
     Task,
+    UsageSum,
 )
 from app.retention import Retention, remove_due_files
 from app.storage import references
 from app.storage.store import Storage
+from app.usage import add_up_spent
 from app.workers.periodic import periodic_loop, prepare_jobs
 from tests.support.processes import Processes
 from tests.support.service import Service, serve_with_sandbox, services_of
@@ -169,17 +170,18 @@ async def test_every_kind_is_deleted_in_batches(database_url: str) -> None:
                 session.add(delivery_of(key, 100, False))
                 session.add(IdempotencyKey(api_key_id=key, key=text, fingerprint="f", task_id=text, created_at=old))
         async with database.writes.begin() as session:
+            added_up = [await add_up_spent(session, 100) for _ in range(2)]
             assert await retention.erase_batch(session, NOW)
             halfway = [await count_of(session, kind) for kind in (SpentCharge, Delivery, IdempotencyKey)]
         while await erase_batch(database, retention):
             batches += 1
         async with database.reads() as session:
             left = [await count_of(session, kind) for kind in (SpentCharge, Delivery, IdempotencyKey)]
-            kept = await session.scalar(select(func.sum(DailyCharge.tasks)))
+            kept = await session.scalar(select(func.sum(UsageSum.tasks)).where(UsageSum.period == Period.day))
     finally:
         await database.close()
 
-    assert (halfway, left, kept) == ([50, 50, 50], [0, 0, 0], 150)
+    assert (added_up, halfway, left, kept) == ([100, 50], [50, 50, 50], [0, 0, 0], 150)
 
 
 async def test_old_rows_are_found_by_index(database_url: str) -> None:

@@ -1,8 +1,9 @@
 """The schema: every table, and which rows fall due."""
 
-from app.models.keys import ApiKey, DailyCharge, FormerKey, IdempotencyKey, RateLimitHit, SpentCharge
+from app.models.keys import ApiKey, FormerKey, IdempotencyKey, RateLimitHit
 from app.models.shared import PaceSlot, PeriodicJob
 from app.models.tasks import QUESTIONS, Callback, Clip, Event, StoredObject, Task
+from app.models.usage import SpentCharge, UsageSum
 from app.models.webhooks import Delivery, DeliveryAttempt, WebhookEndpoint
 
 __all__ = [
@@ -10,7 +11,6 @@ __all__ = [
     "ApiKey",
     "Callback",
     "Clip",
-    "DailyCharge",
     "Delivery",
     "DeliveryAttempt",
     "Event",
@@ -22,5 +22,6 @@ __all__ = [
     "SpentCharge",
     "StoredObject",
     "Task",
+    "UsageSum",
     "WebhookEndpoint",
 ]

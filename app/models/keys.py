@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String
+from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database.base import ID_LENGTH, Base, new_id
-from app.enums import (
-    Charge,
-)
 
 
 class ApiKey(Base):
@@ -68,28 +65,3 @@ class IdempotencyKey(Base):
     fingerprint: Mapped[str] = mapped_column(String(64))
     task_id: Mapped[str] = mapped_column(String(ID_LENGTH))
     created_at: Mapped[datetime]
-
-
-class SpentCharge(Base):
-    """The charge of a deleted task, kept for usage totals until it is added to those of its day."""
-
-    __tablename__ = "spent_charges"
-    __table_args__ = (Index(None, "created_at"), Index(None, "api_key_id", "created_at", "charge", "posts"))
-
-    task_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
-    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
-    charge: Mapped[Charge]
-    posts: Mapped[int]
-    created_at: Mapped[datetime]  # Of the task.
-
-
-class DailyCharge(Base):
-    """The sums over a key's tasks of one day that are older than the retention."""
-
-    __tablename__ = "daily_charges"
-
-    api_key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"), primary_key=True)
-    day: Mapped[datetime] = mapped_column(primary_key=True)  # Its beginning in UTC.
-    charge: Mapped[Charge] = mapped_column(primary_key=True)
-    tasks: Mapped[int] = mapped_column(BigInteger)
-    posts: Mapped[int] = mapped_column(BigInteger)

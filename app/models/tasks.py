@@ -14,17 +14,17 @@ from app.database.base import ID_LENGTH, MANY_UPDATED_ROWS, Base, Due, due_index
 from app.egress.rules import authority_of
 from app.enums import (
     CallbackOutcome,
-    Charge,
     ErrorCode,
     EventType,
     ResolvedBy,
     TaskStatus,
 )
+from app.models.usage import Counted, uncounted_index
 
 STORAGE_KEY_LENGTH = 100
 
 
-class Task(Due, Base):
+class Task(Due, Counted, Base):
     """One request for a sound. Due at the next submit, poll or deadline."""
 
     __tablename__ = "tasks"
@@ -51,9 +51,6 @@ class Task(Due, Base):
     error_code: Mapped[ErrorCode | None]
     error_message: Mapped[str | None]
     upstream_code: Mapped[int | None] = mapped_column(BigInteger)
-    charge: Mapped[Charge] = mapped_column(default=Charge.none)
-    # POSTs of this task to the upstream, without those that provably never left.
-    posts: Mapped[int] = mapped_column(default=0)
     # Polls that saw success without an audio URL.
     audio_checks: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime]
@@ -71,7 +68,8 @@ class Task(Due, Base):
             # Workers claim by status: polls must not scan the queue, however long it is.
             due_index(cls.__tablename__, cls, "status", "due_at", "id"),
             Index(None, "created_at", "id"),
-            # The last two are what usage adds up, which so reads the index alone.
+            uncounted_index(cls.__tablename__, cls),
+            # The last two are what usage adds up of a part of an hour, which so reads the index alone.
             Index(None, "api_key_id", "created_at", "id", "charge", "posts"),
             Index(None, "api_key_id", "status", "created_at", "id"),
             Index(None, "completed_at"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, astuple, replace
 from datetime import datetime, timedelta
 from typing import Any
+
+from sqlalchemy import update
 
 from app.config import Settings
 from app.database.claims import Claim, claim_due
@@ -24,6 +26,7 @@ from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, nex
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.types import Report, Stage
+from app.usage import REST, add_up
 
 S = TaskStatus
 
@@ -77,15 +80,18 @@ class TaskLifecycle:
             ended += await claim_due(session, Task, rest, Task.status == status, repository.POLLABLE)
         return living, ended
 
+    async def add_up_usage(self, session: Session, now: datetime, limit: int) -> int:
+        """Add up to `limit` tasks at rest, whose cost has changed, to the sums of usage; return their number."""
+        return await add_up(session, Task, update(Task), limit, Task.updated_at < now - REST)
+
     async def apply_report(
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
     ) -> CallbackOutcome:
         """
         Apply a report of the upstream; return `applied`, `stale` or `mismatch`.
 
-        Callbacks and polls both come through here, so that a transition and its event
-        are made once, however often the same is reported. `mismatch`: the report is
-        about another upstream task than the stored one, and changes nothing.
+        Callbacks and polls both come through here: a transition and its event are made once, however often the same is
+        reported. `mismatch`: the report is about another upstream task than the stored one, and changes nothing.
         """
         if is_about_another(task, report):
             return CallbackOutcome.mismatch
@@ -97,11 +103,9 @@ class TaskLifecycle:
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
             self._revive(session, task, now)
-        if task.status is S.succeeded:
-            self._merge_late_clips(session, task, report, now)
-            return task.version != before
         if task.status in FINAL:
-            self._settle_charge(session, task, report, now)
+            settle = self._merge_late_clips if task.status is S.succeeded else self._settle_charge
+            settle(session, task, report, now)
             return task.version != before
         if task.status is not S.generating:
             await self.begin_generating(session, task, report.upstream_task_id, now)
@@ -116,7 +120,9 @@ class TaskLifecycle:
         if fresh:
             notify_on_commit(session, ARCHIVES)
         if report.stage is Stage.failed:
-            self._fail_as_reported(session, task, report, now, via)
+            task.charge = Charge.refunded if report.refunded else task.charge
+            failure = Failure(report.error_code or ErrorCode.upstream_failed, report.message, report.code)
+            self.fail(session, task, failure, now, via)
         elif report.stage is Stage.succeeded:
             self.finish(session, task, S.succeeded, now, via, clips=fresh)
             self._look_for_clips(task, report, now)
@@ -185,10 +191,8 @@ class TaskLifecycle:
         self, session: Session, task: Task, failure: Failure, now: datetime, via: ResolvedBy | None = None
     ) -> None:
         """End a task without a sound. `via` is the source of this, None where we decided it."""
-        task.error_code, task.error_message = failure.code, failure.message
-        task.upstream_code = failure.upstream_code
-        error = {"code": failure.code, "message": failure.message, "upstream_code": failure.upstream_code}
-        self.finish(session, task, S.failed, now, via, error=error)
+        task.error_code, task.error_message, task.upstream_code = astuple(failure)
+        self.finish(session, task, S.failed, now, via, error=asdict(failure))
 
     def expire_if_overdue(self, session: Session, task: Task, now: datetime) -> bool:
         """Fail a task whose deadline has passed; a late success will revive it."""
@@ -279,12 +283,6 @@ class TaskLifecycle:
         is_missing = await repository.are_callbacks_missing(session)
         return next_poll_at(task, self._settings, now, self._rng, callbacks_missing=is_missing)
 
-    def _fail_as_reported(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
-        code = report.error_code or ErrorCode.upstream_failed
-        if report.refunded:
-            task.charge = Charge.refunded
-        self.fail(session, task, Failure(code, report.message, report.code), now, via)
-
     def _recheck_audio(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> None:
         if via is not ResolvedBy.poll:
             # A repeated callback must not use up the checks.
@@ -296,5 +294,5 @@ class TaskLifecycle:
         if task.clips:
             self.finish(session, task, S.succeeded, now, via)
             self._look_for_clips(task, report, now)
-            return
-        self.fail(session, task, NO_AUDIO, now, via)
+        else:
+            self.fail(session, task, NO_AUDIO, now, via)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -10,15 +9,15 @@ from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, delete, func, literal, select, tuple_, update
+from sqlalchemy import JSON, ColumnElement, delete, func, literal, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.database.base import new_id
-from app.database.engine import Session, insert_new
+from app.database.engine import Session
 from app.enums import Charge, ResolvedBy, TaskStatus
-from app.models import Callback, DailyCharge, Event, SpentCharge, Task
+from app.models import Callback, Event, Task
 from app.tasks.event_schemas import History
-from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters, Usage
+from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.upstream_task_id.isnot(None)
@@ -227,47 +226,3 @@ async def are_callbacks_missing(session: Session) -> bool:
     )
     found = (await session.scalars(latest)).all()
     return len(found) == RECENT and all(by is ResolvedBy.poll for by in found)
-
-
-async def sum_usage(session: Session, api_key_id: str, since: datetime | None, until: datetime | None) -> Usage:
-    """Sums over one key's tasks, deleted ones too, created from `since` on and before `until`; each counts once."""
-    counts: Counter[Charge] = Counter()
-    posts = 0
-    rows = (Task, Task.created_at, func.count()), (SpentCharge, SpentCharge.created_at, func.count())
-    for kind, at, number in (*rows, (DailyCharge, DailyCharge.day, func.sum(DailyCharge.tasks))):
-        by_charge = select(kind.charge, number, func.sum(kind.posts)).where(kind.api_key_id == api_key_id)
-        if since is not None:
-            by_charge = by_charge.where(at >= since)
-        if until is not None:
-            by_charge = by_charge.where(at < until)
-        for charge, tasks, made in await session.execute(by_charge.group_by(kind.charge)):
-            counts[charge] += int(tasks)
-            posts += int(made)
-    return Usage(
-        tasks=counts.total(),
-        posts=posts,
-        charged=counts[Charge.charged],
-        refunded=counts[Charge.refunded],
-        possible=counts[Charge.possible],
-    )
-
-
-async def add_up_spent(session: Session, before: datetime, limit: int) -> int:
-    """Move up to `limit` charges of deleted tasks, created before this time, into daily sums; return their number."""
-    oldest = select(SpentCharge).where(SpentCharge.created_at < before).order_by(SpentCharge.created_at).limit(limit)
-    spent = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
-    if not spent:
-        return 0
-    posts_of: dict[tuple[str, datetime, Charge], list[int]] = {}
-    for one in spent:
-        day = one.created_at.replace(hour=0, minute=0, second=0, microsecond=0)
-        posts_of.setdefault((one.api_key_id, day, one.charge), []).append(one.posts)
-    # In one order, so that two that prune at once wait for each other instead of deadlocking.
-    for (api_key_id, day, charge), posts in sorted(posts_of.items()):
-        row = {"api_key_id": api_key_id, "day": day, "charge": charge}
-        await insert_new(session, DailyCharge, {**row, "tasks": 0, "posts": 0})
-        sums = {"tasks": DailyCharge.tasks + len(posts), "posts": DailyCharge.posts + sum(posts)}
-        await session.execute(update(DailyCharge).filter_by(**row).values(sums))
-    moved = delete(SpentCharge).where(SpentCharge.task_id.in_([one.task_id for one in spent]))
-    await session.execute(moved.execution_options(synchronize_session=False))
-    return len(spent)

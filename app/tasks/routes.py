@@ -209,7 +209,7 @@ async def get_usage(
     Count this key's tasks in a time range and what they cost.
 
     Tasks that are deleted and older than the retention are kept as sums: they count by
-    the beginning of their day in UTC.
+    the beginning of their hour in UTC.
     """
     return await tasks.usage(caller, since, until)
 

@@ -13,7 +13,7 @@ from app.auth.rate_limit import spend
 from app.config import Settings
 from app.database.engine import TRANSIENT, Database, Session
 from app.database.wakeups import ERASURES, notify_on_commit
-from app.enums import ErrorCode, ResolvedBy, TaskStatus
+from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
 from app.signed_urls import SignedUrls
@@ -25,6 +25,7 @@ from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
 from app.tasks.waiting import RetryAfterEstimate
+from app.usage import sum_usage
 from app.webhooks.lifecycle import check_receiver
 
 # How long the response to a stored task may wait for its queue position and its Retry-After.
@@ -166,7 +167,11 @@ class TaskService:
     async def usage(self, caller: Caller, since: datetime | None, until: datetime | None) -> Usage:
         """Sums over the tasks that this key created from `since` on and before `until`."""
         async with self._database.reads() as session:
-            return await repository.sum_usage(session, caller.api_key_id, since, until)
+            tasks, posts = await sum_usage(session, caller.api_key_id, since, until)
+        by_charge = {
+            charge.value: tasks.get(charge, 0) for charge in (Charge.charged, Charge.refunded, Charge.possible)
+        }
+        return Usage(tasks=sum(tasks.values()), posts=posts, **by_charge)
 
     def _check(self, body: TaskCreate) -> None:
         models = self._settings.models
@@ -205,8 +210,8 @@ async def erase_tasks(session: Session, tasks: Sequence[Task], now: datetime) ->
     What they cost moves to `spent_charges`; their files are removed when no other clip refers to them.
     """
     for task in tasks:
-        cost = {"charge": task.charge, "posts": task.posts, "created_at": task.created_at}
-        session.add(SpentCharge(task_id=task.id, api_key_id=task.api_key_id, **cost))
+        kept = ("api_key_id", "created_at", "charge", "posts", "counted_charge", "counted_posts")
+        session.add(SpentCharge(task_id=task.id, **{name: getattr(task, name) for name in kept}))
         notify_on_commit(session, task.id)
     settled, unsettled = storage_keys_of([clip for task in tasks for clip in task.clips])
     await references.release(session, settled, now)

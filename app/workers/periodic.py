@@ -18,6 +18,7 @@ from app.services import Services
 from app.upstream.hold import RECHECK, Hold, forget_stale_holds, hold_submits, recheck_of, release_submits
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason, Outcome, Result
+from app.usage import add_up_spent
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
@@ -27,7 +28,10 @@ log = structlog.get_logger()
 MAX_UNCLEAR_LOOKS = 3
 NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
-PRUNE_EVERY = timedelta(hours=1)
+PRUNE_EVERY = timedelta(minutes=1)
+# Rows that are added up in one commit.
+USAGE_BATCH = 500
+STALE_HOLD = timedelta(hours=1)
 Job = Callable[[PeriodicJob], Awaitable[None]]
 
 
@@ -93,13 +97,15 @@ def _allow_probe(session: Session, job: PeriodicJob, hold: Hold, result: Result[
 
 
 async def _prune(services: Services, job: PeriodicJob) -> None:
-    """Erase one batch of what is past its retention, so that its locks are short."""
+    """Erase one batch of what is past its retention, and add one up for usage, so that their locks are short."""
     retention = Retention(services.settings.retention_days)
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is not None:
-            await forget_stale_holds(session, now - PRUNE_EVERY)
-            is_more = await retention.erase_batch(session, now)
+            await forget_stale_holds(session, now - STALE_HOLD)
+            added_up = await services.lifecycle.add_up_usage(session, now, USAGE_BATCH)
+            added_up = max(added_up, await add_up_spent(session, USAGE_BATCH))
+            is_more = await retention.erase_batch(session, now) or added_up == USAGE_BATCH
             claimed.fence, claimed.due_at = None, now if is_more else now + PRUNE_EVERY
             if is_more:
                 # A backlog does not wait for the next look of the loop after each batch.

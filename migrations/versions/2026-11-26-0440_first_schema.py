@@ -14,6 +14,7 @@ MANY_UPDATED_ROWS = {
     "autovacuum_vacuum_scale_factor": 0.02,
     "autovacuum_analyze_scale_factor": 0.02,
 }
+IS_COUNTED = "charge = COALESCE(counted_charge, '') AND posts = COALESCE(counted_posts, -1)"
 FEW_BUSY_ROWS = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200}
 
 
@@ -98,6 +99,9 @@ def upgrade() -> None:
         sa.Column("charge", sa.String(length=32), nullable=False),
         sa.Column("posts", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("counted_charge", sa.String(length=32), nullable=True),
+        sa.Column("counted_posts", sa.Integer(), nullable=True),
+        sa.Column("is_counted", sa.Boolean(), sa.Computed(IS_COUNTED, persisted=True), nullable=False),
         sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_spent_charges_api_key_id")),
         sa.PrimaryKeyConstraint("task_id", name=op.f("pk_spent_charges")),
     )
@@ -108,16 +112,24 @@ def upgrade() -> None:
             ["api_key_id", "created_at", "charge", "posts"],
             unique=False,
         )
+        batch_op.create_index(
+            "ix_spent_charges_uncounted",
+            ["api_key_id", "created_at"],
+            unique=False,
+            postgresql_where=sa.text("NOT is_counted"),
+            sqlite_where=sa.text("is_counted = 0"),
+        )
 
     op.create_table(
-        "daily_charges",
+        "usage_sums",
         sa.Column("api_key_id", sa.String(length=32), nullable=False),
-        sa.Column("day", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("period", sa.String(length=32), nullable=False),
+        sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("charge", sa.String(length=32), nullable=False),
         sa.Column("tasks", sa.BigInteger(), nullable=False),
         sa.Column("posts", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_daily_charges_api_key_id")),
-        sa.PrimaryKeyConstraint("api_key_id", "day", "charge", name=op.f("pk_daily_charges")),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_usage_sums_api_key_id")),
+        sa.PrimaryKeyConstraint("api_key_id", "period", "starts_at", "charge", name=op.f("pk_usage_sums")),
     )
 
     op.create_table(
@@ -156,6 +168,9 @@ def upgrade() -> None:
         sa.Column("upstream_code", sa.BigInteger(), nullable=True),
         sa.Column("charge", sa.String(length=32), nullable=False),
         sa.Column("posts", sa.Integer(), nullable=False),
+        sa.Column("counted_charge", sa.String(length=32), nullable=True),
+        sa.Column("counted_posts", sa.Integer(), nullable=True),
+        sa.Column("is_counted", sa.Boolean(), sa.Computed(IS_COUNTED, persisted=True), nullable=False),
         sa.Column("audio_checks", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=True),
@@ -179,6 +194,13 @@ def upgrade() -> None:
             batch_op.f("ix_tasks_api_key_id_status_created_at_id"),
             ["api_key_id", "status", "created_at", "id"],
             unique=False,
+        )
+        batch_op.create_index(
+            "ix_tasks_uncounted",
+            ["api_key_id", "created_at"],
+            unique=False,
+            postgresql_where=sa.text("NOT is_counted"),
+            sqlite_where=sa.text("is_counted = 0"),
         )
         batch_op.create_index(batch_op.f("ix_tasks_completed_at"), ["completed_at"], unique=False)
         batch_op.create_index(
@@ -454,13 +476,23 @@ def downgrade() -> None:
             sqlite_where=sa.text("resolved_by IS NOT NULL"),
         )
         batch_op.drop_index(batch_op.f("ix_tasks_completed_at"))
+        batch_op.drop_index(
+            "ix_tasks_uncounted",
+            postgresql_where=sa.text("NOT is_counted"),
+            sqlite_where=sa.text("is_counted = 0"),
+        )
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_status_created_at_id"))
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id_charge_posts"))
         batch_op.drop_index(batch_op.f("ix_tasks_created_at_id"))
 
     op.drop_table("tasks")
-    op.drop_table("daily_charges")
+    op.drop_table("usage_sums")
     with op.batch_alter_table("spent_charges", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_spent_charges_uncounted",
+            postgresql_where=sa.text("NOT is_counted"),
+            sqlite_where=sa.text("is_counted = 0"),
+        )
         batch_op.drop_index(batch_op.f("ix_spent_charges_api_key_id_created_at_charge_posts"))
         batch_op.drop_index(batch_op.f("ix_spent_charges_created_at"))
 

@@ -39,6 +39,7 @@ from tests.support.filling import (
     fill_deliveries,
     fill_finished,
     fill_queued,
+    fill_sums,
     settle_statistics,
 )
 from tests.support.postgres import postgres
@@ -162,6 +163,7 @@ async def fill(service: Service, sizes: argparse.Namespace) -> None:
     await fill_finished(service.database, owners, sizes.tasks, histories=sizes.deliveries)
     await fill_queued(service.database, owners, sizes.queued)
     await fill_deliveries(service.database, owners, sizes.deliveries)
+    await fill_sums(service.database)
     await settle_statistics(service.database)
 
 

@@ -20,6 +20,8 @@ GROWING = frozenset(Base.metadata.tables) - {
     *("pace_slots", "periodic_jobs"),
 }
 SPREAD = timedelta(days=30)
+# Of each kind of rows, those of the last minutes.
+UNCOUNTED = 300
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ async def fill_finished(database: Database, owners: Sequence[Owner], count: int,
     As many as `histories` of them, or all, have an event, a callback and a clip that is archived.
     """
     histories = count if histories is None else histories
-    await _fill(database, "tasks", count, _task(owners, "1", _choice("succeeded", "succeeded", "succeeded", "failed")))
+    status = _choice("succeeded", "succeeded", "succeeded", "failed")
+    await _fill(database, "tasks", count, {**_task(owners, "1", status), **_counted("charged", 1, count)})
     task = {"task_id": "{id:1}", "created_at": "{time}"}
     event = {"id": "{id:1}", **task, "version": "1", "type": "'task.created'", "data": "'{{}}'"}
     await _fill(database, "events", histories, event)
@@ -62,7 +65,8 @@ async def fill_finished(database: Database, owners: Sequence[Owner], count: int,
 async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -> None:
     """Add tasks that wait for their submit."""
     unknown = dict.fromkeys(("upstream_task_id", "resolved_by", "submitted_at", "completed_at"), "NULL")
-    queued = {**_task(owners, "2", "'queued'"), **unknown, "charge": "'none'", "posts": "0", "due_at": "{time}"}
+    queued = {**_task(owners, "2", "'queued'"), **unknown, "due_at": "{time}"}
+    queued |= _counted("none", 0, count)
     await _fill(database, "tasks", count, queued)
 
 
@@ -99,10 +103,22 @@ async def fill_leftovers(database: Database, owners: Sequence[Owner], count: int
     kept = {**key, "key": "{id:7}", "fingerprint": "{id:7}", "task_id": "{id:1}", "created_at": "{time}"}
     await _fill(database, "idempotency_keys", count, kept)
     await _fill(database, "rate_limit_hits", count, {**key, "id": "{id:7}", "made_at": "{time}"})
-    spent = {**key, "task_id": "{id:7}", "charge": "'charged'", "posts": "1", "created_at": "{time}"}
+    spent = {**key, "task_id": "{id:7}", "created_at": "{time}", **_counted("charged", 1, count)}
     await _fill(database, "spent_charges", count, spent)
-    sums = {**key, "day": "{time}", "charge": "'charged'", "tasks": "1", "posts": "1"}
-    await _fill(database, "daily_charges", count, sums)
+
+
+async def fill_sums(database: Database) -> None:
+    """Add the sums of usage of all tasks and of deleted ones, but for the latest."""
+    for period in ("hour", "day"):
+        start = f"date_trunc('{period}', created_at, 'UTC')"
+        if _is_sqlite(database):
+            start = f"strftime('%Y-%m-%d {'%H' if period == 'hour' else '00'}:00:00.000000', created_at)"
+        columns = "api_key_id, counted_charge, counted_posts, created_at"
+        counted = " UNION ALL ".join(f"SELECT {columns} FROM {table}" for table in ("tasks", "spent_charges"))  # noqa: S608
+        rows = f"FROM ({counted}) AS counted WHERE counted_charge IS NOT NULL GROUP BY 1, 3, 4"
+        sums = f"SELECT api_key_id, '{period}', {start}, counted_charge, count(*), sum(counted_posts) {rows}"
+        insert = f"INSERT INTO usage_sums (api_key_id, period, starts_at, charge, tasks, posts) {sums}"
+        await asyncio.to_thread(_execute, database.url, insert)
 
 
 async def settle_statistics(database: Database) -> None:
@@ -126,8 +142,6 @@ def _task(owners: Sequence[Owner], kind: str, status: str) -> dict[str, str]:
         "upstream_task_id": f"{{id:{kind}}}",
         "resolved_by": "'callback'",
         "was_unconfirmed": "false",
-        "charge": "'charged'",
-        "posts": "1",
         "audio_checks": "0",
         "created_at": "{time}",
         "submitted_at": "{time}",
@@ -135,6 +149,13 @@ def _task(owners: Sequence[Owner], kind: str, status: str) -> dict[str, str]:
         "updated_at": "{time}",
         "attempts": "0",
     }
+
+
+def _counted(charge: str, posts: int, count: int) -> dict[str, str]:
+    """What each row costs, which the sums of usage hold of all but the last UNCOUNTED."""
+    cost = {"charge": f"'{charge}'", "posts": str(posts)}
+    held = {f"counted_{name}": f"CASE WHEN n <= {count - UNCOUNTED} THEN {value} END" for name, value in cost.items()}
+    return {**cost, **held}
 
 
 def _choice(*values: str) -> str:
