@@ -2,7 +2,7 @@
 
 from app.models.keys import ApiKey, FormerKey, IdempotencyKey, RateLimitHit
 from app.models.shared import PaceSlot, PeriodicJob
-from app.models.tasks import QUESTIONS, Callback, Clip, Event, StoredObject, Task
+from app.models.tasks import QUESTIONS, Callback, Clip, Event, StoredObject, Task, TaskLabel
 from app.models.usage import SpentCharge, UsageSum
 from app.models.webhooks import Delivery, DeliveryAttempt, WebhookEndpoint
 
@@ -22,6 +22,7 @@ __all__ = [
     "SpentCharge",
     "StoredObject",
     "Task",
+    "TaskLabel",
     "UsageSum",
     "WebhookEndpoint",
 ]

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
 from app.database.base import ID_LENGTH, MANY_UPDATED_ROWS, Base, Due, due_index, new_id
@@ -44,7 +43,7 @@ class Task(Due, Counted, Base):
     webhook_url: Mapped[str | None]
     # The `callBackUrl` of a task from the drop-in API, which gets callbacks in the vendor's format.
     callback_url: Mapped[str | None]
-    labels: Mapped[dict[str, str]] = mapped_column("metadata", JSON().with_variant(JSONB(), "postgresql"))
+    labels: Mapped[dict[str, str]] = mapped_column("metadata")
     upstream_task_id: Mapped[str | None] = mapped_column(String(200))
     resolved_by: Mapped[ResolvedBy | None]
     was_unconfirmed: Mapped[bool] = mapped_column(default=False)
@@ -59,6 +58,8 @@ class Task(Due, Counted, Base):
     updated_at: Mapped[datetime]
     # The foreign key deletes the clips of a deleted task; without "all" the session would first clear their task_id.
     clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin", passive_deletes="all")
+    # Never read: searches look at the table.
+    label_rows: Mapped[list[TaskLabel]] = relationship(lazy="raise", passive_deletes="all")
 
     @declared_attr.directive
     @classmethod
@@ -75,16 +76,22 @@ class Task(Due, Counted, Base):
             Index(None, "completed_at"),
             # The latest tasks to be resolved, however many were canceled since.
             Index("ix_tasks_resolved", "completed_at", postgresql_where=resolved, sqlite_where=resolved),
-            # Without the list of pending entries, which every search reads and whose end one order in many pays for.
-            Index(
-                "ix_tasks_metadata",
-                cls.labels,
-                postgresql_using="gin",
-                postgresql_ops={"metadata": "jsonb_path_ops"},
-                postgresql_with={"fastupdate": "off"},
-            ).ddl_if(dialect="postgresql"),
             {"postgresql_with": MANY_UPDATED_ROWS},
         )
+
+
+class TaskLabel(Base):
+    """One of a task's labels, by which tasks are searched for: written with the task, and never changed."""
+
+    __tablename__ = "task_labels"
+    # A search reads the label's tasks alone, newest first.
+    __table_args__ = (Index(None, "api_key_id", "name", "value", "created_at", "task_id"),)
+
+    task_id: Mapped[str] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(String(512))
+    api_key_id: Mapped[str] = mapped_column(String(ID_LENGTH))
+    created_at: Mapped[datetime]  # Of the task.
 
 
 # The lane of clips about which the upstream is asked first: for a fresh link, or for lyrics.

@@ -9,13 +9,13 @@ from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, delete, func, literal, select, tuple_
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
+from sqlalchemy.orm import aliased
 
 from app.database.base import new_id
 from app.database.engine import Session
 from app.enums import Charge, ResolvedBy, TaskStatus
-from app.models import Callback, Event, Task
+from app.models import ApiKey, Callback, Event, Task, TaskLabel
 from app.tasks.event_schemas import History
 from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters
 
@@ -25,6 +25,8 @@ POLLABLE = Task.upstream_task_id.isnot(None)
 UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed, TaskStatus.generating]) & (
     (Task.status != TaskStatus.generating) | Task.upstream_task_id.is_(None)
 )
+# More than this many tasks with a label are not counted.
+MANY_TASKS = 1_000
 RECENT = 5
 RECENT_LATENCIES = 20
 RECENTLY_RESOLVED = 100
@@ -39,6 +41,10 @@ def new_task(api_key_id: str, body: TaskCreate, model: str, now: datetime, callb
         status=TaskStatus.queued,
         version=0,
         labels=body.metadata,
+        label_rows=[
+            TaskLabel(name=name, value=value, api_key_id=api_key_id, created_at=now)
+            for name, value in body.metadata.items()
+        ],
         model=model,
         **body.model_dump(exclude={"metadata", "model"}),
         callback_url=callback_url,
@@ -93,35 +99,64 @@ async def delete_tasks(session: Session, task_ids: Sequence[str]) -> None:
 
 
 async def list_tasks(
-    session: Session, where: Sequence[ColumnElement[bool]], after: tuple[datetime, str] | None, limit: int
+    session: Session,
+    api_key_id: str | None,
+    filters: TaskFilters,
+    labels: Mapping[str, str],
+    after: tuple[datetime, str] | None,
+    limit: int,
 ) -> Sequence[Task]:
-    """Up to `limit` matching tasks, newest first, after the position `after`: `created_at` and id."""
-    query = select(Task).where(*where).order_by(Task.created_at.desc(), Task.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(tuple_(Task.created_at, Task.id) < after)
-    return (await session.scalars(query)).all()
+    """
+    Up to `limit` matching tasks of a caller or of all, newest first, after the position `after`: `created_at` and id.
 
-
-def conditions(session: Session, filters: TaskFilters, labels: Mapping[str, str]) -> list[ColumnElement[bool]]:
-    """The conditions of a list's filters; the task's metadata must contain all of `labels`."""
+    Their metadata contains all of `labels`.
+    """
+    query, created_at, id_ = select(Task), Task.created_at, Task.id
+    if labels:
+        rarest, *others = await _rarest_first(session, api_key_id, labels)
+        query = query.join(TaskLabel, TaskLabel.task_id == Task.id).where(*_has_label(TaskLabel, api_key_id, rarest))
+        query = query.where(*(_carries(label) for label in others))
+        created_at, id_ = TaskLabel.created_at, TaskLabel.task_id
+    elif api_key_id is not None:
+        query = query.where(Task.api_key_id == api_key_id)
     comparisons: list[tuple[Callable[[Any, Any], Any], Any, object]] = [
         (eq, Task.status, filters.status),
         (eq, Task.model, filters.model),
-        (gt, Task.created_at, filters.created_after),
-        (lt, Task.created_at, filters.created_before),
+        (gt, created_at, filters.created_after),
+        (lt, created_at, filters.created_before),
     ]
-    given = [compare(column, value) for compare, column, value in comparisons if value is not None]
-    return [*given, _carries(session, labels)] if labels else given
+    query = query.where(*(compare(column, value) for compare, column, value in comparisons if value is not None))
+    if after is not None:
+        query = query.where(tuple_(created_at, id_) < after)
+    return (await session.scalars(query.order_by(created_at.desc(), id_.desc()).limit(limit))).all()
 
 
-def _carries(session: Session, labels: Mapping[str, str]) -> ColumnElement[bool]:
-    """Whether a task's metadata contains all of these pairs, as one condition for any number of them."""
-    if session.get_bind().dialect.name != "sqlite":
-        return Task.labels.op("@>", is_comparison=True)(literal(dict(labels), JSONB))
-    # Names may hold any text, which no JSON path of SQLite's can.
-    pairs = func.json_each(Task.labels).table_valued("key", "value")
-    held = select(func.count()).where(tuple_(pairs.c.key, pairs.c.value).in_(list(labels.items())))
-    return held.scalar_subquery() == len(labels)
+async def _rarest_first(
+    session: Session, api_key_id: str | None, labels: Mapping[str, str]
+) -> Sequence[tuple[str, str]]:
+    """
+    These labels, the one that fewest tasks have first; those that many have in any order.
+
+    A search walks along the tasks of one label, however common the others are.
+    """
+    pairs = list(labels.items())
+    if len(pairs) == 1:
+        return pairs
+    some = [select(literal(1)).where(*_has_label(TaskLabel, api_key_id, pair)).limit(MANY_TASKS) for pair in pairs]
+    counts = select(*(select(func.count()).select_from(one.subquery()).scalar_subquery() for one in some))
+    found = (await session.execute(counts)).one()
+    return [pair for _, pair in sorted(zip(found, pairs, strict=True))]
+
+
+def _has_label(label: Any, api_key_id: str | None, pair: tuple[str, str]) -> tuple[ColumnElement[bool], ...]:
+    # For all tasks each caller is looked up: without one the index could not be searched.
+    callers = label.api_key_id.in_(select(ApiKey.id)) if api_key_id is None else label.api_key_id == api_key_id
+    return callers, label.name == pair[0], label.value == pair[1]
+
+
+def _carries(pair: tuple[str, str]) -> ColumnElement[bool]:
+    label = aliased(TaskLabel)
+    return exists().where(label.task_id == Task.id, label.name == pair[0], label.value == pair[1])
 
 
 async def queue_positions(session: Session, tasks: Sequence[Task | SimpleNamespace]) -> Mapping[str, int]:

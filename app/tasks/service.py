@@ -112,10 +112,8 @@ class TaskService:
     ) -> list[TaskRead]:
         """Up to `limit` tasks that the caller may read, newest first, after this position."""
         async with self._database.reads() as session:
-            where = repository.conditions(session, filters, labels)
-            if not caller.is_admin:
-                where.append(Task.api_key_id == caller.api_key_id)
-            found = await repository.list_tasks(session, where, after, limit)
+            api_key_id = None if caller.is_admin else caller.api_key_id
+            found = await repository.list_tasks(session, api_key_id, filters, labels, after, limit)
             positions = await repository.queue_positions(session, found)
             return [read_task(task, positions, self._signed_urls) for task in found]
 

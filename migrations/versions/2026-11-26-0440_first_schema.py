@@ -2,7 +2,6 @@
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 
 revision = "20261126_first_schema"
 down_revision = None
@@ -159,7 +158,7 @@ def upgrade() -> None:
         sa.Column("grab_lyrics", sa.Boolean(), nullable=False),
         sa.Column("webhook_url", sa.Text(), nullable=True),
         sa.Column("callback_url", sa.Text(), nullable=True),
-        sa.Column("metadata", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("metadata", sa.JSON(), nullable=False),
         sa.Column("upstream_task_id", sa.String(length=200), nullable=True),
         sa.Column("resolved_by", sa.String(length=32), nullable=True),
         sa.Column("was_unconfirmed", sa.Boolean(), nullable=False),
@@ -218,15 +217,21 @@ def upgrade() -> None:
             sqlite_where=sa.text("due_at IS NOT NULL"),
         )
 
-    if op.get_bind().dialect.name == "postgresql":
-        op.create_index(
-            "ix_tasks_metadata",
-            "tasks",
-            ["metadata"],
+    op.create_table(
+        "task_labels",
+        sa.Column("task_id", sa.String(length=32), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.String(length=512), nullable=False),
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name=op.f("fk_task_labels_task_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("task_id", "name", name=op.f("pk_task_labels")),
+    )
+    with op.batch_alter_table("task_labels", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_task_labels_api_key_id_name_value_created_at_task_id"),
+            ["api_key_id", "name", "value", "created_at", "task_id"],
             unique=False,
-            postgresql_using="gin",
-            postgresql_ops={"metadata": "jsonb_path_ops"},
-            postgresql_with={"fastupdate": "off"},
         )
 
     op.create_table(
@@ -464,8 +469,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_webhook_endpoints_api_key_id_id"))
 
     op.drop_table("webhook_endpoints")
-    if op.get_bind().dialect.name == "postgresql":
-        op.drop_index("ix_tasks_metadata", table_name="tasks")
+    with op.batch_alter_table("task_labels", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_task_labels_api_key_id_name_value_created_at_task_id"))
+
+    op.drop_table("task_labels")
     with op.batch_alter_table("tasks", schema=None) as batch_op:
         batch_op.drop_index(
             "ix_tasks_due", postgresql_where=sa.text("due_at IS NOT NULL"), sqlite_where=sa.text("due_at IS NOT NULL")

@@ -122,6 +122,7 @@ CALLS: dict[str, Call] = {
     "list created_before": get(f"/v1/tasks?created_before={datetime.now(UTC) - timedelta(days=15):%Y-%m-%dT%H:%M:%SZ}"),
     "list metadata, one in 1000": get("/v1/tasks?metadata.scene=s7&limit=1"),
     "list metadata, one in 10": get("/v1/tasks?metadata.part=p7"),
+    "list metadata, one in 10 and none": get("/v1/tasks?metadata.part=p7&metadata.scene=nowhere"),
     "list metadata, none": get("/v1/tasks?metadata.scene=nowhere"),
     "list as admin": list_as_admin,
     "list deliveries": get("/v1/deliveries"),

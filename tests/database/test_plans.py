@@ -47,6 +47,7 @@ TASK_FILTERS = [
     "created_before=2036-01-01T00:00:00Z",
     "metadata.scene=s7",
     "metadata.scene=s7&metadata.part=p7",
+    "metadata.part=p7&metadata.scene=nowhere",
     "metadata.scene=nowhere&status=succeeded&model=V5",
 ]
 CLIP = {"id": "c1", "audio_url": "http://127.0.0.1:9/c1.mp3", "title": "Rain", "duration": 3.5}
@@ -90,6 +91,10 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
     assert [all(f"ix_{table}_uncounted" in plan for table in ("tasks", "spent_charges")) for plan in usage] == 3 * [
         True
     ]
+    searches = [plan for sql, plan in plans.items() if "JOIN task_labels" in sql]
+    by_label = "ix_task_labels_api_key_id_name_value_created_at_task_id", "pk_tasks|sqlite_autoindex_tasks_1"
+    assert len(searches) >= 4
+    assert all(re.search(index, plan) for index in by_label for plan in searches), searches
     # The use cases above reached what they are meant to reach.
     missed = [table for table in GROWING if not any(table in sql for sql in plans)]
     assert (missed, len(plans) > 60) == ([], True)

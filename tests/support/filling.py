@@ -51,6 +51,7 @@ async def fill_finished(database: Database, owners: Sequence[Owner], count: int,
     histories = count if histories is None else histories
     status = _choice("succeeded", "succeeded", "succeeded", "failed")
     await _fill(database, "tasks", count, {**_task(owners, "1", status), **_counted("charged", 1, count)})
+    await _fill_labels(database, owners, "1", count)
     task = {"task_id": "{id:1}", "created_at": "{time}"}
     event = {"id": "{id:1}", **task, "version": "1", "type": "'task.created'", "data": "'{{}}'"}
     await _fill(database, "events", histories, event)
@@ -68,6 +69,7 @@ async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -
     queued = {**_task(owners, "2", "'queued'"), **unknown, "due_at": "{time}"}
     queued |= _counted("none", 0, count)
     await _fill(database, "tasks", count, queued)
+    await _fill_labels(database, owners, "2", count)
 
 
 async def fill_deliveries(database: Database, owners: Sequence[Owner], count: int, status: str = "pending") -> None:
@@ -119,6 +121,15 @@ async def fill_sums(database: Database) -> None:
         sums = f"SELECT api_key_id, '{period}', {start}, counted_charge, count(*), sum(counted_posts) {rows}"
         insert = f"INSERT INTO usage_sums (api_key_id, period, starts_at, charge, tasks, posts) {sums}"
         await asyncio.to_thread(_execute, database.url, insert)
+
+
+async def _fill_labels(database: Database, owners: Sequence[Owner], kind: str, count: int) -> None:
+    """Add the labels of tasks: one of a thousand scenes, and one of ten parts."""
+    label = {"task_id": f"{{id:{kind}}}", "api_key_id": _choice(*(owner.key_id for owner in owners))}
+    label["created_at"] = "{time}"
+    for name, different in (("scene", 1000), ("part", 10)):
+        value = f"'{name[0]}' || (n % {different})"
+        await _fill(database, "task_labels", count, {**label, "name": f"'{name}'", "value": value})
 
 
 async def settle_statistics(database: Database) -> None:

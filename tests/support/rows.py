@@ -51,7 +51,7 @@ async def add_task(
         **columns,
     }
     async with database.writes.begin() as session:
-        body = TaskCreate.model_validate({"prompt": "soft rain"})
+        body = TaskCreate.model_validate({"prompt": "soft rain", "metadata": columns.pop("labels", {})})
         task = lifecycle_of(database).create(session, api_key_id, body, now)
         for name, value in columns.items():
             setattr(task, name, value)

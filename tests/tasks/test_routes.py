@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text
 
 from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
-from app.models import Callback, Clip, Event, StoredObject, Task
+from app.models import Callback, Clip, Event, StoredObject, Task, TaskLabel
 from app.tasks.repository import queue_positions
 from app.tasks.schemas import MAX_LABELS, MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
@@ -315,6 +315,31 @@ async def test_all_labels_asked_for_must_match(service: Service) -> None:
 
     assert [task["id"] for task in of_all] == [task_id]
     assert (len(of_some), swapped) == (2, [])
+
+
+async def test_search_for_a_common_and_a_rare_label_finds_what_has_both(service: Service) -> None:
+    common = [await service.add_task(now=MORNING + timedelta(hours=n), labels={"part": "1"}) for n in range(4)]
+    both = [
+        await service.add_task(now=MORNING + timedelta(hours=n), labels={"scene": "attic", "part": "1"}) for n in (1, 9)
+    ]
+    await service.add_task(labels={"scene": "attic"})
+    stranger = await add_key(service.database, "stranger")
+    await add_task(service.database, stranger, labels={"scene": "attic", "part": "1"})
+
+    first = await service.client.get("/v1/tasks?metadata.part=1&metadata.scene=attic&limit=1")
+    second = await service.client.get(first.links["next"]["url"])
+
+    assert [page.json()["items"][0]["id"] for page in (first, second)] == [both[1].id, both[0].id]
+    assert second.links == {}
+    assert len((await service.client.get("/v1/tasks?metadata.part=1")).json()["items"]) == len(common + both)
+
+
+async def test_labels_go_with_their_task(service: Service) -> None:
+    task = await service.add_task(TaskStatus.succeeded, labels={"scene": "attic"})
+    assert (await service.client.delete(f"/v1/tasks/{task.id}")).status_code == 204
+
+    async with service.database.reads() as session:
+        assert await session.scalar(select(func.count()).select_from(TaskLabel)) == 0
 
 
 @pytest.mark.parametrize("count", [17, 1000])
