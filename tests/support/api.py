@@ -19,9 +19,10 @@ def client_of(url: str, key: str | None = KEY, **options: Any) -> httpx.AsyncCli
     """A client of the server at this URL, with a caller's key; use as a context manager."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # Loading certificates takes longer than most tests, and no server of the tests but one has any.
-    return httpx.AsyncClient(
-        **{"base_url": url, "headers": headers, "trust_env": False, "timeout": 30, "verify": False, **options}
-    )
+    plain = {"base_url": url, "headers": headers, "trust_env": False, "timeout": 30, "verify": False}
+    # The server closes idle connections after 5 s: a client that would use one until then can meet its end.
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=2)
+    return httpx.AsyncClient(**{**plain, "limits": limits, **options})
 
 
 async def create_task(client: httpx.AsyncClient, prompt: str = "soft rain", **fields: Any) -> Json:
