@@ -73,6 +73,7 @@ class Task(Due, Counted, Base):
             # The last two are what usage adds up of a part of an hour, which so reads the index alone.
             Index(None, "api_key_id", "created_at", "id", "charge", "posts"),
             Index(None, "api_key_id", "status", "created_at", "id"),
+            Index(None, "api_key_id", "model", "created_at", "id"),
             Index(None, "completed_at"),
             # The latest tasks to be resolved, however many were canceled since.
             Index("ix_tasks_resolved", "completed_at", postgresql_where=resolved, sqlite_where=resolved),

@@ -195,6 +195,11 @@ def upgrade() -> None:
             unique=False,
         )
         batch_op.create_index(
+            batch_op.f("ix_tasks_api_key_id_model_created_at_id"),
+            ["api_key_id", "model", "created_at", "id"],
+            unique=False,
+        )
+        batch_op.create_index(
             "ix_tasks_uncounted",
             ["api_key_id", "created_at"],
             unique=False,
@@ -488,6 +493,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("NOT is_counted"),
             sqlite_where=sa.text("is_counted = 0"),
         )
+        batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_model_created_at_id"))
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_status_created_at_id"))
         batch_op.drop_index(batch_op.f("ix_tasks_api_key_id_created_at_id_charge_posts"))
         batch_op.drop_index(batch_op.f("ix_tasks_created_at_id"))

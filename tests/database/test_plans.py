@@ -43,6 +43,7 @@ TASK_FILTERS = [
     "status=generating",
     "status=failed",
     "model=V4",
+    "model=V3",
     "created_after=2026-01-01T00:00:00Z",
     "created_before=2036-01-01T00:00:00Z",
     "metadata.scene=s7",
@@ -91,6 +92,9 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
     assert [all(f"ix_{table}_uncounted" in plan for table in ("tasks", "spent_charges")) for plan in usage] == 3 * [
         True
     ]
+    by_model = [plan for sql, plan in plans.items() if "tasks.model =" in sql and "JOIN" not in sql]
+    assert by_model
+    assert all("ix_tasks_api_key_id_model_created_at_id" in plan for plan in by_model), by_model
     searches = [plan for sql, plan in plans.items() if "JOIN task_labels" in sql]
     by_label = "ix_task_labels_api_key_id_name_value_created_at_task_id", "pk_tasks|sqlite_autoindex_tasks_1"
     assert len(searches) >= 4
