@@ -23,6 +23,7 @@ AppError
 ├── TooManyRequests        429
 ├── HeadersTooLarge        431
 ├── InternalError          500
+├── UnknownTransferCoding  501
 ├── UpstreamUnavailable    502
 ├── DatabaseUnavailable    503
 ├── StatementTimedOut      503
@@ -208,6 +209,13 @@ class InternalError(AppError):
 
     status, slug = 500, "internal-error"
     advice = "The log of this service has the cause. Retry; an `Idempotency-Key` prevents a second task."
+
+
+class UnknownTransferCoding(AppError):
+    """The body has a transfer coding that this service does not know."""
+
+    status, slug = 501, "unknown-transfer-coding"
+    advice = "Send the body with a `Content-Length`, or with `Transfer-Encoding: chunked` alone."
 
 
 class UpstreamUnavailable(AppError):

@@ -1,10 +1,8 @@
 """Connections: deadlines and limits on what a client sends and how it reads, which uvicorn does not have."""
 
 import asyncio
-import re
 import resource
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -20,18 +18,13 @@ from app.errors import (
     TooManyConnections,
     UnreadableRequest,
 )
+from app.web import framing
 from app.web.problems import problem
 
 # File descriptors for everything but clients' connections: the database, the upstream, webhooks, files.
 RESERVED_FILES = 200
 # Beyond any Content-Length of a response.
 MAX_LENGTH = sys.maxsize // 2
-
-VERSIONS = frozenset({"1.0", "1.1"})
-# RFC 9110 §7.2; it may be empty.
-_HOST = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
-_ABSOLUTE = re.compile(rb"https?://[^/?#@]+(/[^?]*)?(\?.*)?", re.IGNORECASE)
-_UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
 
 def _connections_allowed() -> int:
@@ -59,17 +52,19 @@ class HttpProtocol(HttpToolsProtocol):
     write_timeout = timedelta(seconds=30)
     # For the request line and all headers; also for all trailers, and for one chunk extension.
     max_header_bytes = 16 * 1024
-    # Requests that wait behind the one being answered.
-    max_pipelined = 16
     max_connections = _connections_allowed()
 
     _deadline: asyncio.TimerHandle | None = None
     _write_deadline: asyncio.TimerHandle | None = None
     _receiving_body = False
-    _unparsed_bytes = 0
+    _body: framing.Chunks | framing.Counted
+    _is_head_given = False
+    _is_head_method = False
     _refusal: type[AppError] = UnreadableRequest
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # What has come and was not given to the parser: half a head, or requests behind the one being answered.
+        self._unparsed = bytearray()
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(TooManyConnections())
@@ -82,19 +77,54 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._unparsed_bytes += len(data)
-        super().data_received(data if self._receiving_body else _without_upgrade(data))
-        if self._unparsed_bytes > self.max_header_bytes:
-            self._refuse(HeadersTooLarge())
-        elif self._deadline is None and self._has_no_timeout():
+        self._unparsed += data
+        self._parse()
+
+    def _parse(self) -> None:
+        """
+        Give the parser what has come, one head or one body at a time.
+
+        A pipelined request waits for the response to the one before, and its client for us to read on.
+        """
+        self._unset_keepalive_if_required()
+        while self._unparsed and not self.transport.is_closing():
+            if not self._receiving_body and not self._is_idle():
+                self.flow.pause_reading()
+                break
+            try:
+                piece = self._take_body() if self._receiving_body else self._take_head()
+            except AppError as error:
+                self._refuse(error)
+                break
+            if not piece:
+                break
+            super().data_received(piece)
+        if self._deadline is None and self._has_no_timeout():
             self._set_deadline(self.header_timeout)
 
-    def on_message_begin(self) -> None:
-        if len(self.pipeline) >= self.max_pipelined:
-            raise UnreadableRequest
-        super().on_message_begin()
-        if self._deadline is None:
-            self._set_deadline(self.header_timeout)
+    def _take_head(self) -> bytes:
+        """A whole head, as the parser should read it; empty if there is none yet. Raises AppError."""
+        self._is_head_method = False
+        del self._unparsed[: framing.begin(self._unparsed)]
+        end = framing.end(self._unparsed)
+        if end is None:
+            if len(self._unparsed) > self.max_header_bytes:
+                raise HeadersTooLarge
+            framing.check_first_byte(self._unparsed)
+            return b""
+        head = self._take(end)
+        self._is_head_method = head.startswith(b"HEAD ")
+        self._is_head_given = True
+        return framing.normalized(head)
+
+    def _take_body(self) -> bytes:
+        """What has come of a body, and nothing behind it. Raises AppError."""
+        return self._take(self._body.length(self._unparsed))
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._unparsed[:size])
+        del self._unparsed[:size]
+        return taken
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Uvicorn would add trailers to the headers, which are checked already.
@@ -102,27 +132,37 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.max_header_bytes:
-            self._refusal = HeadersTooLarge
-            raise HeadersTooLarge
         version = self.parser.get_http_version()
-        _check_head(version, self.headers)
-        self.url = _origin_form(self.parser.get_method(), self.url)
+        try:
+            self._check_size()
+            framing.check(version, self.headers)
+            self.url = framing.origin_form(self.parser.get_method(), self.url)
+        except AppError as error:
+            self._refusal = type(error)
+            raise
+        # RFC 9110 §10.1.1.
+        self.expect_100_continue = self.expect_100_continue and version == "1.1"
         super().on_headers_complete()
         if version == "1.0":
             # The task that calls it has not begun.
             self.cycle.send = partial(_send_until_close, self.cycle, self.cycle.send)  # type: ignore[method-assign, arg-type]
-        self._receiving_body = True
+        named, self._receiving_body = dict(self.headers), True
+        is_chunked = b"transfer-encoding" in named
+        length = int(named.get(b"content-length", 0))
+        self._body = framing.Chunks(self.max_header_bytes) if is_chunked else framing.Counted(length)
         self._set_deadline(self.body_timeout)
 
-    def on_body(self, body: bytes) -> None:
-        self._unparsed_bytes = 0
-        super().on_body(body)
+    def _check_size(self) -> None:
+        """Raise HeadersTooLarge; UnreadableRequest for a head that the parser found inside of a body."""
+        if not self._is_head_given:
+            raise UnreadableRequest
+        self._is_head_given = False
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.max_header_bytes:
+            raise HeadersTooLarge
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._receiving_body = False
-        self._unparsed_bytes = 0
         self._clear_deadline()
 
     def on_response_complete(self) -> None:
@@ -132,6 +172,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._receiving_body and self.cycle.response_complete:
             # The rest of the body is read and dropped: closing now would reset the connection before the client reads.
             self._set_deadline(self.linger_timeout)
+        elif self._unparsed:
+            self._parse()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -153,7 +195,7 @@ class HttpProtocol(HttpToolsProtocol):
             # uvloop closes a transport only when all is written: a client that does not read would block the shutdown.
             self.loop.call_later(self.config.timeout_graceful_shutdown, self._drop_unread_response)
         # Do not wait for a body that may never come; wait for responses in progress.
-        if self._receiving_body and not self.pipeline:
+        if self._receiving_body:
             self._refuse(ShuttingDown())
         else:
             super().shutdown()
@@ -188,50 +230,24 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _has_no_timeout(self) -> bool:
         # Empty lines begin no request, but end uvicorn's keep-alive timeout.
-        is_idle = self.cycle is None or self.cycle.response_complete
-        return is_idle and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+        return self._is_idle() and self.timeout_keep_alive_task is None and not self.transport.is_closing()
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
     def _refuse(self, error: AppError) -> None:
         """Close the connection, with this error as the response if the client would take it for its own."""
         if self.transport.is_closing():
             return
         if self._may_respond():
-            self.transport.write(_message(problem(error), self.server_state.default_headers))
+            response = problem(error)
+            self.transport.write(_message(response, self.server_state.default_headers, self._is_head_method))
         self.transport.close()
         self._clear_deadline()
         self._set_write_deadline(self.write_timeout)
 
     def _may_respond(self) -> bool:
-        if self._receiving_body:
-            return not self.cycle.response_started and not self.pipeline
-        return self.cycle is None or self.cycle.response_complete
-
-
-def _check_head(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
-    """Raise UnreadableRequest for a version, a Host or a Transfer-Encoding against the RFC. Names are in lower case."""
-    hosts = [value for name, value in headers if name == b"host"]
-    codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
-    has_host = len(hosts) == 1 or (version == "1.0" and not hosts)
-    is_framed = not codings or (codings == [b"chunked"] and version == "1.1")
-    if version not in VERSIONS or not has_host or not is_framed or not all(map(_HOST.fullmatch, hosts)):
-        raise UnreadableRequest
-
-
-def _origin_form(method: bytes, target: bytes) -> bytes:
-    """
-    Return the path and query of a request target (RFC 9112 §3.2).
-
-    Every server must accept the absolute form, whose authority counts before that of
-    Host; we serve all names alike. Raises UnreadableRequest for what is no target.
-    """
-    if b"#" in target or method == b"CONNECT":
-        raise UnreadableRequest
-    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
-        return target
-    absolute = _ABSOLUTE.fullmatch(target)
-    if absolute is None:
-        raise UnreadableRequest
-    return (absolute[1] or b"/") + (absolute[2] or b"")
+        return not self.cycle.response_started if self._receiving_body else self._is_idle()
 
 
 async def _send_until_close(cycle: RequestResponseCycle, send: Send, message: Message) -> None:
@@ -244,14 +260,8 @@ async def _send_until_close(cycle: RequestResponseCycle, send: Send, message: Me
     await send(message)
 
 
-def _without_upgrade(data: bytes) -> bytes:
-    # Java's HttpClient sends an h2c upgrade with a POST and its body. A server may ignore the upgrade (RFC 9110 §7.8);
-    # the parser would take the body for the other protocol and drop it.
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nX-Declined-Upgrade:", head) + end + rest
-
-
-def _message(response: Response, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+def _message(response: Response, default_headers: list[tuple[bytes, bytes]], is_for_head: bool) -> bytes:
     headers = [*default_headers, *response.raw_headers, (b"connection", b"close")]
     lines = [name + b": " + value + b"\r\n" for name, value in headers]
-    return b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", response.body])
+    body = b"" if is_for_head else response.body
+    return b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", body])

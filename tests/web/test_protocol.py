@@ -340,18 +340,32 @@ def test_pipelined_requests_are_answered_in_order(server: ThreadedServer) -> Non
         assert [client.answer()[1] for _ in range(9)] == [b"0 host x-%d" % number for number in range(9)]
 
 
-def test_a_flood_of_pipelined_requests_is_cut_off(server: ThreadedServer) -> None:
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"]
+)
+def test_any_number_of_pipelined_requests_is_answered(server: ThreadedServer, body: bytes) -> None:
     with Client(server) as client:
-        client.send(GET.replace(b"/ ", b"/wait?60 ") + GET * 100)
+        client.send((GET + POST + body) * 100)
 
-        assert client.is_closed()
+        answers = [client.answer() for _ in range(200)]
+    assert [(status, content[:2]) for status, content in answers] == [(200, b"0 "), (200, b"2 ")] * 100
 
 
-def test_a_timed_out_pipelined_request_is_not_taken_for_the_one_before(server: ThreadedServer) -> None:
+def test_flood_of_pipelined_requests_is_not_read_before_its_turn(server: ThreadedServer) -> None:
     with Client(server) as client:
-        client.send(GET.replace(b"/ ", b"/wait?60 ") + b"GET / HT")
+        client.socket.settimeout(0.5)
+        client.send(GET.replace(b"/ ", b"/wait?60 "))
 
-        assert client.is_closed()
+        with pytest.raises(TimeoutError):
+            client.send(GET * 2_000_000)
+
+
+def test_half_a_request_behind_another_has_its_deadline_after_the_response(server: ThreadedServer) -> None:
+    with Client(server) as client:
+        client.send(GET.replace(b"/ ", b"/wait?0.7 ") + b"GET / HT")
+
+        assert client.answer()[0] == 200
+        assert client.problem() == "request-timeout"
 
 
 @pytest.mark.parametrize(
@@ -458,8 +472,21 @@ def test_connections_beyond_the_cap_are_turned_away() -> None:
         b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"GET / HTTP/1.1\r\nX: a\x00b\r\n\r\n",
         b"GET / HTTP/1.1\r\nX : a\r\n\r\n",
+        b"GET / HTTP/1.1\nHost: x\n\n",
+        POST + b"Content-Length: 1\r\nContent-Length: 1\r\n\r\n",
+        POST + b"Content-Length: 1, 1\r\n\r\n",
+        POST + b"Content-Length: +1\r\n\r\n",
+        POST + b"Content-Length: 0x1\r\n\r\n",
+        POST + b"Content-Length: 99999999999999999999\r\n\r\n",
+        POST + b"Content-Length:\r\n\r\n",
         CHUNKED + b"zz\r\n",
         CHUNKED + b"fffffffffffffffff\r\n",
+        CHUNKED + b"0x2\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"-2\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"2\n{}\n0\n\n",
+        CHUNKED + b"2\r\n{}x\r\n0\r\n\r\n",
+        CHUNKED + b"2;a\nb\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b"2\r\n{}\r\n0\r\nX : a\r\n\r\n",
     ],
 )
 def test_broken_http_is_a_400_problem(server: ThreadedServer, junk: bytes) -> None:
@@ -488,8 +515,38 @@ def test_broken_http_is_a_400_problem(server: ThreadedServer, junk: bytes) -> No
         b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n",
         b"GET http://u:p@x/ HTTP/1.1\r\nHost: x\r\n",
         b"CONNECT / HTTP/1.1\r\nHost: x\r\n",
+        b"GET / RTSP/1.0\r\nHost: x\r\n",
+        b"OPTIONS * RTSP/1.0\r\nHost: x\r\n",
+        b"DESCRIBE / RTSP/1.0\r\nHost: x\r\n",
+        b"SOURCE / ICE/1.0\r\nHost: x\r\n",
+        b"GET / ICE/1.1\r\nHost: x\r\n",
+        b"GET / http/1.1\r\nHost: x\r\n",
+        b"GET / HTTP/1.10\r\nHost: x\r\n",
+        b"GET / HTTP/01.1\r\nHost: x\r\n",
+        b"GET  / HTTP/1.1\r\nHost: x\r\n",
+        b"GET\t/ HTTP/1.1\r\nHost: x\r\n",
+        b" GET / HTTP/1.1\r\nHost: x\r\n",
+        b"GET / HTTP/1.1 \r\nHost: x\r\n",
+        b"GET /a b HTTP/1.1\r\nHost: x\r\n",
+        b"GET x:80 HTTP/1.1\r\nHost: x\r\n",
+        b"GET / HTTP/1.1\r\n Host: x\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n",
+        b"GET / HTTP/1.1\rHost: x\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\n: a\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX(y): a\r\n",
         b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n",
-        POST + b"Transfer-Encoding: gzip, chunked\r\n",
+        POST + b"Transfer-Encoding: gzip\r\n",
+        POST + b"Transfer-Encoding: identity\r\n",
+        POST + b"Transfer-Encoding:\r\n",
+        POST + b"Transfer-Encoding: chunked, gzip\r\n",
+        POST + b"Transfer-Encoding: chunked, chunked\r\n",
+        POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        POST + b"Transfer-Encoding: chunked;a=b\r\n",
+        POST + b"Transfer-Encoding: xchunked\r\n",
+        POST + b"Transfer-Encoding: @, chunked\r\n",
+        POST + b"Transfer-Encoding: gzip, chunked\r\nContent-Length: 2\r\n",
     ],
 )
 def test_head_that_the_rfc_wants_refused_is_a_400(server: ThreadedServer, head: bytes) -> None:
@@ -510,11 +567,62 @@ def test_head_that_the_rfc_wants_refused_is_a_400(server: ThreadedServer, head: 
         b"GET / HTTP/1.1\r\nHost: [::1]:8000 \t\r\n\r\n",
         POST + b"Content-Length: 2 \r\n\r\n{}",
         b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.2\r\nHost: x\r\n\r\n",
+        b"\r\n\r\n" + GET,
+        POST + b"Transfer-Encoding: Chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        CHUNKED + b'002;a;b=c;d="e"\r\n{}\r\n0;f\r\n\r\n',
+        CHUNKED + b"2\r\n{}\r\n0\r\nX: a\r\n\r\n",
     ],
 )
 def test_head_that_the_rfc_wants_taken_is_taken(server: ThreadedServer, request_bytes: bytes) -> None:
     with Client(server) as client:
         client.send(request_bytes)
+
+        assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n",
+        b"Transfer-Encoding: GZIP , Chunked\r\n",
+        b"Transfer-Encoding: x;q=1\r\nTransfer-Encoding: chunked\r\n",
+    ],
+)
+def test_transfer_coding_that_is_not_known_is_a_501(server: ThreadedServer, codings: bytes) -> None:
+    with Client(server) as client:
+        client.send(POST + codings + b"\r\n")
+
+        assert client.problem() == "unknown-transfer-coding"
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_request_means_the_same_wherever_its_segments_end(server: ThreadedServer, size: int) -> None:
+    offer = POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\n{}\r\n"
+    requests = b"\r\n" + GET + offer + CHUNKED + b"4\r\n{}\r\n\r\n0\r\n\r\n" + GET
+    with Client(server) as client:
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(requests), size):
+            client.send(requests[start : start + size])
+            time.sleep(0.001)
+
+        assert [client.answer()[1][:2] for _ in range(4)] == [b"0 ", b"4 ", b"4 ", b"0 "]
+
+
+def test_response_to_head_has_no_body_though_the_head_is_refused(server: ThreadedServer) -> None:
+    with Client(server) as client:
+        client.send(b"HEAD / HTTP/1.1\r\n\r\n")
+
+        head, _, body = client.rest().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert body == b""
+
+
+def test_client_of_http_1_0_is_not_told_to_continue(server: ThreadedServer) -> None:
+    with Client(server) as client:
+        client.send(b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Type: application/json\r\n")
+        client.send(b"Content-Length: 2\r\n\r\n{}")
 
         assert client.answer()[0] == 200
 
