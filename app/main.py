@@ -80,10 +80,13 @@ async def _get_start() -> dict[str, str]:
 
 
 def _lifespan(services: Services, runs_workers: bool, probe: health.ReadinessProbe) -> Any:
+    prefix = prefix_of(services.settings.link_base)
+
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, str]]:
         background = running(services, runs_workers=runs_workers, drain=probe.begin_draining)
         async with background, services.waiters.checked():
-            yield
+            # The state of each connection: the server answers by itself what is no request.
+            yield {"prefix": prefix}
 
     return lifespan

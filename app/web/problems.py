@@ -72,9 +72,9 @@ class Problem(BaseModel):
     )
 
 
-def problem(error: AppError) -> Response:
+def problem(error: AppError, prefix: str = "") -> Response:
     """Return an error as `application/problem+json` (RFC 9457), of at most MAX_PROBLEM_BYTES bytes."""
-    body: dict[str, Any] = {"type": f"/problems/{error.slug}", "title": error.title, "status": error.status}
+    body: dict[str, Any] = {"type": f"{prefix}/problems/{error.slug}", "title": error.title, "status": error.status}
     body["detail"] = _clipped(error.detail)
     body |= {name: _clipped(value) if isinstance(value, str) else value for name, value in error.members.items()}
     content = _encoded(body)

@@ -240,7 +240,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._may_respond():
-            response = problem(error)
+            response = problem(error, self.app_state.get("prefix", ""))
             self.transport.write(_message(response, self.server_state.default_headers, self._is_head_method))
         self.transport.close()
         self._clear_deadline()

@@ -1,8 +1,11 @@
 """Behind a proxy that serves us under a path, what we say of our own paths leads back to us."""
 
+import asyncio
+import json
+
 import pytest
 
-from tests.support.service import serve
+from tests.support.service import Service, serve
 
 BASE_URL = "https://gateway.example/sound/v2"
 
@@ -17,6 +20,7 @@ async def test_paths_begin_with_the_path_of_the_base_url(database_url: str) -> N
         refused = await service.anonymous.get("/api/v1/generate/credit")
         docs = (await service.client.get("/docs")).text
         document = (await service.client.get("/openapi.json")).json()
+        unreadable = await _send(service, b"GET / HTTP/1.1\r\n\r\n")
         link = page.headers["link"]
         following = await service.client.get(link.partition(">")[0].removeprefix("</sound/v2"))
 
@@ -26,6 +30,7 @@ async def test_paths_begin_with_the_path_of_the_base_url(database_url: str) -> N
     assert link.startswith("</sound/v2/v1/tasks?limit=1&cursor=")
     assert [item["id"] for item in following.json()["items"]] == [task["id"]]
     assert absent.json()["type"] == "/sound/v2/problems/not-found"
+    assert json.loads(unreadable.partition(b"\r\n\r\n")[2])["type"] == "/sound/v2/problems/unreadable-request"
     assert int(head.headers["content-length"]) == len(absent.content)
     assert refused.json() == {"code": 401, "msg": refused.json()["msg"], "data": None}
     assert "'/sound/v2/openapi.json'" in docs
@@ -42,3 +47,12 @@ async def test_without_a_path_nothing_is_added(database_url: str, base_url: str 
     assert placed.headers["location"] == f"/v1/tasks/{placed.json()['id']}"
     assert absent.json()["type"] == "/problems/not-found"
     assert "servers" not in document
+
+
+async def _send(service: Service, data: bytes) -> bytes:
+    url = service.client.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(data)
+    received = await reader.read()
+    writer.close()
+    return received
