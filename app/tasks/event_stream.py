@@ -98,7 +98,7 @@ async def list_events(
             # The one status at which an EventSource does not come back (HTML §9.2.3).
             return Response(status_code=204, headers={"Cache-Control": "no-store", "Vary": "Accept"})
         return DeferredResponse(partial(_stream, waiters, caller.key_hash, task_id, after))
-    position = decode_cursor(cursor, 1)
+    position = decode_cursor(request, cursor, 1)
     events = await tasks.list_events(caller, task_id, _version(position[0]) if position else 0, limit + 1)
     page, following = next_page(request, response, events, limit, lambda event: (str(event.version),))
     return EventPage(items=[EventRead.model_validate(event) for event in page], next_cursor=following)

@@ -114,7 +114,8 @@ async def list_tasks(
     Query parameters of the form `metadata.<key>=<value>` select the tasks with these
     labels, at most 16 as a task has; several of them must all match.
     """
-    found = await tasks.list(caller, filters, _labels(request), decode_time_cursor(filters.cursor), filters.limit + 1)
+    after = decode_time_cursor(request, filters.cursor)
+    found = await tasks.list(caller, filters, _labels(request), after, filters.limit + 1)
     page, following = next_page(
         request, response, found, filters.limit, lambda task: (task.created_at.isoformat(), task.id)
     )
@@ -193,7 +194,7 @@ async def list_callbacks(
 
     The first 100 of a task are kept. A page ends early where its bodies would exceed 1 MiB.
     """
-    callbacks, is_more = await tasks.list_callbacks(caller, task_id, decode_time_cursor(cursor), limit)
+    callbacks, is_more = await tasks.list_callbacks(caller, task_id, decode_time_cursor(request, cursor), limit)
     following = link_to_next(request, response, _place(callbacks[-1])) if is_more else None
     return CallbackPage(items=[_read_callback(callback) for callback in callbacks], next_cursor=following)
 

@@ -31,29 +31,31 @@ NextCursor = Annotated[
 PAGE: dict[int | str, dict[str, Any]] = {200: {"headers": response_headers("Link")}}
 
 
-def encode_cursor(*position: str) -> str:
-    """The opaque cursor of a position in a list."""
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+def encode_cursor(path: str, *position: str) -> str:
+    """The opaque cursor of a position in the list at this path."""
+    return base64.urlsafe_b64encode(json.dumps((path, *position)).encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str | None, parts: int) -> tuple[str, ...] | None:
-    """The position that a cursor of this many parts names. Raises InvalidRequest for any other text."""
+def decode_cursor(request: Request, cursor: str | None, parts: int) -> tuple[str, ...] | None:
+    """The position, of this many parts, that a cursor of the requested list names. Raises InvalidRequest for others."""
     if cursor is None:
         return None
     try:
         position = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
         raise bad_cursor() from None
-    if not isinstance(position, list) or len(position) != parts or not all(isinstance(part, str) for part in position):
+    if not isinstance(position, list) or not all(isinstance(part, str) for part in position):
+        raise bad_cursor()
+    if len(position) != 1 + parts or position[0] != request.url.path:
         raise bad_cursor()
     if any("\0" in part or not part.isascii() for part in position):
         raise bad_cursor()
-    return tuple(position)
+    return tuple(position[1:])
 
 
-def decode_time_cursor(cursor: str | None) -> tuple[datetime, str] | None:
+def decode_time_cursor(request: Request, cursor: str | None) -> tuple[datetime, str] | None:
     """The time and the id behind which a page begins. Raises InvalidRequest."""
-    position = decode_cursor(cursor, 2)
+    position = decode_cursor(request, cursor, 2)
     if position is None:
         return None
     try:
@@ -66,7 +68,7 @@ def decode_time_cursor(cursor: str | None) -> tuple[datetime, str] | None:
 
 
 def bad_cursor() -> InvalidRequest:
-    """The error for a cursor that this service did not make."""
+    """The error for a cursor that this service did not make for this list."""
     return InvalidRequest(errors=[{"pointer": "#/query/cursor", "detail": "is not a cursor of this list"}])
 
 
@@ -87,7 +89,7 @@ def next_page(
 
 def link_to_next(request: Request, response: Response, position: tuple[str, ...]) -> str:
     """Set the Link header to the page behind this position; return its cursor."""
-    cursor = encode_cursor(*position)
+    cursor = encode_cursor(request.url.path, *position)
     url = request.url.include_query_params(cursor=cursor)
     response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
     return cursor

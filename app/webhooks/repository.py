@@ -59,11 +59,13 @@ async def _lock(session: Session, endpoint_id: str, *conditions: ColumnElement[b
 
 
 async def list_endpoints(
-    session: Session, where: Sequence[ColumnElement[bool]], after: str, limit: int
+    session: Session, where: Sequence[ColumnElement[bool]], after: tuple[datetime, str] | None, limit: int
 ) -> Sequence[WebhookEndpoint]:
-    """Up to `limit` matching endpoints after this id, oldest first."""
-    query = select(WebhookEndpoint).where(*where, IS_KEPT, WebhookEndpoint.id > after).order_by(WebhookEndpoint.id)
-    return (await session.scalars(query.limit(limit))).all()
+    """Up to `limit` matching endpoints after this position, oldest first by the clock that all replicas share."""
+    query = select(WebhookEndpoint).where(*where, IS_KEPT)
+    if after is not None:
+        query = query.where(tuple_(WebhookEndpoint.created_at, WebhookEndpoint.id) > after)
+    return (await session.scalars(query.order_by(WebhookEndpoint.created_at, WebhookEndpoint.id).limit(limit))).all()
 
 
 async def count_endpoints(session: Session, api_key_id: str) -> int:

@@ -66,9 +66,10 @@ async def list_endpoints(
     cursor: Cursor = None,
 ) -> EndpointPage:
     """List your webhook endpoints, oldest first."""
-    position = decode_cursor(cursor, 1)
-    endpoints = await webhooks.list_endpoints(caller, position[0] if position else "", limit + 1)
-    page, following = next_page(request, response, endpoints, limit, lambda endpoint: (endpoint.id,))
+    endpoints = await webhooks.list_endpoints(caller, decode_time_cursor(request, cursor), limit + 1)
+    page, following = next_page(
+        request, response, endpoints, limit, lambda endpoint: (endpoint.created_at.isoformat(), endpoint.id)
+    )
     return EndpointPage(items=[read_endpoint(endpoint) for endpoint in page], next_cursor=following)
 
 
@@ -187,7 +188,7 @@ async def list_deliveries(
 ) -> DeliveryPage:
     """List your deliveries, newest first."""
     wanted = filters.model_dump(exclude={"limit", "cursor"}, exclude_none=True)
-    position = decode_cursor(filters.cursor, 1)
+    position = decode_cursor(request, filters.cursor, 1)
     found = await webhooks.list_deliveries(caller, wanted, position[0] if position else None, filters.limit + 1)
     page, following = next_page(request, response, found, filters.limit, lambda delivery: (delivery.id,))
     return DeliveryPage(items=[read_delivery(delivery) for delivery in page], next_cursor=following)
@@ -209,7 +210,8 @@ async def list_attempts(
     cursor: Cursor = None,
 ) -> AttemptPage:
     """List the attempts of a delivery with their results, oldest first."""
-    found = await webhooks.list_attempts(caller, delivery_id, decode_time_cursor(cursor), limit + 1)
+    after = decode_time_cursor(request, cursor)
+    found = await webhooks.list_attempts(caller, delivery_id, after, limit + 1)
     page, following = next_page(request, response, found, limit, _place)
     return AttemptPage(items=[AttemptRead.model_validate(attempt) for attempt in page], next_cursor=following)
 

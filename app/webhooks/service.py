@@ -25,11 +25,15 @@ class WebhookService:
         """Create an endpoint. Raises InvalidRequest, TooManyEndpoints."""
         async with self._database.transaction() as (session, now):
             endpoint = await self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
+            # Creating it has locked the caller's key: by this time, endpoints are listed in the order of their commits.
+            endpoint.created_at = await self._database.now(session)
             endpoint.secret_key = self._keyring.signer
             return endpoint
 
-    async def list_endpoints(self, caller: Caller, after: str, limit: int) -> Sequence[WebhookEndpoint]:
-        """Up to `limit` endpoints that the caller may read, after this id, oldest first."""
+    async def list_endpoints(
+        self, caller: Caller, after: tuple[datetime, str] | None, limit: int
+    ) -> Sequence[WebhookEndpoint]:
+        """Up to `limit` endpoints that the caller may read, after this position, oldest first."""
         where = [] if caller.is_admin else [WebhookEndpoint.api_key_id == caller.api_key_id]
         async with self._database.reads() as session:
             return await repository.list_endpoints(session, where, after, limit)

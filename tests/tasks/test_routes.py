@@ -15,6 +15,7 @@ from app.models import Callback, Clip, Event, StoredObject, Task, TaskLabel
 from app.tasks.repository import queue_positions
 from app.tasks.schemas import MAX_LABELS, MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
+from app.web.pagination import encode_cursor
 from tests.support.api import create_task
 from tests.support.clock import MORNING
 from tests.support.filling import Owner, add_owner, fill_queued
@@ -65,9 +66,10 @@ BAD_QUERIES = [
     "limit=201",
     "limit=ten",
     "cursor=nonsense",
-    "cursor=WyIyMDI2IiwgIngiLCAieSJd",
-    "cursor=WyJ5ZXN0ZXJkYXkiLCAieCJd",
-    "cursor=WyIyMDI2LTAxLTAxIiwgIngiXQ",
+    f"cursor={encode_cursor('/v1/tasks', '2026', 'x', 'y')}",
+    f"cursor={encode_cursor('/v1/tasks', 'yesterday', 'x')}",
+    f"cursor={encode_cursor('/v1/tasks', '2026-01-01', 'x')}",
+    f"cursor={encode_cursor('/v1/deliveries', '2026-01-01T00:00:00+00:00', 'x')}",
 ]
 HOSTILE_LABELS = ['a"b', "a.b", "a'b", "a\\b", "[0]", "1", "$", "%s", ":a", "{a}", 'a"]', "\U0001f600", "é", "a\nb"]
 

@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 from jsonschema_rs import validate
+from sqlalchemy import update
 
 from app.auth.api_keys import insert_configured_keys
 from app.main import create_app
-from app.models import DeliveryAttempt
+from app.models import Delivery, DeliveryAttempt, WebhookEndpoint
+from app.web.pagination import encode_cursor
 from tests.support.api import cancel, client_of, create_task
 from tests.support.clock import MORNING
 from tests.support.receivers import Receiver, Reply, receiving, verifies
@@ -192,6 +194,41 @@ async def test_next_page_starts_after_the_previous_one(database_url: str) -> Non
                     break
             assert seen == ids
             assert len(seen) == 5
+
+
+async def test_endpoints_are_paged_in_the_order_of_the_databases_clock(database_url: str) -> None:
+    async with calling(database_url) as callers:
+        paged, cursor = [], ""
+        for number in (3, 1, 2):
+            made = await callers.endpoint(description=str(number))
+            await _give_id(callers, WebhookEndpoint, made["id"], number)
+            page = (await callers.http.get(f"{ENDPOINTS}?limit=1{cursor}")).json()
+            paged += [item["description"] for item in page["items"]]
+            # Of a page that is the last one so far, the next begins where it would have ended.
+            path, position = ENDPOINTS, (page["items"][-1]["created_at"], page["items"][-1]["id"])
+            cursor = f"&cursor={encode_cursor(path, *position)}"
+
+        assert paged == ["3", "1", "2"]
+
+
+async def test_deliveries_that_come_while_a_reader_pages_are_neither_repeated_nor_take_the_place_of_others(
+    database_url: str,
+) -> None:
+    async with calling(database_url) as callers:
+        await callers.endpoint()
+        first = [await _delivery(callers, number) for number in (5, 9, 7, 2)]
+        seen, cursor = [], ""
+        for number in (6, 1, 8, 3):
+            page = (await callers.http.get(f"/v1/deliveries?limit=1{cursor}")).json()
+            seen += [item["id"] for item in page["items"]]
+            cursor = f"&cursor={page['next_cursor']}"
+            # By the id of a replica whose clock is before or behind that of others.
+            await _delivery(callers, number)
+        rest = (await callers.http.get(f"/v1/deliveries?{cursor[1:]}")).json()["items"]
+        seen += [item["id"] for item in rest]
+
+        assert len(seen) == len(set(seen))
+        assert set(first) <= set(seen)
 
 
 async def test_deliveries_are_filtered_by_status_endpoint_and_task(database_url: str) -> None:
@@ -415,3 +452,17 @@ def described(openapi: dict[str, Any], receiver: Receiver, position: int) -> str
     validate({**schema, "components": openapi["components"]}, outbound)
     assert {parameter["name"] for parameter in operation["parameters"]} <= got.headers.keys()
     return kind
+
+
+async def _delivery(callers: Callers, number: int) -> str:
+    """Add a delivery with this number as its id; return the id."""
+    await callers.canceled_task()
+    newest = max(await callers.outbox.deliveries(), key=lambda delivery: delivery.created_at)
+    return await _give_id(callers, Delivery, newest.id, number)
+
+
+async def _give_id(callers: Callers, kind: type[Delivery | WebhookEndpoint], old: str, number: int) -> str:
+    new = f"{number:032x}"
+    async with callers.outbox.database.writes.begin() as session:
+        await session.execute(update(kind).where(kind.id == old).values(id=new))
+    return new
