@@ -30,7 +30,11 @@ UNREADABLE = (
 _ALIASES = {"ssl": "sslmode", "database": "dbname"}
 _SSL_FLAGS = {"true": "require", "1": "require", "false": "disable", "0": "disable"}
 # Each of these says that a pooler stands between, whose connections change servers from one transaction to the next.
-_POOLER_FLAGS = {"pgbouncer": ("true", "1"), "prepared_statement_cache_size": ("0",), "statement_cache_size": ("0",)}
+_POOLER_FLAGS = {
+    "pgbouncer": ("true", "1", "yes", "on"),
+    "prepared_statement_cache_size": ("0",),
+    "statement_cache_size": ("0",),
+}
 _CHOICES = {
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "channel_binding": ("disable", "prefer", "require"),
@@ -124,11 +128,14 @@ def read_postgres_url(url: str) -> PostgresUrl:
         raise ValueError(UNREADABLE) from None
     if "@" in parameters.get("host", "") or "@" in address.partition("@")[2] or "@" in address.partition("/")[2]:
         raise ValueError(UNREADABLE)
-    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    # Text is UTF-8, whatever the URL says.
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()} - {"client_encoding"}
     has_pooler, ignored = False, []
     for name, value in _pairs(query):
         if name in _POOLER_FLAGS:
-            has_pooler = has_pooler or value in _POOLER_FLAGS[name]
+            has_pooler = has_pooler or value.lower() in _POOLER_FLAGS[name]
+        elif name == "hostaddr" and driver == "asyncpg" and "host" not in parameters:
+            parameters["host"] = value
         elif name in known and (driver == "psycopg" or name in _ASYNCPG):
             parameters[name] = value
         else:

@@ -97,7 +97,7 @@ def _asyncpg_arguments(target: PostgresUrl, limits: DatabaseLimits) -> dict[str,
         "database": given.get("dbname"),
         "passfile": given.get("passfile"),
         "target_session_attrs": given.get("target_session_attrs"),
-        "timeout": float(given.get("connect_timeout", CONNECT_TIMEOUT.total_seconds())) or None,
+        "timeout": max(0.0, float(given.get("connect_timeout", CONNECT_TIMEOUT.total_seconds()))) or None,
         "command_timeout": (limits.statement_timeout + PING_TIMEOUT).total_seconds(),
     }
     if "host" in given:
@@ -135,6 +135,8 @@ def _extra_parameters(target: PostgresUrl) -> Mapping[str, str]:
     """The arguments of psycopg beside the URL; the URL's own parameters win."""
     extra = {
         "fallback_application_name": APPLICATION_NAME,
+        # Otherwise PGCLIENTENCODING could name another.
+        "client_encoding": "UTF8",
         "connect_timeout": str(CONNECT_TIMEOUT // timedelta(seconds=1)),
         **KEEPALIVES,
     }

@@ -35,6 +35,7 @@ PARAMETERS = [
     "channel_binding=prefer",
     "connect_timeout=7",
     "connect_timeout=0",
+    "connect_timeout=-1",
     "application_name=of%20the%20url",
     "options=-csearch_path=public",
     "options=-c%20search_path%3Dpublic%20-c%20work_mem%3D8MB",
@@ -152,6 +153,21 @@ async def test_command_that_cannot_open_the_database_says_why(database_url: str,
             assert "SOUNDPOST_DATABASE_URL" in said
             assert "Traceback" not in said
             assert "the-secret-word" not in said
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql+psycopg"])
+async def test_server_may_be_named_by_its_address_alone_and_text_is_utf_8(
+    database_url: str, way: Way, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "SQL_ASCII")
+    server = make_url(database_url)
+    user = f"user={server.username}&client_encoding=LATIN1"
+    url = f"{scheme}:///{server.database}?hostaddr=127.0.0.1&port={way.port}&sslmode=require&{user}"
+
+    await asyncio.to_thread(migrate, url)
+
+    assert await _shown(url, "client_encoding") == {"client_encoding": "UTF8"}
+    assert set(way.encrypted) == {True}
 
 
 async def test_parameters_of_the_environment_mean_the_same_to_both_drivers(
