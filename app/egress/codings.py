@@ -14,9 +14,11 @@ KNOWN = frozenset({"gzip", "x-gzip", "deflate"})
 # which keeps every name that it was ever asked for.
 PLAIN = frozenset({"", "identity", "none", "7bit", "8bit", "binary"})
 _NO_CHARSETS = frozenset({"base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "rot_13", "uu_codec", "zlib_codec"})
-_CHARSETS = frozenset(
+# Python has no aliases for these.
+_MORE_CHARSETS = frozenset({"koi8_u", "ucs_2", "unicode", "utf8mb4", "utf_8_sig", "windows_874"})
+_CHARSETS = _MORE_CHARSETS | {
     name for alias, charset in aliases.items() if charset not in _NO_CHARSETS for name in (alias, charset)
-)
+}
 MAX_CODINGS = 2
 
 
@@ -119,4 +121,4 @@ class Inflater:
 
 
 def _is_charset(name: str) -> bool:
-    return normalize_encoding(name) in _CHARSETS
+    return normalize_encoding(name.removeprefix("charset=").strip('"')) in _CHARSETS
