@@ -16,9 +16,13 @@ _LINE_BREAKS = re.compile(r"[\t\r\n]")
 _SPACES = re.compile(r"\s")
 # What becomes of a link that is built from an id that is not there.
 _PLACEHOLDER = re.compile(
-    r"[/=](?:none|null|nil|nan|undefined)(?:\.\w{1,5})?(?=[/?&#]|$)|/\.(?:mp3|wav|m4a|mp4|ogg|flac|jpe?g|png)(?=[?#]|$)",
+    r"[/=](?:\(?(?:none|null|nil|nan|undefined)\)?|\[object%20object\]|\$?(?:\{|%7b)\w*(?:\}|%7d))(?:\.\w{1,5})?(?=[/?&#]|$)"
+    r"|/\.(?:mp3|wav|m4a|mp4|ogg|flac|jpe?g|png)(?=[?#]|$)",
     re.IGNORECASE,
 )
+# What a copy, or a program that writes a link into JSON or HTML, puts around it and in it.
+_AROUND = " \t\r\n\v\f\u00a0\u200b\u2060\ufeff\"'<>"
+_ESCAPES = {"\\/": "/", "&amp;": "&"}
 _MAX_URL_LENGTH = 4096
 _MAX_INTEGER = 2**31 - 1
 # Far more than they send. Without a limit, a body of nothing but keys would block the event loop.
@@ -97,13 +101,16 @@ def read_number(value: object) -> float | None:
 
 def read_url(value: object) -> str | None:
     """
-    Return an http(s) URL, with white space in its path percent-encoded and line breaks left out.
+    Return an http(s) URL, with white space in its path percent-encoded; without line breaks, escapes and quotes.
 
     A placeholder (`…/None.mp3`) is dropped, and so is a URL that is too long, since half a URL leads nowhere.
     """
     if not isinstance(value, str):
         return None
-    origin, path = _ORIGIN.split(_LINE_BREAKS.sub("", value.strip()), maxsplit=1)[1:] or ("", "")
+    text = _LINE_BREAKS.sub("", value.strip(_AROUND))
+    for escape, character in _ESCAPES.items():
+        text = text.replace(escape, character)
+    origin, path = _ORIGIN.split(text, maxsplit=1)[1:] or ("", "")
     url = origin + _SPACES.sub(lambda space: quote(space[0]), path)
     is_usable = len(url) <= _MAX_URL_LENGTH and _URL.fullmatch(url) and not _PLACEHOLDER.search(url)
     return url if is_usable else None

@@ -40,8 +40,8 @@ STAGES_BY_NAME: Mapping[str, Stage] = {
 # Other names are read by their kind; what is of none means that the task is still running.
 STAGES_BY_KIND: Sequence[tuple[re.Pattern[str], Stage]] = (
     (re.compile(r".*callback.*"), Stage.unclear),
-    (re.compile(r"(.*[\W_])?(fail|error|time_?d?_?out)\w*"), Stage.failed),
-    (re.compile(r"(complete|success|succeed)\w*"), Stage.succeeded),
+    (re.compile(r"(.*[\W_])?(fail|error|time[\W_]?d?[\W_]?out|unsuccess).*"), Stage.failed),
+    (re.compile(r"(complete|success|succeed).*"), Stage.succeeded),
 )
 # By their code or their name for the failure; any other is `upstream_failed`.
 ERROR_CODES_BY_SIGN: Mapping[str, ErrorCode] = {

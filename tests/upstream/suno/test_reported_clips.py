@@ -48,6 +48,10 @@ def test_silent_clips_are_reported_too_and_never_with_their_stream() -> None:
         "https://cdn.example/none/a.mp3",
         "https://pipe.example/?item_id=None",
         "https://cdn.example/.mp3",
+        "https://cdn.example/(null).mp3",
+        "https://cdn.example/[object Object]",
+        "https://cdn.example/{audio_id}.mp3",
+        "https://cdn.example/%7B%7D.mp3",
         "https://a/\x00",
         "https://a/\ud800",
         "https://a/" + "x" * 4096,
@@ -72,6 +76,10 @@ def test_http_urls_in_any_notation_are_accepted(url: str) -> None:
         ("https://cdn.example/a%20b c.mp3", "https://cdn.example/a%20b%20c.mp3"),
         ("https://cdn.example/a\n.mp3", "https://cdn.example/a.mp3"),
         ("https://cdn.example/nonesuch.mp3", "https://cdn.example/nonesuch.mp3"),
+        ("https:\\/\\/cdn.example\\/a.mp3", "https://cdn.example/a.mp3"),
+        ("https://cdn.example/a.mp3?x=1&amp;y=2", "https://cdn.example/a.mp3?x=1&y=2"),
+        ("\ufeff'https://cdn.example/a.mp3' ", "https://cdn.example/a.mp3"),
+        ("<https://cdn.example/a.mp3>", "https://cdn.example/a.mp3"),
     ],
 )
 def test_link_that_is_almost_a_url_is_made_one(sent: str, read: str) -> None:
