@@ -21,6 +21,12 @@ MAX_CLIP_SECONDS = 86_400
 MAX_CREDITS = 1e12
 MAX_LYRIC_WORDS = 10_000
 CLIP_LIST_FIELDS = ("sunodata", "response", "data")
+# In which a clip says why it failed, and what says there that it did not.
+FAILURE_FIELDS = (
+    *("error", "errormessage", "errorcode", "errortype", "errorreason", "haserror"),
+    *("failed", "isfailed", "failreason", "failurereason", "failcode", "failmessage"),
+)
+NO_FAILURE = frozenset({"", "none", "null", "false", "0", "200", "ok", "success", "no error"})
 AUDIO_FIELDS = frozenset({"audiourl", "sourceaudiourl", "streamaudiourl"})
 
 # By callback type and by poll status alike.
@@ -213,8 +219,14 @@ def _has_failed(clip: Mapping[str, object]) -> bool:
     """Whether a clip says of itself that it failed, whatever its link looks like."""
     words = (read_text(clip.get(field), MAX_NAME_LENGTH) for field in ("status", "state"))
     stages = [_stage_named(word) for word in words if word]
-    says_why = any(clip.get(field) not in (None, "", 0, "0", False) for field in ("error", "errormessage", "errorcode"))
-    return Stage.failed in stages or clip.get("success") is False or (says_why and Stage.succeeded not in stages)
+    says_why = any(_word(clip.get(field)) not in NO_FAILURE for field in FAILURE_FIELDS)
+    is_denied = "success" in clip and _word(clip["success"]) in ("false", "0")
+    return Stage.failed in stages or is_denied or (says_why and Stage.succeeded not in stages)
+
+
+def _word(value: object) -> str:
+    # Of a list or an object it counts alone whether it is empty.
+    return str(bool(value) if isinstance(value, list | dict) else value).strip().lower()
 
 
 def _read_duration(value: object) -> float | None:

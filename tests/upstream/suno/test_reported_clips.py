@@ -94,14 +94,28 @@ def test_link_that_is_almost_a_url_is_made_one(sent: str, read: str) -> None:
         {"state": "generation_failed"},
         {"error_message": "Song clip failed moderation"},
         {"errorCode": 500},
+        {"error": {"message": "moderated"}},
+        {"fail_reason": "moderated"},
+        {"isFailed": True},
         {"success": False},
+        {"success": "false"},
     ],
 )
 def test_clip_that_says_it_failed_is_not_ready(confession: dict[str, object]) -> None:
     assert clips({"id": "x", "audio_url": A, "source_audio_url": A} | confession)[0].has_audio is False
 
 
-@pytest.mark.parametrize("boast", [{"status": "complete"}, {"error": None, "errorCode": 0}, {"status": "streaming"}])
+@pytest.mark.parametrize(
+    "boast",
+    [
+        {"status": "complete"},
+        {"error": None, "errorCode": 0},
+        {"status": "streaming"},
+        {"error": []},
+        {"errorMessage": "success", "error_code": 200},
+        {"failed": False, "success": True},
+    ],
+)
 def test_clip_that_says_nothing_bad_is_ready(boast: dict[str, object]) -> None:
     assert clips({"id": "x", "audio_url": A} | boast)[0].has_audio is True
 
