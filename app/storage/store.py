@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import structlog
 from obstore import sign_async
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, S3Store
 
+from app.config.values import cleaned
 from app.errors import StorageUnavailable
 from app.observability.redaction import redact
 
@@ -26,6 +27,14 @@ log = structlog.get_logger()
 CHUNK = 256 * 1024
 # A conditional write to S3 is one request, and has its whole file in memory.
 MAX_CONCURRENT_WRITES = 2
+# Where the bucket is and who may use it, in the AWS_* variables of these names; the first that is set counts.
+AWS_SETTINGS = {
+    "access_key_id": ("ACCESS_KEY_ID",),
+    "secret_access_key": ("SECRET_ACCESS_KEY",),
+    "session_token": ("SESSION_TOKEN", "TOKEN"),
+    "region": ("REGION", "DEFAULT_REGION"),
+    "endpoint": ("ENDPOINT_URL_S3", "ENDPOINT_URL", "ENDPOINT"),
+}
 # Short, since workers retry what fails here and clients wait for reads.
 REQUEST_TIMEOUT = timedelta(seconds=30)
 RETRY_TIMEOUT = timedelta(seconds=5)
@@ -148,9 +157,9 @@ def _fsync(path: Path) -> None:
 
 def _open(url: str) -> LocalStore | S3Store:
     if url.startswith("s3://"):
-        # Endpoint, region and keys come from the usual AWS_* variables.
         return S3Store.from_url(
             url,
+            config=_aws_settings(),
             client_options={"allow_http": True, "connect_timeout": RETRY_TIMEOUT, "timeout": REQUEST_TIMEOUT},
             retry_config={"max_retries": 2, "retry_timeout": RETRY_TIMEOUT},
         )
@@ -159,9 +168,19 @@ def _open(url: str) -> LocalStore | S3Store:
     return LocalStore(folder, mkdir=True)
 
 
+def _aws_settings() -> Any:
+    """What the AWS_* variables say, without what surrounds their values; the library reads the others by itself."""
+    settings = {}
+    for name, variables in AWS_SETTINGS.items():
+        given = (cleaned(os.environ.get(f"AWS_{variable}", "")) for variable in variables)
+        if value := next(filter(None, given), None):
+            settings[name] = value
+    return settings
+
+
 def _first_line(error: Exception) -> str:
     named = ((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    secrets = [value for name, value in named if "SECRET" in name or "TOKEN" in name]
+    secrets = [value.strip(" \t\r\n\"'") for name, value in named if "SECRET" in name or "TOKEN" in name]
     return redact(str(error), *secrets).partition("\n")[0]
 
 
@@ -172,7 +191,8 @@ def raise_as_unavailable() -> Iterator[None]:
         yield
     except AlreadyExistsError:
         raise
-    except (BaseError, OSError, NotImplementedError) as error:
+    # Not only its own errors: for a value that it does not expect the library panics, as a bare Exception.
+    except Exception as error:
         # The library's message has many lines and names hosts and buckets: its first line goes to the log alone.
         log.warning("storage_failed", error=type(error).__name__, reason=_first_line(error))
         raise StorageUnavailable from error

@@ -88,6 +88,26 @@ async def test_probe_of_a_bucket_succeeds(bucket: str) -> None:
     await Storage(bucket).probe()
 
 
+@pytest.mark.parametrize("wrapping", ["{}\n", '"{}"', "\ufeff{} "])
+async def test_what_surrounds_an_aws_variable_is_no_part_of_it(
+    bucket: str, wrapping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.setenv(name, wrapping.format(os.environ[name]))
+
+    await Storage(bucket).probe()
+
+
+@pytest.mark.parametrize("value", ["http://[::1", "nonsense", "http://\x07"])
+async def test_aws_variable_that_cannot_work_is_a_failure_of_the_storage(
+    bucket: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", value)
+
+    with pytest.raises(StorageUnavailable):
+        await Storage(bucket).probe()
+
+
 async def test_presigned_link_reads_from_the_bucket(bucket: str) -> None:
     storage = Storage(bucket)
     await storage.write(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
