@@ -16,6 +16,7 @@ AppError
 ├── AudioLost              410
 ├── TaskDeleted            410
 ├── ContentTooLarge        413
+├── UriTooLong             414
 ├── UnsupportedMediaType   415
 ├── RangeNotSatisfiable    416
 ├── InvalidRequest         422  well-formed, but not acceptable
@@ -49,9 +50,8 @@ class AppError(Exception):
     """
     A request could not be served.
 
-    The docstring of each subclass is its public `title`: editing it changes the API.
-    `advice` says what to do, and is the `detail` of an error that is raised without one.
-    `dynamic_headers` names the headers whose values are given where it is raised.
+    The docstring of each subclass is its public `title`: editing it changes the API. `advice` is the `detail` of
+    an error that is raised without one, and `dynamic_headers` names the headers that are given where it is raised.
     """
 
     status: ClassVar[int]
@@ -158,6 +158,13 @@ class ContentTooLarge(AppError):
 
     status, slug = 413, "content-too-large"
     advice = "The limit is 64 KiB, and 1 MiB for callbacks from the upstream."
+
+
+class UriTooLong(AppError):
+    """The path and query are too long."""
+
+    status, slug = 414, "uri-too-long"
+    advice = "Send a shorter path and query, with fewer filters."
 
 
 class UnsupportedMediaType(AppError):

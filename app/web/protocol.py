@@ -17,6 +17,7 @@ from app.errors import (
     ShuttingDown,
     TooManyConnections,
     UnreadableRequest,
+    UriTooLong,
 )
 from app.web import framing
 from app.web.problems import problem
@@ -109,7 +110,7 @@ class HttpProtocol(HttpToolsProtocol):
         end = framing.end(self._unparsed)
         if end is None:
             if len(self._unparsed) > self.max_header_bytes:
-                raise HeadersTooLarge
+                raise HeadersTooLarge if b"\n" in self._unparsed[: self.max_header_bytes] else UriTooLong
             framing.check_first_byte(self._unparsed)
             return b""
         head = self._take(end)
@@ -153,12 +154,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._set_deadline(self.body_timeout)
 
     def _check_size(self) -> None:
-        """Raise HeadersTooLarge; UnreadableRequest for a head that the parser found inside of a body."""
+        """Raise HeadersTooLarge or UriTooLong; UnreadableRequest for a head that the parser found inside of a body."""
         if not self._is_head_given:
             raise UnreadableRequest
         self._is_head_given = False
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.max_header_bytes:
-            raise HeadersTooLarge
+        size = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if len(self.url) + size > self.max_header_bytes:
+            raise HeadersTooLarge if size > len(self.url) else UriTooLong
 
     def on_message_complete(self) -> None:
         super().on_message_complete()

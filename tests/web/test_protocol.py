@@ -295,7 +295,6 @@ def test_a_body_that_we_do_not_take_yet_is_not_the_clients_fault(server: Threade
     [
         b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"a" * 100) for n in range(200)) + b"\r\n",
         b"GET / HTTP/1.1\r\nX-Long: " + b"a" * 16 * KIB + b"\r\n\r\n",
-        b"GET /" + b"a" * 16 * KIB + b" HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"a" * 17 * KIB,
     ],
 )
@@ -304,6 +303,16 @@ def test_a_large_head_is_a_431(server: ThreadedServer, head: bytes) -> None:
         client.send(head)
 
         assert client.problem() == "headers-too-large"
+        assert client.is_closed()
+
+
+@pytest.mark.parametrize("size", [16 * KIB, 17 * KIB, 16 * KIB - 20])
+@pytest.mark.parametrize("rest", [b"", b" HTTP/1.1\r\nHost: example.com\r\nX: y\r\n\r\n"])
+def test_long_target_is_a_414(server: ThreadedServer, size: int, rest: bytes) -> None:
+    with Client(server) as client:
+        client.send(b"GET /" + b"a" * size + rest)
+
+        assert client.problem() == ("uri-too-long" if rest or size > 16 * KIB - 6 else "request-timeout")
         assert client.is_closed()
 
 
@@ -329,7 +338,7 @@ def test_a_flood_before_or_after_a_body_is_cut_off_early(server: ThreadedServer,
         client.send(start)
 
         assert client.flood(b"a" * 64 * KIB, times=1000) < 16 * MIB
-        assert client.problem() in ("headers-too-large", "unreadable-request")
+        assert client.problem() in ("headers-too-large", "uri-too-long", "unreadable-request")
         assert client.is_closed()
 
 
