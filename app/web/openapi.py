@@ -23,9 +23,11 @@ from app.errors import (
     ShuttingDown,
     StatementTimedOut,
     TooManyConnections,
+    UnknownTransferCoding,
     UnreadableBody,
     UnreadableRequest,
     UnsupportedMediaType,
+    UriTooLong,
     cases,
 )
 from app.web.fields import EXAMPLE_TASK_ID
@@ -52,9 +54,11 @@ ANYWHERE: Sequence[type[AppError]] = (
     UnreadableRequest,
     RequestTimeout,
     ContentTooLarge,
+    UriTooLong,
     UnsupportedMediaType,
     HeadersTooLarge,
     InternalError,
+    UnknownTransferCoding,
     ShuttingDown,
     TooManyConnections,
 )
