@@ -10,11 +10,12 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
 
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from app.callbacks.repository import count_callbacks, find_callbacks
 from app.config import Settings
 from app.database.base import ID_LENGTH
-from app.database.engine import Database, Session
+from app.database.engine import Database, Session, is_locked
 from app.database.group_commit import GroupCommit
 from app.enums import CallbackOutcome, ResolvedBy
 from app.errors import DatabaseUnavailable, NotAuthenticated, NotFound
@@ -102,16 +103,21 @@ class CallbackService:
         log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
 
     async def _store_in_time(self, received: _Received) -> CallbackOutcome:
-        """Store a callback; try again while another transaction has locked its task. Raises DatabaseUnavailable."""
+        """Store a callback; try again while another transaction locks what it needs. Raises DatabaseUnavailable."""
         until = time.monotonic() + self._database.limits.lock_timeout.total_seconds()
         while True:
-            result = await self._commits.add(received)
+            try:
+                result = await self._commits.add(received)
+            except DBAPIError as error:
+                if not is_locked(error):
+                    raise
+                result = Unstored.locked
             if result is Unstored.absent:
                 raise NotFound
             if isinstance(result, CallbackOutcome):
                 return result
             if time.monotonic() > until:
-                raise DatabaseUnavailable("Another transaction holds this task. Retry after `Retry-After`.")
+                raise DatabaseUnavailable("Others hold what this request changes. Retry after `Retry-After`.")
             await asyncio.sleep(LOCKED_RETRY.total_seconds())
 
     async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Unstored]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,8 @@ POOL_TIMEOUT = timedelta(seconds=10)
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
 URGENT_OVERFLOW = 1
+# One that waits for a lock, such as that of an endpoint, holds up all others: it comes back instead.
+URGENT_LOCK_TIMEOUT = timedelta(milliseconds=50)
 # On SQLite they take turns with the workers: even with commits of half a second, none waits longer than POOL_TIMEOUT.
 SQLITE_ORDERS = 8
 # Exceptions that mean "the database is unreachable for now".
@@ -86,6 +89,11 @@ def can_pass(error: Exception) -> bool:
         return not name.startswith(_REFUSED_NAMES)
     # asyncpg's own check of a parameter is an InterfaceError, like a lost connection, and a ValueError.
     return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
+
+
+def is_locked(error: Exception) -> bool:
+    """Whether a statement waited for a lock until its `lock_timeout`."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
 
 
 def is_not_migrated(error: Exception) -> bool:
@@ -137,14 +145,15 @@ class Database:
         self.orders = Admission(SQLITE_ORDERS if is_sqlite(url) else self.limits.orders)
         self._locks = KeyedLocks()
 
-    def exclusive(self, key: str) -> AbstractAsyncContextManager[None]:
+    def exclusive(self, key: str, patience: timedelta | None = None) -> AbstractAsyncContextManager[None]:
         """
         Keep others of this process from the block with the same key. Raises DatabaseUnavailable.
 
-        For what waits for the lock of one row: others that want it wait here, without a
-        connection each, so that a lock that is held for long does not empty the pool.
+        For what waits for the lock of one row: others that want it wait here, for `patience` or
+        else the lock timeout, without a connection each, so that a lock that is held for long does not
+        empty the pool.
         """
-        return self._locks.held(key, self.limits.lock_timeout)
+        return self._locks.held(key, patience or self.limits.lock_timeout)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple[Session, datetime]]:
@@ -227,14 +236,14 @@ def _heads() -> frozenset[str]:
 
 
 def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
-    def engine(size: int, overflow: int) -> AsyncEngine:
+    def engine(limits: DatabaseLimits, size: int, overflow: int) -> AsyncEngine:
         timeout = POOL_TIMEOUT.total_seconds()
         made = postgres_engine(url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout)
         event.listen(made.sync_engine, "checkout", _check_connection)
         return made
 
-    both = engine(limits.pool_size, limits.max_overflow)
-    return both, engine(1, URGENT_OVERFLOW), both
+    both = engine(limits, limits.pool_size, limits.max_overflow)
+    return both, engine(replace(limits, lock_timeout=URGENT_LOCK_TIMEOUT), 1, URGENT_OVERFLOW), both
 
 
 def _check_connection(connection: Any, _record: object, _proxy: object) -> None:

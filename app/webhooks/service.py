@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 from app.auth.api_keys import Caller
@@ -23,7 +24,8 @@ class WebhookService:
 
     async def create_endpoint(self, caller: Caller, body: EndpointCreate) -> WebhookEndpoint:
         """Create an endpoint. Raises InvalidRequest, TooManyEndpoints."""
-        async with self._database.transaction() as (session, now):
+        # Its endpoints are counted under the lock of the key.
+        async with self._locking(caller.api_key_id) as (session, now):
             endpoint = await self._lifecycle.create_endpoint(session, caller.api_key_id, body, now)
             # Creating it has locked the caller's key: by this time, endpoints are listed in the order of their commits.
             endpoint.created_at = await self._database.now(session)
@@ -45,14 +47,14 @@ class WebhookService:
 
     async def update_endpoint(self, caller: Caller, endpoint_id: str, body: EndpointUpdate) -> WebhookEndpoint:
         """Change the given fields of an endpoint. Raises InvalidRequest."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             await self._lifecycle.update_endpoint(session, endpoint, body, now)
         return endpoint
 
     async def delete_endpoint(self, caller: Caller, endpoint_id: str) -> None:
         """Delete an endpoint with its deliveries."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             await self._lifecycle.delete_endpoint(session, endpoint, now)
 
@@ -64,7 +66,7 @@ class WebhookService:
 
     async def rotate_secret(self, caller: Caller, endpoint_id: str) -> str:
         """Return a new secret for an endpoint; the previous one also signs for 24 hours."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             self._lifecycle.rotate_secret(endpoint, now)
             endpoint.secret_key = self._keyring.signer
@@ -78,7 +80,7 @@ class WebhookService:
 
     async def rotate_default_secret(self, caller: Caller) -> str:
         """Return a new default secret; the previous one also signs for 24 hours."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(caller.api_key_id) as (session, now):
             key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
             self._lifecycle.rotate_secret(key, now)
             key.secret_key = self._keyring.signer
@@ -86,12 +88,12 @@ class WebhookService:
 
     async def send_test(self, caller: Caller, endpoint_id: str) -> Delivery:
         """Enqueue a `webhook.test` to an endpoint."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(endpoint_id) as (session, now):
             return self._lifecycle.send_test(session, await self._lock(session, caller, endpoint_id), now)
 
     async def recover(self, caller: Caller, endpoint_id: str, body: Recovery) -> int:
         """Make the undelivered deliveries of a time range to an endpoint due; return how many, up to MAX_COUNT."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             return await self._lifecycle.recover(session, endpoint, body, now)
 
@@ -116,7 +118,7 @@ class WebhookService:
 
     async def resend(self, caller: Caller, delivery_id: str) -> Delivery:
         """Make a delivery due now, whatever its status."""
-        async with self._database.transaction() as (session, now):
+        async with self._locking(delivery_id) as (session, now):
             delivery = caller.require_owned(await repository.find_delivery(session, delivery_id))
             await self._lifecycle.resend(session, delivery, now)
             await repository.show_current_urls(session, [delivery])
@@ -129,11 +131,17 @@ class WebhookService:
         Otherwise a rotation of SOUNDPOST_SECRET_KEYS would change it without a word.
         """
         if owner.secret_key not in self._keyring.fingerprints:
-            async with self._database.writes.begin() as session:
+            async with self._locking(owner.id) as (session, _):
                 owner = await session.get_one(type(owner), owner.id, with_for_update={"key_share": True})
                 if owner.secret_key not in self._keyring.fingerprints:
                     owner.secret_key = self._keyring.signer
         return secret_of(owner).text(self._keyring)
+
+    @asynccontextmanager
+    async def _locking(self, row_id: str) -> AsyncIterator[tuple[Session, datetime]]:
+        """A transaction that waits for the lock of this row: others of this process that want it have none yet."""
+        async with self._database.exclusive(row_id), self._database.transaction() as begun:
+            yield begun
 
     async def _lock(self, session: Session, caller: Caller, endpoint_id: str) -> WebhookEndpoint:
         return caller.require_owned(await repository.lock_endpoint(session, endpoint_id))

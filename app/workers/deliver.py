@@ -173,8 +173,10 @@ class _DeliveryWorker:
         return await send_capped(client, request, limit=MAX_RESPONSE, within=self._services.settings.webhook_timeout)
 
     async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
-        services = self._services
-        async with self._settling, services.database.transaction() as (session, now):
+        services, delivery = self._services, item.delivery
+        # One result of an endpoint at a time: if its row is locked, the others leave their places to other endpoints.
+        alone = services.database.exclusive(delivery.endpoint_id or delivery.id, services.settings.webhook_lease)
+        async with alone, self._settling, services.database.transaction() as (session, now):
             settled = await services.webhook_lifecycle.settle(session, item.delivery, result, now)
         is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
         write = log.info if is_delivered else log.warning

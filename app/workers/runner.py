@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, select
 
 from app.database.backoff import exponential
 from app.database.engine import TRANSIENT, Database, advice, can_pass, reason
+from app.errors import DatabaseUnavailable
 
 log = structlog.get_logger()
 Item = TypeVar("Item")
@@ -158,7 +159,7 @@ def _leave(loop: Loop[Item], running: set[asyncio.Task[None]]) -> Callable[[asyn
 async def _work(loop: Loop[Item], item: Item) -> None:
     try:
         await loop.work(item)
-    except TRANSIENT as error:
+    except (*TRANSIENT, DatabaseUnavailable) as error:
         _log_failure("work_failed", error, loop=loop.name)
     except Exception:
         log.exception("work_error", loop=loop.name)

@@ -14,12 +14,17 @@ from sqlalchemy import event, make_url
 from sqlalchemy.util import await_only
 
 from app.enums import TaskStatus
-from app.models import Callback
+from app.models import Callback, Task
+from tests.support.rows import add_key, add_task
 from tests.support.service import Service, serve
 from tests.support.wait import eventually
 
 SLOW = 0.5
 SUBMITTERS = CALLBACKS = 40
+ROWS_OF_A_KEY = {
+    "endpoints": "SELECT id FROM webhook_endpoints WHERE id <> %s FOR UPDATE",
+    "clips": "SELECT id FROM clips WHERE id <> %s FOR UPDATE",
+}
 CALLBACK: dict[str, Any] = {"code": 200, "data": {"callbackType": "text", "data": []}}
 
 
@@ -149,6 +154,38 @@ async def test_lock_on_one_idempotency_key_delays_no_other_task(service: Service
 
     assert (placed.status_code, seconds < 3) == (202, True)
     assert {response.status_code for _, response in waited} == {503}
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("table", ROWS_OF_A_KEY)
+async def test_lock_on_what_belongs_to_some_tasks_delays_no_callback_of_others(database_url: str, table: str) -> None:
+    async with serve(database_url, database_lock_timeout=2) as service:
+        other_key = await add_key(service.database, "other")
+        endpoint = (await service.client.post("/v1/webhook-endpoints", json={"url": "https://example.com/"})).json()
+        other = await add_task(service.database, other_key, TaskStatus.generating, upstream_task_id="u-other")
+        tasks = [await service.add_task(TaskStatus.generating, upstream_task_id=f"u{number}") for number in range(25)]
+
+        def call_back(task: Task, kind: str) -> Any:
+            clip = {"id": task.upstream_task_id, "audio_url": "http://127.0.0.1:9/a.mp3", "title": kind}
+            data = {"callbackType": kind, "task_id": task.upstream_task_id, "data": [clip]}
+            return timed(service.anonymous.post(service.callback_path(task.id), json={"code": 200, "data": data}))
+
+        await asyncio.gather(*(call_back(task, "first") for task in tasks))
+        with locked(database_url, ROWS_OF_A_KEY[table], "none"):
+            stuck = [asyncio.create_task(call_back(task, "complete")) for task in tasks]
+            path = f"/v1/webhook-endpoints/{endpoint['id']}"
+            if table == "endpoints":
+                stuck += [
+                    asyncio.create_task(timed(service.client.patch(path, json={"description": ""}))) for _ in range(25)
+                ]
+            await asyncio.sleep(0.5)
+            free = [await call_back(other, "complete"), await timed(service.client.get(path))]
+            waited = await asyncio.gather(*stuck)
+
+        assert [response.status_code for _, response in free] == [200, 200]
+        assert max(seconds for seconds, _ in free) < 4
+        assert {response.status_code for _, response in waited} == {503}
+        assert (await call_back(tasks[0], "complete"))[1].status_code == 200
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
