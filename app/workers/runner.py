@@ -79,7 +79,7 @@ async def wake_due(loops: Sequence[Loop[Any]], database: Database) -> None:
 
 async def run_loop(loop: Loop[Item], stopping: asyncio.Event) -> None:
     """Run until `stopping` is set, through every error, then wait for the work in flight. Claims once at the start."""
-    running: set[asyncio.Task[None]] = set()
+    running: set[asyncio.Task[bool]] = set()
     try:
         while not stopping.is_set():
             idle = await _turn(loop, running)
@@ -125,7 +125,7 @@ def _log_failure(event: str, error: Exception, **fields: object) -> None:
         log.error(event, error=type(error).__name__, reason=advice(error) or reason(error), **fields)
 
 
-async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta | None:
+async def _turn(loop: Loop[Item], running: set[asyncio.Task[bool]]) -> timedelta | None:
     # Before anything else: a wake-up that a full loop left set would end each of its sleeps at once.
     loop.wakeup.clear()
     room = loop.concurrency - len(running)
@@ -146,23 +146,29 @@ async def _turn(loop: Loop[Item], running: set[asyncio.Task[None]]) -> timedelta
     return claimed.idle
 
 
-def _leave(loop: Loop[Item], running: set[asyncio.Task[None]]) -> Callable[[asyncio.Task[None]], None]:
-    def leave(task: asyncio.Task[None]) -> None:
+def _leave(loop: Loop[Item], running: set[asyncio.Task[bool]]) -> Callable[[asyncio.Task[bool]], None]:
+    def leave(task: asyncio.Task[bool]) -> None:
         running.discard(task)
-        if len(running) == loop.concurrency - 1:
-            # There was no room until now, so there may be due rows that were not claimed.
+        is_done = not task.cancelled() and task.result()
+        if is_done and len(running) == loop.concurrency - 1:
+            # There was no room until now, so there may be due rows that were not claimed. After work that failed the
+            # next turn can wait: rows without a lease, which a full disk lets nobody change, would be claimed at once.
             loop.wakeup.set()
 
     return leave
 
 
-async def _work(loop: Loop[Item], item: Item) -> None:
+async def _work(loop: Loop[Item], item: Item) -> bool:
+    """Work on one item; return whether that came to its end."""
     try:
         await loop.work(item)
     except (*TRANSIENT, DatabaseUnavailable) as error:
         _log_failure("work_failed", error, loop=loop.name)
     except Exception:
         log.exception("work_error", loop=loop.name)
+    else:
+        return True
+    return False
 
 
 async def _sleep(wakeup: asyncio.Event, stopping: asyncio.Event, idle: timedelta | None) -> None:

@@ -105,3 +105,19 @@ async def test_row_is_claimed_when_its_time_comes(database_url: str) -> None:
 
         await eventually(is_expired, within=10)
         assert datetime.now(UTC) >= soon
+
+
+async def test_loop_whose_work_fails_at_once_rests_before_it_claims_again() -> None:
+    async def fail(_row: int) -> None:
+        raise OSError
+
+    rows, stopping = Rows(), asyncio.Event()
+    running = asyncio.create_task(run_loop(Loop("rows", rows.wakeup, 1, rows.claim, fail, false()), stopping))
+    await eventually(lambda: rows.claimed != [])
+    # As many steps of the event loop as a loop that spins would use.
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    stopping.set()
+    await running
+
+    assert len(rows.claimed) <= 2
