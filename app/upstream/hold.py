@@ -89,9 +89,9 @@ async def hold_submits(session: Session, hold: Hold, recheck_in: timedelta) -> N
     job.due_at = job.due_at or hold.since + recheck_in
 
 
-async def take_probe(session: Session) -> bool:
-    """Whether one task may be submitted although submits are held, to see what comes; says so to one caller."""
-    job = await session.get(PeriodicJob, RECHECK, with_for_update=True, populate_existing=True)
+async def take_probe(session: Session, name: str) -> bool:
+    """Whether one task may be submitted although this job holds submits, to see what comes; says so to one caller."""
+    job = await session.get(PeriodicJob, name, with_for_update=True, populate_existing=True)
     if job is None or not job.detail.get("probe"):
         return False
     job.detail = {**job.detail, "probe": False}

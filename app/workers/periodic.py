@@ -23,8 +23,8 @@ from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
-# Looks at the credits without an answer, as at a mirror that does not have them. Then an order shows whether all are
-# blocked.
+# Looks at the credits without an answer, as at a mirror that does not have them. Then an order shows whether the reason
+# of the hold still holds.
 MAX_UNCLEAR_LOOKS = 3
 NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
@@ -84,13 +84,13 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
         if hold is not None:
             await hold_submits(session, hold, services.settings.hold_recheck)
         if hold is not None and hold.job == job.name:
-            _allow_probe(session, claimed, hold, result)
+            _allow_probe(session, claimed, result)
 
 
-def _allow_probe(session: Session, job: PeriodicJob, hold: Hold, result: Result[Decimal]) -> None:
-    """Let one task be submitted while the rechecks of a block remain without an answer: what comes of it tells."""
+def _allow_probe(session: Session, job: PeriodicJob, result: Result[Decimal]) -> None:
+    """Let one task be submitted while the rechecks of a hold remain without an answer: what comes of it tells."""
     unclear = job.detail.get("unclear", 0) + 1 if result.outcome is Outcome.failed else 0
-    is_probe_due = hold.reason is HoldReason.blocked and unclear >= MAX_UNCLEAR_LOOKS
+    is_probe_due = unclear >= MAX_UNCLEAR_LOOKS
     job.detail = {**job.detail, "unclear": unclear, "probe": is_probe_due}
     if is_probe_due:
         notify_on_commit(session, SUBMITS)

@@ -20,7 +20,7 @@ from app.tasks.repository import lock_task
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
 from app.upstream.history import SubmitRecorder, read_history
-from app.upstream.hold import RECHECK, current_hold, release_submits, take_probe
+from app.upstream.hold import current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
@@ -71,7 +71,7 @@ class _SubmitWorker:
             return Claimed((), timedelta(seconds=none_free_for))
         async with services.database.writes.begin() as session:
             if hold := await current_hold(session, self._gateway.key):
-                if hold.job != RECHECK or not await take_probe(session):
+                if not await take_probe(session, hold.job):
                     return Claimed(())
                 limit = 1
             now = await services.database.now(session)
@@ -135,9 +135,10 @@ class _SubmitWorker:
         if result.outcome is Outcome.ok:
             await lifecycle.begin_generating(session, task, result.value, now)
             hold = await current_hold(session, self._gateway.key)
-            if hold is not None and hold.reason is HoldReason.blocked:
-                # An upstream that accepts a task blocks nobody.
-                await release_submits(session)
+            is_sent_since = hold is not None and task.submitted_at is not None and task.submitted_at > hold.since
+            if hold is not None and (is_sent_since or hold.reason is HoldReason.blocked):
+                # An upstream that accepts a task blocks nobody, and one that was sent during the hold ends any other.
+                await release_submits(session, hold.job)
         elif result.outcome in RETRYABLE:
             due_at = now + jittered(submit_retry_delay(task.attempts, result.retry_after), self._services.rng)
             lifecycle.requeue(session, task, now, due_at, was_sent=result.outcome is not Outcome.not_sent)

@@ -213,22 +213,24 @@ async def test_request_that_can_never_be_sent_holds_the_queue_and_says_so(databa
     assert (upstream.detail or "").startswith(EXPLANATIONS[HoldReason.unsendable])
 
 
-async def test_block_of_an_upstream_without_credits_ends_by_one_order(database_url: str) -> None:
-    answer = Reply(200, body=b"<html>no such page</html>")
+@pytest.mark.parametrize("reason", [HoldReason.blocked, HoldReason.no_credits, HoldReason.bad_key])
+async def test_hold_at_an_upstream_without_credits_ends_by_one_order(database_url: str, reason: HoldReason) -> None:
+    answer = Reply(404, body=b"<html>no such page</html>")
     accepted = Reply(200, body=b'{"code": 200, "msg": "success", "data": {"taskId": "up-1"}}')
     async with receiving() as mirror, services_of(database_url, upstream_url=mirror.url) as services:
         mirror.respond = lambda request: answer if request.path.endswith("/credit") else accepted
         key = await add_key(services.database)
         async with services.database.transaction() as (session, now):
             await services.gateway.pacer.prepare(session, now)
-            await hold_submits(session, Hold(HoldReason.blocked, now, "Blocked."), timedelta())
+            hold = Hold(reason, now, "Refused.", services.gateway.key)
+            await hold_submits(session, hold, timedelta())
         for _ in range(3):
             await add_task(services.database, key)
         submits, periodic = submit_loop(services), periodic_loop(services)
         for _ in range(MAX_UNCLEAR_LOOKS):
             assert not (await submits.claim(20)).items
             async with services.database.writes.begin() as session:
-                await session.execute(update(PeriodicJob).where(PeriodicJob.name == RECHECK).values(due_at=MORNING))
+                await session.execute(update(PeriodicJob).where(PeriodicJob.name == hold.job).values(due_at=MORNING))
             [job] = (await periodic.claim(2)).items
             await periodic.work(job)
 

@@ -11,7 +11,7 @@ from app.enums import ErrorCode
 from app.observability.redaction import redact
 from app.upstream.suno.envelope import MAX_MESSAGE_LENGTH, Envelope, read_envelope, read_response
 from app.upstream.suno.parsing import fields, read_id, read_integer, read_number, read_text, read_url, unpacked
-from app.upstream.types import LyricWord, Outcome, Report, ReportedClip, Result, Stage
+from app.upstream.types import HoldReason, LyricWord, Outcome, Report, ReportedClip, Result, Stage
 
 MAX_TEXT_LENGTH = 1000
 MAX_NAME_LENGTH = 100
@@ -58,6 +58,8 @@ ERROR_CODES_BY_SIGN: Mapping[str, ErrorCode] = {
     "429": ErrorCode.insufficient_credits,
 }
 REFUNDED_CODE = 531
+# HTTP statuses, without an envelope, of what a server does not have.
+LEFT_OUT = frozenset({404, 410})
 NO_RECORD_CODE = 422  # A reseller of the same API sends this where Suno sends null data.
 
 
@@ -110,8 +112,10 @@ def read_callback(body: bytes) -> Report | None:
 
 def _without_value(result: Result[Never]) -> Result[Never]:
     """A read that brought nothing. It creates nothing either, so refusals and lost responses are alike."""
-    has_effect = result.outcome in (Outcome.throttled, Outcome.held)
-    return result if has_effect else replace(result, outcome=Outcome.failed)
+    # Mirrors leave out what is read, such as the credits or lyrics: that says nothing about submits.
+    is_left_out = result.hold_reason is HoldReason.blocked and result.code in LEFT_OUT
+    has_effect = result.outcome in (Outcome.throttled, Outcome.held) and not is_left_out
+    return result if has_effect else replace(result, outcome=Outcome.failed, hold_reason=None)
 
 
 def _read_report(envelope: Envelope) -> Report:

@@ -23,6 +23,8 @@ FAILURES = [
     (200, b'{"code":400,"msg":"why"}', Outcome.failed, None, 400, "why"),
     (200, b"<html>", Outcome.failed, None, 200, "HTTP 200 without an envelope"),
     (200, b'{"data":5}', Outcome.failed, None, 200, "HTTP 200 without an envelope"),
+    (404, b"<html>", Outcome.failed, None, 404, "HTTP 404 without an envelope"),
+    (410, b"", Outcome.failed, None, 410, "HTTP 410 without an envelope"),
     (502, b"", Outcome.failed, None, 502, "HTTP 502 without an envelope"),
 ]
 
