@@ -17,8 +17,8 @@ from app.upstream.types import Report, ReportedClip
 UPSTREAM_RETENTION = timedelta(days=14)
 # Of one task: reports can name new clips without end, and each is downloaded.
 MAX_CLIPS = 50
-# Covers and lyrics are tried this often.
-MAX_EXTRA_ATTEMPTS = 6
+# Covers and lyrics are tried this often, in some two hours: an outage may last as long.
+MAX_EXTRA_ATTEMPTS = 12
 
 
 def merge_clips(

@@ -20,6 +20,8 @@ SHARE_WHILE_QUEUED = 0.25
 SHARE_WHEN_IDLE = 0.75
 # Of the polls' own share, for tasks that were given up: an outage leaves thousands of them, for two weeks.
 LATE_SHARE = 0.2
+# Of the polls' share, for questions about clips while a poll is due: thousands of dead links must not delay it.
+QUESTIONS_SHARE = 0.4
 CREDITS_SHARE = 0.1
 MIN_PAUSE = timedelta(milliseconds=100)
 MAX_PAUSE = timedelta(seconds=1)
@@ -30,6 +32,13 @@ async def poll_share(session: Session, now: datetime) -> float:
     """Fraction of the slots that polls may use: 0.75, or 0.25 while tasks are queued."""
     waiting = select(Task.id).where(Task.status == TaskStatus.queued, Task.due_at <= now).limit(1)
     return SHARE_WHEN_IDLE if await session.scalar(waiting) is None else SHARE_WHILE_QUEUED
+
+
+async def questions_share(session: Session, now: datetime) -> float:
+    """Fraction of the slots for fresh links and lyrics: that of polls, or a part of it while a poll is due."""
+    waiting = select(Task.id).where(Task.status == TaskStatus.generating, Task.due_at <= now).limit(1)
+    share = await poll_share(session, now)
+    return share if await session.scalar(waiting) is None else share * QUESTIONS_SHARE
 
 
 async def credits_share(_session: Session, _now: datetime) -> float:

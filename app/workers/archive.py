@@ -26,6 +26,7 @@ from app.services import Services
 from app.storage import references
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task, lock_task
+from app.upstream.pacing import questions_share
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
@@ -139,24 +140,26 @@ class _ArchiveWorker:
             task = await find_task(session, clip.task_id)
         if task is None:
             return
-        problem = clip.archive_error
+        problem, had_slot = clip.archive_error, True
         with suppress(ClaimLost):
             async with self._extended_lease(clip):
                 if clip.lane == QUESTIONS:
-                    await self._ask(task, clip)
+                    had_slot = await self._ask(task, clip)
                 else:
                     if needs_audio(clip):
                         problem = await self._archive_audio(clip)
                     if needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane:
                         await self._archive_cover(clip)
-            await self._release(clip, problem)
+            await self._release(clip, problem, counts=had_slot)
 
-    async def _ask(self, task: Task, clip: Clip) -> None:
-        """Ask the upstream for what no host has. The wait for a slot of its pace takes no place from downloads."""
+    async def _ask(self, task: Task, clip: Clip) -> bool:
+        """Ask the upstream for what no host has, in no place of a download; return whether its pace had a slot."""
+        had_slot = True
         if needs_audio(clip):
-            await self._refresh_links(task, clip)
-        if needs_lyrics(clip, task):
-            await self._archive_lyrics(task, clip)
+            had_slot = await self._refresh_links(task, clip)
+        if had_slot and needs_lyrics(clip, task):
+            had_slot = await self._archive_lyrics(task, clip)
+        return had_slot
 
     async def _archive_audio(self, clip: Clip) -> str | None:
         """Return why it failed, or None."""
@@ -181,15 +184,16 @@ class _ArchiveWorker:
         )
         return problem
 
-    async def _refresh_links(self, task: Task, clip: Clip) -> None:
+    async def _refresh_links(self, task: Task, clip: Clip) -> bool:
         upstream_task_id = task.upstream_task_id
         if upstream_task_id is None:
-            return
-        result = await self._services.gateway.call(lambda upstream: upstream.record_info(upstream_task_id))
-        if result is None or result.value is None:
-            return
-        async with self._locked(clip) as held:
-            self._services.lifecycle.clips.refresh_links(held.session, held.task, result.value, held.now)
+            return True
+        call = self._services.gateway.call
+        result = await call(lambda upstream: upstream.record_info(upstream_task_id), questions_share)
+        if result is not None and result.value is not None:
+            async with self._locked(clip) as held:
+                self._services.lifecycle.clips.refresh_links(held.session, held.task, result.value, held.now)
+        return result is not None
 
     async def _fetch_first(self, links: Sequence[str]) -> DownloadedFile:
         problems = [] if links else ["the upstream gives no link"]
@@ -229,20 +233,21 @@ class _ArchiveWorker:
             held.clip.image_type, held.clip.image_size = fetched.media_type, fetched.size
             held.clip.image_sha256, held.clip.image_archived_at = fetched.sha256, held.now
 
-    async def _archive_lyrics(self, task: Task, clip: Clip) -> None:
+    async def _archive_lyrics(self, task: Task, clip: Clip) -> bool:
         upstream_ids = task.upstream_task_id or "", clip.upstream_clip_id or ""
-        result = await self._services.gateway.call(lambda upstream: upstream.lyrics(*upstream_ids))
+        result = await self._services.gateway.call(lambda upstream: upstream.lyrics(*upstream_ids), questions_share)
         log.info("lyrics", task_id=clip.task_id, clip=clip.index, outcome=result and result.outcome.value)
         if result is not None and result.value is not None:
             words = [asdict(word) for word in result.value]
             async with self._locked(clip) as held:
                 self._services.lifecycle.clips.store_lyrics(held.session, held.task, held.clip, words, held.now)
+        return result is not None
 
-    async def _release(self, clip: Clip, problem: str | None) -> None:
-        """Release the claim, with the time and the lane of the next attempt if something is still missing."""
+    async def _release(self, clip: Clip, problem: str | None, *, counts: bool) -> None:
+        """Release the claim, with the next attempt if something is missing; `counts`: covers and lyrics have a few."""
         async with self._locked(clip) as held:
             row, held.clip.fence = held.clip, None
-            row.archive_error = problem
+            row.archive_error, row.attempts = problem, row.attempts - (not counts)
             if needs_audio(row) and is_too_late(row, held.now):
                 self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
                 log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
@@ -254,7 +259,7 @@ class _ArchiveWorker:
             row.lane, row.due_at = lane, held.now + jittered(retry_delay(row.attempts), self._services.rng)
             if lane != clip.lane and (is_archived or (needs_audio(row) and clip.lane == QUESTIONS)):
                 # The step of this lane is done: the next one is the first attempt, or the one that asked for a link.
-                row.due_at, row.attempts = held.now, 0 if is_archived else row.attempts - 1
+                row.due_at, row.attempts = held.now, 0 if is_archived else clip.attempts - 1
                 notify_on_commit(held.session, ARCHIVES)
 
     @asynccontextmanager

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import func, select, update
 
 from app.database.wakeups import ARCHIVES, notify_on_commit
@@ -18,6 +19,8 @@ from app.models import QUESTIONS, Clip, Task
 from app.sandbox import FAULTS
 from app.sandbox.audio import Sound, synthesise
 from app.services import Services
+from app.tasks.clips import MAX_EXTRA_ATTEMPTS
+from app.upstream.pacing import questions_share
 from app.workers.archive import archive_loop, share_places
 from app.workers.runner import run_loop, wake_when_due
 from tests.support.clock import MORNING
@@ -218,6 +221,43 @@ async def test_clips_that_wait_for_a_fresh_link_take_no_place_of_their_host(data
         await eventually(lambda: is_kept(services, clip), within=9)
 
         assert [request.path for request in host.requests] == ["/young.wav"]
+
+
+async def test_questions_without_a_slot_of_the_pace_use_up_no_attempt(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.upstream.gateway.SLOT_TIMEOUT", timedelta(milliseconds=1))
+    async with services_of(database_url, upstream_rate="1/600") as services:
+        key = await add_key(services.database)
+        task = await add_task(services.database, key, TaskStatus.succeeded, upstream_task_id="up-1", grab_lyrics=True)
+        async with services.database.transaction() as (session, now):
+            await services.gateway.pacer.prepare(session, now)
+            await services.gateway.pacer.reserve(session, [0], now)
+        known = {"upstream_clip_id": "c1", "archived_at": MORNING, "lane": QUESTIONS}
+        await add_clips(services, task, 1, **known, attempts=MAX_EXTRA_ATTEMPTS - 1)
+        loop = archive_loop(services)
+        for _ in range(2):
+            [claimed] = (await loop.claim(1)).items
+            await loop.work(claimed)
+            async with services.database.writes.begin() as session:
+                await session.execute(update(Clip).values(due_at=MORNING))
+        async with services.database.reads() as session:
+            attempts = await session.scalar(select(Clip.attempts))
+
+    assert attempts == MAX_EXTRA_ATTEMPTS - 1
+
+
+async def test_questions_leave_slots_to_polls_that_are_due(database_url: str) -> None:
+    async with services_of(database_url, upstream_rate="20/10") as services:
+        key = await add_key(services.database)
+        async with services.database.transaction() as (session, now):
+            shares = [await questions_share(session, now)]
+        for status in (TaskStatus.generating, TaskStatus.queued):
+            await add_task(services.database, key, status)
+            async with services.database.transaction() as (session, now):
+                shares.append(await questions_share(session, now))
+
+    assert [len(services.gateway.pacer.part(share)) for share in shares] == [15, 6, 2]
 
 
 async def test_young_clip_is_tried_before_those_of_its_host_that_failed(database_url: str) -> None:
