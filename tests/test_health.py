@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, func, select, update
 
 from app.enums import TaskStatus
 from app.health.checks import Check, State, check_public_url, worst
@@ -117,6 +117,31 @@ async def test_overdue_rows_of_every_table_are_counted(service: Service) -> None
     async with service.database.writes.begin() as session:
         await session.execute(update(WebhookEndpoint).values(paused_until=datetime.now(UTC) + timedelta(hours=1)))
     assert await overdue() == "overdue: 1 clips, 1 periodic jobs; does a worker run?"
+
+
+async def test_what_waits_for_a_slow_host_is_not_overdue(service: Service) -> None:
+    task, soon = await service.add_task(TaskStatus.succeeded), datetime.now(UTC) + timedelta(seconds=20)
+    endpoint = (await service.client.post("/v1/webhook-endpoints", json={"url": "https://example.com/"})).json()
+    for _ in range(2):
+        await service.client.post(f"/v1/webhook-endpoints/{endpoint['id']}/test")
+    async with service.database.writes.begin() as session:
+        for index in range(2):
+            at = {"created_at": LONG_AGO, "due_at": LONG_AGO, "lane": "cdn.example:443"}
+            session.add(Clip(task_id=task.id, index=index, attempts=0, **at))
+        await session.execute(update(Delivery).values(due_at=LONG_AGO))
+
+    async def overdue() -> str:
+        return str((await service.client.get("/readyz")).json()["checks"]["overdue"]["detail"])
+
+    before = await overdue()
+    async with service.database.writes.begin() as session:
+        first = select(func.min(Delivery.id)).scalar_subquery()
+        claimed = {"fence": "f", "due_at": soon}
+        await session.execute(update(Delivery).where(Delivery.id == first).values(is_ready=False, **claimed))
+        await session.execute(update(Clip).where(Clip.index == 0).values(claimed))
+
+    assert before == "overdue: 2 clips, 2 deliveries; does a worker run?"
+    assert await overdue() == "nothing is overdue"
 
 
 async def _submits_say(service: Service, status: str, words: str) -> bool:

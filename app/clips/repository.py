@@ -30,3 +30,10 @@ def _due_lanes(now: ColumnElement[datetime]) -> Select[str]:
     lanes = lanes.union_all(select(following.scalar_subquery()).where(lanes.c.lane.isnot(None)))
     is_due = exists().where(Clip.lane == lanes.c.lane, Clip.due_at <= now)
     return select(lanes.c.lane).where(is_due)
+
+
+async def idle_lanes(session: Session, now: datetime, late: datetime) -> set[str]:
+    """The lanes with a clip that was due before `late`, without those of which one is claimed: there, it waits."""
+    lanes = await due_lanes(session, late)
+    is_claimed = Clip.lane.in_(lanes), Clip.due_at > now, Clip.fence.isnot(None)
+    return set(lanes) - set(await session.scalars(select(Clip.lane).where(*is_claimed).distinct()))

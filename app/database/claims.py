@@ -17,6 +17,9 @@ from app.database.engine import Session
 
 Row = TypeVar("Row", bound=Base)
 
+# Up to this number, overdue rows are counted.
+MAX_OVERDUE = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -103,6 +106,7 @@ async def extend_lease(session: Session, kind: type[Row], key: str, fence: str |
 
 
 async def count_overdue(session: Session, kind: type[Row], late: datetime, *where: ColumnElement[bool]) -> int:
-    """How many rows of this kind were due before `late` and are not claimed yet."""
+    """How many rows of this kind were due before `late` and are not claimed yet, up to MAX_OVERDUE."""
     assert issubclass(kind, Due)  # noqa: S101 - as above
-    return await session.scalar(select(func.count()).select_from(kind).where(kind.due_at < late, *where)) or 0
+    overdue = select(inspect(kind).primary_key[0]).where(kind.due_at < late, *where).limit(MAX_OVERDUE)
+    return await session.scalar(select(func.count()).select_from(overdue.subquery())) or 0

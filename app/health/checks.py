@@ -13,6 +13,7 @@ import httpx
 from pydantic import BaseModel, Field
 
 from app.auth.signing_keys import find_mismatches
+from app.clips.repository import idle_lanes
 from app.config import CALLBACKS_PATH, Settings
 from app.database.claims import count_overdue
 from app.database.engine import Database
@@ -153,12 +154,14 @@ async def check_submits(database: Database, settings: Settings) -> Check:
 
 async def check_overdue(database: Database, settings: Settings) -> Check:
     """
-    Whether rows have been due for more than OVERDUE_AFTER, and not because of a hold or the upstream's rate.
+    Whether rows have been due for more than OVERDUE_AFTER, and not because of a hold, the rate or a slow host.
 
-    Ended tasks never count: their late polls wait for slots that nothing else needs.
+    Ended tasks never count: their late polls wait for slots that nothing else needs. Clips and deliveries
+    count where nothing of their host is under way.
     """
     async with database.reads() as session:
-        late = await database.now(session) - OVERDUE_AFTER
+        now = await database.now(session)
+        late = now - OVERDUE_AFTER
         waiting = set(FINAL)
         if await current_hold(session, settings.upstream_fingerprint) or not await is_idle_since(session, late):
             waiting.add(TaskStatus.queued)
@@ -166,9 +169,9 @@ async def check_overdue(database: Database, settings: Settings) -> Check:
             waiting.add(TaskStatus.generating)
         # Jobs with a colon in their names are not for every replica, or only remember something.
         counts = {
-            "tasks": await count_overdue(session, Task, late, Task.status.not_in(waiting)),
-            "clips": await count_overdue(session, Clip, late),
-            "deliveries": await count_overdue_deliveries(session, late),
+            "tasks": await count_overdue(session, Task, late, Task.status.in_(set(TaskStatus) - waiting)),
+            "clips": await count_overdue(session, Clip, late, Clip.lane.in_(await idle_lanes(session, now, late))),
+            "deliveries": await count_overdue_deliveries(session, now, late, settings.webhook_lease),
             "periodic jobs": await count_overdue(session, PeriodicJob, late, ~PeriodicJob.name.contains(":")),
         }
     overdue = ", ".join(f"{count} {name}" for name, count in counts.items() if count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, case, delete, func, literal, or_, orm, select, tuple_, update
@@ -164,11 +164,20 @@ def _blocked(now: datetime) -> Select[str]:
     return select(WebhookEndpoint.id).where((WebhookEndpoint.paused_until > now) | is_ending)
 
 
-async def count_overdue_deliveries(session: Session, late: datetime) -> int:
-    """How many deliveries were due before `late`, up to MAX_BATCH, without those that claims leave alone."""
+async def count_overdue_deliveries(session: Session, now: datetime, late: datetime, lease: timedelta) -> int:
+    """
+    How many deliveries were due before `late`, up to MAX_BATCH.
+
+    Without those that claims leave alone, and those that wait because attempts at their host are under way.
+    """
+    is_under_way = ~Delivery.is_ready, Delivery.due_at.between(now, now + lease), Delivery.fence.isnot(None)
+    at_work = (await session.execute(select(Delivery.api_key_id, Delivery.host).where(*is_under_way).distinct())).all()
+    waits = tuple_(Delivery.api_key_id, Delivery.host).in_([tuple(row) for row in at_work])
     count = 0
     for is_ready in (Delivery.is_ready, ~Delivery.is_ready):
-        overdue = select(Delivery.id).where(is_ready, Delivery.due_at < late, Delivery.lane.not_in(_blocked(late)))
+        overdue = select(Delivery.id).where(
+            is_ready, Delivery.due_at < late, Delivery.lane.not_in(_blocked(late)), ~waits
+        )
         bounded = overdue.limit(MAX_BATCH - count).subquery()
         count += await session.scalar(select(func.count()).select_from(bounded)) or 0
     return count
