@@ -18,6 +18,8 @@ from app.tasks.service import erase_tasks
 from app.usage import forget_spent
 
 BATCH = 100
+# Of the tasks of a batch.
+MAX_DELIVERIES = 1000
 REMOVAL_LEASE = timedelta(minutes=1)
 
 
@@ -52,9 +54,13 @@ class Retention:
         oldest = select(Task).where(self._is_expired(now)).order_by(Task.completed_at).limit(BATCH)
         tasks = (await session.scalars(oldest.with_for_update(skip_locked=True))).all()
         if tasks:
+            of_tasks = Delivery.task_id.in_([task.id for task in tasks])
+            if await _delete_deliveries(session, of_tasks, MAX_DELIVERIES) == MAX_DELIVERIES:
+                # A key may have a hundred endpoints that each got every event: these tasks go with a later batch.
+                return True
             await erase_tasks(session, tasks, now)
         others = [
-            await _delete_deliveries(session, self._is_old_delivery(now)),
+            await _delete_deliveries(session, self._is_old_delivery(now), BATCH),
             await _delete_keys(session, now),
             await forget_spent(session, self._before(now), BATCH),
         ]
@@ -97,8 +103,9 @@ def _is_old_key(now: datetime) -> ColumnElement[bool]:
     return IdempotencyKey.created_at < now - idempotency.TTL
 
 
-async def _delete_deliveries(session: Session, is_old: ColumnElement[bool]) -> int:
-    old = select(Delivery.id).where(is_old).order_by(Delivery.created_at).limit(BATCH)
+async def _delete_deliveries(session: Session, is_old: ColumnElement[bool], limit: int) -> int:
+    """Delete up to `limit` deliveries with their attempts; return how many there were."""
+    old = select(Delivery.id).where(is_old).order_by(Delivery.created_at).limit(limit)
     erased = await session.execute(delete(Delivery).where(Delivery.id.in_(old)).returning(Delivery.id))
     return len(erased.all())
 

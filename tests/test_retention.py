@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import event, func, select, update
 
 from app.database.base import Base
@@ -182,6 +183,32 @@ async def test_every_kind_is_deleted_in_batches(database_url: str) -> None:
         await database.close()
 
     assert (added_up, halfway, left, kept) == ([100, 50], [50, 50, 50], [0, 0, 0], 150)
+
+
+async def test_tasks_go_after_their_deliveries_which_are_deleted_in_batches(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.retention.MAX_DELIVERIES", 4)
+    database, retention = Database(database_url), Retention(days=90)
+    left = []
+    try:
+        async with database.writes.begin() as session:
+            key = await key_of(session)
+            task = task_of(key, NOW - timedelta(days=91))
+            session.add(task)
+            await session.flush()
+            for _ in range(6):
+                delivery = delivery_of(key, 91, True)
+                delivery.task_id = task.id
+                session.add(delivery)
+        for _ in range(2):
+            is_more = await erase_batch(database, retention)
+            async with database.reads() as session:
+                left.append((is_more, await count_of(session, Task), await count_of(session, Delivery)))
+    finally:
+        await database.close()
+
+    assert left == [(True, 1, 2), (False, 0, 0)]
 
 
 async def test_old_rows_are_found_by_index(database_url: str) -> None:
