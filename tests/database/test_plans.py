@@ -22,6 +22,7 @@ from app.workers.poll import poll_loop
 from app.workers.remove_files import remove_files_loop
 from app.workers.runner import Item, Loop, wake_due
 from app.workers.submit import submit_loop
+from app.workers.sweep import sweep_loop
 from tests.support.filling import (
     GROWING,
     Owner,
@@ -83,6 +84,7 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
         await _submit_and_receive(service)
         await _prune(service)
         await _deliver_archive_and_remove(service)
+        await _operate(service, owner)
 
     plans = await _plans(service, {statement.sql: statement for statement in statements}.values())
     scans = {sql: plan for sql, plan in plans.items() if _scans(sql, plan)}
@@ -168,6 +170,19 @@ async def _deliver_archive_and_remove(service: Service) -> None:
     await _run(deliver_loop(service.services))
     await _run(archive_loop(service.services))
     await _run(remove_files_loop(service.services))
+
+
+async def _operate(service: Service, owner: Owner) -> None:
+    endpoint = f"/v1/webhook-endpoints/{owner.endpoint_id}"
+    pending = (await service.client.get("/v1/deliveries?limit=1&status=pending")).json()["items"]
+    (await service.client.post(f"/v1/deliveries/{pending[0]['id']}/resend")).raise_for_status()
+    (await service.client.post(f"{endpoint}/recover", json={"since": "2026-01-01T00:00:00Z"})).raise_for_status()
+    await _run(sweep_loop(service.services))
+    for change in ({"url": "https://example.com/moved"}, {"disabled": True}, {"disabled": False}):
+        (await service.client.patch(endpoint, json=change)).raise_for_status()
+    (await service.client.delete(endpoint)).raise_for_status()
+    await _run(sweep_loop(service.services))
+    (await service.client.get("/readyz")).raise_for_status()
 
 
 async def _prune(service: Service) -> None:

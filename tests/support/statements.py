@@ -34,7 +34,9 @@ def recorded(database: Database) -> Iterator[list[Statement]]:
     def commit(_connection: Any) -> None:
         statements.append(COMMIT)
 
-    engines = {sessions.kw["bind"].sync_engine for sessions in (database.writes, database.reads)}
+    engines = {
+        sessions.kw["bind"].sync_engine for sessions in (database.writes, database.urgent_writes, database.reads)
+    }
     listeners = [
         (engine, name, listen)
         for engine in engines
