@@ -30,10 +30,16 @@ def list_tasks(
     """List the tasks of all callers, newest first."""
 
     from app.auth.api_keys import OPERATOR
-    from app.tasks.schemas import TaskFilters
+    from app.tasks.schemas import TaskFilters, TaskRead
 
     async def read(services: Services) -> list[dict[str, Any]]:
-        found = await services.tasks.list(OPERATOR, TaskFilters(status=status), {}, None, limit)
+        found, after, is_more = list[TaskRead](), None, True
+        while is_more and len(found) < limit:
+            page, is_more = await services.tasks.list(
+                OPERATOR, TaskFilters(status=status), {}, after, limit - len(found)
+            )
+            found += page
+            after = (page[-1].created_at, page[-1].id) if page else None
         return [task.model_dump(mode="json") for task in found]
 
     found = with_services(read)

@@ -32,7 +32,7 @@ from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, respond_with, s
 from app.web import Moment
 from app.web.negotiation import matches
 from app.web.openapi import response_headers
-from app.web.pagination import PAGE, Cursor, Limit, decode_time_cursor, link_to_next, next_page
+from app.web.pagination import PAGE, Cursor, Limit, decode_time_cursor, link_to_next
 from app.web.problems import pointer_to, problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -112,14 +112,13 @@ async def list_tasks(
     List your tasks, newest first.
 
     Query parameters of the form `metadata.<key>=<value>` select the tasks with these
-    labels, at most 16 as a task has; several of them must all match.
+    labels, at most 16 as a task has; several of them must all match. A page ends early where
+    its lyrics would exceed 5,000 words.
     """
     after = decode_time_cursor(request, filters.cursor)
-    found = await tasks.list(caller, filters, _labels(request), after, filters.limit + 1)
-    page, following = next_page(
-        request, response, found, filters.limit, lambda task: (task.created_at.isoformat(), task.id)
-    )
-    return TaskPage(items=list(page), next_cursor=following)
+    page, is_more = await tasks.list(caller, filters, _labels(request), after, filters.limit)
+    last = (page[-1].created_at.isoformat(), page[-1].id) if is_more else None
+    return TaskPage(items=page, next_cursor=last and link_to_next(request, response, last))
 
 
 @router.get("/{task_id}", operation_id="getTask", summary="Get a task", response_model=TaskRead, responses=READ)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import accumulate
 
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
@@ -30,6 +31,8 @@ from app.webhooks.lifecycle import check_receiver
 
 # How long the response to a stored task may wait for its queue position and its Retry-After.
 ESTIMATES_TIMEOUT = timedelta(seconds=5)
+# Of a page: to write so many takes the event loop some 50 ms.
+MAX_PAGE_WORDS = 5000
 
 
 class CannotResolve(Exception):
@@ -109,13 +112,18 @@ class TaskService:
         labels: Mapping[str, str],
         after: tuple[datetime, str] | None,
         limit: int,
-    ) -> list[TaskRead]:
-        """Up to `limit` tasks that the caller may read, newest first, after this position."""
+    ) -> tuple[list[TaskRead], bool]:
+        """
+        Up to `limit` tasks that the caller may read, newest first, after this position, and whether more follow.
+
+        All but the first have at most MAX_PAGE_WORDS of lyrics together.
+        """
         async with self._database.reads() as session:
             api_key_id = None if caller.is_admin else caller.api_key_id
-            found = await repository.list_tasks(session, api_key_id, filters, labels, after, limit)
-            positions = await repository.queue_positions(session, found)
-            return [read_task(task, positions, self._signed_urls) for task in found]
+            found = await repository.list_tasks(session, api_key_id, filters, labels, after, limit + 1)
+            page = found[: min(limit, _fitting(found))]
+            positions = await repository.queue_positions(session, page)
+            return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)
 
     async def cancel(self, caller: Caller, task_id: str) -> TaskRead:
         """Stop a task. Raises TaskAlreadyFinal."""
@@ -199,6 +207,11 @@ class TaskService:
 
     async def _read(self, session: Session, task: Task) -> TaskRead:
         return read_task(task, await repository.queue_positions(session, [task]), self._signed_urls)
+
+
+def _fitting(tasks: Sequence[Task]) -> int:
+    words = accumulate(sum(len(clip.lyrics or ()) for clip in task.clips) for task in tasks)
+    return max(1, sum(total <= MAX_PAGE_WORDS for total in words))
 
 
 async def erase_tasks(session: Session, tasks: Sequence[Task], now: datetime) -> None:

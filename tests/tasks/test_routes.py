@@ -433,6 +433,27 @@ async def test_task_that_has_not_ended_cannot_be_deleted(service: Service) -> No
     assert (answer.status_code, answer.json()["type"]) == (409, "/problems/task-not-final")
 
 
+async def test_page_of_tasks_ends_where_its_lyrics_exceed_a_number_of_words(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.tasks.service.MAX_PAGE_WORDS", 5)
+    word = {"word": "rain", "start": 0.0, "end": 0.5}
+    tasks = [await service.add_task(TaskStatus.succeeded, now=MORNING + timedelta(hours=hour)) for hour in range(5)]
+    async with service.database.writes.begin() as session:
+        for task, words in zip(tasks, (1, 9, 3, 3, 2), strict=True):
+            known = {"index": 0, "created_at": MORNING, "attempts": 0}
+            session.add(Clip(task_id=task.id, lyrics=[word] * words, **known))
+
+    pages, url = [], "/v1/tasks"
+    while url:
+        answer = (await service.client.get(url)).raise_for_status()
+        pages.append([task["id"] for task in answer.json()["items"]])
+        url = answer.links.get("next", {}).get("url", "")
+
+    first, long, third, fourth, last = [task.id for task in tasks]
+    assert pages == [[last, fourth], [third], [long], [first]]
+
+
 async def test_events_are_listed_in_order_and_in_pages(service: Service) -> None:
     task = await service.add_task()
     await service.client.post(f"/v1/tasks/{task.id}/cancel")
