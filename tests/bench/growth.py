@@ -2,7 +2,8 @@
 What each call costs on a database that has grown, against one of some hundred rows, in one run.
 
 Both databases are served side by side and called in turn, so that a busy machine slows
-both. Ends with 1 if any call's median takes more than twice as long.
+both. Ends with 1 if any call's median takes more than twice as long, or a change of an
+endpoint with all deliveries more than a second.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from tests.support.postgres import postgres
 from tests.support.service import Service, serve
 
 MOST = 2.0
+# Seconds for a change of all deliveries of an endpoint.
+AT_MOST = 1.0
 AT_ONCE = 60
 # The rows of the database that stands for an empty one: enough to fill a page of each list.
 FEW = argparse.Namespace(tasks=400, queued=100, deliveries=100)
@@ -187,6 +190,28 @@ async def measure(empty: Service, full: Service, rounds: int) -> list[str]:
     return too_long
 
 
+async def measure_changes(full: Service) -> list[str]:
+    """Print a line for each change of an endpoint with all deliveries; return the ones above AT_MOST."""
+    [endpoint] = (await full.client.get("/v1/webhook-endpoints")).json()["items"]
+    path = f"/v1/webhook-endpoints/{endpoint['id']}"
+    since = {"since": f"{datetime.now(UTC) - timedelta(days=40):%Y-%m-%dT%H:%M:%SZ}"}
+    changes: dict[str, tuple[str, str, Any]] = {
+        "recover an endpoint": ("POST", f"{path}/recover", since),
+        "redirect an endpoint": ("PATCH", path, {"url": "https://example.com/moved"}),
+        "disable an endpoint": ("PATCH", path, {"disabled": True}),
+        "delete an endpoint": ("DELETE", path, None),
+    }
+    too_long = []
+    for name, (method, url, body) in changes.items():
+        started = time.perf_counter()
+        (await full.client.request(method, url, json=body)).raise_for_status()
+        seconds = time.perf_counter() - started
+        print(f"  {name:40} {'':12} {seconds * 1000:9.1f} ms", flush=True)
+        if seconds > AT_MOST:
+            too_long.append(f"{name}: {seconds:.1f} s")
+    return too_long
+
+
 @contextmanager
 def sqlite_urls(folder: Path) -> Iterator[list[str]]:
     """Two databases in files."""
@@ -230,9 +255,10 @@ async def run(databases: list[str], sizes: argparse.Namespace) -> int:
                 await fill(full, sizes)
                 rows = f"{sizes.tasks:,} finished, {sizes.queued:,} queued, {sizes.deliveries:,} deliveries"
                 print(f"{name}: {rows} (filled in {time.perf_counter() - started:.0f} s)", flush=True)
-                too_long += [f"{name}: {call}" for call in await measure(empty, full, sizes.rounds)]
+                slow = [*await measure(empty, full, sizes.rounds), *await measure_changes(full)]
+                too_long += [f"{name}: {call}" for call in slow]
     for line in too_long:
-        print(f"more than {MOST} times as long: {line}")
+        print(f"too long: {line}")
     return 1 if too_long else 0
 
 
