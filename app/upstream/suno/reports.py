@@ -81,7 +81,7 @@ def read_record_info(status: int, headers: Mapping[str, str], body: bytes, now: 
         return replace(result, outcome=Outcome.pending)
     if code == 200 and isinstance(data, dict):
         return Result(Outcome.ok, _read_report(envelope), result.code, result.message, result.retry_after)
-    return _without_value(result)
+    return _without_value(result, is_about_one=True)
 
 
 def read_credits(status: int, headers: Mapping[str, str], body: bytes, now: datetime) -> Result[Decimal]:
@@ -97,7 +97,7 @@ def read_lyrics(status: int, headers: Mapping[str, str], body: bytes, now: datet
     """Return the words of a clip with their times. None at all is normal for sounds."""
     envelope, result = read_response(status, headers, body, now)
     if envelope.code != 200:
-        return _without_value(result)
+        return _without_value(result, is_about_one=True)
     words = _read_words(fields(envelope.data).get("alignedwords"))
     return Result(Outcome.ok, words, result.code, result.message, result.retry_after)
 
@@ -110,11 +110,12 @@ def read_callback(body: bytes) -> Report | None:
     return report if is_readable else None
 
 
-def _without_value(result: Result[Never]) -> Result[Never]:
+def _without_value(result: Result[Never], *, is_about_one: bool = False) -> Result[Never]:
     """A read that brought nothing. It creates nothing either, so refusals and lost responses are alike."""
-    # Mirrors leave out what is read, such as the credits or lyrics: that says nothing about submits.
-    is_left_out = result.hold_reason is HoldReason.blocked and result.code in LEFT_OUT
-    has_effect = result.outcome in (Outcome.throttled, Outcome.held) and not is_left_out
+    # A firewall may dislike the words of one task, which is read again and again; and mirrors leave routes out. Neither
+    # says anything about submits.
+    is_harmless = result.hold_reason is HoldReason.blocked and (is_about_one or result.code in LEFT_OUT)
+    has_effect = result.outcome in (Outcome.throttled, Outcome.held) and not is_harmless
     return result if has_effect else replace(result, outcome=Outcome.failed, hold_reason=None)
 
 

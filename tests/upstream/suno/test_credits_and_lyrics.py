@@ -18,7 +18,6 @@ FAILURES = [
     (200, b'{"code":401,"msg":"why"}', Outcome.held, HoldReason.bad_key, 401, "why"),
     (401, b"", Outcome.held, HoldReason.bad_key, 401, "HTTP 401 without an envelope"),
     (200, b'{"code":429,"msg":"why"}', Outcome.held, HoldReason.no_credits, 429, "why"),
-    (403, b"<html>", Outcome.held, HoldReason.blocked, 403, "HTTP 403 without an envelope"),
     (200, b'{"code":500,"msg":"why"}', Outcome.failed, None, 500, "why"),
     (200, b'{"code":400,"msg":"why"}', Outcome.failed, None, 400, "why"),
     (200, b"<html>", Outcome.failed, None, 200, "HTTP 200 without an envelope"),
@@ -37,6 +36,13 @@ def test_failures_to_read_are_distinguished(
     headers = {"retry-after": "3"}
     assert read_credits(status, headers, body, NOW) == Result(outcome, None, code, message, wait, reason)
     assert read_lyrics(status, headers, body, NOW) == Result(outcome, None, code, message, wait, reason)
+
+
+def test_block_page_in_place_of_the_lyrics_of_one_clip_holds_nothing() -> None:
+    answers = [read(403, {}, b"<html>", NOW) for read in (read_credits, read_lyrics)]
+
+    assert [answer.hold_reason for answer in answers] == [HoldReason.blocked, None]
+    assert answers[1].outcome is Outcome.failed
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_nothing_on_record_is_pending(body: object) -> None:
         (200, {"code": 401}, Outcome.held, HoldReason.bad_key),
         (401, b"", Outcome.held, HoldReason.bad_key),
         (200, {"code": 429}, Outcome.held, HoldReason.no_credits),
-        (403, b"error code: 1010", Outcome.held, HoldReason.blocked),
+        (403, b"error code: 1010", Outcome.failed, None),
         (200, {"code": 404}, Outcome.failed, None),
         (200, {"code": 400}, Outcome.failed, None),
         (200, {"code": 500}, Outcome.failed, None),
