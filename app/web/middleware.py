@@ -54,6 +54,12 @@ PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 TOLERANT_PATHS = (CALLBACKS_PATH, "/api/v1/")
 BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 
+# Of HTML pages: in no frame, with scripts of the page itself and of the host that FastAPI's documents take theirs from.
+PAGE_POLICY = (
+    "script-src 'unsafe-inline' https://cdn.jsdelivr.net; worker-src blob:; object-src 'none'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'"
+)
+
 _JSON_TYPE = re.compile(r"application/(?:[\w.!#$&^-]+\+)?json", re.ASCII | re.IGNORECASE)
 _REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 _SLASHES = re.compile("//+")
@@ -146,6 +152,8 @@ class _Response:
             message.setdefault("headers", [])
             headers = MutableHeaders(scope=message)
             headers["X-Content-Type-Options"] = "nosniff"
+            if headers.get("content-type", "").startswith("text/html"):
+                headers["Content-Security-Policy"], headers["X-Frame-Options"] = PAGE_POLICY, "DENY"
             if self._request_id is not None:
                 headers["X-Request-Id"] = self._request_id
         await self._send(message)

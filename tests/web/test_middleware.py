@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any
 from urllib.parse import unquote
@@ -394,6 +395,18 @@ async def test_a_query_that_is_text_reaches_the_route() -> None:
 async def test_every_answer_is_marked_against_sniffing() -> None:
     for answer in (await ask("GET", "/orders/7"), await ask("GET", "/nowhere"), await ask("GET", "/openapi.json")):
         assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_a_page_stands_in_no_frame_and_runs_no_foreign_script() -> None:
+    page, data = await ask("GET", "/docs"), await ask("GET", "/orders/7")
+
+    policy = page.headers["content-security-policy"]
+    hosts = re.findall(r'<script src="(https?://[^/]+)', page.text)
+    assert hosts
+    assert all(host in policy for host in hosts)
+    assert "frame-ancestors 'none'" in policy
+    assert page.headers["x-frame-options"] == "DENY"
+    assert "content-security-policy" not in data.headers
 
 
 async def test_a_client_that_leaves_within_its_body_reaches_no_route() -> None:
