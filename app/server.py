@@ -25,13 +25,9 @@ RESPONSE_SHARE = 0.6
 PROCESS_TIMEOUT = timedelta(seconds=60)
 
 
-class PortTaken(Exception):
-    """The server cannot listen on this address; the message says why and what to do."""
-
-
-def serve(settings: Settings, host: str, port: int, workers: int, *, runs_workers: bool) -> None:
+def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_workers: bool) -> None:
     """
-    Serve until SIGTERM or SIGINT. Prints the URL once connections are accepted. Raises PortTaken.
+    Serve on a listening socket until SIGTERM or SIGINT. Prints the URL.
 
     `workers` is the number of server processes that share the port. `runs_workers` says
     whether each of them also submits, polls, archives and delivers.
@@ -39,8 +35,6 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_worker
     config = uvicorn.Config(
         partial(make_app, settings, runs_workers),
         factory=True,
-        host=host,
-        port=port,
         workers=workers,
         http=HttpProtocol,
         ws="none",
@@ -53,7 +47,6 @@ def serve(settings: Settings, host: str, port: int, workers: int, *, runs_worker
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(settings.grace.total_seconds() * RESPONSE_SHARE)),
     )
-    bound = _bind(host, port)
     print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
     if workers > 1:
         configure_logging(settings)
@@ -69,20 +62,6 @@ def make_app(settings: Settings, runs_workers: bool) -> FastAPI:
     """Build the application of one server process, with its own services and log."""
     configure_logging(settings)
     return create_app(build_services(settings), runs_workers=runs_workers)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-        bound.listen(2048)
-    except OSError as error:
-        bound.close()
-        raise PortTaken(f"Cannot listen on {host} port {port}: {error.strerror}. Choose another with --port.") from None
-    bound.set_inheritable(True)
-    return bound
 
 
 def _authority(bound: socket.socket) -> str:

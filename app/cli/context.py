@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -76,6 +77,20 @@ def require_upstream_key(settings: Settings) -> None:
             f"{NO_KEY}: set it to the upstream's key. Or start `soundpost sandbox`, and set "
             "SOUNDPOST_UPSTREAM_URL=http://127.0.0.1:8001 and SOUNDPOST_UPSTREAM_API_KEY=sandbox."
         )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on this address, for this process and its children, or fail."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+        fail(f"Cannot listen on {host} port {port}: {why}. Choose another with --port or --host.")
+    listener.set_inheritable(True)
+    return listener
 
 
 def prepare(settings: Settings) -> None:

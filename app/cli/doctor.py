@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from functools import partial
 
 from app.cli.context import SettingsUnusable, read_settings
@@ -15,8 +16,12 @@ from app.observability.logging import configure_logging
 from app.services import build_services
 
 
-async def examine() -> AsyncIterator[tuple[str, Check]]:
-    """Check the settings, and if they are valid, everything that the service needs. Yields each check with its name."""
+async def examine() -> AsyncGenerator[tuple[str, Check]]:
+    """
+    Check the settings, and if they are valid, everything that the service needs. Yields each check with its name.
+
+    Whoever may stop before the end closes this, while the event loop still runs: it has connections open.
+    """
     try:
         settings = read_settings()
         # The log goes to standard error, so that standard output holds the result alone.
@@ -31,8 +36,9 @@ async def examine() -> AsyncIterator[tuple[str, Check]]:
     yield "settings", Check(status="ok", detail="; ".join(details))
     try:
         why = partial(reason, url=settings.database_url)
-        async for name, check in run_checks(all_checks(services), why):
-            yield name, check
+        async with aclosing(run_checks(all_checks(services), why)) as checks:
+            async for name, check in checks:
+                yield name, check
     finally:
         await services.close()
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -19,6 +19,7 @@ from app import __version__
 from app.cli import callbacks, keys, tasks
 from app.cli.context import (
     fail,
+    listen,
     load_settings,
     prepare,
     require_upstream_key,
@@ -76,18 +77,16 @@ def serve(
 ) -> None:
     """Serve the REST API and the callbacks, and run the workers."""
     from app.observability.logging import configure_logging
-    from app.server import PortTaken
     from app.server import serve as run_server
 
     settings = load_settings()
     configure_logging(settings)
     warn_of_unknown_settings()
     require_upstream_key(settings)
+    # First: where another service holds the port, its database must not be migrated.
+    listener = listen(host, port)
     prepare(settings)
-    try:
-        run_server(settings, host, port, workers, runs_workers=not no_loops)
-    except PortTaken as error:
-        fail(str(error))
+    run_server(settings, listener, workers, runs_workers=not no_loops)
 
 
 @main.command()
@@ -137,10 +136,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
 
     async def run() -> list[dict[str, Any]]:
         findings = []
-        async for name, check in examine():
-            findings.append({"check": name, "ok": check.status == "ok", "detail": check.detail})
-            if not as_json:
-                typer.echo(f"{'ok     ' if check.status == 'ok' else 'PROBLEM'}  {name}: {check.detail}")
+        async with aclosing(examine()) as checks:
+            async for name, check in checks:
+                findings.append({"check": name, "ok": check.status == "ok", "detail": check.detail})
+                if not as_json:
+                    typer.echo(f"{'ok     ' if check.status == 'ok' else 'PROBLEM'}  {name}: {check.detail}")
         return findings
 
     findings = asyncio.run(run())
@@ -225,7 +225,7 @@ def sandbox(
         )
     except (ValueError, InvalidFault) as error:
         fail(f"The sandbox cannot be started like this: {error}")
-    run_sandbox(options, host, port)
+    run_sandbox(options, listen(host, port))
 
 
 def run() -> NoReturn:

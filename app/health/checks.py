@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Literal
@@ -84,7 +84,7 @@ def all_checks(services: Services) -> Checks:
     }
 
 
-async def run_checks(checks: Checks, reason: Callable[[Exception], str]) -> AsyncIterator[tuple[str, Check]]:
+async def run_checks(checks: Checks, reason: Callable[[Exception], str]) -> AsyncGenerator[tuple[str, Check]]:
     """
     Run checks one after the other. Yields each with its name.
 

@@ -64,8 +64,7 @@ class SandboxServer(uvicorn.Server):
     @property
     def url(self) -> str:
         """The base URL, with the port that the system chose."""
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return _url_of(self.servers[0].sockets[0])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wake all waiting requests, then stop."""
@@ -73,18 +72,20 @@ class SandboxServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_sandbox(options: SandboxOptions, host: str = "127.0.0.1", port: int = 0) -> None:
+def run_sandbox(options: SandboxOptions, listener: socket.socket | None = None) -> None:
     """
     Serve until SIGTERM or SIGINT, and return. Runs in the main thread of a process.
 
-    Prints `sandbox listening on http://HOST:PORT` once it accepts connections; port 0 takes a free one.
+    Prints `sandbox listening on http://HOST:PORT`; without a listening socket it takes a
+    free port of 127.0.0.1.
     """
     # These handlers end the process before the server installs its own, and again after the server has
     # stopped, when it raises the captured signal once more.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
-    with suppress(_StopSignal):
-        _AnnouncingServer(options, host, port).run()
+    with suppress(_StopSignal), listener or socket.create_server(("127.0.0.1", 0)) as listening:
+        print(f"sandbox listening on {_url_of(listening)}", flush=True)  # noqa: T201 - callers wait for this line
+        SandboxServer(options, "127.0.0.1", 0).run([listening])
 
 
 @asynccontextmanager
@@ -109,10 +110,9 @@ async def _handle_http_exception(request: Request, error: Exception) -> Response
     return PlainTextResponse(error.detail, error.status_code)
 
 
-class _AnnouncingServer(SandboxServer):
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        print(f"sandbox listening on {self.url}", flush=True)  # noqa: T201 - callers wait for this line
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _AbortableProtocol(HttpToolsProtocol):
