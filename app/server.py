@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
+import time
 from datetime import timedelta
 from functools import partial
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 from app.config import Settings
 from app.main import create_app
 from app.observability.logging import configure_logging
 from app.services import build_services
 from app.web import HttpProtocol
+
+log = structlog.get_logger()
 
 # The fraction of the grace period that responses may still take. The rest is for workers and connections.
 RESPONSE_SHARE = 0.6
@@ -50,7 +57,10 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
     print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
     if workers > 1:
         configure_logging(settings)
-        Multiprocess(config, [bound]).run()
+        supervisor = Supervisor(config, [bound])
+        supervisor.run()
+        if supervisor.has_failed:
+            sys.exit(STARTUP_FAILURE)
         return
     # Uvicorn raises the signal again once it has stopped, which would kill the process: a clean stop must exit with 0.
     signal.signal(signal.SIGTERM, _ignore)
@@ -62,6 +72,52 @@ def make_app(settings: Settings, runs_workers: bool) -> FastAPI:
     """Build the application of one server process, with its own services and log."""
     configure_logging(settings)
     return create_app(build_services(settings), runs_workers=runs_workers)
+
+
+class Supervisor(Multiprocess):
+    """
+    Replaces server processes that ended, or that did not answer within PROCESS_TIMEOUT.
+
+    Uvicorn's own waits for the answer of one process after the other: for so long it sees no signal, and
+    neither that another process has ended nor, if that happens while it waits, that this one has.
+    """
+
+    has_failed = False
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        # The time of the question that a process has not answered yet, on the monotonic clock.
+        self._asked_at: dict[Process, float] = {}
+
+    def keep_subprocess_alive(self) -> None:
+        """Look at every process once, without waiting for any."""
+        for index, process in enumerate(self.processes):
+            problem = self._problem_of(process)
+            if problem is None:
+                continue
+            self._asked_at.pop(process, None)
+            process.kill()
+            process.join()
+            log.warning("server_process_replaced", problem=problem, exit_code=process.exitcode, pid=process.pid)
+            if process.exitcode == STARTUP_FAILURE:
+                # The next one would fail as it did.
+                self.has_failed = True
+                self.should_exit.set()
+                return
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+    def _problem_of(self, process: Process) -> str | None:
+        if not process.process.is_alive():
+            return "it ended"
+        if process.parent_conn.poll():
+            process.parent_conn.recv()
+            self._asked_at.pop(process, None)
+        if process not in self._asked_at:
+            process.parent_conn.send(b"ping")
+            self._asked_at[process] = time.monotonic()
+        is_late = time.monotonic() - self._asked_at[process] > PROCESS_TIMEOUT.total_seconds()
+        return f"no answer within {PROCESS_TIMEOUT.total_seconds():.0f} s" if is_late else None
 
 
 def _authority(bound: socket.socket) -> str:

@@ -1,17 +1,25 @@
 """SIGTERM: waiting requests get their responses, streams end, and the process exits within its grace period."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import uvicorn
+from structlog.testing import capture_logs
+from uvicorn.supervisors.multiprocess import SIGNALS
 
+from app import server
 from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks, until_final
 from tests.support.processes import Process, Processes, free_port
 from tests.support.settings import ROOT
@@ -116,6 +124,10 @@ async def test_server_processes_that_take_long_to_start_are_waited_for(migrated_
     with (tmp_path / "log").open("w") as log:
         service = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
     try:
+        await eventually(lambda: len(_server_processes(service.pid)) == 2, within=60)
+        # Neither process answers yet, and the end of one is noticed at once.
+        os.kill(_server_processes(service.pid)[1], signal.SIGKILL)
+        await eventually(lambda: "server_process_replaced" in (tmp_path / "log").read_text(), within=5)
         async with client_of(f"http://127.0.0.1:{port}") as client:
             await eventually(partial(_is_alive, client), within=60)
         service.terminate()
@@ -127,7 +139,45 @@ async def test_server_processes_that_take_long_to_start_are_waited_for(migrated_
     said = (tmp_path / "log").read_text()
     assert code == 0, said
     assert "Started parent process" in said
-    assert "died" not in said
+    replaced = [line for line in map(json.loads, said.splitlines()[1:]) if line["event"] == "server_process_replaced"]
+    assert [(line["problem"], line["exit_code"]) for line in replaced] == [("it ended", -signal.SIGKILL)]
+
+
+@pytest.mark.usefixtures("_signal_handlers_stay_as_they_are")
+def test_server_process_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "PROCESS_TIMEOUT", timedelta(seconds=0.1))
+    # It answers once it has started Python, which takes longer.
+    supervisor = server.Supervisor(uvicorn.Config("unused:app", workers=1, log_config=None), [])
+    supervisor.init_processes()
+    [first] = supervisor.processes
+
+    with capture_logs() as lines:
+        supervisor.keep_subprocess_alive()
+        is_kept = supervisor.processes == [first]
+        time.sleep(0.15)
+        supervisor.keep_subprocess_alive()
+    [second] = supervisor.processes
+    second.kill()
+    second.join()
+
+    assert is_kept
+    assert second is not first
+    assert first.exitcode == -signal.SIGKILL
+    assert [line["problem"] for line in lines] == ["no answer within 0 s"]
+
+
+@pytest.fixture
+def _signal_handlers_stay_as_they_are() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _server_processes(parent: int) -> list[int]:
+    """The processes that a server with several has started."""
+    children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [pid for pid in children if b"--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def _is_alive(client: httpx.AsyncClient) -> bool:

@@ -20,7 +20,7 @@ MAX_VALUE_LENGTH = 3_000
 # A warning or error that repeats within this time is counted instead of written.
 FOLD_FOR = timedelta(minutes=1)
 # In these a repetition may differ from the first.
-_CIRCUMSTANCES = frozenset({"loop", "delay", "duration_ms", "request_id", "caller"})
+_CIRCUMSTANCES = frozenset({"loop", "delay", "duration_ms", "request_id", "caller", "pid", "upstream_message"})
 _MAX_KEPT = 1_000
 
 
