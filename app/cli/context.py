@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import typer
 
+from app.observability.redaction import printable
+
 if TYPE_CHECKING:
     from app.config import Settings
     from app.services import Services
@@ -151,5 +153,5 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
 
 def fail(message: str) -> NoReturn:
     """Print a message to standard error and exit with code 1."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message, kept="\n"), err=True)
     raise typer.Exit(1)

@@ -27,6 +27,7 @@ from app.cli.context import (
     warn_of_unknown_settings,
     with_services,
 )
+from app.observability.redaction import printable
 
 if TYPE_CHECKING:
     from app.database.engine import Database
@@ -140,7 +141,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
             async for name, check in checks:
                 findings.append({"check": name, "ok": check.status == "ok", "detail": check.detail})
                 if not as_json:
-                    typer.echo(f"{'ok     ' if check.status == 'ok' else 'PROBLEM'}  {name}: {check.detail}")
+                    state = "ok     " if check.status == "ok" else "PROBLEM"
+                    typer.echo(printable(f"{state}  {name}: {check.detail}", kept="\n"))
         return findings
 
     findings = asyncio.run(run())

@@ -10,6 +10,7 @@ import typer
 from app.cli.context import fail, with_services
 from app.enums import TaskStatus
 from app.errors import NotFound
+from app.observability.redaction import printable
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -47,7 +48,7 @@ def list_tasks(
         typer.echo(json.dumps(found, indent=2))
         return
     for task in found:
-        typer.echo(f"{task['id']}  {task['status']:<12} {task['created_at']}  {task['prompt'][:60]}")
+        typer.echo(f"{task['id']}  {task['status']:<12} {task['created_at']}  {printable(task['prompt'][:60])}")
 
 
 @tasks.command("show")

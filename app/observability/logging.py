@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from app.config import Settings
-from app.observability.redaction import redact_log_value
+from app.observability.redaction import printable, redact_log_value
 
 # In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
@@ -40,7 +40,8 @@ def configure_logging(settings: Settings) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(FoldRepeats())
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=_renderer(settings)))
+    rendering = [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(settings)]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendering))
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
@@ -79,11 +80,19 @@ class FoldRepeats(logging.Filter):
         return True
 
 
-def _renderer(settings: Settings) -> Any:
+def _renderers(settings: Settings) -> list[Any]:
     chosen = settings.log_format or ("console" if sys.stderr.isatty() else "json")
     if chosen == "console":
-        return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    return structlog.processors.JSONRenderer()
+        return [_escape_controls, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    return [structlog.processors.JSONRenderer()]
+
+
+def _escape_controls(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # A terminal obeys what a prompt or the upstream's message may hold: it clears the screen or rewrites a line.
+    for name, value in entry.items():
+        if isinstance(value, str):
+            entry[name] = printable(value, kept="\n" if name in ("event", "exception") else "")
+    return entry
 
 
 def _redact_secrets(_logger: object, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

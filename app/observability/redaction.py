@@ -1,4 +1,4 @@
-"""Secrets are replaced by `***` before text is stored, shown or logged."""
+"""Secrets are replaced by `***` before text is stored, shown or logged, and controls escaped for a terminal."""
 
 import re
 from collections.abc import Sequence
@@ -26,6 +26,15 @@ def redact(body: AnyStr, *secrets: str) -> AnyStr:
 def redact_log_value(text: str) -> str:
     """Return the text without the tokens of callback URLs, and without anything written like a credential."""
     return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2] or match[3]}***", redact(text))
+
+
+def printable(text: str, kept: str = "") -> str:
+    """Return the text with control and invisible characters escaped as in Python, but for those in `kept`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def _redact(text: str, secrets: Sequence[str]) -> str:

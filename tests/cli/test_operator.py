@@ -121,6 +121,12 @@ def test_replay_refuses_a_choice_that_is_not_clear(command: Callable[..., Any]) 
     assert "not both" in both.stderr
 
 
+def test_prompt_cannot_command_the_terminal(command: Callable[..., Any], database_url: str) -> None:
+    asyncio.run(_stored(database_url, S.queued, prompt="rain \x1b[2J\x9b\u202e"))
+
+    assert command("tasks", "list").stdout.endswith("rain \\x1b[2J\\x9b\\u202e\n")
+
+
 @pytest.fixture
 def command(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Run `soundpost` on the test's database, inside this process."""
@@ -140,10 +146,10 @@ async def _task(database: Database, status: TaskStatus, clips: tuple[int, ...] =
     return task
 
 
-async def _stored(database_url: str, status: TaskStatus, heard: bytes | None = None) -> str:
+async def _stored(database_url: str, status: TaskStatus, heard: bytes | None = None, **columns: Any) -> str:
     """Store a task, and a callback for it that was unreadable when it was received."""
     database = Database(database_url)
-    task = await _task(database, status, clips=(), submitted_at=MORNING)
+    task = await _task(database, status, clips=(), **{"submitted_at": MORNING, **columns})
     if heard is not None:
         async with database.writes.begin() as session:
             kept = {"headers": {}, "body": heard, "outcome": CallbackOutcome.unreadable}

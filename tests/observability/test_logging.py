@@ -83,6 +83,23 @@ def test_many_beginnings_of_a_credential_are_redacted_at_once() -> None:
     assert time.process_time() - began < 0.5
 
 
+def test_nothing_that_is_logged_commands_the_terminal() -> None:
+    errors, hostile = io.StringIO(), "rain\x1b[2J\x9b\u202e\r"
+    with redirect_stderr(errors):
+        configure_logging(settings_of("sqlite+aiosqlite:///unused.db", log_format="console"))
+        structlog.get_logger().info("it", message=hostile, messages=[hostile])
+        logging.getLogger("library").warning("it said: %s", hostile)
+        try:
+            raise RuntimeError(hostile)
+        except RuntimeError:
+            logging.getLogger("library").exception("it broke")
+
+    assert {character for character in errors.getvalue() if not character.isprintable()} == {"\n"}
+    assert errors.getvalue().count(r"rain\x1b[2J\x9b\u202e\r") >= 3
+    # Lines of a traceback stay lines.
+    assert "\nTraceback (most recent call last):\n" in errors.getvalue()
+
+
 @pytest.mark.parametrize(
     "path",
     [f"/callbacks/./{'0' * 32}/{TOKEN}", f"/callbacks/{'0' * 32}.json/{TOKEN}", f"/callback/x/{TOKEN}", "/\x1b[2J\x9b"],
