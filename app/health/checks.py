@@ -25,6 +25,7 @@ from app.models import Clip, PeriodicJob, Task
 from app.services import Services
 from app.storage.store import Storage
 from app.tasks.transitions import FINAL
+from app.upstream.gateway import MAINTENANCE
 from app.upstream.history import read_history
 from app.upstream.hold import EXPLANATIONS, NO_KEY, account_name, current_hold, other_refused_keys
 from app.upstream.pacing import SHARE_WHILE_QUEUED, full_share, is_idle_since
@@ -35,8 +36,6 @@ from app.webhooks.repository import count_overdue_deliveries, disabled_after_fai
 OVERDUE_AFTER, FAILING_FOR = timedelta(seconds=60), timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
 STORAGE_TIMEOUT, PUBLIC_URL_TIMEOUT = timedelta(seconds=5), timedelta(seconds=15)
-# The code, and the HTTP status, of an upstream that is under maintenance.
-MAINTENANCE = 455
 # The checks that fail with the database; if its own does, the others are left out.
 NEED_DATABASE = frozenset({"database", "queue", "submits", "overdue", "webhooks", "secret_keys", "upstream"})
 State = Literal["ok", "degraded", "down"]
@@ -215,8 +214,9 @@ async def check_upstream(services: Services) -> Check:
         detail = f"the upstream {case} ({result.code}: {result.message}); tasks wait, and go on by themselves"
         return Check(status="degraded", detail=detail)
     if result.value is None:
-        message = f"check SOUNDPOST_UPSTREAM_URL ({result.message or name})"
-        return Check(status="degraded", detail=f"its answer is not usable: {message}")
+        case = "its answer is not usable" if result.code else "it does not answer"
+        detail = f"{case}: check SOUNDPOST_UPSTREAM_URL ({result.message or 'no message'}; {name})"
+        return Check(status="degraded", detail=detail)
     if result.value <= 0:
         return Check(status="degraded", detail=EXPLANATIONS[HoldReason.no_credits])
     async with services.database.reads() as session:

@@ -22,6 +22,9 @@ Call = Callable[[Upstream], Awaitable[Result[Value]]]
 SLOT_TIMEOUT = timedelta(seconds=10)
 # Calls are cancelled when the grace is over. A database that is away must not delay the exit further.
 RELEASE_TIMEOUT = timedelta(seconds=0.5)
+# Codes of the upstream, and HTTP statuses: of refusals that our request deserves, and of an upstream that takes none.
+REFUSALS = range(400, 500)
+MAINTENANCE, UNAVAILABLE = 455, 503
 
 
 class UpstreamGateway:
@@ -67,10 +70,15 @@ class UpstreamGateway:
         the other replicas for the pacer's `hold` as well.
         """
         try:
-            return await call(self._upstream)
+            result = await call(self._upstream)
         except BaseException:
             await self._release(slot)
             raise
+        if _is_upstream_at_fault(result):
+            # Without the task, so that an hour of them is one line a minute.
+            outcome, code = result.outcome.value, result.code
+            log.warning("upstream_call_failed", outcome=outcome, upstream_code=code, upstream_message=result.message)
+        return result
 
     async def finish(self, session: Session, slot: Slot, result: Result[Any], now: datetime) -> None:
         """Release the slot of a call, and do for all replicas what its result asks for: pause, or hold submits."""
@@ -89,3 +97,12 @@ class UpstreamGateway:
                 self._database.transaction() as (session, now),
             ):
                 await self.pacer.release(session, slot, now)
+
+
+def _is_upstream_at_fault(result: Result[Any]) -> bool:
+    """Whether no answer came, or one that says or shows that the upstream does not work."""
+    if result.outcome in (Outcome.not_sent, Outcome.ambiguous):
+        return True
+    if result.outcome is Outcome.failed:
+        return result.code not in REFUSALS
+    return result.outcome is Outcome.throttled and result.code in (MAINTENANCE, UNAVAILABLE)

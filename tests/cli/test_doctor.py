@@ -23,7 +23,7 @@ NO_DATABASE = "sqlite+aiosqlite:////proc/soundpost.db"
         ({"upstream_api_key": ""}, {}, "upstream", "set it to the upstream's key"),
         ({}, {"credits": 0}, "upstream", "buy some"),
         ({}, {"maintenance": True}, "upstream", "is under maintenance (455"),
-        ({"upstream_url": "http://127.0.0.1:9"}, {}, "upstream", "SOUNDPOST_UPSTREAM_URL"),
+        ({"upstream_url": "http://127.0.0.1:9"}, {}, "upstream", "it does not answer: check SOUNDPOST_UPSTREAM_URL"),
         ({"storage_url": "file:/proc/audio"}, {}, "storage", "SOUNDPOST_STORAGE_URL"),
         ({"public_url": "http://127.0.0.1:9"}, {}, "public_url", "does `soundpost serve` run?"),
         ({"poll_every": "often"}, {}, "settings", "SOUNDPOST_POLL_EVERY"),

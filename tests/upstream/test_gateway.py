@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from structlog.testing import capture_logs
 
 from app.database.engine import Database
 from app.enums import TaskStatus
@@ -63,6 +64,31 @@ async def test_throttled_call_pauses_all_replicas(database_url: str, use: Use) -
 
         paused_for = await _paused_for(services.database)
     assert paused_for > timedelta(seconds=1)
+
+
+@pytest.mark.parametrize(
+    ("body", "warned_of"),
+    [
+        (b'{"code":500,"msg":"oh"}', [("failed", 500)]),
+        (b'{"code":455,"msg":"maintenance"}', [("throttled", 455)]),
+        (b"<html>Bad gateway</html>", [("failed", 200)]),
+        (b'{"code":405,"msg":"slow down"}', []),
+        (b'{"code":404,"msg":"unknown path"}', []),
+        (b'{"code":200,"data":7}', []),
+    ],
+)
+async def test_upstream_that_does_not_work_is_a_warning(
+    database_url: str, body: bytes, warned_of: list[tuple[str, int]]
+) -> None:
+    async with serving(answering(200, body)) as server, services_of(database_url, upstream_url=server.url) as services:
+        await _prepare(services)
+        with capture_logs() as lines:
+            await services.gateway.call(lambda upstream: upstream.credits(), full_share)
+
+    warnings = [line for line in lines if line["event"] == "upstream_call_failed"]
+    assert [(line["log_level"], line["outcome"], line["upstream_code"]) for line in warnings] == [
+        ("warning", *each) for each in warned_of
+    ]
 
 
 @pytest.mark.parametrize("use", [read_the_credits, fetch_lyrics, poll])
