@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -25,6 +26,8 @@ log = structlog.get_logger()
 Row = TypeVar("Row", Task, WebhookEndpoint, Delivery)
 # How long a key works after its rotation.
 OVERLAP = timedelta(hours=24)
+# Of a key that is given by hand, in characters; those that we make have 43.
+SAFE_LENGTH = 16
 
 bearer = HTTPBearer(auto_error=False, description="A key made by `soundpost keys create`.")
 
@@ -122,6 +125,12 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
     return key
 
 
+async def is_revoked(session: Session, key_id: str) -> bool:
+    """Whether this caller is there and shut out."""
+    caller = await session.get(ApiKey, key_id)
+    return caller is not None and caller.revoked_at is not None
+
+
 async def working_keys(session: Session, hashes: Collection[str], now: datetime) -> set[str]:
     """Those of these keys, by their hashes, that open the service now."""
     current = select(ApiKey.key_hash).where(ApiKey.key_hash.in_(hashes), ApiKey.revoked_at.is_(None))
@@ -150,6 +159,8 @@ async def insert_configured_keys(database: Database, configured: str) -> None:
     again. Another key under the name of a configured caller replaces that caller's key.
     What an operator has revoked or rotated stays as it is.
     """
+    for doubt in doubts_about(configured):
+        log.warning("configured_keys_doubtful", doubt=doubt)
     names = {hash_key(key): name for name, key in parse_configured_keys(configured)}
     async with database.transaction() as (session, now):
         known = select(ApiKey).where(or_(ApiKey.is_configured, ApiKey.key_hash.in_(names)))
@@ -193,6 +204,9 @@ def _list_key(caller: ApiKey, hashed: str) -> None:
     caller.is_configured = True
     if caller.is_delisted:
         caller.revoked_at, caller.is_delisted = None, False
+    if caller.revoked_at is not None:
+        advice = "it is refused although it is listed; `soundpost keys rotate` gives the caller a new one"
+        log.warning("configured_key_is_revoked", key_id=caller.id, name=caller.name, advice=advice)
 
 
 def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
@@ -203,6 +217,22 @@ def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
     if not all(fits_header(key.strip()) for _, _, key in pairs):
         raise ValueError("SOUNDPOST_API_KEYS must hold keys of visible ASCII characters: a header cannot carry others")
     return [(name.strip(), key.strip()) for name, _, key in pairs]
+
+
+def doubts_about(configured: str) -> list[str]:
+    """What may be a mistake in SOUNDPOST_API_KEYS, in sentences that contain no key."""
+    names_by_key, keys_by_name = defaultdict[str, list[str]](list), defaultdict[str, set[str]](set)
+    for name, key in parse_configured_keys(configured):
+        names_by_key[key].append(name)
+        keys_by_name[name].add(key)
+    shared = [" and ".join(names) for names in names_by_key.values() if len(names) > 1]
+    doubled = [name for name, keys in keys_by_name.items() if len(keys) > 1]
+    short = [names[0] for key, names in names_by_key.items() if len(key) < SAFE_LENGTH]
+    return [
+        *(f"{names} have one key: it is one caller, named as it is last" for names in shared),
+        *(f"{name} is there with different keys, which are different callers" for name in doubled),
+        *(f"the key of {name} has fewer than {SAFE_LENGTH} characters, so others may guess it" for name in short),
+    ]
 
 
 async def _find_by_former_key(session: Session, hashed: str, now: datetime) -> ApiKey | None:

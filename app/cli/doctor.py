@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
 
+from app.auth.api_keys import doubts_about
 from app.cli.context import SettingsUnusable, read_settings
 from app.config import Settings, unknown_settings
 from app.config.database_url import ignored_parameters
@@ -30,7 +31,12 @@ async def examine() -> AsyncGenerator[tuple[str, Check]]:
     except (SettingsUnusable, KeyringUnusable) as error:
         yield "settings", Check(status="down", detail=str(error))
         return
-    details = ["every setting can be read", *_unknown()]
+    listed = settings.api_keys.get_secret_value() if settings.api_keys else ""
+    details = [
+        "every setting can be read",
+        *_unknown(),
+        *(f"SOUNDPOST_API_KEYS: {each}" for each in doubts_about(listed)),
+    ]
     if ignored := ignored_parameters(settings.database_url):
         details.append(f"parameters of SOUNDPOST_DATABASE_URL that have no effect: {', '.join(ignored)}")
     yield "settings", Check(status="ok", detail="; ".join(details))

@@ -81,14 +81,19 @@ def rotate_key(
     """Give a caller a new key and print it. Tasks, endpoints and webhook secrets stay the caller's."""
     from app.auth import api_keys
 
-    async def rotate(services: Services) -> str | None:
+    async def rotate(services: Services) -> tuple[str | None, bool]:
         overlap = timedelta() if now else api_keys.OVERLAP
         async with services.database.transaction() as (session, moment):
-            return await api_keys.rotate_key(session, key_id, moment, overlap)
+            was_revoked = await api_keys.is_revoked(session, key_id)
+            return await api_keys.rotate_key(session, key_id, moment, overlap), was_revoked
 
-    key = with_services(rotate)
+    key, was_revoked = with_services(rotate)
     if key is None:
         fail("No key has this id; `soundpost keys list` shows them.")
+    if was_revoked:
+        typer.echo(
+            "This caller's key was revoked: with the new one it gets in again, and the old one stays refused.", err=True
+        )
     typer.echo(key)
 
 

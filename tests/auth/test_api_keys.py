@@ -7,11 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 from sqlalchemy import select, update
+from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
 from app.auth.api_keys import (
     OVERLAP,
     create_key,
+    doubts_about,
     find_active,
     hash_key,
     insert_configured_keys,
@@ -67,11 +69,15 @@ def test_only_an_active_key_can_be_revoked(database_of_the_command: str) -> None
     [key] = json.loads(_keys("list", "--json").stdout)
 
     first, again, unknown = _keys("revoke", key["id"]), _keys("revoke", key["id"]), _keys("revoke", "nonsense")
+    revoked_at = json.loads(_keys("list", "--json").stdout)[0]["revoked_at"]
+    revived, rotated = _keys("rotate", key["id"]), _keys("rotate", key["id"])
 
     assert (first.exit_code, first.stdout) == (0, "Revoked.\n")
     assert [(each.exit_code, each.stdout) for each in (again, unknown)] == [(1, "")] * 2
     assert "No active key has this id" in again.stderr
-    assert json.loads(_keys("list", "--json").stdout)[0]["revoked_at"] is not None
+    assert revoked_at is not None
+    assert (revived.stdout[:3], rotated.stderr) == ("sp_", "")
+    assert "was revoked: with the new one it gets in again" in revived.stderr
 
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "x" * 101])
@@ -154,9 +160,12 @@ async def test_configured_keys_are_known_after_a_start_and_stay_revoked(database
         key = (await session.scalars(select(ApiKey))).one()
         key.revoked_at = key.created_at
 
-    async with serve(database_url, api_keys=f"tests:{KEY},another:other-key") as service:
-        assert (await service.client.get("/v1/tasks")).status_code == 401
-        assert (await _ask(service, "other-key")).status_code == 200
+    with capture_logs() as lines:
+        async with serve(database_url, api_keys=f"tests:{KEY},another:other-key") as service:
+            assert (await service.client.get("/v1/tasks")).status_code == 401
+            assert (await _ask(service, "other-key")).status_code == 200
+
+    assert [line["name"] for line in lines if line["event"] == "configured_key_is_revoked"] == ["tests"]
 
 
 async def test_keeping_configured_keys_again_changes_nothing(service: Service) -> None:
@@ -292,6 +301,20 @@ def test_name_in_use_is_refused_with_a_hint(database_of_the_command: str) -> Non
 def test_configured_keys_that_cannot_be_read_are_refused_without_repeating_them(text: str) -> None:
     with pytest.raises(ValueError, match=r"^SOUNDPOST_API_KEYS must be name:key pairs, separated by commas$"):
         parse_configured_keys(text)
+
+
+@pytest.mark.parametrize(
+    ("configured", "doubts"),
+    [
+        ("", []),
+        (f"shop:{KEY},other:{KEY[::-1]}", []),
+        (f"shop:{KEY}, other:{KEY}", ["shop and other have one key: it is one caller, named as it is last"]),
+        (f"shop:{KEY},shop:{KEY[::-1]}", ["shop is there with different keys, which are different callers"]),
+        ("tiny:x", ["the key of tiny has fewer than 16 characters, so others may guess it"]),
+    ],
+)
+def test_what_may_be_a_mistake_in_the_configured_keys_is_said(configured: str, doubts: list[str]) -> None:
+    assert doubts_about(configured) == doubts
 
 
 def test_configured_key_may_hold_colons_and_spaces_around() -> None:

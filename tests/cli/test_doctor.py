@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.api import client_of, create_task
 from tests.support.processes import Processes, free_port
-from tests.support.settings import UPSTREAM_KEY
+from tests.support.settings import UNREACHABLE, UPSTREAM_KEY
 from tests.support.wait import eventually
 
 # A folder in which no file can be created.
@@ -98,15 +98,19 @@ async def test_schema_of_another_release_needs_a_migration(empty_database_url: s
 
 
 async def test_variable_that_is_no_setting_is_warned_of_by_doctor_serve_and_worker(tmp_path: Path) -> None:
-    typo = {"pol_every": "3", "upstream_url": "http://127.0.0.1:9"}
+    typo = {"pol_every": "3", "upstream_url": UNREACHABLE, "api_keys": "shop:one-key,shop:another-key-of-the-shop"}
     with Processes(tmp_path, database_url=f"sqlite+aiosqlite:///{tmp_path}/soundpost.db", **typo) as processes:
         examined = await processes.run("doctor", "--json")
         servers = [processes.start("serve", "--port", "0"), processes.start("worker")]
         for server in servers:
             await eventually(lambda server=server: "unknown_setting" in server.log, 60)  # type: ignore[misc]
+        await eventually(lambda: "configured_keys_doubtful" in servers[0].log, 60)
 
     settings = next(finding for finding in json.loads(examined.stdout) if finding["check"] == "settings")
     assert settings["ok"]
     for said in (settings["detail"], *(server.log for server in servers)):
         assert "SOUNDPOST_POL_EVERY" in said
         assert "SOUNDPOST_POLL_EVERY" in said
+    for doubt in ("shop is there with different keys", "the key of shop has fewer than 16 characters"):
+        assert doubt in settings["detail"]
+        assert doubt in servers[0].log
