@@ -35,6 +35,8 @@ from app.webhooks.repository import count_overdue_deliveries, disabled_after_fai
 # How long a row may be late, and how long a failed submit counts if none follows it.
 OVERDUE_AFTER, FAILING_FOR = timedelta(seconds=60), timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
+# As many of the largest files are stored and spooled at once: with less room the storage is nearly full.
+FILES_WITH_ROOM = 2
 STORAGE_TIMEOUT, PUBLIC_URL_TIMEOUT = timedelta(seconds=5), timedelta(seconds=15)
 # The checks that fail with the database; if its own does, the others are left out.
 NEED_DATABASE = frozenset({"database", "queue", "submits", "overdue", "webhooks", "secret_keys", "upstream"})
@@ -65,7 +67,7 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings, k
     """The checks by name that are cheap enough for a probe every few seconds."""
     return {
         "database": partial(check_database, database),
-        "storage": partial(check_storage, storage),
+        "storage": partial(check_storage, storage, FILES_WITH_ROOM * settings.audio_limit),
         "queue": partial(check_queue, database, settings),
         "submits": partial(check_submits, database, settings),
         "overdue": partial(check_overdue, database, settings),
@@ -114,15 +116,19 @@ async def check_database(database: Database) -> Check:
     return Check(status="down", detail="its schema is not this release's: run `soundpost migrate`")
 
 
-async def check_storage(storage: Storage) -> Check:
-    """Whether the storage stores a file."""
+async def check_storage(storage: Storage, room: int) -> Check:
+    """Whether the storage stores a file. Degraded while fewer than `room` bytes are free where files are spooled."""
     try:
         async with asyncio.timeout(STORAGE_TIMEOUT.total_seconds()):
             await storage.probe()
+            free = await storage.free_space()
     except (StorageUnavailable, TimeoutError) as error:
         detail = "it does not store a file: check SOUNDPOST_STORAGE_URL, its free space and its permissions"
         own = error.detail if isinstance(error, StorageUnavailable) else StorageUnavailable.advice
         return Check(status="down", detail=detail if own == StorageUnavailable.advice else f"{own} {detail}")
+    if free < room:
+        amounts = f"{free // 1_000_000} MB are free, less than {room // 1_000_000} MB"
+        return Check(status="degraded", detail=f"a small file was written, but only {amounts}: make room there")
     return Check(status="ok", detail="a small file was written, read and removed")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -98,6 +99,13 @@ class Storage:
         except OSError as error:
             where = "beside the stored files" if folder else "in the temporary folder (TMPDIR)"
             raise StorageUnavailable(f"No temporary file can be opened {where}: {error.strerror}.") from error
+
+    async def free_space(self) -> int:
+        """The bytes that are free where files are spooled: beside the files of a folder, else in TMPDIR."""
+        with raise_as_unavailable():
+            store = self._store()
+            folder = store.prefix if isinstance(store, LocalStore) else None
+            return (await asyncio.to_thread(shutil.disk_usage, folder or tempfile.gettempdir())).free
 
     async def probe(self) -> None:
         """Write, read and remove a small file and a temporary one, to see whether the storage works."""

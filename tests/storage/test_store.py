@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy import select
 
 from app.errors import StorageUnavailable
+from app.health.checks import check_storage
 from app.models import Clip
 from app.storage.store import CHUNK, Storage
 from tests.support.service import is_archived, serve_with_sandbox
@@ -106,6 +108,15 @@ async def test_aws_variable_that_cannot_work_is_a_failure_of_the_storage(
 
     with pytest.raises(StorageUnavailable):
         await Storage(bucket).probe()
+
+
+async def test_storage_that_is_nearly_full_is_degraded(storage_url: str) -> None:
+    storage = Storage(storage_url)
+
+    empty, nearly_full = await check_storage(storage, 1_000_000), await check_storage(storage, 10**18)
+
+    assert (empty.status, nearly_full.status) == ("ok", "degraded")
+    assert re.search(r"only \d+ MB are free, less than 1000000000000 MB: make room", nearly_full.detail)
 
 
 async def test_presigned_link_reads_from_the_bucket(bucket: str) -> None:
