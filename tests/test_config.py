@@ -85,6 +85,8 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("UPSTREAM_URL", "https://[::1", ADDRESS),
     ("UPSTREAM_URL", "https://u:canary@h:x", ADDRESS),
     ("UPSTREAM_URL", "https://u:canary@h", "must not contain a user name or password"),
+    ("PUBLIC_URL", "http://u:canary@h", "must not contain a user name or password"),
+    ("BASE_URL", "https://canary@h", "must not contain a user name or password"),
     ("PUBLIC_URL", "https://u:canary@h@h:99999", ADDRESS),
     ("PUBLIC_URL", "ftp://sounds.example", ADDRESS),
     ("PUBLIC_URL", "https://sounds.example?x=1", ADDRESS),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.context import fail, with_services
+from app.cli.context import NO_SUCH_TASK, fail, with_services
+from app.errors import NotFound
 
 if TYPE_CHECKING:
     from app.services import Services
@@ -30,13 +31,19 @@ def replay_callbacks(
     if task is not None and since is not None:
         fail("Give --task ID or --since T, not both.")
     earliest = None if since is None else _parse_time(since)
+    from app.auth.api_keys import OPERATOR
 
     async def run(services: Services) -> tuple[int, int]:
+        if task is not None:
+            await services.tasks.get_row(OPERATOR, task)
         found = await services.callbacks.find(task, earliest)
         applied = [await services.callbacks.replay(one, commits=not dry_run) for one in found]
         return len(found), sum(applied)
 
-    found, applied = with_services(run)
+    try:
+        found, applied = with_services(run)
+    except NotFound:
+        fail(NO_SUCH_TASK)
     typer.echo(f"{found} callbacks read, {applied} {'would change' if dry_run else 'changed'} a task.")
 
 

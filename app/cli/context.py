@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Commands import what they run with when they run: a help text, or a command that needs no database, starts at once.
 Value = TypeVar("Value")
+NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
 
 
 class SettingsUnusable(Exception):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import fail, with_services
+from app.cli.context import NO_SUCH_TASK, fail, with_services
 from app.enums import TaskStatus
 from app.errors import NotFound
 from app.observability.redaction import printable
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 tasks = typer.Typer(no_args_is_help=True, help="Tasks of all callers.")
 
-NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
 MAX_EVENTS = 1_000
 TaskId = Annotated[str, typer.Argument(metavar="ID", help="The id of the task.")]
 

@@ -235,12 +235,12 @@ class SettingsFields(BaseSettings):
     def _is_a_web_address(cls, value: str | None) -> str | None:
         return value and web_address(value)
 
-    @field_validator("upstream_url")
+    @field_validator("upstream_url", "public_url", "base_url")
     @classmethod
-    def _has_no_credentials(cls, value: str) -> str:
-        if "@" in urlsplit(value).netloc:
-            # It would replace the key, and errors of libraries repeat it.
-            raise ValueError("must not contain a user name or password: the key is sent by itself")
+    def _has_no_credentials(cls, value: str | None) -> str | None:
+        if value and "@" in urlsplit(value).netloc:
+            # Upstream they would replace the key. Ours go to others in links, and errors of libraries repeat them.
+            raise ValueError("must not contain a user name or password")
         return value
 
     @field_validator("database_url")

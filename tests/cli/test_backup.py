@@ -52,12 +52,17 @@ async def test_sqlite_is_copied_whole_while_the_service_writes(migrated_sqlite: 
 async def test_backup_of_what_is_not_there_is_refused(tmp_path: Path) -> None:
     with Processes(tmp_path) as processes:
         absent = await processes.run("backup", "copy.db", database_url=_url(tmp_path / "absent.db"))
+        (tmp_path / "there.db").touch()
+        no_folder = await processes.run("backup", "no/copy.db", database_url=_url(tmp_path / "there.db"))
+        locked = await processes.run("backup", "/proc/copy.db", database_url=_url(tmp_path / "there.db"))
         elsewhere = await processes.run("backup", "copy.db", database_url="postgresql+asyncpg://x@127.0.0.1/x")
 
     assert (absent.code, elsewhere.code) == (1, 1)
     assert "does not exist" in absent.stderr
     assert "pg_dump" in elsewhere.stderr
-    assert [name for name in os.listdir(tmp_path) if name.endswith(".db")] == []
+    assert no_folder.stderr == f"No backup was written: there is no folder {tmp_path}/no.\n"
+    assert locked.stderr == "No backup was written: unable to open database: /proc/copy.db.\n"
+    assert [name for name in os.listdir(tmp_path) if name.endswith(".db")] == ["there.db"]
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

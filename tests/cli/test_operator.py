@@ -114,11 +114,13 @@ def test_replay_refuses_a_choice_that_is_not_clear(command: Callable[..., Any]) 
     later = command("callbacks", "replay", "--since", "2999-01-01")
     unread = command("callbacks", "replay", "--since", "yesterday")
     both = command("callbacks", "replay", "--since", "2026-01-01", "--task", "x")
+    nobody = command("callbacks", "replay", "--task", "x")
 
     assert later.stdout == "0 callbacks read, 0 changed a task.\n"
     assert (unread.exit_code, both.exit_code) == (1, 1)
     assert "2026-01-31T08:00:00Z" in unread.stderr
     assert "not both" in both.stderr
+    assert (nobody.exit_code, nobody.stderr) == (1, "No task has this id; `soundpost tasks list` shows them.\n")
 
 
 def test_prompt_cannot_command_the_terminal(command: Callable[..., Any], database_url: str) -> None:
