@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import uuid4
 
 import asyncpg  # type: ignore[import-untyped]
@@ -28,6 +28,7 @@ PING_TIMEOUT = timedelta(seconds=3)
 IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=10)
 # Also after how long the server, or the client, finds that a silent peer is gone.
 KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
+TLS_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _MILLISECOND = timedelta(milliseconds=1)
 
 
@@ -148,6 +149,12 @@ async def _connect_asyncpg(**arguments: Any) -> Any:
         return await asyncpg.connect(**arguments)
     except (TypeError, ValueError) as error:
         raise OperationalError(None, None, error) from error
+    except OSError as error:
+        # Python names no file when it cannot read a certificate.
+        for name, path in parse_qsl(urlsplit(arguments.get("dsn", "")).query):
+            if name in TLS_FILES and not os.access(path, os.R_OK):
+                raise OSError(f"`{name}` names a file that cannot be read: {path}") from error
+        raise
 
 
 async def _connect_psycopg(conninfo: str = "", **arguments: Any) -> Any:
