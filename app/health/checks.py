@@ -146,14 +146,21 @@ async def check_queue(database: Database, settings: Settings) -> Check:
 
 
 async def check_submits(database: Database, settings: Settings) -> Check:
-    """When submits last succeeded and failed. Degraded while the last one failed, not long ago."""
+    """When submits last succeeded and failed. Degraded while the last one failed with our key, not long ago."""
     async with database.reads() as session:
         history, now = await read_history(session), await database.now(session)
-    times = {"success": history.succeeded_at, f"failure ({history.failure})": history.failed_at}
-    told = [f"last {kind} at {at.isoformat(timespec='seconds')}" for kind, at in times.items() if at]
+    mine = (None, settings.upstream_fingerprint)
+    told = [
+        f"last {kind} at {at.isoformat(timespec='seconds')}" + f" with the key {key}" * (key not in mine)
+        for kind, at, key in (
+            ("success", history.succeeded_at, history.succeeded_with),
+            (f"failure ({history.failure})", history.failed_at, history.failed_with),
+        )
+        if at
+    ]
     detail = f"{account_name(settings)}: {', '.join(told) or 'nothing was submitted yet'}"
     counts_since = max(now - FAILING_FOR, history.succeeded_at or now - FAILING_FOR)
-    is_failing = history.failed_at is not None and history.failed_at > counts_since
+    is_failing = history.failed_at is not None and history.failed_at > counts_since and history.failed_with in mine
     return Check(status="degraded" if is_failing else "ok", detail=detail)
 
 

@@ -87,7 +87,7 @@ class UpstreamGateway:
             await self.pacer.pause(session, now, result.retry_after)
         elif result.outcome is Outcome.held:
             hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message, self.key)
-            log.warning("submits_held", reason=hold.reason.value, advice=EXPLANATIONS[hold.reason])
+            log.warning("submits_held", reason=hold.reason.value, key=self.key, advice=EXPLANATIONS[hold.reason])
             await hold_submits(session, hold, self._hold_recheck)
 
     async def _release(self, slot: Slot) -> None:

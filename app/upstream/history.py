@@ -20,17 +20,24 @@ WRITE_EVERY = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SubmitHistory:
-    """The times of the last success and failure, and the failure in our own words: anybody may read /readyz."""
+    """
+    The times of the last success and failure, and the failure in our own words: anybody may read /readyz.
+
+    Each is of the upstream key with the fingerprint beside it.
+    """
 
     succeeded_at: datetime | None = None
+    succeeded_with: str | None = None
     failed_at: datetime | None = None
+    failed_with: str | None = None
     failure: str | None = None
 
 
 class SubmitRecorder:
-    """Writes the history from one process."""
+    """Writes the history from one process, whose upstream key has this fingerprint."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str | None) -> None:
+        self._key = key
         self._was_ok: bool | None = None
         self._write_at = 0.0
 
@@ -46,8 +53,10 @@ class SubmitRecorder:
         row = await session.get_one(PeriodicJob, ROW, with_for_update=True, populate_existing=True)
         # A message without a code is ours; the upstream's own stays in the log.
         what = result.message if result.code is None else f"{result.outcome.value}, code {result.code}"
-        news = {"succeeded_at": now.isoformat()} if is_ok else {"failed_at": now.isoformat(), "failure": what}
-        row.detail = {**row.detail, **news}
+        if is_ok:
+            row.detail = {**row.detail, "succeeded_at": now.isoformat(), "succeeded_with": self._key}
+        else:
+            row.detail = {**row.detail, "failed_at": now.isoformat(), "failed_with": self._key, "failure": what}
 
 
 async def read_history(session: Session) -> SubmitHistory:
@@ -57,6 +66,8 @@ async def read_history(session: Session) -> SubmitHistory:
     succeeded_at, failed_at = (detail.get(name) for name in ("succeeded_at", "failed_at"))
     return SubmitHistory(
         succeeded_at and datetime.fromisoformat(succeeded_at),
+        detail.get("succeeded_with"),
         failed_at and datetime.fromisoformat(failed_at),
+        detail.get("failed_with"),
         detail.get("failure"),
     )

@@ -55,7 +55,7 @@ def submit_loop(services: Services) -> Loop[Submit]:
 class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
-        self._recorder = SubmitRecorder()
+        self._recorder = SubmitRecorder(self._gateway.key)
         # On the monotonic clock, in seconds: until then no slot can be free.
         self._none_free_until = 0.0
 

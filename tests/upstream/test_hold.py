@@ -135,6 +135,23 @@ async def test_refused_key_holds_only_the_replicas_that_have_it(database_url: st
     assert (checked.status, f"(key {keys[1]} at {host})" in checked.detail) == ("ok", True)
 
 
+async def test_failure_of_another_key_is_told_with_it_and_is_not_ours(database_url: str) -> None:
+    async with (
+        serve_sandbox() as upstream_url,
+        serve(database_url, upstream_url=upstream_url, upstream_api_key="stale") as stale,
+        serve(database_url, upstream_url=upstream_url) as good,
+    ):
+        await stale.create_task()
+        loop = submit_loop(stale.services)
+        [submit] = (await loop.claim(1)).items
+        await loop.work(submit)
+        at_stale, at_good = [(await each.client.get("/readyz")).json()["checks"]["submits"] for each in (stale, good)]
+
+    assert (at_stale["status"], at_good["status"]) == ("degraded", "ok")
+    assert "with the key" not in at_stale["detail"]
+    assert at_good["detail"].endswith(f" with the key {stale.services.settings.upstream_fingerprint}")
+
+
 async def test_hold_of_a_key_is_rechecked_by_its_replicas_alone_and_ends_with_them(database_url: str) -> None:
     async with (
         serve_sandbox() as upstream_url,
