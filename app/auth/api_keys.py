@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends
@@ -104,6 +104,13 @@ async def find_active(session: Session, name: str) -> ApiKey | None:
     return key
 
 
+async def find_revoked(session: Session, name: str) -> ApiKey | None:
+    """The latest caller of this name whose key is revoked."""
+    revoked = select(ApiKey).where(ApiKey.name == name, ApiKey.revoked_at.is_not(None))
+    key: ApiKey | None = await session.scalar(revoked.order_by(ApiKey.created_at.desc()).limit(1))
+    return key
+
+
 async def rotate_key(session: Session, key_id: str, now: datetime, overlap: timedelta) -> str | None:
     """
     Return a new key of the same caller; None where there is no such caller.
@@ -169,7 +176,7 @@ async def insert_configured_keys(database: Database, configured: str) -> None:
         rotated = set((await session.scalars(former)).all())
         for hashed in rotated:
             log.warning("configured_key_was_rotated", name=names[hashed])
-        new = []
+        new: list[dict[str, Any]] = []
         for hashed, name in names.items():
             caller = _caller_of(callers, name, hashed, names)
             if caller is not None:
@@ -177,6 +184,9 @@ async def insert_configured_keys(database: Database, configured: str) -> None:
             elif hashed not in rotated:
                 row = {"id": new_id(), "name": name, "key_hash": hashed, "is_admin": False, "created_at": now}
                 new.append({**row, "is_configured": True})
+        for row in new:
+            if same := await find_active(session, str(row["name"])):
+                log.warning("configured_name_in_use", name=same.name, key_id=same.id)
         if new:
             await insert_new(session, ApiKey, *new)
         for caller in callers:

@@ -30,16 +30,24 @@ def create_key(
 
     from app.auth import api_keys
 
-    async def create(services: Services) -> tuple[str, bool]:
+    async def create(services: Services) -> tuple[str | None, str | None]:
         async with services.database.transaction() as (session, now):
-            same = await api_keys.find_active(session, name)
-            return (same.id, False) if same else (await api_keys.create_key(session, name, now, is_admin=admin), True)
+            if same := await api_keys.find_active(session, name):
+                return None, same.id
+            revoked = await api_keys.find_revoked(session, name)
+            return await api_keys.create_key(session, name, now, is_admin=admin), revoked.id if revoked else None
 
-    made, is_new = with_services(create)
-    if not is_new:
+    made, same = with_services(create)
+    if made is None:
         fail(
-            f"{name} has a key already. `soundpost keys rotate {made}` gives the same caller a new one; for another "
+            f"{name} has a key already. `soundpost keys rotate {same}` gives the same caller a new one; for another "
             "caller choose another NAME."
+        )
+    if same:
+        typer.echo(
+            f"This is another caller than the revoked one of this name, whose tasks and endpoints it cannot see: "
+            f"`soundpost keys rotate {same}` would give that one a new key.",
+            err=True,
         )
     typer.echo(made)
 

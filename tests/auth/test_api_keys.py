@@ -214,8 +214,10 @@ async def test_worker_without_the_list_revokes_nothing(service: Service) -> None
 async def test_key_made_by_an_operator_is_not_touched_by_the_list(service: Service) -> None:
     made = await _made(service, "backend")
 
-    await insert_configured_keys(service.database, "")
+    with capture_logs() as lines:
+        await insert_configured_keys(service.database, "backend:another-key-of-this-name")
 
+    assert [line["name"] for line in lines if line["event"] == "configured_name_in_use"] == ["backend"]
     assert [(await _ask(service, key)).status_code for key in (made, KEY)] == [200, 401]
 
 
@@ -295,6 +297,13 @@ def test_name_in_use_is_refused_with_a_hint(database_of_the_command: str) -> Non
     assert (unknown.exit_code, unknown.stdout) == (1, "")
     assert "No key has this id" in unknown.stderr
     assert [each["name"] for each in json.loads(_keys("list", "--json").stdout)] == ["shop"]
+
+    _keys("revoke", key["id"])
+    another = _keys("create", "shop")
+
+    assert (another.exit_code, another.stdout[:3]) == (0, "sp_")
+    assert "another caller than the revoked one of this name" in another.stderr
+    assert f"`soundpost keys rotate {key['id']}`" in another.stderr
 
 
 @pytest.mark.parametrize("text", ["name", "name:", ":key", "a:1,b"])
