@@ -30,6 +30,8 @@ RESPONSE_SHARE = 0.6
 # A server process that does not answer its parent for so long is replaced. It answers from when it has imported the
 # application, which takes a slow core more than uvicorn's five seconds.
 PROCESS_TIMEOUT = timedelta(seconds=60)
+# How often a server that stops looks for its processes and for further signals.
+LOOK_EVERY = timedelta(seconds=0.1)
 
 
 def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_workers: bool) -> None:
@@ -106,6 +108,16 @@ class Supervisor(Multiprocess):
                 return
             self.processes[index] = Process(self.config, self.sockets)
             self.processes[index].start()
+
+    def join_all(self) -> None:
+        """Wait until every process has ended; pass a further signal on, which ends their drain delay."""
+        while running := [process for process in self.processes if process.process.is_alive()]:
+            if self.signal_queue:
+                self.signal_queue.clear()
+                for process in running:
+                    process.process.terminate()
+            time.sleep(LOOK_EVERY.total_seconds())
+        super().join_all()
 
     def _problem_of(self, process: Process) -> str | None:
         if not process.process.is_alive():

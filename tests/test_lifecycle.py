@@ -22,7 +22,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 from app import server
 from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks, until_final
 from tests.support.processes import Process, Processes, free_port
-from tests.support.settings import ROOT
+from tests.support.settings import ROOT, UNREACHABLE
 from tests.support.wait import eventually
 
 GRACE = 5.0
@@ -81,9 +81,11 @@ async def test_drain_delay_answers_requests_while_readyz_is_503(tmp_path: Path, 
     assert code == 0
 
 
-async def test_second_sigterm_ends_the_drain_delay(tmp_path: Path, database_url: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_second_sigterm_ends_the_drain_delay(tmp_path: Path, migrated_sqlite: Path, workers: str) -> None:
+    database_url = f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'soundpost.db')}"
     with Processes(tmp_path, grace="5", drain_delay="60") as processes:
-        service = await processes.serve(database_url, (await processes.sandbox()).url, "--no-loops")
+        service = await processes.serve(database_url, UNREACHABLE, "--no-loops", "--workers", workers)
         async with client_of(service.url) as client:
             os.kill(service.pid, signal.SIGTERM)
             await eventually(partial(_is_draining, client))
