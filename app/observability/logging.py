@@ -49,6 +49,8 @@ def configure_logging(settings: Settings) -> None:
     for name in ("httpx", "httpcore", "sqlalchemy", "app.database.turns", "aiosqlite", "asyncio", "alembic"):
         # Below warnings they repeat URLs and statements, which our own lines summarise.
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its warnings are about what follows an error, which it raises as well; each holds an address, so none is folded.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 class FoldRepeats(logging.Filter):

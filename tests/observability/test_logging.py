@@ -17,8 +17,11 @@ from urllib.parse import quote
 import httpx
 import pytest
 import structlog
+from sqlalchemy.exc import DBAPIError
 from structlog.testing import capture_logs
 
+from app.database.engine import Database, insert_new
+from app.models import PeriodicJob
 from app.observability.logging import MAX_VALUE_LENGTH, FoldRepeats, configure_logging
 from tests.support.api import client_of, create_task, until_final
 from tests.support.processes import Process, Processes, free_port
@@ -192,6 +195,20 @@ async def test_database_without_tables_is_one_line_that_says_migrate(empty_datab
     assert done["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+async def test_statement_that_is_refused_is_an_exception_and_no_line(empty_database_url: str, driver: str) -> None:
+    errors = io.StringIO()
+    with redirect_stderr(errors):
+        configure_logging(settings_of(empty_database_url, log_format="json"))
+        database = Database(empty_database_url.replace("asyncpg", driver))
+        with pytest.raises(DBAPIError):
+            await _insert(database)
+        await database.close()
+
+    assert errors.getvalue() == ""
+
+
 async def test_failures_and_holds_are_warnings_that_say_why(database_url: str, tmp_path: Path) -> None:
     settings = {"log_format": "json", "hold_recheck": "0.2"}
     async with receiving(Reply(500)) as receiver:
@@ -243,6 +260,13 @@ async def test_lines_of_a_request_say_whose_it_is_and_which(migrated_sqlite: Pat
 
 def _lines(process: Process) -> list[dict[str, Any]]:
     return [json.loads(line) for line in process.log.splitlines()]
+
+
+async def _insert(database: Database) -> None:
+    async with database.transaction() as (session, now):
+        # Several rows: psycopg sends them as a pipeline.
+        rows: list[dict[str, Any]] = [{"name": name, "due_at": now, "attempts": 0, "detail": {}} for name in ("a", "b")]
+        await insert_new(session, PeriodicJob, *rows)
 
 
 async def _is_answered(client: httpx.AsyncClient, path: str) -> bool:
