@@ -30,6 +30,8 @@ async def note_signing_key(session: Session, keyring: Keyring, now: datetime) ->
         detail |= {"replaced": before, "replaced_at": now.isoformat()}
     if detail != row.detail:
         row.detail = detail
+    for problem in await find_mismatches(session, keyring, now):
+        log.warning("secret_keys_incomplete", problem=problem)
 
 
 async def find_mismatches(session: Session, keyring: Keyring, now: datetime) -> Sequence[str]:

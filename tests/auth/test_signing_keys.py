@@ -59,13 +59,16 @@ async def test_secrets_that_a_dropped_key_has_changed_are_counted_until_they_are
         await _secrets(service, endpoint)
     async with _serve(database_url, (NEW, OLD)):
         pass
+    with capture_logs() as lines:
+        async with _serve(database_url, (NEW,)) as service:
+            lost = await _check(service)
     async with _serve(database_url, (NEW,)) as service:
-        lost = await _check(service)
         await _secrets(service, endpoint)
         fetched = await _check(service)
 
     assert lost["status"] == "degraded"
     assert lost["detail"].startswith("2 webhook secrets were made with a key that SOUNDPOST_SECRET_KEYS has lost")
+    assert [line["problem"] for line in lines if line["event"] == "secret_keys_incomplete"] == [lost["detail"]]
     assert fetched["status"] == "ok"
 
 
