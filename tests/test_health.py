@@ -193,6 +193,8 @@ async def test_many_looks_at_once_are_one_and_its_result_is_kept(
         "http://10.1.2.3",
         "http://[::1]:8000",
         "https://sounds.internal",
+        "http://serve.default.svc:8000",
+        "https://sounds.lan.",
     ],
 )
 async def test_public_url_that_the_real_upstream_cannot_reach_is_a_problem(public_url: str) -> None:

@@ -57,6 +57,10 @@ _LOCAL_NAMES: Mapping[str, Networks] = {
     "home.arpa": _THIS_NETWORK,
 }
 
+# Last labels that no server on the internet has, though names of a network's own may end in them: those of RFC 2606, of
+# Kubernetes, and of routers and offices.
+_PRIVATE_SUFFIXES = frozenset({"test", "invalid", "svc", "lan", "home", "corp", "intranet", "private"})
+
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _ENDS_IN_NUMBER = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")
 _AUTHORITY = re.compile(r"https?://(?:[^/?#]*@)?([^/?#]*)")
@@ -113,7 +117,9 @@ def refusal_of(url: httpx.URL, allow: Networks) -> str | None:
 def is_internal(url: str) -> bool:
     """Whether a URL names a host that only this machine or its network knows, such as a service of a composition."""
     parsed = httpx.URL(url)
-    return refusal_of(parsed, ()) is not None or ("." not in parsed.host and ":" not in parsed.host)
+    host = parsed.host.rstrip(".")
+    is_private = ("." not in host and ":" not in host) or host.rpartition(".")[2] in _PRIVATE_SUFFIXES
+    return is_private or refusal_of(parsed, ()) is not None
 
 
 def _text_refusal(url: str) -> str | None:
