@@ -250,7 +250,7 @@ async def check_public_url(settings: Settings, keyring: Keyring) -> Check:
         async with plain_client(PUBLIC_URL_TIMEOUT) as http:
             response = await http.get(f"{settings.public_url}{CALLBACKS_PATH}{challenge}")
     except httpx.HTTPError as error:
-        problem = f"cannot be reached from here ({kind_of(error)}): does `soundpost serve` run?"
+        problem = f"cannot be reached from here ({kind_of(error)}: {error}): does `soundpost serve` run?"
         return Check(status="degraded", detail=f"SOUNDPOST_PUBLIC_URL {problem}")
     if response.is_success and response.text == keyring.prove_reach(challenge):
         return Check(status="ok", detail="it reaches this service")
