@@ -31,6 +31,7 @@ log = structlog.get_logger()
 
 # Of one task: its callbacks can be repeated without end, and each may have 1 MiB.
 MAX_KEPT = 100
+UNUSABLE = frozenset({CallbackOutcome.mismatch, CallbackOutcome.unreadable})
 HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 
 
@@ -100,7 +101,8 @@ class CallbackService:
         received = _Received(task_id, report, _redacted(headers, secrets), redact(body, *secrets))
         outcome = await self._store_in_time(received)
         self._metrics.callbacks.labels(outcome=outcome.value).inc()
-        log.info("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
+        write = log.warning if outcome in UNUSABLE else log.info
+        write("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
 
     async def _store_in_time(self, received: _Received) -> CallbackOutcome:
         """Store a callback; try again while another transaction locks what it needs. Raises DatabaseUnavailable."""

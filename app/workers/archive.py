@@ -171,7 +171,8 @@ class _ArchiveWorker:
             await self._settle_audio(clip, fetched)
         except (DownloadFailed, StorageUnavailable) as error:
             problem = str(error)
-        log.info(
+        write = log.info if problem is None else log.warning
+        write(
             "archive",
             task_id=clip.task_id,
             clip=clip.index,

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import func, select, update
+from structlog.testing import capture_logs
 
 from app.enums import Charge, TaskStatus
 from app.keyring import Keyring
@@ -79,9 +80,11 @@ async def test_body_that_is_no_text_is_shown_encoded(service: Service) -> None:
 async def test_unreadable_callback_is_stored_and_changes_nothing(service: Service, body: bytes) -> None:
     task = await _generating(service)
 
-    answer = await _call(service, task, body)
+    with capture_logs() as lines:
+        answer = await _call(service, task, body)
 
     assert answer.status_code == 200
+    assert [line["log_level"] for line in lines if line["event"] == "callback"] == ["warning"]
     assert [shown["outcome"] for shown in await _shown(service, task)] == ["unreadable"]
     assert (await reread(service.database, task.id)).version == task.version
 

@@ -219,6 +219,8 @@ async def test_failures_and_holds_are_warnings_that_say_why(database_url: str, t
                 failed = await create_task(client, "soft rain [fault:failed]", webhook_url=receiver.url)
                 await until_final(client, failed["id"])
                 await receiver.until(1)
+                await create_task(client, "soft rain [fault:audio-404]")
+                await eventually(lambda: "the host answered 404" in service.log)
                 await control(sandbox.url, credits=0)
                 await create_task(client)
                 await eventually(lambda: "hold_rechecked" in service.log)
@@ -232,6 +234,7 @@ async def test_failures_and_holds_are_warnings_that_say_why(database_url: str, t
         500,
         failed["id"],
     )
+    assert warnings["archive"]["problem"] == "the host answered 404"
     assert "no credits" in warnings["submits_held"]["advice"]
     assert warnings["hold_rechecked"]["reason"] == "no_credits"
 
