@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-ind
 ALONE := $(if $(shell command -v flock),flock Makefile) $(MAKE) --silent --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage fuzz openapi storm proof bench-growth lint format lock clean
+.PHONY: help install install-dev demo test coverage fuzz openapi storm proof bench bench-growth lint format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -47,6 +47,9 @@ storm: install-dev ## A minute of orders, upstream faults and kills on each data
 
 proof: install-dev ## The slow tests: the long storm, the large crowds, a thousand orders for four processes
 	@$(BIN)/python -m pytest -m slow -n 2 $(ARGS)
+
+bench: install-dev ## What requests, tasks and waits cost, beside other servers; ARGS="callbacks submit", or --quick
+	@$(BIN)/python -m tests.bench $(ARGS)
 
 bench-growth: install-dev ## Each call's time with a million tasks against a few; ARGS="--tasks 100000 --database sqlite"
 	@$(BIN)/python -m tests.bench.growth $(ARGS)

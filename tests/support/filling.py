@@ -72,6 +72,15 @@ async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -
     await _fill_labels(database, owners, "2", count)
 
 
+async def fill_generating(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add tasks that wait for their callbacks; they are due for a poll in an hour."""
+    unknown = dict.fromkeys(("resolved_by", "completed_at"), "NULL")
+    generating = {**_task(owners, "3", "'generating'"), **unknown, "version": "1", "due_at": "{soon}"}
+    await _fill(database, "tasks", count, generating)
+    event = {"id": "{id:3}", "task_id": "{id:3}", "version": "1", "type": "'task.submitted'", "data": "'{{}}'"}
+    await _fill(database, "events", count, {**event, "created_at": "{time}"})
+
+
 async def fill_deliveries(database: Database, owners: Sequence[Owner], count: int, status: str = "pending") -> None:
     """Add deliveries of as many finished tasks, with one attempt each; pending ones are due in an hour."""
     due_at = "{soon}" if status == "pending" else "NULL"
