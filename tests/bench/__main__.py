@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.bench import single_requests, stores, wrk
+from tests.bench import stores, wrk
 from tests.bench.accounting import describe
 from tests.bench.report import RESULTS, Figure, show, write
+from tests.bench.rows import crowds, deliveries, idle, latencies, pace, replicas, single_requests, whole_task
 from tests.bench.stand import Size, Stand
 
 Row = Callable[[Stand], list[Figure]]
@@ -29,6 +30,16 @@ MICRO: Mapping[str, Row] = {
 }
 ROWS: Mapping[str, Row] = {
     **MICRO,
+    "whole-task": whole_task.whole_task,
+    "latency": latencies.latency,
+    "waiters": crowds.waiters,
+    "streams": crowds.streams,
+    "arrivals": crowds.arrivals,
+    "idle": idle.idle,
+    "startup": idle.startup,
+    "webhooks": deliveries.webhooks,
+    "pace": pace.pace,
+    "replicas": replicas.replicas,
 }
 QUICK = Size(rounds=2, seconds=1, samples=30, is_quick=True)
 

@@ -12,21 +12,17 @@ import argparse
 import asyncio
 import itertools
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psycopg
 import structlog
-from sqlalchemy import make_url, select
+from sqlalchemy import select
 
 from app.auth.api_keys import OPERATOR
-from app.database.engine import migrate
 from app.enums import TaskStatus
 from app.models import ApiKey
 from app.retention import Retention
@@ -35,6 +31,7 @@ from app.workers.archive import archive_loop
 from app.workers.deliver import deliver_loop
 from app.workers.poll import poll_loop
 from app.workers.submit import submit_loop
+from tests.bench.stores import opened
 from tests.support.filling import (
     add_owner,
     fill_deliveries,
@@ -43,7 +40,6 @@ from tests.support.filling import (
     fill_sums,
     settle_statistics,
 )
-from tests.support.postgres import postgres
 from tests.support.service import Service, serve
 
 MOST = 2.0
@@ -212,44 +208,19 @@ async def measure_changes(full: Service) -> list[str]:
     return too_long
 
 
-@contextmanager
-def sqlite_urls(folder: Path) -> Iterator[list[str]]:
-    """Two databases in files."""
-    yield [f"sqlite+aiosqlite:///{folder}/{name}.db" for name in ("few", "many")]
-
-
-@contextmanager
-def postgresql_urls(_folder: Path) -> Iterator[list[str]]:
-    """Two databases of a server that ends with this process."""
-    with postgres() as server:
-        url = make_url(server.get_uri(driver="asyncpg"))
-        names = ["few", "many"]
-        plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
-        with psycopg.connect(plain, autocommit=True) as connection:
-            # As on a server that somebody set up: by default all caches together have 128 MB, and the log 1 GB.
-            for setting in ("shared_buffers = '512MB'", "max_wal_size = '8GB'"):
-                connection.execute(f"ALTER SYSTEM SET {setting}".encode())
-            for name in names:
-                connection.execute(f"CREATE DATABASE {name}".encode())
-        yield [url.set(database=name).render_as_string(hide_password=False) for name in names]
-
-
 @asynccontextmanager
 async def served(urls: list[str]) -> AsyncIterator[list[Service]]:
-    """Each of these databases, migrated and served."""
+    """Each of these databases, served."""
     async with AsyncExitStack() as stack:
-        for url in urls:
-            await asyncio.to_thread(migrate, url)
         yield [await stack.enter_async_context(serve(url, upstream_rate="1000/10")) for url in urls]
 
 
 async def run(databases: list[str], sizes: argparse.Namespace) -> int:
     """Measure on each database; return the exit code."""
-    urls_of: dict[str, Any] = {"sqlite": sqlite_urls, "postgresql": postgresql_urls}
     too_long = []
     for name in databases:
-        with tempfile.TemporaryDirectory(prefix="soundpost-bench-") as folder, urls_of[name](Path(folder)) as urls:
-            async with served(urls) as (empty, full):
+        with opened(name) as store:
+            async with served([store.create(each) for each in ("few", "many")]) as (empty, full):
                 started = time.perf_counter()
                 await fill(empty, FEW)
                 await fill(full, sizes)

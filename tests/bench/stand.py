@@ -74,10 +74,14 @@ class Stand:
         return f"{name}{self._names[name]}"
 
     @contextmanager
-    def running(self, name: str, *options: str, url: str | None = None, **settings: str) -> Iterator[Server]:
-        """Another service, by default on a database of its own, until the block ends."""
+    def running(
+        self, name: str, *options: str, url: str | None = None, counts: Path | None = None, **settings: str
+    ) -> Iterator[Server]:
+        """Another service, by default on a database of its own, until the block ends; `counts` as in start_service."""
         unique = self.new_name(name)
-        server = start_service(self.store, unique, url or self.store.create(unique), *options, settings=settings)
+        server = start_service(
+            self.store, unique, url or self.store.create(unique), *options, counts=counts, settings=settings
+        )
         try:
             yield server
         finally:

@@ -26,7 +26,7 @@ def postgres() -> Iterator[Any]:
             server = get_server(data)
         # The shell reads until this process ends, in whatever way, and so closes the pipe; then it stops the server,
         # which may be another one than at the beginning.
-        stop = ["/bin/sh", "-c", f"cat; kill -INT $(head -1 {data}/postmaster.pid) 2>/dev/null"]
+        stop = ["/bin/sh", "-c", f"cat; kill -INT $(head -1 {data}/postmaster.pid 2>/dev/null) 2>/dev/null"]
         with subprocess.Popen(stop, stdin=subprocess.PIPE, start_new_session=True):
             yield server
             server.cleanup()

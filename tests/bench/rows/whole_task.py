@@ -1,0 +1,102 @@
+"""The whole way of tasks, many at once: order, POST, three callbacks, two clips kept, one webhook."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+
+from tests.bench import counted_sqlite
+from tests.bench.client import request_bytes, send_all
+from tests.bench.report import Figure
+from tests.bench.servers import Server
+from tests.bench.stand import Stand
+from tests.bench.stores import execute
+from tests.bench.upstream import Upstream, serving_upstream
+from tests.support.settings import KEY
+from tests.support.wait import eventually
+
+HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+TASKS, FEW = 300, 60
+AT_ONCE = 32
+# Of the callbacks, each after the one before it.
+DELAYS = 0.05, 0.05, 0.05
+# No further round begins after so long: a slow service is measured once.
+ENOUGH = 30.0
+KEPT = "SELECT count(*) FROM clips WHERE archived_at IS NOT NULL"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Many tasks from the first order to the last clip: CPU in ms a task."""
+
+    rate: float
+    service: float
+    database: float
+    client: float
+
+
+def whole_task(stand: Stand) -> list[Figure]:
+    """One whole task, 300 at once: its CPU, tasks a second, statements and commits."""
+    tasks = FEW if stand.size.is_quick else TASKS
+    passages: list[Passage] = []
+    began = time.monotonic()
+    database_url = stand.store.create(stand.new_name("whole"))
+    while len(passages) < stand.size.rounds and (not passages or time.monotonic() - began < ENOUGH):
+        passages.append(asyncio.run(_measure(stand, database_url, tasks)))
+    statements, commits = asyncio.run(_count(stand, database_url))
+    client = max(each.client for each in passages)
+    counted = f"{statements:.1f} statements, {commits:.1f} commits a task; client and upstream {client:.1f} ms"
+    rates = [each.rate for each in passages]
+    figures = [
+        Figure("CPU of the service", [each.service for each in passages], "ms a task", counted, at_most=12),
+        Figure("tasks", rates, "/s", f"{tasks} at once, {AT_ONCE} connections", at_least=60),
+    ]
+    if not stand.store.is_sqlite:
+        figures.append(Figure("CPU of the database", [each.database for each in passages], "ms a task"))
+    return figures
+
+
+async def _measure(stand: Stand, database_url: str, tasks: int) -> Passage:
+    async with serving_upstream(*DELAYS) as upstream:
+        with stand.running("tasks", url=database_url, upstream_url=upstream.url) as service:
+            await asyncio.to_thread(service.settle)
+            before = service.cpu(), stand.store.cpu(), time.process_time()
+            seconds = await _pass(service, upstream, tasks)
+            spent = service.cpu() - before[0], stand.store.cpu() - before[1], time.process_time() - before[2]
+    return Passage(tasks / seconds, *(each * 1000 / tasks for each in spent))
+
+
+async def _count(stand: Stand, database_url: str) -> tuple[float, float]:
+    """Statements and commits of a task, of which a few are on their way; those of idle loops count too."""
+    async with serving_upstream(*DELAYS) as upstream:
+        file = stand.store.folder / "tasks.statements" if stand.store.is_sqlite else None
+        with stand.running("tasks", url=database_url, counts=file, upstream_url=upstream.url) as service:
+            if file is not None:
+                before = counted_sqlite.read(file)
+                await _pass(service, upstream, FEW)
+                after = counted_sqlite.read(file)
+                return (after[0] - before[0]) / FEW, (after[1] - before[1]) / FEW
+            with stand.store.logged(database_url) as found:
+                await _pass(service, upstream, FEW)
+    return found[0].statements / FEW, found[0].commits / FEW
+
+
+async def _pass(service: Server, upstream: Upstream, tasks: int) -> float:
+    """Order the tasks; return the seconds until the last webhook has come and the last clip is kept."""
+    kept = _kept(service)
+    order = json.dumps({"prompt": "soft rain on a tin roof", "webhook_url": f"{upstream.url}/hook"})
+    request = request_bytes("POST", "/v1/tasks", HEADERS, order)
+    began = time.monotonic()
+    statuses = await send_all(service.url, [request] * tasks, AT_ONCE)
+    if set(statuses) != {202}:
+        raise SystemExit(f"orders were answered with {sorted(set(statuses))}")
+    await upstream.until(posts=tasks, webhooks=tasks, downloads=2 * tasks, within=300)
+    await eventually(lambda: _kept(service) >= kept + 2 * tasks, within=60)
+    return time.monotonic() - began
+
+
+def _kept(service: Server) -> int:
+    [[count]] = execute(service.database_url, KEPT)
+    return int(count)
