@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "20261126_first_schema"
+revision = "20261126_0650_first_schema"
 down_revision = None
 branch_labels = None
 depends_on = None
