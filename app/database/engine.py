@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -47,6 +48,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
+FETCH_TIMEOUT = timedelta(seconds=3)
+# Whether a connection that is taken from the pool now is checked before its use.
+_is_checked = ContextVar("is_checked", default=True)
 # SQLSTATE: undefined table, undefined column, invalid schema name.
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
@@ -168,12 +172,21 @@ class Database:
             yield session, await self.now(session)
 
     async def fetch(self, statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
-        """The rows of one statement that only reads: without a session, and without a transaction around it."""
-        return await greenlet_spawn(self._fetch, statement, parameters)
+        """
+        The rows of one short statement that only reads, with no session and transaction around it. Raises TRANSIENT.
+
+        Its connection is not checked before: a dead one costs FETCH_TIMEOUT, and is replaced.
+        """
+        async with asyncio.timeout(FETCH_TIMEOUT.total_seconds()):
+            return await greenlet_spawn(self._fetch, statement, parameters)
 
     def _fetch(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
-        with self._autocommit.connect() as connection:
-            return connection.execute(statement, parameters).all()
+        was_checked = _is_checked.set(False)
+        try:
+            with self._autocommit.connect() as connection:
+                return connection.execute(statement, parameters).all()
+        finally:
+            _is_checked.reset(was_checked)
 
     async def is_migrated(self) -> bool:
         """Whether the schema is that of this release."""
@@ -238,7 +251,7 @@ def _heads() -> frozenset[str]:
 def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
     def engine(limits: DatabaseLimits, size: int, overflow: int) -> AsyncEngine:
         timeout = POOL_TIMEOUT.total_seconds()
-        made = postgres_engine(url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout)
+        made = postgres_engine(url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout, pool_use_lifo=True)
         event.listen(made.sync_engine, "checkout", _check_connection)
         return made
 
@@ -253,6 +266,8 @@ def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
     `pool_pre_ping` has no timeout: it waits forever for a server that fell silent without
     closing the connection, as after a failover, a lost route or a frozen machine.
     """
+    if not _is_checked.get():
+        return
     try:
         connection.run_async(_ping)
     except Exception as error:

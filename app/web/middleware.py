@@ -171,7 +171,9 @@ def _request_id(scope: Scope) -> tuple[str, bool]:
 
 
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
-    write = log.debug if scope["path"] in PROBES else log.info
+    # A line for each request would cost a third of a short one: those that succeed are told at debug level.
+    is_fine = status is not None and status < 400
+    write = log.debug if is_fine or scope["path"] in PROBES else log.info
     path = _loggable(scope["path"])
     write("request", method=scope["method"], path=path, status=status, duration_ms=round(seconds * 1000))
 

@@ -241,7 +241,7 @@ async def test_failures_and_holds_are_warnings_that_say_why(database_url: str, t
 
 async def test_lines_of_a_request_say_whose_it_is_and_which(migrated_sqlite: Path, tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'x.db')}"
-    with Processes(tmp_path, log_format="json") as processes:
+    with Processes(tmp_path, log_format="json", log_level="debug") as processes:
         sandbox = await processes.sandbox()
         service = await processes.serve(database_url, sandbox.url)
         async with client_of(service.url) as client:
@@ -251,7 +251,8 @@ async def test_lines_of_a_request_say_whose_it_is_and_which(migrated_sqlite: Pat
             stranger = await client.get("/v1/deliveries", headers={"Authorization": "Bearer nobody"})
         assert await service.stop() == 0
 
-    lines = {line["path"]: line for line in _lines(service) if line["event"] == "request"}
+    paths = "/v1/tasks", "/v1/usage", "/v1/credits", "/v1/deliveries"
+    lines = {line["path"]: line for line in _lines(service) if line["event"] == "request" and line["path"] in paths}
     assert (named.headers["x-request-id"], lines["/v1/tasks"]["request_id"]) == ("order-7", "order-7")
     assert {"x-request-id"} & {*unnamed.headers, *nonsense.headers} == set()
     assert len({line["request_id"] for line in lines.values()}) == 4
@@ -292,3 +293,13 @@ def _logged(text: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
             logging.getLogger("library").exception("it broke")
     by_us, by_a_library, by_an_error = (json.loads(line) for line in errors.getvalue().splitlines())
     return by_us, by_a_library, by_an_error
+
+
+async def test_requests_that_succeed_are_told_at_debug_level_only(service: Service) -> None:
+    with capture_logs() as lines:
+        await service.client.get("/v1/tasks")
+        await service.client.get("/v1/tasks/nonsense")
+        await service.anonymous.get("/readyz")
+
+    requests = [(line["path"], line["log_level"]) for line in lines if line["event"] == "request"]
+    assert requests == [("/v1/tasks", "debug"), ("/v1/tasks/nonsense", "info"), ("/readyz", "debug")]
