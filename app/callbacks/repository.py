@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
 from datetime import datetime
 
 from sqlalchemy import func, select
@@ -10,9 +12,10 @@ from app.database.engine import Session
 from app.models import Callback
 
 
-async def count_callbacks(session: Session, task_id: str) -> int:
-    """How many callbacks of a task are stored."""
-    return await session.scalar(select(func.count()).where(Callback.task_id == task_id)) or 0
+async def count_callbacks(session: Session, task_ids: Collection[str]) -> Counter[str]:
+    """How many callbacks of each of these tasks are stored."""
+    counted = select(Callback.task_id, func.count()).where(Callback.task_id.in_(task_ids)).group_by(Callback.task_id)
+    return Counter(dict((await session.execute(counted)).all()))
 
 
 async def find_callbacks(session: Session, task_id: str | None, since: datetime | None) -> list[str]:

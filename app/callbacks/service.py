@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -128,19 +129,28 @@ class CallbackService:
             await session.connection()
             batch = take()
             tasks = await lock_free_tasks(session, {received.task_id for received in batch})
+            # Before the first change: a query in between would write the changes of each callback by themselves.
+            kept = await count_callbacks(session, tasks)
             now = await self._database.now(session)
-            return [await self._store_one(session, tasks, received, now) for received in batch]
+            return [await self._store_one(session, tasks, kept, received, now) for received in batch]
 
     async def _store_one(
-        self, session: Session, tasks: Mapping[str, Task | None], received: _Received, now: datetime
+        self,
+        session: Session,
+        tasks: Mapping[str, Task | None],
+        kept: Counter[str],
+        received: _Received,
+        now: datetime,
     ) -> CallbackOutcome | Unstored:
+        """`kept` counts the callbacks that are stored, of each task."""
         task = tasks.get(received.task_id)
         if task is None:
             return Unstored.locked if received.task_id in tasks else Unstored.absent
         outcome = await self._apply(session, task, received.report, now)
-        if await count_callbacks(session, task.id) < MAX_KEPT:
-            kept = {"headers": received.headers, "body": received.body}
-            session.add(Callback(task_id=task.id, received_at=now, outcome=outcome, **kept))
+        if kept[task.id] < MAX_KEPT:
+            kept[task.id] += 1
+            content = {"headers": received.headers, "body": received.body}
+            session.add(Callback(task_id=task.id, received_at=now, outcome=outcome, **content))
         return outcome
 
     async def _apply(self, session: Session, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:

@@ -251,7 +251,9 @@ def _heads() -> frozenset[str]:
 def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
     def engine(limits: DatabaseLimits, size: int, overflow: int) -> AsyncEngine:
         timeout = POOL_TIMEOUT.total_seconds()
-        made = postgres_engine(url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout, pool_use_lifo=True)
+        made = postgres_engine(
+            url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout, pool_use_lifo=True
+        )
         event.listen(made.sync_engine, "checkout", _check_connection)
         return made
 
