@@ -35,6 +35,7 @@ from app.storage.store import Storage
 from app.usage import add_up_spent
 from app.workers.periodic import periodic_loop, prepare_jobs
 from tests.support.processes import Processes
+from tests.support.rows import add_key, add_task
 from tests.support.service import Service, serve_with_sandbox, services_of
 from tests.support.wait import eventually
 
@@ -156,6 +157,25 @@ async def test_backlog_is_deleted_batch_after_batch_without_a_pause(database_url
             left = await count_of(session, Task)
 
     assert (rung, left) == ([True, False], 0)
+
+
+async def test_usage_of_tasks_at_rest_is_added_up_each_minute(database_url: str) -> None:
+    async with services_of(database_url) as services:
+        async with services.database.transaction() as (session, now):
+            await prepare_jobs(session, now)
+        key = await add_key(services.database)
+        for ago in (9, 11, 12):
+            await add_task(services.database, key, TaskStatus.succeeded, now - timedelta(minutes=ago))
+        loop = periodic_loop(services)
+        [job] = (await loop.claim(1)).items
+        await loop.work(job)
+        async with services.database.reads() as session:
+            added_up = await session.scalar(select(func.sum(UsageSum.tasks)).where(UsageSum.period == Period.day))
+            job = await session.get_one(PeriodicJob, job.name)
+
+    assert added_up == 2
+    assert job.due_at is not None
+    assert timedelta(minutes=1) <= job.due_at - now <= timedelta(minutes=2)
 
 
 async def test_every_kind_is_deleted_in_batches(database_url: str) -> None:
