@@ -76,7 +76,7 @@ async def fill_generating(database: Database, owners: Sequence[Owner], count: in
     """Add tasks that wait for their callbacks; they are due for a poll in an hour."""
     unknown = dict.fromkeys(("resolved_by", "completed_at"), "NULL")
     generating = {**_task(owners, "3", "'generating'"), **unknown, "version": "1", "due_at": "{soon}"}
-    await _fill(database, "tasks", count, generating)
+    await _fill(database, "tasks", count, {**generating, **_counted("charged", 1, count)})
     event = {"id": "{id:3}", "task_id": "{id:3}", "version": "1", "type": "'task.submitted'", "data": "'{{}}'"}
     await _fill(database, "events", count, {**event, "created_at": "{time}"})
 
