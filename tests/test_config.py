@@ -315,6 +315,14 @@ def test_secret_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pyt
     assert ended.stderr == f"{PREFIX}SECRET_KEYS_FILE names a file that cannot be read: {folder / 'absent'}\n"
 
 
+def test_file_in_the_current_folder_that_is_no_utf8_is_named(folder: Path) -> None:
+    (folder / ".env").write_bytes(f"{PREFIX}MODELS=V5\xe9".encode("latin-1"))
+
+    ended = CliRunner().invoke(main, ["keys", "list"])
+
+    assert (ended.exit_code, ended.stderr) == (1, ".env cannot be read: it is not UTF-8\n")
+
+
 def test_environment_wins_over_the_file_in_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / ".env").write_text(f"{PREFIX}GRACE=3\n{PREFIX}MODELS=V6\nSOMETHING_ELSE=x\n")
     monkeypatch.setenv(f"{PREFIX}GRACE", "4")

@@ -41,6 +41,8 @@ def read_settings() -> Settings:
         raise SettingsUnusable(message) from error
     except OSError as error:
         raise SettingsUnusable(f"{error.filename} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsUnusable(".env cannot be read: it is not UTF-8") from error
     except ValueError as error:
         raise SettingsUnusable(str(error)) from error
     return settings
