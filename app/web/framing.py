@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from ipaddress import IPv6Address
 
 from app.errors import HeadersTooLarge, UnknownTransferCoding, UnreadableRequest
 
@@ -15,7 +16,10 @@ _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?\r\n")
 _LINE = re.compile(rb"([^\n]*)\n")
 _CODING = re.compile(rb"[!#$%&'*+.^_`|~\w-]+[ \t]*(;.*)?", re.ASCII)
 # RFC 9110 §7.2; it may be empty.
-_HOST = re.compile(rb"(\[[0-9A-Fa-fvV:.]+\]|[\w.~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII)
+_HOST = re.compile(
+    rb"(\[(?P<v6>[0-9A-Fa-f:.]+)\]|\[[vV][0-9A-Fa-f]+\.[\w.~!$&'()*+,;=:-]+\]|([\w.~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?",
+    re.ASCII,
+)
 _ABSOLUTE = re.compile(rb"https?://[^/?#@]+(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _UPGRADE = re.compile(rb"\r\nUpgrade:", re.IGNORECASE)
 
@@ -112,7 +116,7 @@ def check(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
     """Raise UnreadableRequest or UnknownTransferCoding for what the RFC wants refused. Names are in lower case."""
     hosts = [value for name, value in headers if name == b"host"]
     has_host = len(hosts) == 1 or (version == "1.0" and not hosts)
-    if not has_host or not all(map(_HOST.fullmatch, hosts)):
+    if not has_host or not all(map(_is_host, hosts)):
         raise UnreadableRequest
     codings = [value.lower() for name, value in headers if name == b"transfer-encoding"]
     if codings and (version == "1.0" or codings != [b"chunked"]):
@@ -120,6 +124,16 @@ def check(version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
         *inner, last = [coding.strip() for coding in b",".join(codings).split(b",")]
         is_framed = version == "1.1" and last == b"chunked" and inner and b"chunked" not in inner
         raise UnknownTransferCoding if is_framed and all(map(_CODING.fullmatch, inner)) else UnreadableRequest
+
+
+def _is_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    if found is None or found["v6"] is None:
+        return found is not None
+    try:
+        return bool(IPv6Address(found["v6"].decode()))
+    except ValueError:
+        return False
 
 
 def origin_form(method: bytes, target: bytes) -> bytes:
