@@ -77,8 +77,9 @@ class Envelope:
 
 
 def read_envelope(body: bytes) -> Envelope:
-    """Open a body. A body that is not a JSON object gives an empty envelope."""
-    named = fields(read_json(body))
+    """Open a body. A body that is not a JSON object, or a list of one, gives an empty envelope."""
+    value = read_json(body)
+    named = fields(value[0] if isinstance(value, list) and len(value) == 1 else value)
     message = read_text(named.get("msg") or named.get("message"), MAX_MESSAGE_LENGTH)
     return Envelope(read_integer(named.get("code")), message and redact(message), named)
 

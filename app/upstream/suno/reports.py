@@ -183,7 +183,7 @@ def _find_clips(value: object, depth: int = 4) -> Sequence[Mapping[str, object]]
     """Return the list of clips, which is nested deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
-        return [item for item in map(unpacked, value[:MAX_CLIPS]) if isinstance(item, dict)]
+        return [_bare(item) for item in map(unpacked, value[:MAX_CLIPS]) if isinstance(item, dict)]
     named = fields(value)
     inner = next((named[field] for field in CLIP_LIST_FIELDS if named.get(field)), None)
     found = _find_clips(inner, depth - 1) if inner is not None and depth else []
@@ -193,6 +193,12 @@ def _find_clips(value: object, depth: int = 4) -> Sequence[Mapping[str, object]]
         return [named]
     numbered = [item for name, item in named.items() if name.isdigit() and isinstance(item, dict)][:MAX_CLIPS]
     return numbered or _find_clips_elsewhere(named, depth - 1)
+
+
+def _bare(item: Mapping[str, object]) -> Mapping[str, object]:
+    """The clip itself, where an item of the list only wraps it."""
+    inner = [value for value in item.values() if isinstance(value, dict) and fields(value).keys() & AUDIO_FIELDS]
+    return inner[0] if len(inner) == 1 and not fields(item).keys() & AUDIO_FIELDS else item
 
 
 def _find_clips_elsewhere(named: Mapping[str, object], depth: int) -> Sequence[Mapping[str, object]]:

@@ -100,6 +100,8 @@ SHAPES: list[Any] = [
     {"taskId": "t-1", "status": "SUCCESS", "response": {"data": [CAMEL]}},
     {"code": 200, "data": {"callbackType": "complete", "task_id": "t-1", "clips": [SNAKE]}},
     {"code": 200, "data": {"callbackType": "complete", "task_id": "t-1", "data": None, "tracks": [SNAKE]}},
+    {"code": 200, "data": {"callbackType": "complete", "task_id": "t-1", "data": [{"index": 0, "clip": SNAKE}]}},
+    [{"code": 200, "data": {"callbackType": "complete", "task_id": "t-1", "data": [SNAKE]}}],
     {"code": 200, "data": {"taskId": "t-1", "status": "SUCCESS", "response": {"songs": [CAMEL], "n": [{"a": 1}]}}},
     {"code": 200, "data": {"taskId": "t-1", "status": "SUCCESS", "result": json.dumps({"items": [CAMEL]})}},
     {"code": 200, "data": {"taskId": "t-1", "status": "COMPLETED", "response": {"sunoData": [CAMEL]}}},
