@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import structlog
 from sqlalchemy import bindparam, inspect, or_, select
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.auth.api_keys import hash_key
+from app.callbacks.service import CallbackService
+from app.config import CALLBACKS_PATH
 from app.database.base import Base
 from app.database.engine import TRANSIENT, Database
 from app.enums import TaskStatus
@@ -25,8 +29,11 @@ from app.signed_urls import SignedUrls
 from app.tasks.repository import queue_positions
 from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, read_task
 from app.tasks.waiting import TaskSnapshot, respond_with, snapshot_of
+from app.web import read_body, retried
 
 _TASK_PATH = re.compile("/v1/tasks/([0-9a-f]{32})")
+_CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
+_RECEIVED = JSONResponse({"status": "received"})
 _BEARER = re.compile(rb"[Bb]earer ([!-~]+)")
 _ACCEPTED = frozenset({None, b"*/*", b"application/json"})
 # The headers that change the answer of a read.
@@ -53,23 +60,43 @@ _FIND_TASK = (
 
 
 class FastPath:
-    """Pure ASGI middleware, the innermost one, that answers `GET /v1/tasks/{id}` where nothing is negotiated."""
+    """
+    Pure ASGI middleware, the innermost one.
 
-    def __init__(self, app: ASGIApp, database: Database, signed_urls: SignedUrls) -> None:
-        self._app, self._database, self._signed_urls = app, database, signed_urls
+    It answers `GET /v1/tasks/{id}` where nothing is negotiated, and all callbacks, of
+    which errors, too, are answered the same within and without the framework.
+    """
+
+    def __init__(self, app: ASGIApp, database: Database, signed_urls: SignedUrls, callbacks: CallbackService) -> None:
+        self._app, self._database, self._signed_urls, self._callbacks = app, database, signed_urls, callbacks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a plain request that succeeds; pass any other one on."""
-        if scope["type"] == "http" and scope["method"] == "GET" and not scope["query_string"]:
-            found = _TASK_PATH.fullmatch(scope["path"])
-            if found is not None and (headers := _read_headers(scope)) is not None:
-                snapshot = await self._find(found[1], headers[b"authorization"])
-                if snapshot is not None:
-                    known = headers.get(b"if-none-match")
-                    response = respond_with(known.decode("latin-1") if known else None, snapshot)
-                    await response(scope, receive, send)
+        """Answer a plain request; pass any other one on."""
+        if scope["type"] == "http" and not scope["query_string"]:
+            if scope["method"] == "GET" and (task := _TASK_PATH.fullmatch(scope["path"])) is not None:
+                if await self._read_task(task[1], scope, receive, send):
                     return
+            elif scope["method"] == "POST" and (callback := _CALLBACK_PATH.fullmatch(scope["path"])) is not None:
+                await self._receive_callback(callback[1], callback[2], scope, receive)
+                await _RECEIVED(scope, receive, send)
+                return
         await self._app(scope, receive, send)
+
+    async def _receive_callback(self, task_id: str, token: str, scope: Scope, receive: Receive) -> None:
+        self._callbacks.check_token(task_id, token)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+        body = await read_body(receive)
+        await retried(partial(self._callbacks.receive, task_id, token, headers, body))
+
+    async def _read_task(self, task_id: str, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer with a task; return whether it was found."""
+        headers = _read_headers(scope)
+        snapshot = await self._find(task_id, headers[b"authorization"]) if headers else None
+        if headers is None or snapshot is None:
+            return False
+        known = headers.get(b"if-none-match")
+        await respond_with(known.decode("latin-1") if known else None, snapshot)(scope, receive, send)
+        return True
 
     async def _find(self, task_id: str, authorization: bytes) -> TaskSnapshot | None:
         """The task, if the key that a request carries may read it; None also while the database does not answer."""

@@ -61,7 +61,8 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     install_error_handlers(app)
     complete_document(app, services.settings.models)
     # The last of these is the outermost.
-    app.add_middleware(FastPath, database=services.database, signed_urls=services.signed_urls)
+    plain = services.database, services.signed_urls, services.callbacks
+    app.add_middleware(FastPath, *plain)
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware)
     app.add_middleware(SignedLinksForAnyOrigin)

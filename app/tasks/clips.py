@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from sqlalchemy import inspect
+
 from app.database.engine import Session
 from app.enums import EventType, TaskStatus
 from app.models import QUESTIONS, Clip, Task
@@ -19,6 +21,8 @@ UPSTREAM_RETENTION = timedelta(days=14)
 MAX_CLIPS = 50
 # Covers and lyrics are tried this often, in some two hours: an outage may last as long.
 MAX_EXTRA_ATTEMPTS = 12
+# Set at once: of an attribute that was never set, each read asks for its default anew.
+_UNKNOWN = {name: None for name, column in inspect(Clip).columns.items() if column.nullable}
 
 
 def merge_clips(
@@ -33,7 +37,8 @@ def merge_clips(
         if clip is None and len(task.clips) >= MAX_CLIPS:
             continue
         if clip is None:
-            clip = Clip(task_id=task.id, index=len(task.clips), created_at=now, due_at=now, attempts=0)
+            place = {"task_id": task.id, "index": len(task.clips)}
+            clip = Clip(**{**_UNKNOWN, **place, "created_at": now, "due_at": now, "attempts": 0})
             task.clips.append(clip)
             fresh.append({"index": clip.index, "upstream_clip_id": item.upstream_clip_id, "title": item.title})
             update_clip(clip, item)

@@ -2,9 +2,9 @@
 
 from app.web.exception_handlers import install_error_handlers
 from app.web.fields import WHOLE, Moment, StrictModel, Text
-from app.web.middleware import EdgeMiddleware, TolerantPaths
+from app.web.middleware import EdgeMiddleware, TolerantPaths, read_body
 from app.web.protocol import HttpProtocol
-from app.web.routing import Router
+from app.web.routing import Router, retried
 
 __all__ = [
     "WHOLE",
@@ -16,4 +16,6 @@ __all__ = [
     "Text",
     "TolerantPaths",
     "install_error_handlers",
+    "read_body",
+    "retried",
 ]

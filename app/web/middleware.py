@@ -131,7 +131,7 @@ class EdgeMiddleware:
         if not rule.json or scope["method"] not in BODY_METHODS:
             return capped
         _check_media_type(headers)
-        body = await _read(capped)
+        body = await read_body(capped)
         if body:
             check_json(body)
         return _replayed(body, capped)
@@ -255,7 +255,8 @@ def _capped(receive: Receive, max_bytes: int) -> Receive:
     return receive_capped
 
 
-async def _read(receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
+    """The whole body of a request. Raises ClientDisconnect, and what `receive` raises."""
     body = bytearray()
     while True:
         message = await receive()
@@ -283,7 +284,7 @@ def _inflated(receive: Receive, codings: Sequence[str], max_bytes: int) -> Recei
         nonlocal is_read
         if is_read:
             return await receive()
-        is_read, body = True, await _read(receive)
+        is_read, body = True, await read_body(receive)
         with suppress(CodingBroken):
             try:
                 body = inflated(body, codings, max_bytes)

@@ -1,8 +1,9 @@
 """Routes: HEAD beside every GET, and a retry when the database rolls a transaction back."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from copy import copy
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -10,9 +11,21 @@ from sqlalchemy.exc import DBAPIError
 from starlette.requests import Request
 from starlette.responses import Response
 
+Value = TypeVar("Value")
 MAX_RETRIES = 3
 # SQLSTATE: serialization_failure, deadlock_detected.
 RETRYABLE_SQLSTATES = frozenset({"40001", "40P01"})
+
+
+async def retried(handle: Callable[[], Awaitable[Value]]) -> Value:
+    """The result of a handler, which runs again, up to MAX_RETRIES times, where PostgreSQL rolls it back."""
+    for _ in range(MAX_RETRIES):
+        try:
+            return await handle()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in RETRYABLE_SQLSTATES:
+                raise
+    return await handle()
 
 
 class RetryOnSerializationFailure(APIRoute):
@@ -28,13 +41,7 @@ class RetryOnSerializationFailure(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_with_retries(request: Request) -> Response:
-            for _ in range(MAX_RETRIES):
-                try:
-                    return await handle(request)
-                except DBAPIError as error:
-                    if getattr(error.orig, "sqlstate", None) not in RETRYABLE_SQLSTATES:
-                        raise
-            return await handle(request)
+            return await retried(partial(handle, request))
 
         return handle_with_retries
 
