@@ -147,8 +147,8 @@ class CallbackService:
         if task is None:
             return Unstored.locked if received.task_id in tasks else Unstored.absent
         outcome = await self._apply(session, task, received.report, now)
-        if kept[task.id] < MAX_KEPT:
-            kept[task.id] += 1
+        if kept[received.task_id] < MAX_KEPT:
+            kept[received.task_id] += 1
             content = {"headers": received.headers, "body": received.body}
             session.add(Callback(task_id=task.id, received_at=now, outcome=outcome, **content))
         return outcome

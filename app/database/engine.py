@@ -10,9 +10,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Executable, Row, event, func, orm, select
+from sqlalchemy import Connection, Executable, QueuePool, Row, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -49,6 +49,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
 FETCH_TIMEOUT = timedelta(seconds=3)
+RETURN_TIMEOUT, RETURN_LOOK = timedelta(seconds=1), timedelta(milliseconds=10)
 # Whether a connection that is taken from the pool now is checked before its use.
 _is_checked = ContextVar("is_checked", default=True)
 # SQLSTATE: undefined table, undefined column, invalid schema name.
@@ -194,7 +195,17 @@ class Database:
             return await connection.run_sync(_is_at_head)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """
+        Close every connection.
+
+        A session that was canceled gives its connection back in a task of its own: what
+        comes back later than RETURN_TIMEOUT is left to the garbage collector.
+        """
+        pools = [cast("QueuePool", engine.pool) for engine in self._engines]
+        for _ in range(RETURN_TIMEOUT // RETURN_LOOK):
+            if not any(pool.checkedout() for pool in pools):
+                break
+            await asyncio.sleep(RETURN_LOOK.total_seconds())
         for engine in set(self._engines):
             await engine.dispose()
 

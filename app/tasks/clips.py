@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import inspect
@@ -21,6 +22,8 @@ UPSTREAM_RETENTION = timedelta(days=14)
 MAX_CLIPS = 50
 # Covers and lyrics are tried this often, in some two hours: an outage may last as long.
 MAX_EXTRA_ATTEMPTS = 12
+# Of a page of tasks: to write so many takes the event loop some 50 ms.
+MAX_PAGE_WORDS = 5000
 # Set at once: of an attribute that was never set, each read asks for its default anew.
 _UNKNOWN = {name: None for name, column in inspect(Clip).columns.items() if column.nullable}
 
@@ -45,6 +48,12 @@ def merge_clips(
         elif refreshes:
             update_clip(clip, item)
     return fresh
+
+
+def fitting_on_page(tasks: Sequence[Task]) -> int:
+    """How many of these tasks have at most MAX_PAGE_WORDS of lyrics together, at least one."""
+    words = accumulate(sum(len(clip.lyrics or ()) for clip in task.clips) for task in tasks)
+    return max(1, sum(total <= MAX_PAGE_WORDS for total in words))
 
 
 def lacks_clip(task: Task, reported: Sequence[ReportedClip]) -> bool:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import accumulate
+from functools import partial
 
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
 from app.config import Settings
 from app.database.engine import TRANSIENT, Database, Session
+from app.database.group_commit import GroupCommit
+from app.database.turns import Admission
 from app.database.wakeups import ERASURES, notify_on_commit
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
@@ -20,7 +22,7 @@ from app.models import Callback, Event, SpentCharge, Task
 from app.signed_urls import SignedUrls
 from app.storage import references
 from app.tasks import repository
-from app.tasks.clips import storage_keys_of
+from app.tasks.clips import fitting_on_page, storage_keys_of
 from app.tasks.idempotency import claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
@@ -31,8 +33,11 @@ from app.webhooks.lifecycle import check_receiver
 
 # How long the response to a stored task may wait for its queue position and its Retry-After.
 ESTIMATES_TIMEOUT = timedelta(seconds=5)
-# Of a page: to write so many takes the event loop some 50 ms.
-MAX_PAGE_WORDS = 5000
+
+
+# Tasks that one commit stores at most.
+MAX_IN_A_COMMIT = 50
+_Estimates = tuple[Mapping[str, int], int]
 
 
 class CannotResolve(Exception):
@@ -54,6 +59,15 @@ class PlacedTask:
     retry_after: int
 
 
+@dataclass(frozen=True, slots=True)
+class _PlainOrder:
+    """A request that waits for no lock: without an Idempotency-Key, of a key without a rate."""
+
+    api_key_id: str
+    body: TaskCreate
+    callback_url: str | None
+
+
 class TaskService:
     """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's task."""
 
@@ -67,6 +81,8 @@ class TaskService:
     ) -> None:
         self._settings, self._database, self._lifecycle = settings, database, lifecycle
         self._signed_urls, self._retry_after = signed_urls, retry_after
+        self._plain_orders = GroupCommit(self._store_plain, MAX_IN_A_COMMIT)
+        self._admission = Admission(MAX_IN_A_COMMIT)
 
     async def place(
         self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None
@@ -79,6 +95,13 @@ class TaskService:
         """
         self._check(body)
         key_id, rate = caller.api_key_id, self._settings.key_rate
+        if idempotency_key is None and rate is None:
+            async with self._admission.admitted():
+                task, reading = await self._plain_orders.add(_PlainOrder(key_id, body, callback_url))
+            positions, retry_after = await asyncio.shield(reading)
+            return PlacedTask(
+                read_task(task, positions, self._signed_urls), is_replay=False, quota={}, retry_after=retry_after
+            )
         # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate.
         locked = [(key_id, rate), (f"{key_id}/{idempotency_key}", idempotency_key)]
         async with AsyncExitStack() as stack:
@@ -92,8 +115,18 @@ class TaskService:
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
             task = claimed.task or self._lifecycle.create(session, key_id, body, now, callback_url)
             claimed.bind_to(task)
-        positions, retry_after = await self._read_estimates(task)
+        positions, retry_after = await self._read_estimates([task])
         return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
+
+    async def _store_plain(
+        self, take: Callable[[], Sequence[_PlainOrder]]
+    ) -> Sequence[tuple[Task, asyncio.Task[_Estimates]]]:
+        """Store the orders that have come, in one commit; their estimates are read together, behind it."""
+        async with self._database.transaction() as (session, now):
+            create = partial(self._lifecycle.create, session)
+            tasks = [create(order.api_key_id, order.body, now, order.callback_url) for order in take()]
+        reading = asyncio.create_task(self._read_estimates(tasks))
+        return [(task, reading) for task in tasks]
 
     async def get(self, caller: Caller, task_id: str) -> TaskRead:
         """One task as it stands."""
@@ -121,7 +154,7 @@ class TaskService:
         async with self._database.reads() as session:
             api_key_id = None if caller.is_admin else caller.api_key_id
             found = await repository.list_tasks(session, api_key_id, filters, labels, after, limit + 1)
-            page = found[: min(limit, _fitting(found))]
+            page = found[: min(limit, fitting_on_page(found))]
             positions = await repository.queue_positions(session, page)
             return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)
 
@@ -186,16 +219,16 @@ class TaskService:
         if body.webhook_url is not None:
             check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
 
-    async def _read_estimates(self, task: Task) -> tuple[Mapping[str, int], int]:
+    async def _read_estimates(self, tasks: Sequence[Task]) -> _Estimates:
         """
-        The queue position of a stored task, and the seconds until it has probably ended.
+        The queue positions of stored tasks, and the seconds until they have probably ended.
 
         Read after the commit, so that no writer waits for it. If the database does not answer
-        in time, the position is left out.
+        in time, the positions are left out.
         """
         with suppress(*TRANSIENT):
             async with asyncio.timeout(ESTIMATES_TIMEOUT.total_seconds()), self._database.reads() as session:
-                positions = await repository.queue_positions(session, [task])
+                positions = await repository.queue_positions(session, tasks)
                 return positions, await self._retry_after.seconds(session)
         return {}, self._retry_after.latest
 
@@ -207,11 +240,6 @@ class TaskService:
 
     async def _read(self, session: Session, task: Task) -> TaskRead:
         return read_task(task, await repository.queue_positions(session, [task]), self._signed_urls)
-
-
-def _fitting(tasks: Sequence[Task]) -> int:
-    words = accumulate(sum(len(clip.lyrics or ()) for clip in task.clips) for task in tasks)
-    return max(1, sum(total <= MAX_PAGE_WORDS for total in words))
 
 
 async def erase_tasks(session: Session, tasks: Sequence[Task], now: datetime) -> None:

@@ -436,7 +436,7 @@ async def test_task_that_has_not_ended_cannot_be_deleted(service: Service) -> No
 async def test_page_of_tasks_ends_where_its_lyrics_exceed_a_number_of_words(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.tasks.service.MAX_PAGE_WORDS", 5)
+    monkeypatch.setattr("app.tasks.clips.MAX_PAGE_WORDS", 5)
     word = {"word": "rain", "start": 0.0, "end": 0.5}
     tasks = [await service.add_task(TaskStatus.succeeded, now=MORNING + timedelta(hours=hour)) for hour in range(5)]
     async with service.database.writes.begin() as session:
