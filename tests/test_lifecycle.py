@@ -148,10 +148,11 @@ async def test_server_processes_that_take_long_to_start_are_waited_for(migrated_
 @pytest.mark.usefixtures("_signal_handlers_stay_as_they_are")
 def test_server_process_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "PROCESS_TIMEOUT", timedelta(seconds=0.1))
-    # It answers once it has started Python, which takes longer.
     supervisor = server.Supervisor(uvicorn.Config("unused:app", workers=1, log_config=None), [])
     supervisor.init_processes()
     [first] = supervisor.processes
+    assert first.pid
+    os.kill(first.pid, signal.SIGSTOP)
 
     with capture_logs() as lines:
         supervisor.keep_subprocess_alive()
