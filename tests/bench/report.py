@@ -80,7 +80,7 @@ def write(title: str, machine: str, figures: Sequence[Figure], file: Path = RESU
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(figure.cells for figure in figures)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     by_title[title] = f"## {title}\n\n{machine}\n\n{table}"
-    file.write_text("\n\n".join([head.rstrip(), *by_title.values()]) + "\n")
+    file.write_text("\n\n".join([head.rstrip(), *(part for _, part in sorted(by_title.items()))]) + "\n")
 
 
 def _short(value: float | None) -> str:

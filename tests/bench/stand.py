@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from tests.support.filling import Owner
 Made = TypeVar("Made")
 # Requests whose statements are counted: with three kinds of callbacks, as many of each.
 COUNTED = 384
+# In seconds.
+ENOUGH = 30
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ class Stand:
             yield server
         finally:
             server.stop()
+
+    def rounds(self, most: int = 5) -> Iterator[int]:
+        """The numbers of the rounds, of which none begins after ENOUGH: what is slow is measured once."""
+        began = time.monotonic()
+        for number in range(min(most, self.size.rounds)):
+            if number == 0 or time.monotonic() - began < ENOUGH:
+                yield number
 
     def count(self, variant: Served) -> tuple[float, float]:
         """Statements and commits of the service for each request, over some hundred of them."""

@@ -18,6 +18,8 @@ from tests.bench.messages import KINDS, PLACE, callback_body
 SAMPLES = 17_640
 # Connections that callbacks are sent on.
 CALLING = 16
+# Seconds until a callback that was not taken is sent again.
+RETRY = 0.1
 OK = "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
 ACCEPTED = b"HTTP/1.1 204 No Content\r\n\r\n"
 
@@ -28,7 +30,7 @@ class Upstream:
     What it has received, with the moments of the monotonic clock.
 
     `posts` and `webhooks` grow by one entry for each request. With `delays`, the three
-    callbacks of a task follow its submit by so many seconds.
+    callbacks of a task follow its submit by so many seconds; `refused` counts those that got another answer than 200.
     """
 
     url: str = ""
@@ -36,6 +38,7 @@ class Upstream:
     posts: list[tuple[float, str]] = field(default_factory=list)
     webhooks: list[float] = field(default_factory=list)
     downloads: int = 0
+    refused: int = 0
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _jobs: set[asyncio.Task[None]] = field(default_factory=set)
     _idle: asyncio.LifoQueue[Connection | None] = field(default_factory=asyncio.LifoQueue)
@@ -75,11 +78,23 @@ class Upstream:
         for kind, delay in zip(KINDS, self.delays, strict=True):
             await asyncio.sleep(delay)
             request = self.callback(kind, url, upstream_id)
-            connection = await self._idle.get() or await connect(url)
+            while not await self._is_taken(url, request):
+                pass
+
+    async def _is_taken(self, url: str, request: bytes) -> bool:
+        """Send a callback; where it is not taken, pause before the next attempt."""
+        connection = await self._idle.get()
+        try:
+            connection = connection or await connect(url)
             status, _ = await connection.exchange(request)
-            self._idle.put_nowait(connection)
-            if status != 200:
-                print(f"a callback was answered with {status}")
+        except (OSError, asyncio.IncompleteReadError):
+            # The service closes connections that were not used for some seconds.
+            connection, status = None, 0
+        self._idle.put_nowait(connection)
+        if status != 200:
+            self.refused += status != 0
+            await asyncio.sleep(RETRY)
+        return status == 200
 
     def callback(self, kind: str, url: str, upstream_id: str) -> bytes:
         """The request of a callback, whose audio is served here."""

@@ -25,6 +25,7 @@ from tests.support.wait import eventually
 MANY = 10_000
 LAST, ACKNOWLEDGED = {False: 0.3, True: 2.0}, {False: 0.5, True: 2.0}
 KIB = 20
+GROUP = 250
 WAIT = {"Prefer": "wait=60"}
 JSON = {"Content-Type": "application/json"}
 STREAM = {"Accept": "text/event-stream"}
@@ -48,10 +49,9 @@ def streams(stand: Stand) -> list[Figure]:
 def arrivals(stand: Stand) -> list[Figure]:
     """A callback that comes while a crowd of waits arrives."""
     crowd, is_large = stand.size.crowd, stand.size.crowd >= MANY
-    rounds = 1 if is_large else stand.size.rounds
     took = []
-    with _service(stand, 1 + rounds) as service:
-        for number in range(rounds):
+    with _service(stand, 1 + stand.size.rounds) as service:
+        for number in stand.rounds(1 if is_large else 5):
             took.append(asyncio.run(_interrupt(service, crowd, 2 + number)))
             service.settle(60)
     how = f"{crowd:,} waits arrive at once"
@@ -107,7 +107,7 @@ class _Waiting(asyncio.Protocol):
 def _measure(stand: Stand, kind: str, path: str, headers: Mapping[str, str]) -> list[Figure]:
     crowd, is_large = stand.size.crowd, stand.size.crowd >= MANY
     rounds = []
-    for _ in range(1 if is_large else min(3, stand.size.rounds)):
+    for _ in stand.rounds(1 if is_large else 3):
         with _service(stand, 1) as service:
             rounds.append(asyncio.run(_end_one(service, crowd, path.format(_task_id(1)), headers)))
     own, client = max(each.service for each in rounds), max(each.client for each in rounds)
@@ -125,10 +125,11 @@ async def _end_one(service: Server, crowd: int, path: str, headers: Mapping[str,
     """Let a crowd wait for the first task, and end that by a callback."""
     before = service.resident_kib()
     async with _connected(service, crowd, path, headers) as waiting:
-        for each in waiting:
-            each.send()
-        await asyncio.sleep(1)
-        await asyncio.to_thread(service.settle, 60)
+        # They come in groups: how a service takes all of them at once is another row.
+        for first in range(0, crowd, GROUP):
+            for each in waiting[first : first + GROUP]:
+                each.send()
+            await asyncio.to_thread(service.settle, 60)
         kib = (service.resident_kib() - before) / crowd
         cpu, own, called = service.cpu(), time.process_time(), time.monotonic()
         await _call_back(service, 1)

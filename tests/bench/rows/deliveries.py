@@ -33,7 +33,7 @@ def webhooks(stand: Stand) -> list[Figure]:
 async def _measure(stand: Stand, count: int) -> list[Figure]:
     rates, costs, databases = [], [], []
     async with serving_upstream() as receiver:
-        for _ in range(min(3, stand.size.rounds)):
+        for _ in stand.rounds(3):
             receiver.webhooks.clear()
             with stand.running("webhooks") as service:
                 await _fill(service, receiver.url, count)

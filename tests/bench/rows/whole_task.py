@@ -22,8 +22,6 @@ TASKS, FEW = 300, 60
 AT_ONCE = 32
 # Of the callbacks, each after the one before it.
 DELAYS = 0.05, 0.05, 0.05
-# No further round begins after so long: a slow service is measured once.
-ENOUGH = 30.0
 KEPT = "SELECT count(*) FROM clips WHERE archived_at IS NOT NULL"
 
 
@@ -32,6 +30,7 @@ class Passage:
     """Many tasks from the first order to the last clip: CPU in ms a task."""
 
     rate: float
+    refused: int
     service: float
     database: float
     client: float
@@ -40,14 +39,13 @@ class Passage:
 def whole_task(stand: Stand) -> list[Figure]:
     """One whole task, 300 at once: its CPU, tasks a second, statements and commits."""
     tasks = FEW if stand.size.is_quick else TASKS
-    passages: list[Passage] = []
-    began = time.monotonic()
     database_url = stand.store.create(stand.new_name("whole"))
-    while len(passages) < stand.size.rounds and (not passages or time.monotonic() - began < ENOUGH):
-        passages.append(asyncio.run(_measure(stand, database_url, tasks)))
+    passages = [asyncio.run(_measure(stand, database_url, tasks)) for _ in stand.rounds()]
     statements, commits = asyncio.run(_count(stand, database_url))
     client = max(each.client for each in passages)
     counted = f"{statements:.1f} statements, {commits:.1f} commits a task; client and upstream {client:.1f} ms"
+    if refused := sum(each.refused for each in passages):
+        counted += f"; **{refused} callbacks refused**"
     rates = [each.rate for each in passages]
     figures = [
         Figure("CPU of the service", [each.service for each in passages], "ms a task", counted, at_most=12),
@@ -65,7 +63,7 @@ async def _measure(stand: Stand, database_url: str, tasks: int) -> Passage:
             before = service.cpu(), stand.store.cpu(), time.process_time()
             seconds = await _pass(service, upstream, tasks)
             spent = service.cpu() - before[0], stand.store.cpu() - before[1], time.process_time() - before[2]
-    return Passage(tasks / seconds, *(each * 1000 / tasks for each in spent))
+    return Passage(tasks / seconds, upstream.refused, *(each * 1000 / tasks for each in spent))
 
 
 async def _count(stand: Stand, database_url: str) -> tuple[float, float]:
@@ -92,7 +90,7 @@ async def _pass(service: Server, upstream: Upstream, tasks: int) -> float:
     statuses = await send_all(service.url, [request] * tasks, AT_ONCE)
     if set(statuses) != {202}:
         raise SystemExit(f"orders were answered with {sorted(set(statuses))}")
-    await upstream.until(posts=tasks, webhooks=tasks, downloads=2 * tasks, within=300)
+    await upstream.until(posts=tasks, webhooks=tasks, downloads=2 * tasks, within=150)
     await eventually(lambda: _kept(service) >= kept + 2 * tasks, within=60)
     return time.monotonic() - began
 
