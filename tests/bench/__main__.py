@@ -8,6 +8,7 @@ Starts all that it needs itself. `python -m tests.bench callbacks submit --datab
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -77,6 +78,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="turns of each variant")
     parser.add_argument("--seconds", type=int, help="of a turn")
     parser.add_argument("--crowd", type=int, default=Size.crowd, help="how many wait at once")
+    parser.add_argument(
+        "--statements", action="store_true", help="on PostgreSQL, print the statements that were counted"
+    )
     parser.add_argument("--label", default="", help="a word for the titles in the results, such as `before`")
     parser.add_argument("--write", type=Path, default=RESULTS, help="the file of the results")
     parser.add_argument("--no-write", action="store_true", help="print the figures only")
@@ -84,9 +88,12 @@ def main() -> int:
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     wrk.check_installed()
+    # Crowds need a descriptor for each connection, here and in the servers, which inherit this.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     base = QUICK if given.quick else Size()
     rounds, seconds = given.rounds or base.rounds, given.seconds or base.seconds
-    size = Size(rounds, seconds, base.samples, given.crowd, given.quick)
+    size = Size(rounds, seconds, base.samples, given.crowd, given.quick, given.statements)
     names = given.rows or list(MICRO if given.quick else ROWS)
     file = None if given.no_write else given.write
     measure(names, given.database or ["sqlite", "postgresql"], size, file, given.label)

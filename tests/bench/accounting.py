@@ -59,11 +59,11 @@ def describe() -> str:
     """The machine, the versions, the moment and the commit, in one line."""
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     changed = " with changes" if _output("git", "-C", str(ROOT), "status", "--porcelain", "app") else ""
-    commit = _output("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD") + changed
+    commit = _output("git", "-C", str(ROOT), "log", "-1", "--format=%h", "--", "app") + changed
     packages = ", ".join(f"{name} {version(name)}" for name in ("fastapi", "sqlalchemy", "asyncpg", "uvicorn"))
     node = f", Node {_output('node', '--version')}" if shutil.which("node") else ""
     return (
-        f"{now}, commit {commit}, on {os.cpu_count()} × {_cpu_model()}, {_memory()} GiB, "
+        f"{now}, app/ of commit {commit}, on {os.cpu_count()} × {_cpu_model()}, {_memory()} GiB, "
         f"fdatasync {_sync_ms():.2f} ms, load {os.getloadavg()[0]:.1f}; "
         f"Python {platform.python_version()}, {packages}, SQLite {sqlite3.sqlite_version}{node}"
     )

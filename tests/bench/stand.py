@@ -20,8 +20,8 @@ from tests.bench.stores import Counts, Store, execute
 from tests.support.filling import Owner
 
 Made = TypeVar("Made")
-# Requests whose statements are counted: with three kinds of callbacks, as many of each.
-COUNTED = 384
+# Requests whose statements are counted, all the same or, of callbacks, as many of each kind.
+COUNTED, COUNTED_CALLBACKS = 64, 384
 # In seconds.
 ENOUGH = 30
 
@@ -35,6 +35,7 @@ class Size:
     samples: int = 100
     crowd: int = 1000
     is_quick: bool = False
+    shows_statements: bool = False
 
 
 @dataclass
@@ -99,7 +100,8 @@ class Stand:
 
     def count(self, variant: Served) -> tuple[float, float]:
         """Statements and commits of the service for each request, over some hundred of them."""
-        requests = variant.requests.take(COUNTED)
+        count = COUNTED_CALLBACKS if variant.requests.used_up else COUNTED
+        requests = variant.requests.take(count)
         if self.store.is_sqlite:
             file, server = self._counted_on_sqlite
             before = counted_sqlite.read(file)
@@ -110,7 +112,9 @@ class Stand:
             with self.store.logged(self.service.database_url) as found:
                 asyncio.run(send_all(self.service.url, requests, variant.connections))
             counts = found[0]
-        return counts.statements / COUNTED, counts.commits / COUNTED
+        if self.size.shows_statements:
+            counts.show(count, "request")
+        return counts.statements / count, counts.commits / count
 
     @cached_property
     def _counted_on_sqlite(self) -> tuple[Path, Server]:

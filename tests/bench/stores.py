@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ POSTGRESQL_SETTINGS = (
     "log_line_prefix = '%d|%c|'",
 )
 DRIVERS = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}
-LOGGED = re.compile(r"(\w+)\|([\w.]+)\|LOG:  (?:statement|execute [^:]*): (\w+)")
+LOGGED = re.compile(r"(\w+)\|([\w.]+)\|LOG:  (?:statement|execute [^:]*): ((\w+).*(?:\n\t.*)*)")
+COLUMNS = re.compile(r"(SELECT) .*?(?= FROM )|(?<=\().*?(?=\) VALUES)")
 WRITES = frozenset({"INSERT", "UPDATE", "DELETE", "WITH", "MERGE"})
 
 
@@ -35,6 +37,12 @@ class Counts:
 
     statements: int
     commits: int
+    texts: Counter[str] = field(default_factory=Counter)
+
+    def show(self, requests: int, what: str) -> None:
+        """Print what the statements were, if that is known, and how many of each a request had."""
+        for text, count in self.texts.most_common():
+            print(f"    {count / requests:7.2f} a {what}  {text}")
 
 
 @dataclass
@@ -125,11 +133,13 @@ def _execute_plainly(url: str, *statements: str) -> None:
 
 def _read_log(text: str, database: str) -> Counts:
     statements = commits = 0
+    texts: Counter[str] = Counter()
     inside: set[str] = set()
-    for name, session, word in LOGGED.findall(text):
+    for name, session, statement, word in LOGGED.findall(text):
         if name != database:
             continue
         statements += 1
+        texts[COLUMNS.sub(r"\1 …", " ".join(statement.split()))[:120]] += 1
         if word in ("BEGIN", "START"):
             inside.add(session)
         elif word in ("COMMIT", "ROLLBACK"):
@@ -138,4 +148,4 @@ def _read_log(text: str, database: str) -> Counts:
         elif session not in inside:
             # A write by itself commits by itself.
             commits += word in WRITES
-    return Counts(statements, commits)
+    return Counts(statements, commits, texts)

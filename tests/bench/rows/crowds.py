@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -124,10 +123,11 @@ def _measure(stand: Stand, kind: str, path: str, headers: Mapping[str, str]) -> 
 async def _end_one(service: Server, crowd: int, path: str, headers: Mapping[str, str]) -> Crowd:
     """Let a crowd wait for the first task, and end that by a callback."""
     before = service.resident_kib()
-    async with _connected(service, crowd, path, headers) as waiting:
+    with _closed_at_the_end() as waiting:
         # They come in groups: how a service takes all of them at once is another row.
-        for first in range(0, crowd, GROUP):
-            for each in waiting[first : first + GROUP]:
+        for _ in range(0, crowd, GROUP):
+            await _join(service, waiting, GROUP, path, headers)
+            for each in waiting[-GROUP:]:
                 each.send()
             await asyncio.to_thread(service.settle, 60)
         kib = (service.resident_kib() - before) / crowd
@@ -142,7 +142,8 @@ async def _end_one(service: Server, crowd: int, path: str, headers: Mapping[str,
 
 async def _interrupt(service: Server, crowd: int, number: int) -> float:
     """Let a crowd of waits arrive; return the seconds that a callback takes meanwhile."""
-    async with _connected(service, crowd, f"/v1/tasks/{_task_id(1)}", WAIT) as waiting:
+    with _closed_at_the_end() as waiting:
+        await _join(service, waiting, crowd, f"/v1/tasks/{_task_id(1)}", WAIT)
         for each in waiting:
             each.send()
         # The client's loop has handed them to the kernel.
@@ -152,25 +153,24 @@ async def _interrupt(service: Server, crowd: int, number: int) -> float:
         return time.monotonic() - began
 
 
-@asynccontextmanager
-async def _connected(
-    service: Server, crowd: int, path: str, headers: Mapping[str, str]
-) -> AsyncIterator[Sequence[_Waiting]]:
-    """Connections that have sent nothing yet."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    request = request_bytes("GET", path, {"Authorization": f"Bearer {KEY}", **headers})
-    port, loop = urlsplit(service.url).port or 80, asyncio.get_running_loop()
-    waiting = []
+@contextmanager
+def _closed_at_the_end() -> Iterator[list[_Waiting]]:
+    """A list of connections."""
+    waiting: list[_Waiting] = []
     try:
-        for _ in range(crowd):
-            _, one = await loop.create_connection(lambda: _Waiting(request), "127.0.0.1", port)
-            waiting.append(one)
         yield waiting
     finally:
         for one in waiting:
             one.close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def _join(service: Server, waiting: list[_Waiting], count: int, path: str, headers: Mapping[str, str]) -> None:
+    """Add connections that have sent nothing yet."""
+    request = request_bytes("GET", path, {"Authorization": f"Bearer {KEY}", **headers})
+    port, loop = urlsplit(service.url).port or 80, asyncio.get_running_loop()
+    for _ in range(count):
+        _, one = await loop.create_connection(lambda: _Waiting(request), "127.0.0.1", port)
+        waiting.append(one)
 
 
 async def _call_back(service: Server, number: int) -> None:

@@ -63,11 +63,11 @@ def first_page(stand: Stand) -> list[Figure]:
     _fill_readable(stand)
     page = Requests(_file(stand, "page", "/v1/tasks 0 -"), headers=WITH_KEY)
     rows = _file(stand, "rows", _lines(f"/rows/{number:032x} 0 -" for number in range(1, 2001)))
-    variants = [
-        Served(SERVICE, stand.service, page, READERS),
-        Served(ORM, stand.naive, Requests(rows), READERS),
-        Served(f"{ORM}, 50 rows", stand.naive, Requests(_file(stand, "rows50", "/rows 0 -")), READERS),
-    ]
+    service = Served(SERVICE, stand.service, page, READERS)
+    variants: list[Variant] = [service, Served(ORM, stand.naive, Requests(rows), READERS)]
+    if not stand.size.is_quick:
+        fifty = Requests(_file(stand, "rows50", "/rows 0 -"))
+        variants.append(Served(f"{ORM}, 50 rows", stand.naive, fifty, READERS))
     return _compare(stand, variants, {ORM: 2})
 
 
@@ -85,11 +85,12 @@ def _against_inserts(stand: Stand, service: Served, body: Path, targets: dict[st
     """Compare with servers that insert the same body as one row."""
     row = Requests(_file(stand, "insert", "/rows 1 -"), [body], JSON)
     variants: list[Variant] = [service, Served(ORM, stand.naive, row, AT_ONCE)]
-    if stand.fastify is not None:
+    has_room = not stand.size.is_quick
+    if stand.fastify is not None and (has_room or FASTIFY in targets):
         variants.append(Served(FASTIFY, stand.fastify, row, AT_ONCE))
-        if not stand.size.is_quick:
-            variants.append(Pgbench(stand.fastify.database_url, body.read_text(), AT_ONCE))
-    if not stand.size.is_quick:
+    if stand.fastify is not None and has_room:
+        variants.append(Pgbench(stand.fastify.database_url, body.read_text(), AT_ONCE))
+    if has_room:
         plain = Requests(_file(stand, "plain", "/plain 1 -"), [body], JSON)
         variants.append(Served(PLAIN, stand.naive, plain, AT_ONCE))
     figures = _compare(stand, variants, targets)

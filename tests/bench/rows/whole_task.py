@@ -78,6 +78,8 @@ async def _count(stand: Stand, database_url: str) -> tuple[float, float]:
                 return (after[0] - before[0]) / FEW, (after[1] - before[1]) / FEW
             with stand.store.logged(database_url) as found:
                 await _pass(service, upstream, FEW)
+    if stand.size.shows_statements:
+        found[0].show(FEW, "task")
     return found[0].statements / FEW, found[0].commits / FEW
 
 
