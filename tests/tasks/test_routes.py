@@ -19,7 +19,7 @@ from app.web.pagination import encode_cursor
 from tests.support.api import create_task
 from tests.support.clock import MORNING
 from tests.support.filling import Owner, add_owner, fill_queued
-from tests.support.rows import add_key, add_task, reread
+from tests.support.rows import add_key, add_task, event_types, reread
 from tests.support.service import Service
 from tests.support.statements import COMMIT, recorded
 from tests.support.wait import eventually
@@ -492,3 +492,15 @@ async def _until_a_lock_is_waited_for(service: Service) -> None:
             return bool(await session.scalar(waiting))
 
     await eventually(is_waiting)
+
+
+async def test_orders_that_arrive_together_share_commits(service: Service) -> None:
+    body = {"prompt": "rain"}
+    with recorded(service.database) as statements:
+        answers = await asyncio.gather(*(service.client.post("/v1/tasks", json=body) for _ in range(30)))
+
+    placed = [answer.raise_for_status().json() for answer in answers]
+    assert sorted(task["queue_position"] for task in placed) == list(range(1, 31))
+    assert len({task["id"] for task in placed}) == 30
+    assert {tuple(await event_types(service.database, task["id"])) for task in placed} == {("task.created",)}
+    assert statements.count(COMMIT) <= 15
