@@ -72,7 +72,7 @@ class CallbackService:
     ) -> None:
         self._database, self._keyring, self._lifecycle = database, keyring, lifecycle
         self._upstream, self._metrics = upstream, metrics
-        self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT)
+        self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=True)
         self._needs_signature = settings.callback_hmac_key is not None
         self._api_key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
 
@@ -108,9 +108,10 @@ class CallbackService:
     async def _store_in_time(self, received: _Received) -> CallbackOutcome:
         """Store a callback; try again while another transaction locks what it needs. Raises DatabaseUnavailable."""
         until = time.monotonic() + self._database.limits.lock_timeout.total_seconds()
+        was_locked = False
         while True:
             try:
-                result = await self._commits.add(received)
+                result = await self._commits.add(received, apart=was_locked)
             except DBAPIError as error:
                 if not is_locked(error):
                     raise
@@ -121,6 +122,7 @@ class CallbackService:
                 return result
             if time.monotonic() > until:
                 raise DatabaseUnavailable("Others hold what this request changes. Retry after `Retry-After`.")
+            was_locked = True
             await asyncio.sleep(LOCKED_RETRY.total_seconds())
 
     async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Unstored]:

@@ -96,6 +96,13 @@ def can_pass(error: Exception) -> bool:
     return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
 
 
+async def limit_lock_wait(session: Session) -> None:
+    """Let this transaction wait for no lock longer than URGENT_LOCK_TIMEOUT: several requests share it."""
+    if session.get_bind().dialect.name == "postgresql":
+        milliseconds = URGENT_LOCK_TIMEOUT // timedelta(milliseconds=1)
+        await session.execute(select(func.set_config("lock_timeout", str(milliseconds), True)))
+
+
 def is_locked(error: Exception) -> bool:
     """Whether a statement waited for a lock until its `lock_timeout`."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
@@ -176,7 +183,8 @@ class Database:
         """
         The rows of one short statement that only reads, with no session and transaction around it. Raises TRANSIENT.
 
-        Its connection is not checked before: a dead one costs FETCH_TIMEOUT, and is replaced.
+        Its connection is not checked before: a dead one costs FETCH_TIMEOUT and what it takes to
+        close it, some seconds, and is replaced.
         """
         async with asyncio.timeout(FETCH_TIMEOUT.total_seconds()):
             return await greenlet_spawn(self._fetch, statement, parameters)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextvars import Context
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 
@@ -22,23 +24,41 @@ class GroupCommit(Generic[Item, Outcome]):
     Writes items with `write`, one commit at a time, each with at most `limit` of them.
 
     `write` calls the function that it is given for its items, once it has its turn to
-    write, and returns an outcome for each, in order. Where a commit of several fails
-    for a reason that may be one item's own, each is written by itself.
+    write, and returns an outcome for each, in order.
+
+    `is_idempotent`: an item may be written twice. Then it is written although its caller
+    was canceled, and where a commit of several fails for a reason that may be one item's
+    own, each is written by itself, apart: those that come meanwhile do not wait for it.
     """
 
     def __init__(
-        self, write: Callable[[Callable[[], Sequence[Item]]], Awaitable[Sequence[Outcome]]], limit: int
+        self,
+        write: Callable[[Callable[[], Sequence[Item]]], Awaitable[Sequence[Outcome]]],
+        limit: int,
+        *,
+        is_idempotent: bool,
     ) -> None:
-        self._write, self._limit = write, limit
+        self._write, self._limit, self._is_idempotent = write, limit, is_idempotent
         self._pending: list[_Waiting[Item, Outcome]] = []
         self._writer: asyncio.Task[None] | None = None
+        # Those of failed commits come before those that failed alone before.
+        self._failed: deque[_Waiting[Item, Outcome]] = deque()
+        self._retried: deque[_Waiting[Item, Outcome]] = deque()
+        self._apart: asyncio.Task[None] | None = None
 
-    async def add(self, item: Item) -> Outcome:
-        """Write an item; committed when this returns its outcome. Raises what `write` raised."""
+    async def add(self, item: Item, *, apart: bool = False) -> Outcome:
+        """
+        Write an item; committed when this returns its outcome. Raises what `write` raised.
+
+        `apart`: by itself, because it has failed before.
+        """
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._pending.append((item, outcome))
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.create_task(self._run())
+        if apart:
+            self._retried.append((item, outcome))
+            self._write_apart()
+        else:
+            self._pending.append((item, outcome))
+            self._writer = _running(self._writer, self._run)
         return await outcome
 
     async def _run(self) -> None:
@@ -46,7 +66,8 @@ class GroupCommit(Generic[Item, Outcome]):
             await self._commit(self._take_pending)
 
     def _take_pending(self) -> list[_Waiting[Item, Outcome]]:
-        batch, self._pending = self._pending[: self._limit], self._pending[self._limit :]
+        wanted = [one for one in self._pending if self._is_idempotent or not one[1].done()]
+        batch, self._pending = wanted[: self._limit], wanted[self._limit :]
         return batch
 
     async def _commit(self, take: Callable[[], list[_Waiting[Item, Outcome]]]) -> None:
@@ -59,24 +80,39 @@ class GroupCommit(Generic[Item, Outcome]):
         try:
             outcomes = await self._write(take_items)
         except Exception as error:
-            await self._fail(batch or take(), error)
+            self._fail(batch or take(), error)
             return
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
             # Its caller may have gone.
             if not waiting.done():
                 waiting.set_result(outcome)
 
-    async def _fail(self, batch: list[_Waiting[Item, Outcome]], error: Exception) -> None:
-        if len(batch) > 1 and _may_be_of_one(error):
-            for one in batch:
-                await self._commit(lambda alone=one: [alone])  # type: ignore[misc]
+    def _fail(self, batch: list[_Waiting[Item, Outcome]], error: Exception) -> None:
+        if self._is_idempotent and len(batch) > 1 and may_be_of_one(error):
+            self._failed.extend(batch)
+            self._write_apart()
             return
         for _, waiting in batch:
             if not waiting.done():
                 waiting.set_exception(error)
 
+    def _write_apart(self) -> None:
+        self._apart = _running(self._apart, self._run_apart)
 
-def _may_be_of_one(error: Exception) -> bool:
+    async def _run_apart(self) -> None:
+        while self._failed or self._retried:
+            one = (self._failed or self._retried).popleft()
+            await self._commit(lambda one=one: [one])  # type: ignore[misc]
+
+
+def _running(task: asyncio.Task[None] | None, run: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
+    """The task, or a new one if it has ended. It logs nothing of the request that happens to start it."""
+    if task is not None and not task.done():
+        return task
+    return asyncio.create_task(run(), context=Context())
+
+
+def may_be_of_one(error: Exception) -> bool:
     """Whether an error may concern one item, and not the connection or all of the database."""
     if not isinstance(error, TRANSIENT):
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -44,6 +45,20 @@ class LoopConnection(aiosqlite.Connection):
         if not self._running or self._connection is None:
             raise ValueError("Connection closed")
         return fn(*args, **kwargs)
+
+    async def close(self) -> None:
+        """Close the connection; nothing is left to do where it was stopped meanwhile."""
+        with suppress(ValueError):
+            await super().close()
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Close the connection in its thread, behind what waits there; once, however often a close is canceled."""
+        if not self._running:
+            return None
+        if self._connection is not None:
+            # A graceful close that is canceled forgets the connection before the thread comes to it.
+            self._tx.put_nowait((None, self._connection.close))
+        return super().stop()
 
     def _leave_thread(self, call: asyncio.Future[Any]) -> None:
         self._in_thread -= 1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
 from app.config import Settings
 from app.database.engine import TRANSIENT, Database, Session
-from app.database.group_commit import GroupCommit
-from app.database.turns import Admission
 from app.database.wakeups import ERASURES, notify_on_commit
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
@@ -23,7 +20,7 @@ from app.signed_urls import SignedUrls
 from app.storage import references
 from app.tasks import repository
 from app.tasks.clips import fitting_on_page, storage_keys_of
-from app.tasks.idempotency import claim_key, fingerprint
+from app.tasks.idempotency import Estimates, PlainOrders, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
@@ -33,11 +30,6 @@ from app.webhooks.lifecycle import check_receiver
 
 # How long the response to a stored task may wait for its queue position and its Retry-After.
 ESTIMATES_TIMEOUT = timedelta(seconds=5)
-
-
-# Tasks that one commit stores at most.
-MAX_IN_A_COMMIT = 50
-_Estimates = tuple[Mapping[str, int], int]
 
 
 class CannotResolve(Exception):
@@ -59,15 +51,6 @@ class PlacedTask:
     retry_after: int
 
 
-@dataclass(frozen=True, slots=True)
-class _PlainOrder:
-    """A request that waits for no lock: without an Idempotency-Key, of a key without a rate."""
-
-    api_key_id: str
-    body: TaskCreate
-    callback_url: str | None
-
-
 class TaskService:
     """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's task."""
 
@@ -81,8 +64,7 @@ class TaskService:
     ) -> None:
         self._settings, self._database, self._lifecycle = settings, database, lifecycle
         self._signed_urls, self._retry_after = signed_urls, retry_after
-        self._plain_orders = GroupCommit(self._store_plain, MAX_IN_A_COMMIT)
-        self._admission = Admission(MAX_IN_A_COMMIT)
+        self._plain_orders = PlainOrders(database, lifecycle, self._read_estimates)
 
     async def place(
         self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None
@@ -95,15 +77,14 @@ class TaskService:
         """
         self._check(body)
         key_id, rate = caller.api_key_id, self._settings.key_rate
-        if idempotency_key is None and rate is None:
-            async with self._admission.admitted():
-                task, reading = await self._plain_orders.add(_PlainOrder(key_id, body, callback_url))
-            positions, retry_after = await asyncio.shield(reading)
-            return PlacedTask(
-                read_task(task, positions, self._signed_urls), is_replay=False, quota={}, retry_after=retry_after
-            )
-        # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate.
-        locked = [(key_id, rate), (f"{key_id}/{idempotency_key}", idempotency_key)]
+        is_plain = idempotency_key is None and rate is None
+        stored = await self._plain_orders.store(key_id, body, callback_url) if is_plain else None
+        if stored is not None:
+            positions, retry_after = await stored.estimates
+            return PlacedTask(read_task(stored.task, positions, self._signed_urls), False, {}, retry_after)
+        # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate, or because it was
+        # not to be had at once.
+        locked = [(key_id, rate or is_plain or None), (f"{key_id}/{idempotency_key}", idempotency_key)]
         async with AsyncExitStack() as stack:
             for name, is_locked in locked:
                 if is_locked is not None:
@@ -117,16 +98,6 @@ class TaskService:
             claimed.bind_to(task)
         positions, retry_after = await self._read_estimates([task])
         return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
-
-    async def _store_plain(
-        self, take: Callable[[], Sequence[_PlainOrder]]
-    ) -> Sequence[tuple[Task, asyncio.Task[_Estimates]]]:
-        """Store the orders that have come, in one commit; their estimates are read together, behind it."""
-        async with self._database.transaction() as (session, now):
-            create = partial(self._lifecycle.create, session)
-            tasks = [create(order.api_key_id, order.body, now, order.callback_url) for order in take()]
-        reading = asyncio.create_task(self._read_estimates(tasks))
-        return [(task, reading) for task in tasks]
 
     async def get(self, caller: Caller, task_id: str) -> TaskRead:
         """One task as it stands."""
@@ -219,7 +190,7 @@ class TaskService:
         if body.webhook_url is not None:
             check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
 
-    async def _read_estimates(self, tasks: Sequence[Task]) -> _Estimates:
+    async def _read_estimates(self, tasks: Sequence[Task]) -> Estimates:
         """
         The queue positions of stored tasks, and the seconds until they have probably ended.
 

@@ -184,6 +184,8 @@ class Waiters:
                     check_keys_at = time.monotonic() + self.check_keys_every.total_seconds()
             except TRANSIENT as error:
                 log.warning("waits_not_checked", error=type(error).__name__, reason=advice(error))
+            except Exception:
+                log.exception("waits_check_error")
 
     async def _check(self) -> None:
         """Notify, by one query, every waiter whose task has another version than it has read, or is deleted."""

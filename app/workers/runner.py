@@ -64,6 +64,8 @@ async def wake_when_due(loops: Sequence[Loop[Any]], database: Database, stopping
             await wake_due(loops, database)
         except TRANSIENT as error:
             _log_failure("due_rows_not_read", error)
+        except Exception:
+            log.exception("due_rows_error")
         with suppress(TimeoutError):
             async with asyncio.timeout(FALLBACK_INTERVAL.total_seconds()):
                 await stopping.wait()

@@ -70,12 +70,12 @@ class _SubmitWorker:
         if (none_free_for := self._none_free_until - time.monotonic()) > 0:
             return Claimed((), timedelta(seconds=none_free_for))
         async with services.database.writes.begin() as session:
-            if hold := await current_hold(session, self._gateway.key):
-                if not await take_probe(session, hold.job):
-                    return Claimed(())
-                limit = 1
+            hold = await current_hold(session, self._gateway.key)
             now = await services.database.now(session)
-            free = await pacer.lock_free(session, now, limit)
+            free = await pacer.lock_free(session, now, 1 if hold else limit)
+            # A probe that is taken without a slot would be lost.
+            if hold and not (free and await take_probe(session, hold.job)):
+                return Claimed(())
             claim = Claim(now, services.settings.submit_lease, len(free))
             tasks = await services.lifecycle.claim_submits(session, claim)
             slots = await pacer.reserve(session, free[: len(tasks)], now)

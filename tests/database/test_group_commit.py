@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app.database.group_commit import GroupCommit
+from tests.support.wait import eventually
 
 
 class Refused(Exception):
@@ -20,10 +21,12 @@ class Refused(Exception):
 class Writer:
     """Writes numbers, at most three in a commit, and fails for 13 with an error."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, *, is_idempotent: bool = True) -> None:
         self.commits: list[Sequence[int]] = []
         self._error = error
-        self.group = GroupCommit(self._write, 3)
+        self.may_fail_alone = asyncio.Event()
+        self.may_fail_alone.set()
+        self.group = GroupCommit(self._write, 3, is_idempotent=is_idempotent)
 
     async def add_all(self, *numbers: int) -> list[object]:
         return await asyncio.gather(*map(self.group.add, numbers), return_exceptions=True)
@@ -32,6 +35,8 @@ class Writer:
         numbers = take()
         self.commits.append(numbers)
         await asyncio.sleep(0)
+        if list(numbers) == [13]:
+            await self.may_fail_alone.wait()
         if 13 in numbers:
             raise self._error
         return [-number for number in numbers]
@@ -92,3 +97,40 @@ async def test_caller_who_is_gone_takes_nothing_from_the_others() -> None:
 
     assert await stays == -2
     assert writer.commits == [[1, 2]]
+
+
+async def test_failed_commit_is_repeated_only_where_items_may_be_written_twice() -> None:
+    writer = Writer(error := ValueError(), is_idempotent=False)
+
+    assert await writer.add_all(1, 13, 2) == [error, error, error]
+    assert writer.commits == [[1, 13, 2]]
+
+
+@pytest.mark.parametrize("is_idempotent", [True, False])
+async def test_item_whose_caller_has_gone_is_written_only_where_that_is_harmless(is_idempotent: bool) -> None:
+    writer = Writer(ValueError(), is_idempotent=is_idempotent)
+    first = asyncio.create_task(writer.group.add(1))
+    await asyncio.sleep(0)
+    gone = asyncio.create_task(writer.group.add(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+
+    assert await first == -1
+    assert await writer.group.add(3) == -3
+    assert any(2 in commit for commit in writer.commits) is is_idempotent
+
+
+async def test_items_that_fail_alone_delay_no_others() -> None:
+    writer = Writer(ValueError())
+    writer.may_fail_alone.clear()
+    again = [asyncio.create_task(writer.group.add(13, apart=True)) for _ in range(3)]
+    failing = asyncio.create_task(writer.add_all(1, 13))
+    await eventually(lambda: [1, 13] in writer.commits)
+
+    assert await writer.group.add(2) == -2
+    assert not any(task.done() for task in (*again, failing))
+    writer.may_fail_alone.set()
+    assert (await failing)[0] == -1
+    await asyncio.gather(*again, return_exceptions=True)
+    # Those that failed in company come before those that failed alone.
+    assert writer.commits == [[13], [1, 13], [2], [1], [13], [13], [13]]

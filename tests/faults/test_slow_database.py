@@ -15,10 +15,12 @@ from sqlalchemy.util import await_only
 
 from app.enums import TaskStatus
 from app.models import Callback, Task
+from tests.api.test_isolation import client_with_key
 from tests.support.rows import add_key, add_task
 from tests.support.service import Service, serve
 from tests.support.wait import eventually
 
+ORDER = {"prompt": "rain"}
 SLOW = 0.5
 SUBMITTERS = CALLBACKS = 40
 ROWS_OF_A_KEY = {
@@ -163,7 +165,7 @@ async def test_lock_on_what_belongs_to_some_tasks_delays_no_callback_of_others(d
         other_key = await add_key(service.database, "other")
         endpoint = (await service.client.post("/v1/webhook-endpoints", json={"url": "https://example.com/"})).json()
         other = await add_task(service.database, other_key, TaskStatus.generating, upstream_task_id="u-other")
-        tasks = [await service.add_task(TaskStatus.generating, upstream_task_id=f"u{number}") for number in range(10)]
+        tasks = [await service.add_task(TaskStatus.generating, upstream_task_id=f"u{number}") for number in range(25)]
 
         def call_back(task: Task, kind: str) -> Any:
             clip = {"id": task.upstream_task_id, "audio_url": "http://127.0.0.1:9/a.mp3", "title": kind}
@@ -186,6 +188,25 @@ async def test_lock_on_what_belongs_to_some_tasks_delays_no_callback_of_others(d
         assert max(seconds for seconds, _ in free) < 4
         assert {response.status_code for _, response in waited} == {503}
         assert (await call_back(tasks[0], "complete"))[1].status_code == 200
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_lock_on_one_caller_delays_no_order_of_another(database_url: str) -> None:
+    async with (
+        serve(database_url, database_lock_timeout=2) as service,
+        await client_with_key(service, "other") as other,
+    ):
+        with locked(database_url, "SELECT id FROM api_keys WHERE name = %s FOR UPDATE", "tests"):
+            stuck = [asyncio.create_task(timed(service.client.post("/v1/tasks", json=ORDER))) for _ in range(25)]
+            await asyncio.sleep(0.5)
+            free = [await timed(other.post("/v1/tasks", json=ORDER)) for _ in range(5)]
+            waited = await asyncio.gather(*stuck)
+        after = await service.client.post("/v1/tasks", json=ORDER)
+
+    assert {response.status_code for _, response in free} == {202}
+    assert max(seconds for seconds, _ in free) < 2
+    assert {response.status_code for _, response in waited} == {503}
+    assert after.status_code == 202
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
