@@ -74,6 +74,7 @@ async def test_copy_is_served_when_the_upstream_is_gone(database_url: str, tmp_p
     assert copy == original
 
 
+@pytest.mark.slow
 async def test_many_clips_at_once_take_no_more_memory_than_a_few(
     migrated_sqlite: Path, tmp_path: Path, measured: Callable[[str], None]
 ) -> None:
