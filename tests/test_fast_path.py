@@ -9,9 +9,8 @@ import pytest
 
 from app.enums import Charge, ErrorCode, TaskStatus
 from app.models import Clip, Task
-from tests.api.test_isolation import client_with_key
 from tests.support.clock import MORNING
-from tests.support.service import Service
+from tests.support.service import Service, client_with_key
 from tests.support.statements import Statement, recorded
 
 S = TaskStatus

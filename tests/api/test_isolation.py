@@ -10,12 +10,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from app.auth.api_keys import create_key, revoke_key
+from app.auth.api_keys import revoke_key
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import ApiKey, Callback, Clip
 from tests.api.document import operations
 from tests.support.clock import MORNING
-from tests.support.service import Service, serve
+from tests.support.service import Service, client_with_key, serve
 from tests.support.settings import KEY
 
 CANARY = "canary-4711"
@@ -59,13 +59,6 @@ def calls() -> Iterator[Call]:
 async def stranger(service: Service) -> httpx.AsyncClient:
     """A client with another key."""
     return await client_with_key(service, "stranger")
-
-
-async def client_with_key(service: Service, name: str, *, is_admin: bool = False) -> httpx.AsyncClient:
-    async with service.database.writes.begin() as session:
-        key = await create_key(session, name, MORNING, is_admin=is_admin)
-    headers = {"Authorization": f"Bearer {key}"}
-    return httpx.AsyncClient(base_url=service.client.base_url, headers=headers, trust_env=False, timeout=30)
 
 
 async def plant(service: Service) -> dict[str, str]:

@@ -15,9 +15,8 @@ from sqlalchemy.util import await_only
 
 from app.enums import TaskStatus
 from app.models import Callback, Task
-from tests.api.test_isolation import client_with_key
 from tests.support.rows import add_key, add_task
-from tests.support.service import Service, serve
+from tests.support.service import Service, client_with_key, serve
 from tests.support.wait import eventually
 
 ORDER = {"prompt": "rain"}

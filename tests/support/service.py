@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 from sqlalchemy import select
 
+from app.auth.api_keys import create_key
 from app.database.engine import Database, database_clock
 from app.enums import TaskStatus
 from app.main import create_app
@@ -20,7 +21,7 @@ from app.models import ApiKey, Task
 from app.services import Services, build_services
 from app.web import HttpProtocol
 from tests.support.api import Json, client_of, create_task
-from tests.support.clock import Clock
+from tests.support.clock import MORNING, Clock
 from tests.support.rows import add_task
 from tests.support.sandbox import journal, serve_sandbox
 from tests.support.servers import serving
@@ -75,6 +76,14 @@ class Service:
         """The requests for audio that the sandbox has received."""
         entries = await journal(str(self.upstream.base_url), kind="request")
         return [entry for entry in entries if entry["path"].startswith("/audio/")]
+
+
+async def client_with_key(service: Service, name: str, *, is_admin: bool = False) -> httpx.AsyncClient:
+    """A client of the service with a new key of this name."""
+    async with service.database.writes.begin() as session:
+        key = await create_key(session, name, MORNING, is_admin=is_admin)
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.AsyncClient(base_url=service.client.base_url, headers=headers, trust_env=False, timeout=30)
 
 
 def is_archived(task: Json) -> bool:
