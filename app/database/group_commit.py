@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
+from datetime import timedelta
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app.database.engine import TRANSIENT
+from app.database.engine import TRANSIENT, is_locked
+from app.errors import DatabaseUnavailable
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 _Waiting = tuple[Item, asyncio.Future[Outcome]]
 # SQLSTATE classes of errors that another transaction, or all of the database, has.
 _UNAVAILABLE = ("08", "53", "57", "58")
+# How soon an item is tried again whose row another transaction has locked.
+LOCKED_RETRY = timedelta(milliseconds=100)
+
+
+class RowLocked(Exception):
+    """An item was not written, since another transaction has locked its row."""
 
 
 class GroupCommit(Generic[Item, Outcome]):
@@ -24,7 +33,7 @@ class GroupCommit(Generic[Item, Outcome]):
     Writes items with `write`, one commit at a time, each with at most `limit` of them.
 
     `write` calls the function that it is given for its items, once it has its turn to
-    write, and returns an outcome for each, in order.
+    write, and returns an outcome for each, in order; an exception is raised by `add`.
 
     `is_idempotent`: an item may be written twice. Then it is written although its caller
     was canceled, and where a commit of several fails for a reason that may be one item's
@@ -33,7 +42,7 @@ class GroupCommit(Generic[Item, Outcome]):
 
     def __init__(
         self,
-        write: Callable[[Callable[[], Sequence[Item]]], Awaitable[Sequence[Outcome]]],
+        write: Callable[[Callable[[], Sequence[Item]]], Awaitable[Sequence[Outcome | Exception]]],
         limit: int,
         *,
         is_idempotent: bool,
@@ -61,6 +70,27 @@ class GroupCommit(Generic[Item, Outcome]):
             self._writer = _running(self._writer, self._run)
         return await outcome
 
+    async def add_patiently(self, item: Item, patience: timedelta | None) -> Outcome:
+        """
+        Write an item as `add` does; while another transaction locks its row, try again apart, for `patience`.
+
+        None is without end. Raises DatabaseUnavailable, and what `write` raised.
+        """
+        until = None if patience is None else time.monotonic() + patience.total_seconds()
+        was_locked = False
+        while True:
+            try:
+                return await self.add(item, apart=was_locked)
+            except RowLocked:
+                was_locked = True
+            except DBAPIError as error:
+                if not is_locked(error):
+                    raise
+                was_locked = True
+            if until is not None and time.monotonic() > until:
+                raise DatabaseUnavailable("Others hold what this request changes. Retry after `Retry-After`.")
+            await asyncio.sleep(LOCKED_RETRY.total_seconds())
+
     async def _run(self) -> None:
         while self._pending:
             await self._commit(self._take_pending)
@@ -84,7 +114,11 @@ class GroupCommit(Generic[Item, Outcome]):
             return
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
             # Its caller may have gone.
-            if not waiting.done():
+            if waiting.done():
+                continue
+            if isinstance(outcome, Exception):
+                waiting.set_exception(outcome)
+            else:
                 waiting.set_result(outcome)
 
     def _fail(self, batch: list[_Waiting[Item, Outcome]], error: Exception) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select, union, update
@@ -15,17 +15,16 @@ from app.models import Clip, StoredObject
 IN_FLIGHT = timedelta(minutes=5)
 
 
-async def reserve(session: Session, key: str) -> bool:
+async def reserve(session: Session, keys: Collection[str]) -> Collection[str]:
     """
-    Lock a key so that a clip can refer to it. False while the file is being removed.
+    Lock keys so that clips can refer to them; return them without those whose file is being removed.
 
     The lock makes a concurrent remover wait for the end of this transaction before it
     looks for clips with this key: it cannot remove a file that is about to be written.
     """
-    await insert_new(session, StoredObject, {"key": key, "attempts": 0})
-    mine = select(StoredObject).where(StoredObject.key == key).with_for_update()
-    row = (await session.scalars(mine.execution_options(populate_existing=True))).one()
-    return row.fence is None
+    await insert_new(session, StoredObject, *({"key": key, "attempts": 0} for key in sorted(keys)))
+    free = select(StoredObject.key).where(StoredObject.key.in_(keys), StoredObject.fence.is_(None))
+    return set(await session.scalars(free.order_by(StoredObject.key).with_for_update()))
 
 
 async def release(session: Session, keys: Sequence[str], due_at: datetime) -> None:

@@ -7,26 +7,26 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
-from typing import Literal
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
 
 import structlog
 
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
 from app.clips.repository import due_lanes, has_due_lane
 from app.database.backoff import exponential, jittered
-from app.database.claims import Claim, claim_due, extend_lease, lock_claimed
-from app.database.engine import TRANSIENT, Session
+from app.database.claims import Claim, claim_due, extend_lease
+from app.database.engine import TRANSIENT
 from app.database.wakeups import ARCHIVES, notify_on_commit
 from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
 from app.models import QUESTIONS, Clip, Task
 from app.services import Services
-from app.storage import references
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
-from app.tasks.repository import find_task, lock_task
+from app.tasks.repository import find_task
 from app.upstream.pacing import questions_share
+from app.workers.clip_commits import Change, ClaimLost, ClipCommits, FileColumn, LockedClip
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
@@ -39,10 +39,6 @@ MIN_RETRY_DELAY = timedelta(seconds=2)
 MAX_RETRY_DELAY = timedelta(hours=1)
 # A link that failed once may have expired: the upstream is asked for a fresh one, and then the other link is tried too.
 BOTH_LINKS_FROM_ATTEMPT = 2
-
-
-class ClaimLost(Exception):
-    """The clip was erased, or another replica took it over: the result is dropped."""
 
 
 def retry_delay(attempts: int) -> timedelta:
@@ -86,16 +82,6 @@ def next_lane(clip: Clip, task: Task, *, is_asked: bool) -> str | None:
     return authority_of(clip.image_url or "") if needs_cover(clip) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Locked:
-    """A claimed clip and its task, locked in a transaction."""
-
-    session: Session
-    task: Task
-    clip: Clip
-    now: datetime
-
-
 def archive_loop(services: Services) -> Loop[Clip]:
     """The loop that archives clips."""
     worker = _ArchiveWorker(services)
@@ -104,7 +90,7 @@ def archive_loop(services: Services) -> Loop[Clip]:
 
 class _ArchiveWorker:
     def __init__(self, services: Services) -> None:
-        self._services = services
+        self._services, self._commits = services, ClipCommits(services.database)
         self._audio = audio_of(services.settings.audio_limit)
         self._in_flight: Counter[str] = Counter()
         # Whether a lane may have more due clips than were claimed.
@@ -136,24 +122,36 @@ class _ArchiveWorker:
                 self._services.wakeups.notify(ARCHIVES)
 
     async def _archive(self, clip: Clip) -> None:
-        async with self._services.database.reads() as session:
-            task = await find_task(session, clip.task_id)
-        if task is None:
-            return
-        problem, had_slot = clip.archive_error, True
+        problem, had_slot, changes = clip.archive_error, True, list[Change]()
         with suppress(ClaimLost):
             async with self._extended_lease(clip):
                 if clip.lane == QUESTIONS:
-                    had_slot = await self._ask(task, clip)
+                    had_slot = await self._ask(clip)
                 else:
+                    has_cover = needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane
                     if needs_audio(clip):
-                        problem = await self._archive_audio(clip)
-                    if needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane:
-                        await self._archive_cover(clip)
-            await self._release(clip, problem, counts=had_slot)
+                        problem, changes = await self._archive_audio(clip)
+                    if has_cover:
+                        # The audio need not wait for the cover.
+                        await self._change(clip, changes)
+                        changes = await self._archive_cover(clip)
+            release = partial(self._release, clip, problem, counts=had_slot)
+            await self._change(clip, [*changes, release])
 
-    async def _ask(self, task: Task, clip: Clip) -> bool:
+    async def _change(self, clip: Clip, changes: Sequence[Change]) -> None:
+        def change(held: LockedClip) -> None:
+            for each in changes:
+                each(held)
+
+        if changes:
+            await self._commits.change(clip, change)
+
+    async def _ask(self, clip: Clip) -> bool:
         """Ask the upstream for what no host has, in no place of a download; return whether its pace had a slot."""
+        async with self._services.database.reads() as session:
+            task = await find_task(session, clip.task_id)
+        if task is None:
+            raise ClaimLost
         had_slot = True
         if needs_audio(clip):
             had_slot = await self._refresh_links(task, clip)
@@ -161,14 +159,13 @@ class _ArchiveWorker:
             had_slot = await self._archive_lyrics(task, clip)
         return had_slot
 
-    async def _archive_audio(self, clip: Clip) -> str | None:
-        """Return why it failed, or None."""
+    async def _archive_audio(self, clip: Clip) -> tuple[str | None, list[Change]]:
+        """Return why it failed, or None, and what to store of the file."""
         began, fetched, problem = time.monotonic(), None, None
         try:
             fetched = await self._fetch_first(links_to_try(clip))
             with fetched.file:
                 await self._store(clip, fetched, "storage_key")
-            await self._settle_audio(clip, fetched)
         except (DownloadFailed, StorageUnavailable) as error:
             problem = str(error)
         write = log.info if problem is None else log.warning
@@ -183,7 +180,7 @@ class _ArchiveWorker:
             sha256=fetched and fetched.sha256,
             duration_ms=round((time.monotonic() - began) * 1000),
         )
-        return problem
+        return problem, [] if fetched is None or problem else [partial(self._settle_audio, fetched=fetched)]
 
     async def _refresh_links(self, task: Task, clip: Clip) -> bool:
         upstream_task_id = task.upstream_task_id
@@ -191,9 +188,9 @@ class _ArchiveWorker:
             return True
         call = self._services.gateway.call
         result = await call(lambda upstream: upstream.record_info(upstream_task_id), questions_share)
-        if result is not None and result.value is not None:
-            async with self._locked(clip) as held:
-                self._services.lifecycle.clips.refresh_links(held.session, held.task, result.value, held.now)
+        if result is not None and (report := result.value) is not None:
+            refresh = self._services.lifecycle.clips.refresh_links
+            await self._commits.change(clip, lambda held: refresh(held.session, held.task, report, held.now))
         return result is not None
 
     async def _fetch_first(self, links: Sequence[str]) -> DownloadedFile:
@@ -205,34 +202,31 @@ class _ArchiveWorker:
                 problems.append(str(error))
         raise DownloadFailed("; ".join(dict.fromkeys(problems)))
 
-    async def _store(self, clip: Clip, fetched: DownloadedFile, column: Literal["storage_key", "image_key"]) -> None:
-        """Store the key before writing the file, so that the cleanup worker does not delete it as unreferenced."""
-        async with self._locked(clip) as held:
-            if not await references.reserve(held.session, fetched.key):
-                raise DownloadFailed("the same file is being removed at this moment")
-            before = getattr(held.clip, column)
-            if before not in (None, fetched.key):
-                await references.release(held.session, [before], held.now + references.IN_FLIGHT)
-            setattr(held.clip, column, fetched.key)
+    async def _store(self, clip: Clip, fetched: DownloadedFile, column: FileColumn) -> None:
+        if not await self._commits.reserve(clip, column, fetched.key):
+            raise DownloadFailed("the same file is being removed at this moment")
         await self._services.storage.write(fetched.key, fetched.file, fetched.size, fetched.media_type)
 
-    async def _settle_audio(self, clip: Clip, fetched: DownloadedFile) -> None:
-        async with self._locked(clip) as held:
-            held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
-            held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
-            self._services.lifecycle.clips.archived(held.session, held.task, held.clip, held.now)
+    def _settle_audio(self, held: LockedClip, fetched: DownloadedFile) -> None:
+        held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
+        held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
+        self._services.lifecycle.clips.archived(held.session, held.task, held.clip, held.now)
 
-    async def _archive_cover(self, clip: Clip) -> None:
+    async def _archive_cover(self, clip: Clip) -> list[Change]:
+        """Return what to store of the file, nothing if there is none."""
         try:
             fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER, self._services.storage)
             with fetched.file:
                 await self._store(clip, fetched, "image_key")
         except (DownloadFailed, StorageUnavailable) as error:
             log.info("cover_not_archived", task_id=clip.task_id, clip=clip.index, problem=str(error))
-            return
-        async with self._locked(clip) as held:
+            return []
+
+        def settle(held: LockedClip) -> None:
             held.clip.image_type, held.clip.image_size = fetched.media_type, fetched.size
             held.clip.image_sha256, held.clip.image_archived_at = fetched.sha256, held.now
+
+        return [settle]
 
     async def _archive_lyrics(self, task: Task, clip: Clip) -> bool:
         upstream_ids = task.upstream_task_id or "", clip.upstream_clip_id or ""
@@ -240,39 +234,27 @@ class _ArchiveWorker:
         log.info("lyrics", task_id=clip.task_id, clip=clip.index, outcome=result and result.outcome.value)
         if result is not None and result.value is not None:
             words = [asdict(word) for word in result.value]
-            async with self._locked(clip) as held:
-                self._services.lifecycle.clips.store_lyrics(held.session, held.task, held.clip, words, held.now)
+            store = self._services.lifecycle.clips.store_lyrics
+            await self._commits.change(clip, lambda held: store(held.session, held.task, held.clip, words, held.now))
         return result is not None
 
-    async def _release(self, clip: Clip, problem: str | None, *, counts: bool) -> None:
+    def _release(self, claimed: Clip, problem: str | None, held: LockedClip, *, counts: bool) -> None:
         """Release the claim, with the next attempt if something is missing; `counts`: covers and lyrics have a few."""
-        async with self._locked(clip) as held:
-            row, held.clip.fence = held.clip, None
-            row.archive_error, row.attempts = problem, row.attempts - (not counts)
-            if needs_audio(row) and is_too_late(row, held.now):
-                self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
-                log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
-            is_archived = needs_audio(clip) and not needs_audio(row)
-            lane = next_lane(row, held.task, is_asked=clip.lane == QUESTIONS)
-            if lane is None:
-                row.due_at = None
-                return
-            row.lane, row.due_at = lane, held.now + jittered(retry_delay(row.attempts), self._services.rng)
-            if lane != clip.lane and (is_archived or (needs_audio(row) and clip.lane == QUESTIONS)):
-                # The step of this lane is done: the next one is the first attempt, or the one that asked for a link.
-                row.due_at, row.attempts = held.now, 0 if is_archived else clip.attempts - 1
-                notify_on_commit(held.session, ARCHIVES)
-
-    @asynccontextmanager
-    async def _locked(self, clip: Clip) -> AsyncIterator[_Locked]:
-        """One transaction on a claimed clip and its task. Raises ClaimLost."""
-        services = self._services
-        async with services.database.writes.begin() as session:
-            task = await lock_task(session, clip.task_id)
-            row = await lock_claimed(session, Clip, clip.id, clip.fence)
-            if task is None or row is None:
-                raise ClaimLost
-            yield _Locked(session, task, row, await services.database.now(session))
+        row, held.clip.fence = held.clip, None
+        row.archive_error, row.attempts = problem, row.attempts - (not counts)
+        if needs_audio(row) and is_too_late(row, held.now):
+            self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
+            log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
+        is_archived = needs_audio(claimed) and not needs_audio(row)
+        lane = next_lane(row, held.task, is_asked=claimed.lane == QUESTIONS)
+        if lane is None:
+            row.due_at = None
+            return
+        row.lane, row.due_at = lane, held.now + jittered(retry_delay(row.attempts), self._services.rng)
+        if lane != claimed.lane and (is_archived or (needs_audio(row) and claimed.lane == QUESTIONS)):
+            # The step of this lane is done: the next one is the first attempt, or the one that asked for a link.
+            row.due_at, row.attempts = held.now, 0 if is_archived else claimed.attempts - 1
+            notify_on_commit(held.session, ARCHIVES)
 
     @asynccontextmanager
     async def _extended_lease(self, clip: Clip) -> AsyncIterator[None]:

@@ -1,0 +1,113 @@
+"""Stores what the archive loop has found: clips that wait while one commit is under way share the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import select, update
+
+from app.database.engine import Database, Session, limit_lock_wait
+from app.database.group_commit import GroupCommit, RowLocked
+from app.models import Clip, Task
+from app.storage import references
+from app.tasks.repository import lock_free_tasks
+
+# Clips that one commit changes at most.
+MAX_IN_A_COMMIT = 50
+FileColumn = Literal["storage_key", "image_key"]
+COLUMNS: Sequence[FileColumn] = "storage_key", "image_key"
+
+
+class ClaimLost(Exception):
+    """The clip was erased, or another replica took it over: the result is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockedClip:
+    """A claimed clip and its task, locked in a transaction."""
+
+    session: Session
+    task: Task
+    clip: Clip
+    now: datetime
+
+
+# What is written of a clip; where a commit fails it is called again, with rows that are read anew.
+Change = Callable[[LockedClip], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reservation:
+    clip: Clip
+    column: FileColumn
+    key: str
+
+
+class ClipCommits:
+    """Writes claimed clips. Methods raise ClaimLost, TRANSIENT, and DatabaseUnavailable where the task is locked."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._changes = GroupCommit(self._change, MAX_IN_A_COMMIT, is_idempotent=True)
+        self._reservations = GroupCommit(self._reserve, MAX_IN_A_COMMIT, is_idempotent=True)
+
+    async def change(self, clip: Clip, change: Change) -> None:
+        """Change a claimed clip; committed when this returns."""
+        await self._changes.add_patiently((clip, change), self._database.limits.lock_timeout)
+
+    async def reserve(self, clip: Clip, column: FileColumn, key: str) -> bool:
+        """
+        Let a claimed clip refer to a storage key, before the file is written: nobody removes the file from then on.
+
+        False while an equal file is being removed.
+        """
+        reservation = _Reservation(clip, column, key)
+        return await self._reservations.add_patiently(reservation, self._database.limits.lock_timeout)
+
+    async def _change(self, take: Callable[[], Sequence[tuple[Clip, Change]]]) -> Sequence[Exception | None]:
+        async with self._database.transaction() as (session, now):
+            await limit_lock_wait(session)
+            batch = take()
+            # Lock order: task, then clip.
+            tasks = await lock_free_tasks(session, {clip.task_id for clip, _ in batch})
+            fences = await _lock_fences(session, [clip for clip, _ in batch if tasks.get(clip.task_id)])
+            outcomes: list[Exception | None] = []
+            for claimed, change in batch:
+                task = tasks.get(claimed.task_id)
+                if task is None:
+                    outcomes.append(RowLocked() if claimed.task_id in tasks else ClaimLost())
+                elif fences.get(claimed.id) != claimed.fence:
+                    outcomes.append(ClaimLost())
+                else:
+                    [clip] = (clip for clip in task.clips if clip.id == claimed.id)
+                    change(LockedClip(session, task, clip, now))
+                    outcomes.append(None)
+        return outcomes
+
+    async def _reserve(self, take: Callable[[], Sequence[_Reservation]]) -> Sequence[bool | Exception]:
+        async with self._database.transaction() as (session, now):
+            await limit_lock_wait(session)
+            batch = take()
+            # Lock order: stored object, then clip, as where tasks are erased.
+            free = await references.reserve(session, {each.key for each in batch})
+            fences = await _lock_fences(session, [each.clip for each in batch])
+            held = [each for each in batch if fences.get(each.clip.id) == each.clip.fence]
+            done = [each for each in held if each.key in free]
+            for column in COLUMNS:
+                rows = [{"id": each.clip.id, column: each.key} for each in done if each.column == column]
+                if rows:
+                    await session.execute(update(Clip), rows)
+            replaced = {getattr(each.clip, each.column) for each in done} - {None} - {each.key for each in done}
+            await references.release(session, sorted(replaced), now + references.IN_FLIGHT)
+        return [(each.key in free) if each in held else ClaimLost() for each in batch]
+
+
+async def _lock_fences(session: Session, clips: Sequence[Clip]) -> dict[str, str | None]:
+    """Lock these clips; return the fences that they have now, by id."""
+    if not clips:
+        return {}
+    found = select(Clip.id, Clip.fence).where(Clip.id.in_([clip.id for clip in clips])).order_by(Clip.id)
+    return dict((await session.execute(found.with_for_update())).all())
