@@ -252,12 +252,19 @@ async def recent_latencies(session: Session) -> Sequence[timedelta]:
 
 
 async def are_callbacks_missing(session: Session) -> bool:
-    """Whether the last RECENT tasks to end were all resolved by polls, although each had a callback URL."""
-    latest = (
-        select(Task.resolved_by)
-        .where(Task.completed_at.isnot(None), Task.resolved_by.isnot(None))
-        .order_by(Task.completed_at.desc())
-        .limit(RECENT)
-    )
-    found = (await session.scalars(latest)).all()
-    return len(found) == RECENT and all(by is ResolvedBy.poll for by in found)
+    """
+    Whether the last RECENT tasks to end were all resolved by polls, although each had a callback URL.
+
+    Read once in a transaction, however many tasks it changes.
+    """
+    if "callbacks_missing" not in session.info:
+        latest = (
+            select(Task.resolved_by)
+            .where(Task.completed_at.isnot(None), Task.resolved_by.isnot(None))
+            .order_by(Task.completed_at.desc())
+            .limit(RECENT)
+        )
+        with session.no_autoflush:
+            found = (await session.scalars(latest)).all()
+        session.info["callbacks_missing"] = len(found) == RECENT and all(by is ResolvedBy.poll for by in found)
+    return bool(session.info["callbacks_missing"])

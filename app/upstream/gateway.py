@@ -32,8 +32,9 @@ class UpstreamGateway:
     Calls the upstream for every use: submits, polls, lyrics, fresh links, credits and the recheck of a hold.
 
     Submits and polls reserve their slots in the transaction that claims their rows, make
-    their call with `call_in`, and hand its result to `finish` in the transaction that
-    settles the rows. All other calls are one `call`.
+    their call with `call_in`, and hand its result to `finish`, or release several slots and
+    then `heed` their results, in the transaction that settles the rows. All other calls
+    are one `call`.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class UpstreamGateway:
         result = await self.call_in(slot, call)
         async with self._database.transaction() as (session, now):
             if result.outcome is Outcome.held and not may_hold:
-                await self.pacer.release(session, slot, now)
+                await self.pacer.release(session, [slot], now)
             else:
                 await self.finish(session, slot, result, now)
         return result
@@ -81,8 +82,12 @@ class UpstreamGateway:
         return result
 
     async def finish(self, session: Session, slot: Slot, result: Result[Any], now: datetime) -> None:
-        """Release the slot of a call, and do for all replicas what its result asks for: pause, or hold submits."""
-        await self.pacer.release(session, slot, now)
+        """Release the slot of a call, and do what its result asks for."""
+        await self.pacer.release(session, [slot], now)
+        await self.heed(session, result, now)
+
+    async def heed(self, session: Session, result: Result[Any], now: datetime) -> None:
+        """Do for all replicas what a result asks for: pause, or hold submits."""
         if result.outcome is Outcome.throttled:
             await self.pacer.pause(session, now, result.retry_after)
         elif result.outcome is Outcome.held:
@@ -96,7 +101,7 @@ class UpstreamGateway:
                 asyncio.timeout(RELEASE_TIMEOUT.total_seconds()),
                 self._database.transaction() as (session, now),
             ):
-                await self.pacer.release(session, slot, now)
+                await self.pacer.release(session, [slot], now)
 
 
 def _is_upstream_at_fault(result: Result[Any]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import uuid4
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
 
 from app.config import Rate
 from app.database.engine import Database, Session, insert_new
@@ -65,6 +65,11 @@ async def is_idle_since(session: Session, moment: datetime, share: float = 1.0) 
 PAUSE_SLOT = -1
 MIN_WAIT = timedelta(milliseconds=50)
 NEVER_USED = timedelta(days=1)
+_RELEASE = (
+    update(PaceSlot)
+    .where(PaceSlot.slot == bindparam("number"), PaceSlot.fence == bindparam("reserved_by"))
+    .values(fence=None)
+)
 # The pause where the upstream sends no Retry-After: a throttled submit is retried within 15 seconds.
 MAX_DEFAULT_PAUSE = timedelta(seconds=12)
 
@@ -104,7 +109,7 @@ class Pacer:
         paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at > now).exists()
         free = (
             select(PaceSlot.slot)
-            .where(PaceSlot.free_at <= now, PaceSlot.slot.in_(self.part(share)), ~paused)
+            .where(PaceSlot.free_at <= now, self._is_in(share), ~paused)
             # The slots outside a smaller share first, so that the others stay free for it.
             .order_by(PaceSlot.slot.desc())
             .limit(limit)
@@ -114,6 +119,8 @@ class Pacer:
 
     async def reserve(self, session: Session, numbers: Sequence[int], now: datetime) -> Sequence[Slot]:
         """Reserve slots that `lock_free` locked in this transaction."""
+        if not numbers:
+            return []
         fence = uuid4().hex
         until = now + self._rate.period + self._hold
         await session.execute(update(PaceSlot).where(PaceSlot.slot.in_(numbers)).values(free_at=until, fence=fence))
@@ -134,11 +141,13 @@ class Pacer:
             waited += pause
         return None
 
-    async def release(self, session: Session, slot: Slot, now: datetime) -> None:
-        """Free a slot a period from now: the response is here, or the call was given up."""
-        free_at = now + self._rate.period
-        mine = update(PaceSlot).where(PaceSlot.slot == slot.number, PaceSlot.fence == slot.fence)
-        await session.execute(mine.values(free_at=free_at, fence=None))
+    async def release(self, session: Session, slots: Sequence[Slot], now: datetime) -> None:
+        """Free slots a period from now: their responses are here, or the calls were given up."""
+        if not slots:
+            return
+        connection = await session.connection()
+        reserved = [{"number": slot.number, "reserved_by": slot.fence} for slot in slots]
+        await connection.execute(_RELEASE.values(free_at=now + self._rate.period), reserved)
 
     async def pause(self, session: Session, now: datetime, retry_after: timedelta | None) -> None:
         """Let no replica reserve a slot for `retry_after`, or for a period where the upstream did not say."""
@@ -148,11 +157,16 @@ class Pacer:
 
     async def next_free_in(self, session: Session, now: datetime, share: float = 1.0) -> timedelta:
         """The time until a slot is free, at least MIN_WAIT: one that looks free may be locked elsewhere."""
-        first = select(func.min(PaceSlot.free_at)).where(PaceSlot.slot.in_(self.part(share)))
+        first = select(func.min(PaceSlot.free_at)).where(self._is_in(share))
         pause = select(PaceSlot.free_at).where(PaceSlot.slot == PAUSE_SLOT)
-        moments = [await session.scalar(first), await session.scalar(pause)]
+        both = select(first.scalar_subquery(), pause.scalar_subquery())
+        moments: Sequence[datetime | None] = (await session.execute(both)).one()
         return max([MIN_WAIT, *(moment - now for moment in moments if moment is not None)])
 
     def part(self, share: float) -> range:
         """The numbers of the slots that a share of the ring consists of, at least one."""
         return range(max(1, int(self._rate.requests * share)))
+
+    def _is_in(self, share: float) -> ColumnElement[bool]:
+        part = self.part(share)
+        return PaceSlot.slot.between(part[0], part[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,17 +11,18 @@ import structlog
 
 from app.config import CALLBACKS_PATH
 from app.database.backoff import jittered
-from app.database.claims import Claim, is_due, lock_claimed
-from app.database.engine import Session
+from app.database.claims import Claim, is_due
+from app.database.engine import Session, limit_lock_wait
+from app.database.group_commit import GroupCommit, RowLocked
 from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
-from app.tasks.repository import lock_task
+from app.tasks.repository import lock_free_tasks
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
 from app.upstream.history import SubmitRecorder, read_history
-from app.upstream.hold import current_hold, release_submits, take_probe
+from app.upstream.hold import Hold, current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
@@ -29,6 +31,8 @@ log = structlog.get_logger()
 
 # The lease outlives a request that begins this long after its claim; one that would begin later does not begin.
 MAX_START_DELAY = timedelta(seconds=10)
+# Tasks that one commit claims, or settles, at most.
+MAX_AT_ONCE = 50
 # Outcomes that prove that the upstream created nothing, and that the task is not at fault.
 RETRYABLE = frozenset({Outcome.throttled, Outcome.not_sent})
 # Attempts after which a task that alone is blocked fails: each holds the queue of all for a while.
@@ -56,6 +60,7 @@ class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
         self._recorder = SubmitRecorder(self._gateway.key)
+        self._results = GroupCommit(self._store, MAX_AT_ONCE, is_idempotent=True)
         # On the monotonic clock, in seconds: until then no slot can be free.
         self._none_free_until = 0.0
 
@@ -72,21 +77,22 @@ class _SubmitWorker:
         async with services.database.writes.begin() as session:
             hold = await current_hold(session, self._gateway.key)
             now = await services.database.now(session)
-            free = await pacer.lock_free(session, now, 1 if hold else limit)
+            free = await pacer.lock_free(session, now, 1 if hold else min(limit, MAX_AT_ONCE))
             # A probe that is taken without a slot would be lost.
             if hold and not (free and await take_probe(session, hold.job)):
                 return Claimed(())
             claim = Claim(now, services.settings.submit_lease, len(free))
             tasks = await services.lifecycle.claim_submits(session, claim)
             slots = await pacer.reserve(session, free[: len(tasks)], now)
-            wait = await pacer.next_free_in(session, now)
+            # Where tasks wait for slots, and not the reverse.
+            wait = await pacer.next_free_in(session, now) if len(tasks) == len(free) else None
         started = time.monotonic()
-        if wait > MIN_WAIT:
+        if wait is not None and wait > MIN_WAIT:
             # A slot that is taken now is free a period after its answer at the earliest.
             bound = min(wait, services.settings.upstream_rate.period, FALLBACK_INTERVAL)
             self._none_free_until = started + bound.total_seconds()
         submits = [Submit(task, slot, started) for task, slot in zip(tasks, slots, strict=True)]
-        return Claimed(submits, None if len(tasks) < len(free) else wait)
+        return Claimed(submits, wait)
 
     async def work(self, submit: Submit) -> None:
         """Submit one task and settle the result."""
@@ -103,7 +109,7 @@ class _SubmitWorker:
             upstream_message=result.message,
             duration_ms=round((time.monotonic() - began) * 1000),
         )
-        await insist(lambda: self._settle(submit, result))
+        await insist(lambda: self._results.add_patiently((submit, result), None))
 
     async def _send(self, submit: Submit) -> Result[str]:
         if time.monotonic() - submit.claimed_at > MAX_START_DELAY.total_seconds():
@@ -115,26 +121,40 @@ class _SubmitWorker:
         request = _sound_request(task, callback_url)
         return await self._gateway.call_in(submit.slot, lambda upstream: upstream.submit(request))
 
-    async def _settle(self, submit: Submit, result: Result[str]) -> None:
-        database = self._services.database
-        async with database.writes.begin() as session:
-            task = await lock_claimed(session, Task, submit.task.id, submit.task.fence)
-            locked = task or await lock_task(session, submit.task.id)
+    async def _store(self, take: Callable[[], Sequence[tuple[Submit, Result[str]]]]) -> Sequence[Exception | None]:
+        """Settle the results that wait, in one commit; those of tasks that others have locked are left out."""
+        database, gateway = self._services.database, self._gateway
+        async with database.transaction() as (session, _):
+            await limit_lock_wait(session)
+            batch = take()
+            tasks = await lock_free_tasks(session, {submit.task.id for submit, _ in batch})
+            free = [(submit, result) for submit, result in batch if tasks.get(submit.task.id, submit) is not None]
+            # Before the first change: a query in between would write the changes of each task by themselves.
+            hold = await current_hold(session, gateway.key)
             # The locks may have been waited for.
             now = await database.now(session)
-            await self._gateway.finish(session, submit.slot, result, now)
-            if task is not None:
-                await self._settle_task(session, task, result, now)
-            elif locked is not None:
-                await self._settle_late(session, locked, submit, result, now)
+            await gateway.pacer.release(session, [submit.slot for submit, _ in free], now)
+            for submit, result in free:
+                await gateway.heed(session, result, now)
+                if result.outcome is Outcome.held:
+                    hold = await current_hold(session, gateway.key)
+                task = tasks.get(submit.task.id)
+                if task is not None and task.fence == submit.task.fence:
+                    await self._settle_task(session, task, result, now, hold)
+                elif task is not None:
+                    await self._settle_late(session, task, submit, result, now, hold)
             # Last, because all submits of all replicas share the row.
-            await self._recorder.record(session, result, now)
+            for _, result in free:
+                await self._recorder.record(session, result, now)
+        return [None if tasks.get(submit.task.id, submit) is not None else RowLocked() for submit, _ in batch]
 
-    async def _settle_task(self, session: Session, task: Task, result: Result[str], now: datetime) -> None:
+    async def _settle_task(
+        self, session: Session, task: Task, result: Result[str], now: datetime, hold: Hold | None
+    ) -> None:
+        """`hold` is the one in force before this result, if any."""
         lifecycle = self._services.lifecycle
         if result.outcome is Outcome.ok:
             await lifecycle.begin_generating(session, task, result.value, now)
-            hold = await current_hold(session, self._gateway.key)
             is_sent_since = hold is not None and task.submitted_at is not None and task.submitted_at > hold.since
             if hold is not None and (is_sent_since or hold.reason is HoldReason.blocked):
                 # An upstream that accepts a task blocks nobody, and one that was sent during the hold ends any other.
@@ -170,7 +190,7 @@ class _SubmitWorker:
         return accepted_at is not None and accepted_at > now - since_last
 
     async def _settle_late(
-        self, session: Session, task: Task, submit: Submit, result: Result[str], now: datetime
+        self, session: Session, task: Task, submit: Submit, result: Result[str], now: datetime, hold: Hold | None
     ) -> None:
         """
         Settle a result that came after the lease, when the row was settled without it.
@@ -187,7 +207,7 @@ class _SubmitWorker:
         elif task.submitted_at != submit.task.submitted_at:
             return
         elif task.status is TaskStatus.unconfirmed:
-            await self._settle_task(session, task, result, now)
+            await self._settle_task(session, task, result, now, hold)
         else:
             lifecycle.clear_charge(session, task, now)
 

@@ -21,7 +21,7 @@ async def test_many_throttled_calls_at_once_pause_the_slots_without_a_deadlock(d
         await all_hold_one.wait()
         async with database.writes.begin() as session:
             now = await database.now(session)
-            await pacer.release(session, slot, now)
+            await pacer.release(session, [slot], now)
             await pacer.pause(session, now, timedelta(seconds=30))
 
     await asyncio.gather(*(settle(slot) for slot in taken))

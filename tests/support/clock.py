@@ -10,8 +10,10 @@ class Clock:
 
     def __init__(self, now: datetime = MORNING) -> None:
         self.now = now
+        self.reads = 0
 
     async def __call__(self, _session: object) -> datetime:
+        self.reads += 1
         return self.now
 
     def advance(self, **span: float) -> None:

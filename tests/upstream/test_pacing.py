@@ -63,7 +63,7 @@ async def test_slot_is_free_again_a_period_after_its_answer(database: Database) 
         slots = await pacer.reserve(session, await pacer.lock_free(session, NOW, 1), NOW)
     answered = NOW + timedelta(seconds=3)
     async with database.writes.begin() as session:
-        await pacer.release(session, slots[0], answered)
+        await pacer.release(session, [slots[0]], answered)
 
     too_soon = await _take(database, pacer, answered + PERIOD - timedelta(milliseconds=1))
     in_time = await _take(database, pacer, answered + PERIOD)
@@ -86,7 +86,7 @@ async def test_late_answer_of_an_overtaken_process_frees_nothing(database: Datab
     later = NOW + PERIOD + HOLD
     await _take(database, pacer, later)
     async with database.writes.begin() as session:
-        await pacer.release(session, lost, later)
+        await pacer.release(session, [lost], later)
 
     assert await _take(database, pacer, later + PERIOD) == []
 
@@ -96,7 +96,7 @@ async def test_throttle_stops_every_slot_even_those_that_come_back_meanwhile(dat
     async with database.writes.begin() as session:
         [slot] = await pacer.reserve(session, [0], NOW)
         await pacer.pause(session, NOW, timedelta(seconds=60))
-        await pacer.release(session, slot, NOW)
+        await pacer.release(session, [slot], NOW)
         wait = await pacer.next_free_in(session, NOW)
 
     assert wait == timedelta(seconds=60)
@@ -179,7 +179,7 @@ async def _reserve(database: Database, pacer: Pacer, limit: int, now: datetime) 
 
 async def _release(database: Database, pacer: Pacer, slot: Slot, now: datetime) -> None:
     async with database.writes.begin() as session:
-        await pacer.release(session, slot, now)
+        await pacer.release(session, [slot], now)
 
 
 def _most_in_any(period: timedelta, moments: Sequence[datetime]) -> int:

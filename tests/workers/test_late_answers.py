@@ -215,13 +215,16 @@ async def _settled_after_a_wait(submit: LateSubmit, loop: Loop[Any], claimed: An
     """The task, settled by a transaction that waited a minute for another one."""
     database = submit.services.database
     async with submit.meanwhile():
+        reads = clock.reads
         settling = asyncio.ensure_future(loop.work(claimed))
         if database.url.startswith("postgresql"):
             waiting = select(func.count()).select_from(text("pg_stat_activity")).where(text("wait_event_type = 'Lock'"))
 
             async def is_waiting() -> bool:
                 async with database.reads() as session:
-                    return bool(await session.scalar(waiting.where(text("datname = current_database()"))))
+                    in_the_database = await session.scalar(waiting.where(text("datname = current_database()")))
+                # Or it has met the lock, and comes back.
+                return bool(in_the_database) or clock.reads > reads + 1
 
             await eventually(is_waiting)
         clock.advance(minutes=1)
