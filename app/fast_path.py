@@ -23,6 +23,7 @@ from app.callbacks.service import CallbackService
 from app.config import CALLBACKS_PATH
 from app.database.base import Base
 from app.database.engine import TRANSIENT, Database
+from app.database.fetching import FixedQuery
 from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
 from app.signed_urls import SignedUrls
@@ -45,7 +46,7 @@ def _columns(table: type[Base], names: Sequence[str]) -> list[Any]:
 
 
 # The caller, if its key works and may read the task, with the task and its clips: one row for each clip, or one row.
-_FIND_TASK = (
+_FIND_TASK = FixedQuery(
     select(
         *_columns(ApiKey, ["name"]),
         *_columns(Task, TASK_COLUMNS),

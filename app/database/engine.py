@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, Executable, QueuePool, Row, event, func, orm, select
+from sqlalchemy import Connection, Executable, QueuePool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
@@ -28,11 +27,11 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
-from sqlalchemy.util import greenlet_spawn
 
-from app.config.database_url import DatabaseLimits, is_sqlite, without_password
+from app.config.database_url import DatabaseLimits, is_sqlite, read_postgres_url, without_password
 from app.database.connections import PING_TIMEOUT, postgres_engine
-from app.database.sqlite import SINGLE_STATEMENT, sqlite_engines
+from app.database.fetching import Fetcher, FixedQuery, is_checked
+from app.database.sqlite import READERS, sqlite_engines
 from app.database.turns import Admission, KeyedLocks
 
 if TYPE_CHECKING:
@@ -48,10 +47,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
-FETCH_TIMEOUT = timedelta(seconds=3)
 RETURN_TIMEOUT, RETURN_LOOK = timedelta(seconds=1), timedelta(milliseconds=10)
-# Whether a connection that is taken from the pool now is checked before its use.
-_is_checked = ContextVar("is_checked", default=True)
 # SQLSTATE: undefined table, undefined column, invalid schema name.
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
@@ -151,9 +147,7 @@ class Database:
             urgent, expire_on_commit=False, sync_session_class=self.session_class
         )
         self.reads: Sessions = async_sessionmaker(reader, expire_on_commit=False)
-        self._autocommit = reader.sync_engine.execution_options(
-            **(SINGLE_STATEMENT if is_sqlite(url) else {"isolation_level": "AUTOCOMMIT"})
-        )
+        self._fetcher = _fetcher(url, reader, self.limits)
         self.orders = Admission(SQLITE_ORDERS if is_sqlite(url) else self.limits.orders)
         self._locks = KeyedLocks()
 
@@ -179,23 +173,14 @@ class Database:
             await session.connection()
             yield session, await self.now(session)
 
-    async def fetch(self, statement: Executable, **parameters: object) -> Sequence[Row[Any]]:
+    async def fetch(self, query: Executable | FixedQuery, **parameters: object) -> Sequence[Sequence[Any]]:
         """
         The rows of one short statement that only reads, with no session and transaction around it. Raises TRANSIENT.
 
         Its connection is not checked before: a dead one costs FETCH_TIMEOUT and what it takes to
         close it, some seconds, and is replaced.
         """
-        async with asyncio.timeout(FETCH_TIMEOUT.total_seconds()):
-            return await greenlet_spawn(self._fetch, statement, parameters)
-
-    def _fetch(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
-        was_checked = _is_checked.set(False)
-        try:
-            with self._autocommit.connect() as connection:
-                return connection.execute(statement, parameters).all()
-        finally:
-            _is_checked.reset(was_checked)
+        return await self._fetcher.fetch(query, parameters)
 
     async def is_migrated(self) -> bool:
         """Whether the schema is that of this release."""
@@ -280,6 +265,14 @@ def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, 
     return both, engine(replace(limits, lock_timeout=URGENT_LOCK_TIMEOUT), 1, URGENT_OVERFLOW), both
 
 
+def _fetcher(url: str, reader: AsyncEngine, limits: DatabaseLimits) -> Fetcher:
+    if is_sqlite(url):
+        return Fetcher(reader, READERS, is_sqlite=True, has_sessions=True)
+    # The other half of the pool is for transactions.
+    at_once = max(1, limits.pool_size // 2)
+    return Fetcher(reader, at_once, is_sqlite=False, has_sessions=not read_postgres_url(url).is_pooled)
+
+
 def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
     """
     Replace all connections of the pool if one is dead at checkout.
@@ -287,7 +280,7 @@ def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
     `pool_pre_ping` has no timeout: it waits forever for a server that fell silent without
     closing the connection, as after a failover, a lost route or a frozen machine.
     """
-    if not _is_checked.get():
+    if not is_checked.get():
         return
     try:
         connection.run_async(_ping)

@@ -1,0 +1,122 @@
+"""Short reads with no session and no transaction around them; fixed ones go to the driver itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from datetime import timedelta
+from functools import cache
+from typing import Any, NamedTuple
+
+from sqlalchemy import Dialect, Executable, Float, Select
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.types import TypeEngine
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from app.database.sqlite import SINGLE_STATEMENT
+
+FETCH_TIMEOUT = timedelta(seconds=3)
+# Whether a connection that is taken from the pool now is checked before its use.
+is_checked = ContextVar("is_checked", default=True)
+_Convert = Callable[[Any], Any]
+
+
+class FixedQuery:
+    """A SELECT that never changes but for its parameters, which are named: made once, as a constant of its module."""
+
+    def __init__(self, select: Select[Any]) -> None:
+        self.select = select
+        self.compiled = cache(self._compile)
+
+    def _compile(self, dialect: Dialect) -> _Compiled:
+        compiled = self.select.compile(dialect=dialect)
+        writers = [
+            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+            for name in compiled.positiontup or ()
+        ]
+        readers = [_reader(column.type, dialect) for column in self.select.selected_columns]
+        return _Compiled(str(compiled), writers, [(place, read) for place, read in enumerate(readers) if read])
+
+
+class _Compiled(NamedTuple):
+    """The text of a statement, its parameters in order, and the columns whose values are to be converted."""
+
+    text: str
+    writers: Sequence[tuple[str, _Convert | None]]
+    readers: Sequence[tuple[int, _Convert]]
+
+    def parameters(self, given: Mapping[str, Any]) -> list[Any]:
+        return [given[name] if write is None else write(given[name]) for name, write in self.writers]
+
+    def row(self, sent: Sequence[Any]) -> Sequence[Any]:
+        row = list(sent)
+        for place, read in self.readers:
+            row[place] = read(row[place])
+        return row
+
+
+def _reader(kind: TypeEngine[Any], dialect: Dialect) -> _Convert | None:
+    # Drivers make floats by themselves.
+    return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
+
+
+class Fetcher:
+    """
+    Reads through the pool of an engine, at most `at_once`: beyond its size a pool opens connections for one use each.
+
+    `has_sessions`: a connection has a session of the server for itself, which keeps prepared statements.
+    """
+
+    def __init__(self, engine: AsyncEngine, at_once: int, *, is_sqlite: bool, has_sessions: bool) -> None:
+        self._engine, self._is_sqlite, self._has_sessions = engine.sync_engine, is_sqlite, has_sessions
+        self._places = asyncio.Semaphore(at_once)
+        options: dict[str, Any] = SINGLE_STATEMENT if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._autocommit = self._engine.execution_options(**options)
+
+    async def fetch(self, query: Executable | FixedQuery, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        """The rows of one statement. Raises TRANSIENT."""
+        async with asyncio.timeout(FETCH_TIMEOUT.total_seconds()), self._places:
+            if isinstance(query, FixedQuery) and self._has_sessions:
+                return await greenlet_spawn(self._unchecked, self._fetch_by_driver, query, parameters)
+            statement = query.select if isinstance(query, FixedQuery) else query
+            return await greenlet_spawn(self._unchecked, self._fetch, statement, parameters)
+
+    def _unchecked(self, fetch: Callable[..., Sequence[Sequence[Any]]], *arguments: object) -> Sequence[Sequence[Any]]:
+        was_checked = is_checked.set(False)
+        try:
+            return fetch(*arguments)
+        finally:
+            is_checked.reset(was_checked)
+
+    def _fetch(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        with self._autocommit.connect() as connection:
+            return connection.execute(statement, parameters).all()
+
+    def _fetch_by_driver(self, query: FixedQuery, given: Mapping[str, object]) -> Sequence[Sequence[Any]]:
+        compiled = query.compiled(self._engine.dialect)
+        parameters = compiled.parameters(given)
+        for listen in self._engine.dispatch.before_cursor_execute:
+            listen(None, None, compiled.text, parameters, None, False)
+        try:
+            rows = self._send(compiled.text, parameters)
+        except (SQLAlchemyError, OSError):
+            raise
+        except Exception as error:
+            # The driver's own.
+            raise OperationalError(None, None, error) from error
+        return [compiled.row(row) for row in rows]
+
+    def _send(self, text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        pooled = self._engine.pool.connect()
+        driver: Any = pooled.driver_connection
+        try:
+            sent = driver.execute_fetchall(text, parameters) if self._is_sqlite else driver.fetch(text, *parameters)
+            rows: Sequence[Sequence[Any]] = await_only(sent)
+        except BaseException as error:
+            # Whatever the reason, the next one gets another connection.
+            pooled.invalidate(error)
+            raise
+        pooled.close()
+        return rows
