@@ -13,7 +13,8 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url
 
-from app.database.engine import Database, migrate
+from app.database.engine import Database
+from app.database.migrations import migrate
 from app.observability.logging import FoldRepeats
 from tests.support.postgres import postgres
 from tests.support.service import Service, serve

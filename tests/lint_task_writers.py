@@ -16,7 +16,7 @@ from pathlib import Path
 from sqlalchemy import inspect
 
 from app.database.base import Base
-from app.database.engine import ROOT
+from app.database.migrations import ROOT
 from app.models import Task
 
 WRITER = Path("app/tasks/lifecycle.py")

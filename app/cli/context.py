@@ -114,7 +114,8 @@ def upgrade_schema(settings: Settings) -> None:
     """Upgrade the database to this release's schema, or fail with a sentence that says why not."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.database.engine import UnknownSchema, migrate, reason
+    from app.database.engine import reason
+    from app.database.migrations import UnknownSchema, migrate
 
     try:
         migrate(settings.database_url)
@@ -129,7 +130,8 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.database.engine import is_not_migrated, reason
+    from app.database.engine import reason
+    from app.database.migrations import is_not_migrated
     from app.observability.logging import configure_logging
     from app.services import build_services
 

@@ -7,13 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from sqlalchemy import Connection, Executable, QueuePool, event, func, orm, select
+from sqlalchemy import Executable, QueuePool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     DataError,
     DBAPIError,
@@ -31,25 +28,17 @@ from sqlalchemy.orm import DeclarativeBase
 from app.config.database_url import DatabaseLimits, is_sqlite, read_postgres_url, without_password
 from app.database.connections import PING_TIMEOUT, postgres_engine
 from app.database.fetching import Fetcher, FixedQuery, is_checked
-from app.database.sqlite import READERS, sqlite_engines
+from app.database.migrations import is_at_head, is_not_migrated
 from app.database.turns import Admission, KeyedLocks
 
-if TYPE_CHECKING:
-    from alembic.config import Config
-
-# Alembic is imported where it is used: a process that migrates nothing need not load it.
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
 Clock = Callable[[Session], Awaitable[datetime]]
 
-# The folder of migrations/, which stands beside the package: in a checkout, in the image and in the wheel.
-ROOT = Path(__file__).resolve().parents[2]
 # How long a request waits for a connection: long enough for a burst of tasks, and short enough to answer a callback
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
 RETURN_TIMEOUT, RETURN_LOOK = timedelta(seconds=1), timedelta(milliseconds=10)
-# SQLSTATE: undefined table, undefined column, invalid schema name.
-_NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
 URGENT_OVERFLOW = 1
 # One that waits for a lock, such as that of an endpoint, holds up all others: it comes back instead.
@@ -104,12 +93,6 @@ def is_locked(error: Exception) -> bool:
     return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
 
 
-def is_not_migrated(error: Exception) -> bool:
-    """Whether a statement met a table or column that is not there."""
-    driver_error = getattr(error, "orig", None)
-    return getattr(driver_error, "sqlstate", None) in _NOT_MIGRATED or str(driver_error).startswith("no such ")
-
-
 def advice(error: Exception) -> str | None:
     """What a log may say of a driver's error: what to do, or why there is no connection. Never a statement's values."""
     if is_not_migrated(error):
@@ -132,6 +115,8 @@ class Database:
     """
 
     def __init__(self, url: str, clock: Clock = database_clock, limits: DatabaseLimits | None = None) -> None:
+        from app.database.sqlite import sqlite_engines
+
         self.url = url
         self.now = clock
         self.limits = limits or DatabaseLimits()
@@ -185,7 +170,7 @@ class Database:
     async def is_migrated(self) -> bool:
         """Whether the schema is that of this release."""
         async with self._engines[-1].connect() as connection:
-            return await connection.run_sync(_is_at_head)
+            return await connection.run_sync(is_at_head)
 
     async def close(self) -> None:
         """
@@ -203,55 +188,6 @@ class Database:
             await engine.dispose()
 
 
-class UnknownSchema(Exception):
-    """The database is at a revision that this release does not know."""
-
-
-def migrate(url: str) -> None:
-    """
-    Upgrade the schema of the database at this URL to this release's; creates an SQLite file and its folder.
-
-    Raises UnknownSchema.
-    """
-    from alembic import command
-    from alembic.util.exc import CommandError
-
-    if is_sqlite(url):
-        Path(str(make_url(url).database)).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        command.upgrade(alembic_config(url), "head")
-    except CommandError as error:
-        raise UnknownSchema(
-            f"The schema is not of a release that this one can upgrade ({error}): a newer release made it, or "
-            "one before 1.0, whose databases must be created anew."
-        ) from error
-
-
-def alembic_config(url: str) -> Config:
-    """Alembic's configuration for the database at this URL. Does not depend on the current folder."""
-    from alembic.config import Config
-
-    # alembic.ini is for writing new migrations. In its values a single % would begin an interpolation.
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "migrations").replace("%", "%%"))
-    config.attributes["url"] = url
-    return config
-
-
-def _is_at_head(connection: Connection) -> bool:
-    from alembic.migration import MigrationContext
-
-    return set(MigrationContext.configure(connection).get_current_heads()) == _heads()
-
-
-@cache
-def _heads() -> frozenset[str]:
-    """The revisions of this release; they are read from the scripts once."""
-    from alembic.script import ScriptDirectory
-
-    return frozenset(ScriptDirectory(str(ROOT / "migrations")).get_heads())
-
-
 def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, AsyncEngine, AsyncEngine]:
     def engine(limits: DatabaseLimits, size: int, overflow: int) -> AsyncEngine:
         timeout = POOL_TIMEOUT.total_seconds()
@@ -267,6 +203,8 @@ def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, 
 
 def _fetcher(url: str, reader: AsyncEngine, limits: DatabaseLimits) -> Fetcher:
     if is_sqlite(url):
+        from app.database.sqlite import READERS
+
         return Fetcher(reader, READERS, is_sqlite=True, has_sessions=True)
     # The other half of the pool is for transactions.
     at_once = max(1, limits.pool_size // 2)

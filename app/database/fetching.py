@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.types import TypeEngine
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from app.database.sqlite import SINGLE_STATEMENT
-
 FETCH_TIMEOUT = timedelta(seconds=3)
+# The execution option of a connection to SQLite that runs one statement, which is a transaction by itself.
+SINGLE_STATEMENT = {"single_statement": True}
 # Whether a connection that is taken from the pool now is checked before its use.
 is_checked = ContextVar("is_checked", default=True)
 _Convert = Callable[[Any], Any]

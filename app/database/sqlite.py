@@ -19,8 +19,6 @@ from app.database.turns import PriorityLock, prioritized_pool
 BUSY_TIMEOUT = timedelta(seconds=8)
 READERS = 5
 BEGIN_WRITE = "BEGIN IMMEDIATE"
-# The execution option of a connection that runs one statement, which is a transaction by itself.
-SINGLE_STATEMENT = {"single_statement": True}
 # What may wait for another process, or for the disk: for the lock of the file, or for its fsync.
 _WAITING = (BEGIN_WRITE, "PRAGMA ")
 

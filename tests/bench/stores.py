@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import NullPool, create_engine, make_url
 
-from app.database.engine import migrate
+from app.database.migrations import migrate
 from tests.bench.accounting import cpu_seconds
 from tests.support.postgres import postgres
 

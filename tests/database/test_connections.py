@@ -12,7 +12,8 @@ from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config.database_url import DatabaseLimits, read_postgres_url
-from app.database.engine import Database, migrate
+from app.database.engine import Database
+from app.database.migrations import migrate
 from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
 from tests.support.api import client_of

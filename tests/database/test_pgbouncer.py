@@ -8,7 +8,8 @@ import httpx
 import pytest
 from sqlalchemy import select, text
 
-from app.database.engine import Database, migrate
+from app.database.engine import Database
+from app.database.migrations import migrate
 from app.models import PeriodicJob
 from tests.faults.ledger import has_ended
 from tests.support.api import Json, client_of

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 from sqlalchemy import make_url
 
-from app.database.engine import migrate
+from app.database.migrations import migrate
 from tests.support.postgres import postgres
 
 SOCKET = ".s.PGSQL.5432"
