@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
@@ -39,6 +41,8 @@ Clock = Callable[[Session], Awaitable[datetime]]
 # before the upstream gives up.
 POOL_TIMEOUT = timedelta(seconds=10)
 RETURN_TIMEOUT, RETURN_LOOK = timedelta(seconds=1), timedelta(milliseconds=10)
+# For so long after its last use a connection is not checked again.
+ALIVE_FOR = timedelta(seconds=0.5)
 # Callbacks are written one commit at a time; the second connection is for the time that the first takes to be replaced.
 URGENT_OVERFLOW = 1
 # One that waits for a lock, such as that of an endpoint, holds up all others: it comes back instead.
@@ -131,7 +135,7 @@ class Database:
         self.urgent_writes: Sessions = async_sessionmaker(
             urgent, expire_on_commit=False, sync_session_class=self.session_class
         )
-        self.reads: Sessions = async_sessionmaker(reader, expire_on_commit=False)
+        self.reads: Sessions = async_sessionmaker(_without_transactions(url, reader), expire_on_commit=False)
         self._fetcher = _fetcher(url, reader, self.limits)
         self.orders = Admission(SQLITE_ORDERS if is_sqlite(url) else self.limits.orders)
         self._locks = KeyedLocks()
@@ -195,6 +199,7 @@ def _postgresql_engines(url: str, limits: DatabaseLimits) -> tuple[AsyncEngine, 
             url, limits, pool_size=size, max_overflow=overflow, pool_timeout=timeout, pool_use_lifo=True
         )
         event.listen(made.sync_engine, "checkout", _check_connection)
+        event.listen(made.sync_engine, "checkin", _note_use)
         return made
 
     both = engine(limits, limits.pool_size, limits.max_overflow)
@@ -211,14 +216,32 @@ def _fetcher(url: str, reader: AsyncEngine, limits: DatabaseLimits) -> Fetcher:
     return Fetcher(reader, at_once, is_sqlite=False, has_sessions=not read_postgres_url(url).is_pooled)
 
 
-def _check_connection(connection: Any, _record: object, _proxy: object) -> None:
+def _without_transactions(url: str, reader: AsyncEngine) -> AsyncEngine:
+    """
+    The engine for reads on which each statement is a transaction by itself: BEGIN and ROLLBACK would be two more.
+
+    A statement sees the same at READ COMMITTED. Behind a pooler the limits of time are those of a transaction.
+    """
+    if is_sqlite(url) or read_postgres_url(url).is_pooled:
+        return reader
+    return reader.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _note_use(_connection: object, record: Any) -> None:
+    record.info["used_at"] = time.monotonic()
+
+
+def _check_connection(connection: Any, record: Any, _proxy: object) -> None:
     """
     Replace all connections of the pool if one is dead at checkout.
 
     `pool_pre_ping` has no timeout: it waits forever for a server that fell silent without
-    closing the connection, as after a failover, a lost route or a frozen machine.
+    closing the connection, as after a failover, a lost route or a frozen machine. One
+    that worked a moment ago is not asked, if its driver tells when the server closes it.
     """
-    if not is_checked.get():
+    is_fresh = time.monotonic() - record.info.get("used_at", -math.inf) < ALIVE_FOR.total_seconds()
+    tells_the_end = getattr(connection.driver_connection, "is_closed", None)
+    if not is_checked.get() or (is_fresh and tells_the_end is not None and not tells_the_end()):
         return
     try:
         connection.run_async(_ping)

@@ -47,8 +47,8 @@ class _Compiled(NamedTuple):
     writers: Sequence[tuple[str, _Convert | None]]
     readers: Sequence[tuple[int, _Convert]]
 
-    def parameters(self, given: Mapping[str, Any]) -> list[Any]:
-        return [given[name] if write is None else write(given[name]) for name, write in self.writers]
+    def parameters(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(given[name] if write is None else write(given[name]) for name, write in self.writers)
 
     def row(self, sent: Sequence[Any]) -> Sequence[Any]:
         row = list(sent)
