@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, exists, func, inspect, select, update
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import raiseload
 from sqlalchemy.sql.functions import FunctionElement
 
 from app.database.base import Base, Due, UtcDateTime
@@ -85,6 +86,8 @@ async def claim_due(
         .where(key.in_(select(due.c.key)))
         .values(due_at=claim.now + claim.lease, attempts=kind.attempts + 1, fence=uuid4().hex, **values)
         .returning(kind)
+        # The rows alone: what belongs to them is read where it is needed, under their lock.
+        .options(raiseload("*"))
         .execution_options(synchronize_session=False, populate_existing=True)
     )
     return (await session.scalars(claimed)).all()
