@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import Conninfo
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -51,6 +48,11 @@ _ASYNCPG = ASYNCPG_TLS | {
     *("host", "port", "user", "password", "dbname", "passfile", "target_session_attrs"),
     *("options", "application_name", "connect_timeout"),
 }
+# What stands before the question mark, with any number of hosts between commas.
+_ADDRESS = re.compile(
+    r"(?:(?P<user>[^:@/]*)(?::(?P<password>[^@/]*))?@)?(?P<hosts>[^/]*)(?:/(?P<dbname>.*))?", re.DOTALL
+)
+_HOST = re.compile(r"(?:\[(?P<address>[^\]]+)\]|(?!\[)(?P<name>[^:]*))(?::(?P<port>.*))?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +122,17 @@ def read_postgres_url(url: str) -> PostgresUrl:
     scheme, _, rest = url.partition("://")
     address, _, query = rest.partition("?")
     driver = DRIVERS[scheme]
-    # libpq refuses some characters that others take as they are.
-    escaped = re.sub(r"%(?![0-9A-Fa-f]{2})", "%25", quote(address, safe="%/:@[],!$&'()*+;=~#"))
-    try:
-        parameters = {name: str(value) for name, value in conninfo_to_dict(f"postgresql://{escaped}").items()}
-    except ProgrammingError:
-        raise ValueError(UNREADABLE) from None
+    parameters = _read_address(address)
     if "@" in parameters.get("host", "") or "@" in address.partition("@")[2] or "@" in address.partition("/")[2]:
         raise ValueError(UNREADABLE)
-    # Text is UTF-8, whatever the URL says.
-    known = {option.keyword.decode() for option in Conninfo.get_defaults()} - {"client_encoding"}
+    known = _ASYNCPG if driver == "asyncpg" else _known_to_libpq()
     has_pooler, ignored = False, []
     for name, value in _pairs(query):
         if name in _POOLER_FLAGS:
             has_pooler = has_pooler or value.lower() in _POOLER_FLAGS[name]
         elif name == "hostaddr" and driver == "asyncpg" and "host" not in parameters:
             parameters["host"] = value
-        elif name in known and (driver == "psycopg" or name in _ASYNCPG):
+        elif name in known:
             parameters[name] = value
         else:
             ignored.append(name)
@@ -161,6 +157,37 @@ def without_password(text: str, url: str) -> str:
     for word in sorted(words, key=len, reverse=True):
         text = text.replace(word, "***")
     return text
+
+
+def _read_address(address: str) -> dict[str, str]:
+    """
+    The user, password, hosts, ports and database of a URL, as libpq reads them. Raises ValueError.
+
+    Not by libpq itself: psycopg takes 10 MiB, and only migrations and its own scheme need it.
+    """
+    found = _ADDRESS.fullmatch(address)
+    hosts = [_HOST.fullmatch(host) for host in found["hosts"].split(",")] if found else []
+    if found is None or not all(hosts):
+        raise ValueError(UNREADABLE)
+    named = [(host["address"] or host["name"], host["port"] or "") for host in hosts if host]
+    parts = {name: found[name] or "" for name in ("user", "password", "dbname")}
+    parts["host"], parts["port"] = (",".join(each) for each in zip(*named, strict=True))
+    try:
+        # A percent sign that begins no escape stands for itself.
+        parameters = {name: unquote(value, errors="strict") for name, value in parts.items() if value}
+    except UnicodeDecodeError:
+        raise ValueError(UNREADABLE) from None
+    if any("\0" in value for value in parameters.values()):
+        raise ValueError(UNREADABLE)
+    return parameters
+
+
+def _known_to_libpq() -> Collection[str]:
+    """The names of libpq's parameters."""
+    from psycopg.pq import Conninfo
+
+    # Text is UTF-8, whatever the URL says.
+    return {option.keyword.decode() for option in Conninfo.get_defaults()} - {"client_encoding"}
 
 
 def _pairs(query: str) -> Iterator[tuple[str, str]]:

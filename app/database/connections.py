@@ -10,8 +10,6 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import uuid4
 
-import asyncpg  # type: ignore[import-untyped]
-import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -20,6 +18,7 @@ from sqlalchemy.pool import NullPool
 from app.config.database_url import ASYNCPG_TLS, DatabaseLimits, PostgresUrl, read_postgres_url
 
 APPLICATION_NAME = "soundpost"
+# Each driver is imported where it connects: a process has one of them, or none.
 # For a server that does not answer: at connecting, at the check of a pooled connection, and beyond the server's own
 # limit of a statement.
 CONNECT_TIMEOUT = timedelta(seconds=5)
@@ -44,6 +43,8 @@ def postgres_engine(url: str, limits: DatabaseLimits, **options: Any) -> AsyncEn
 
 def migration_engine(url: str) -> Engine:
     """A synchronous engine for this URL without limits on time, by psycopg whatever driver the URL names."""
+    import psycopg
+
     target = read_postgres_url(url)
     parameters: dict[str, Any] = {**_extra_parameters(target), **target.parameters}
 
@@ -145,6 +146,8 @@ def _extra_parameters(target: PostgresUrl) -> Mapping[str, str]:
 
 
 async def _connect_asyncpg(**arguments: Any) -> Any:
+    import asyncpg  # type: ignore[import-untyped]
+
     try:
         return await asyncpg.connect(**arguments)
     except (TypeError, ValueError) as error:
@@ -158,6 +161,8 @@ async def _connect_asyncpg(**arguments: Any) -> Any:
 
 
 async def _connect_psycopg(conninfo: str = "", **arguments: Any) -> Any:
+    import psycopg
+
     try:
         return await psycopg.AsyncConnection.connect(conninfo, **arguments)
     except (TypeError, ValueError) as error:
