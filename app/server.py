@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
@@ -73,7 +74,10 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
 def make_app(settings: Settings, runs_workers: bool) -> FastAPI:
     """Build the application of one server process, with its own services and log."""
     configure_logging(settings)
-    return create_app(build_services(settings), runs_workers=runs_workers)
+    app = create_app(build_services(settings), runs_workers=runs_workers)
+    # A full look of the collector takes 60 ms with all that is there from now on, in which nothing is answered.
+    gc.freeze()
+    return app
 
 
 class Supervisor(Multiprocess):

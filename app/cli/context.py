@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import typer
@@ -18,6 +20,17 @@ if TYPE_CHECKING:
 # Commands import what they run with when they run: a help text, or a command that needs no database, starts at once.
 Value = TypeVar("Value")
 NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import the service in this block: the collector of garbage looks at no module, then or later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class SettingsUnusable(Exception):

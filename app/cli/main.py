@@ -19,6 +19,7 @@ from app import __version__
 from app.cli import callbacks, keys, tasks
 from app.cli.context import (
     fail,
+    importing,
     listen,
     load_settings,
     prepare,
@@ -77,8 +78,9 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the REST API and the callbacks, and run the workers."""
-    from app.observability.logging import configure_logging
-    from app.server import serve as run_server
+    with importing():
+        from app.observability.logging import configure_logging
+        from app.server import serve as run_server
 
     settings = load_settings()
     configure_logging(settings)
@@ -93,8 +95,9 @@ def serve(
 @main.command()
 def worker() -> None:
     """Run the workers without the REST API."""
-    from app.lifecycle import run_worker
-    from app.observability.logging import configure_logging
+    with importing():
+        from app.lifecycle import run_worker
+        from app.observability.logging import configure_logging
 
     settings = load_settings()
     configure_logging(settings)

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
-from tinytag import TinyTag, TinyTagException
-
 # How many bytes `sniff` and `sniff_image` need.
 HEAD = 16
 SUFFIXES: Mapping[str, str] = {
@@ -64,6 +62,9 @@ def measure_open(file: IO[bytes]) -> float | None:
     if media_type is None or end > size:
         # The file is truncated. The parser would report the length that its header announces.
         return None
+    # Until an audio file is measured, a process need not have it in memory.
+    from tinytag import TinyTag, TinyTagException
+
     try:
         duration = TinyTag.get(file_obj=_LimitedReader(file, end), tags=False).duration
     # Hostile bytes make the parser raise any of these.

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 
@@ -36,7 +37,7 @@ def plain_client(timeout: timedelta) -> httpx.AsyncClient:
     # The server may just have closed a reused connection: a submit written to it was never read, but looks like one
     # whose response was lost. Therefore each request has a new connection.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
+    transport = httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=limits)
     return _client(transport, timeout)
 
 
@@ -61,8 +62,7 @@ def guarded_client(
     Each request resolves its host once, checks every address and connects to a checked one, or raises
     `EgressRefused` before any connection is made. The Host header and TLS use the name.
     """
-    context = ssl_context or httpx.create_ssl_context(trust_env=False)
-    return _client(_GuardedTransport(allow, resolve or look_up, context), timeout)
+    return _client(_GuardedTransport(allow, resolve or look_up, ssl_context or _tls()), timeout)
 
 
 async def look_up(host: str) -> Sequence[str]:
@@ -75,6 +75,12 @@ async def look_up(host: str) -> Sequence[str]:
     found: Future[Sequence[str]] = Future()
     threading.Thread(target=_look_up, args=(host, found), daemon=True).start()
     return await asyncio.wrap_future(found)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """What every client verifies servers with: the certificates of a hundred authorities, read once."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.AsyncClient:

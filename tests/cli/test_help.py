@@ -19,11 +19,17 @@ def test_version_is_printed() -> None:
 
 
 def test_help_and_version_load_no_library_of_the_service() -> None:
-    listed = "import app.cli.main, sys; print(*{name.partition('.')[0] for name in sys.modules})"
-    loaded = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    loaded = _loaded_by("app.cli.main")
 
     assert "typer" in loaded
-    assert {"sqlalchemy", "alembic", "fastapi", "httpx", "obstore", "pydantic", "uvicorn"} & {*loaded} == set()
+    assert {"sqlalchemy", "alembic", "fastapi", "httpx", "obstore", "pydantic", "uvicorn"} & loaded == set()
+
+
+def test_server_on_sqlite_loads_no_migrations_no_other_driver_and_nothing_for_a_terminal() -> None:
+    loaded = _loaded_by("app.server")
+
+    assert {"sqlalchemy", "fastapi", "httpx", "uvicorn"} <= loaded
+    assert {"alembic", "mako", "psycopg", "asyncpg", "rich", "pygments", "tinytag", "watchfiles"} & loaded == set()
 
 
 def test_every_command_argument_and_option_has_a_help_sentence() -> None:
@@ -31,6 +37,12 @@ def test_every_command_argument_and_option_has_a_help_sentence() -> None:
 
     assert len(helps) > 40
     assert [name for name, text in helps.items() if not (text and text.endswith("."))] == []
+
+
+def _loaded_by(module: str) -> set[str]:
+    """The libraries that importing a module loads."""
+    listed = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules if sys.modules[name]}})"
+    return {*subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()}
 
 
 def _helps(name: str, command: Any) -> Iterator[tuple[str, str | None]]:
