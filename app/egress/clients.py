@@ -4,23 +4,31 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
+from queue import SimpleQueue
+from typing import Any
 
-import httpcore
 import httpx
 
 from app import __version__
+from app.egress.http1 import Connection
 from app.egress.rules import Address, Networks, is_forbidden, refusal_of
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
+_Lookups = SimpleQueue[tuple[str, Future[Sequence[str]]]]
 
 USER_AGENT = f"Soundpost/{__version__}"
 MAX_CONNECT_TIMEOUT = timedelta(seconds=5)
+PORTS = {"http": 80, "https": 443}
+# What threads without a lookup wait for; so many are kept.
+_idle_lookups: list[_Lookups] = []
+MAX_IDLE_LOOKUPS = 8
 
 
 class EgressRefused(httpx.TransportError):
@@ -69,11 +77,20 @@ async def look_up(host: str) -> Sequence[str]:
     """
     Return every address of a name, as the system resolves it. Raises OSError if there is none.
 
-    Each lookup has a daemon thread of its own. In the event loop's pool, eight names whose servers never
-    answer would block every other lookup of the process for half a minute, and then its exit.
+    A lookup waits for no other: where no thread is idle, one more is started. In the event loop's pool, eight
+    names whose servers never answer would block every other lookup of the process for half a minute, and
+    then its exit.
     """
+    with suppress(ValueError):
+        ip_address(host)
+        return [host]
     found: Future[Sequence[str]] = Future()
-    threading.Thread(target=_look_up, args=(host, found), daemon=True).start()
+    try:
+        lookups = _idle_lookups.pop()
+    except IndexError:
+        lookups = SimpleQueue()
+        threading.Thread(target=_look_up_each, args=(lookups,), daemon=True).start()
+    lookups.put((host, found))
     return await asyncio.wrap_future(found)
 
 
@@ -94,76 +111,81 @@ def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.As
     )
 
 
-class _GuardedTransport(httpx.AsyncHTTPTransport):
+class _GuardedTransport(httpx.AsyncBaseTransport):
+    """
+    Resolves a host once, checks every address, and connects to no other.
+
+    Each request has a connection of its own: an idle one would be reused without a check of its address.
+    There is no limit of connections: the workers limit their concurrency, so that one slow receiver does
+    not block the others.
+    """
+
     def __init__(self, allow: Networks, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
-        # The parent's constructor only creates a pool, and does not take a network backend for it.
-        self._allow = allow
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context,
-            # No limit here: the workers limit their concurrency, so that one slow receiver does not block the others.
-            max_connections=None,
-            # An idle connection would be reused without a check of its address.
-            max_keepalive_connections=0,
-            network_backend=_GuardedBackend(allow, resolve),
-        )
+        self._allow, self._resolve, self._ssl_context = allow, resolve, ssl_context
+        ssl_context.set_alpn_protocols(["http/1.1"])
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if reason := refusal_of(request.url, self._allow):
             raise EgressRefused(reason)
-        return await super().handle_async_request(request)
-
-
-class _GuardedBackend(httpcore.AsyncNetworkBackend):
-    """Resolves a host once, checks every address, and connects to no other. Has no Unix sockets."""
-
-    def __init__(self, allow: Networks, resolve: Resolver) -> None:
-        self._allow = allow
-        self._resolve = resolve
-        self._network = httpcore.AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 (the parent's signature)
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+        within = request.extensions.get("timeout", {}).get("connect")
         try:
-            async with asyncio.timeout(timeout):
-                addresses = await self._checked_addresses(host)
-                return await self._dial(addresses, port, timeout)
+            async with asyncio.timeout(within):
+                addresses = await self._checked_addresses(request.url.raw_host.decode("ascii"))
+                connection = await self._dial(request.url, addresses, within)
         except TimeoutError as error:
-            raise httpcore.ConnectTimeout("no connection in time") from error
+            raise httpx.ConnectTimeout("no connection in time") from error
+        return await connection.exchange(request)
 
     async def _checked_addresses(self, host: str) -> Sequence[Address]:
         try:
             found = await self._resolve(host)
         except OSError as error:
-            raise httpcore.ConnectError("the host does not resolve") from error
+            raise httpx.ConnectError("the host does not resolve") from error
         addresses = [ip_address(text) for text in dict.fromkeys(found)]
         for address in addresses:
             if reason := is_forbidden(address, self._allow):
                 raise EgressRefused(f"the host resolves to {reason}")
         return addresses
 
-    async def _dial(self, addresses: Sequence[Address], port: int, within: float | None) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError("the host resolves to no address")
+    async def _dial(self, url: httpx.URL, addresses: Sequence[Address], within: float | None) -> Connection:
+        failure: httpx.TransportError = httpx.ConnectError("the host resolves to no address")
         for address in addresses:
             # Each address has its share of the time: otherwise one that drops packets would use all of it.
             share = within and within / len(addresses)
             try:
-                return await self._network.connect_tcp(str(address), port, timeout=share)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failure = error
+                async with asyncio.timeout(share):
+                    return await self._connect(url, address)
+            except ssl.SSLError as error:
+                raise httpx.ConnectError(str(error)) from error
+            except TimeoutError:
+                failure = httpx.ConnectTimeout("no connection in time")
+            except OSError as error:
+                failure = httpx.ConnectError(str(error))
         raise failure
+
+    async def _connect(self, url: httpx.URL, address: Address) -> Connection:
+        tls: dict[str, Any] = {}
+        if url.scheme == "https":
+            tls = {"ssl": self._ssl_context, "server_hostname": url.raw_host.decode("ascii")}
+        port = url.port or PORTS[url.scheme]
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(Connection, str(address), port, **tls)
+        return connection
+
+
+def _look_up_each(lookups: _Lookups) -> None:
+    while True:
+        host, found = lookups.get()
+        if found.set_running_or_notify_cancel():
+            _look_up(host, found)
+        if len(_idle_lookups) >= MAX_IDLE_LOOKUPS:
+            return
+        _idle_lookups.append(lookups)
 
 
 def _look_up(host: str, found: Future[Sequence[str]]) -> None:
-    if not found.set_running_or_notify_cancel():
-        return
     try:
         addresses = socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM)
         found.set_result([str(address[0]) for *_, address in addresses])
-    except OSError as error:
+    except Exception as error:
         found.set_exception(error)

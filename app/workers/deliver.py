@@ -150,8 +150,8 @@ class _DeliveryWorker:
         started = time.monotonic()
         try:
             answer = await self._post(item)
-        # Not only httpx.HTTPError: no request can be made of some URLs, and anyio raises AttributeError for a
-        # connection that is reset as it opens. Whatever it is, there is no response, and the attempt counts.
+        # Not only httpx.HTTPError: no request can be made of some URLs. Whatever it is, there is no response, and the
+        # attempt counts.
         except Exception as error:
             return AttemptResult(item.claimed_at, _since(started), error=_reason(error))
         return AttemptResult(
