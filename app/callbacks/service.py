@@ -13,11 +13,12 @@ from enum import Enum, auto
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.callbacks.repository import count_callbacks, find_callbacks
+from app.callbacks.repository import find_callbacks, lock_free_tasks, write_tasks
 from app.config import Settings
-from app.database.base import ID_LENGTH
+from app.database.base import ID_LENGTH, new_id
 from app.database.engine import Database, Session, is_locked
 from app.database.group_commit import GroupCommit
+from app.database.records import RecordSession, record_sessions
 from app.enums import CallbackOutcome, ResolvedBy
 from app.errors import DatabaseUnavailable, NotAuthenticated, NotFound
 from app.keyring import Keyring
@@ -25,7 +26,7 @@ from app.models import Callback, Task
 from app.observability.metrics import Metrics
 from app.observability.redaction import redact
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.repository import lock_free_tasks, lock_task
+from app.tasks.repository import lock_task
 from app.upstream.types import Report, Upstream
 
 log = structlog.get_logger()
@@ -71,6 +72,7 @@ class CallbackService:
         metrics: Metrics,
     ) -> None:
         self._database, self._keyring, self._lifecycle = database, keyring, lifecycle
+        self._sessions = record_sessions(database.urgent_writes)
         self._upstream, self._metrics = upstream, metrics
         self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=True)
         self._needs_signature = settings.callback_hmac_key is not None
@@ -127,18 +129,18 @@ class CallbackService:
 
     async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Unstored]:
         """Store the callbacks that have come and apply their reports, in one commit."""
-        async with self._database.urgent_writes.begin() as session:
+        async with self._sessions.begin() as session:
             await session.connection()
             batch = take()
-            tasks = await lock_free_tasks(session, {received.task_id for received in batch})
-            # Before the first change: a query in between would write the changes of each callback by themselves.
-            kept = await count_callbacks(session, tasks)
+            tasks, kept = await lock_free_tasks(session, {received.task_id for received in batch})
             now = await self._database.now(session)
-            return [await self._store_one(session, tasks, kept, received, now) for received in batch]
+            outcomes = [await self._store_one(session, tasks, kept, received, now) for received in batch]
+            await write_tasks(session, tasks.values())
+            return outcomes
 
     async def _store_one(
         self,
-        session: Session,
+        session: RecordSession,
         tasks: Mapping[str, Task | None],
         kept: Counter[str],
         received: _Received,
@@ -152,7 +154,8 @@ class CallbackService:
         if kept[received.task_id] < MAX_KEPT:
             kept[received.task_id] += 1
             content = {"headers": received.headers, "body": received.body}
-            session.add(Callback(task_id=task.id, received_at=now, outcome=outcome, **content))
+            row = {"id": new_id(), "task_id": task.id, "received_at": now, "outcome": outcome, **content}
+            session.insert(Callback, row)
         return outcome
 
     async def _apply(self, session: Session, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import inspect
 
 from app.database.engine import Session
+from app.database.records import new_row
 from app.enums import EventType, TaskStatus
 from app.models import QUESTIONS, Clip, Task
 from app.tasks.events import EventRecorder
@@ -41,7 +42,7 @@ def merge_clips(
             continue
         if clip is None:
             place = {"task_id": task.id, "index": len(task.clips)}
-            clip = Clip(**{**_UNKNOWN, **place, "created_at": now, "due_at": now, "attempts": 0})
+            clip = new_row(task, Clip, {**_UNKNOWN, **place, "created_at": now, "due_at": now, "attempts": 0})
             task.clips.append(clip)
             fresh.append({"index": clip.index, "upstream_clip_id": item.upstream_clip_id, "title": item.title})
             update_clip(clip, item)

@@ -70,16 +70,6 @@ async def lock_task(session: Session, task_id: str) -> Task | None:
     return await session.get(Task, task_id, with_for_update=True, populate_existing=True)
 
 
-async def lock_free_tasks(session: Session, task_ids: Collection[str]) -> Mapping[str, Task | None]:
-    """Lock these tasks, by id. None is one that another transaction has locked; one that does not exist is left out."""
-    found = select(Task).where(Task.id.in_(task_ids)).order_by(Task.id)
-    locked = found.with_for_update(skip_locked=True).execution_options(populate_existing=True)
-    tasks: dict[str, Task | None] = {task.id: task for task in await session.scalars(locked)}
-    if missing := set(task_ids) - set(tasks):
-        tasks.update(dict.fromkeys(await session.scalars(select(Task.id).where(Task.id.in_(missing)))))
-    return tasks
-
-
 async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:
     """The ids of due tasks that cannot be polled, the longest due first."""
     due = select(Task.id).where(Task.due_at <= now, UNPOLLABLE).order_by(Task.due_at).limit(limit)
