@@ -57,23 +57,25 @@ RESULTS_BY_HTTP_STATUS: Mapping[int, Result[Never]] = dict.fromkeys(range(300, 5
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """The outer object of a body. `code` is None where the body has no envelope."""
+    """
+    The outer object of a body. `code` is None where the body has no envelope.
+
+    `data` is the content of the envelope, `inner` the fields of that.
+    """
 
     code: int | None
     message: str | None
     fields: Mapping[str, object]
-
-    @property
-    def data(self) -> object:
-        """The content of the envelope."""
-        return unpacked(self.fields.get("data"))
+    data: object
+    inner: Mapping[str, object]
 
     @property
     def task_id(self) -> str | None:
         """The upstream's id of the task, from any of the places where it is sent."""
-        data = fields(self.data)
-        places = (data, fields(unpacked(data.get("response"))), self.fields)
-        return next(filter(None, (read_id(place.get("taskid")) for place in places)), None)
+        found = read_id(self.inner.get("taskid"))
+        if found is None:
+            found = read_id(fields(unpacked(self.inner.get("response"))).get("taskid"))
+        return read_id(self.fields.get("taskid")) if found is None else found
 
 
 def read_envelope(body: bytes) -> Envelope:
@@ -81,7 +83,8 @@ def read_envelope(body: bytes) -> Envelope:
     value = read_json(body)
     named = fields(value[0] if isinstance(value, list) and len(value) == 1 else value)
     message = read_text(named.get("msg") or named.get("message"), MAX_MESSAGE_LENGTH)
-    return Envelope(read_integer(named.get("code")), message and redact(message), named)
+    data = unpacked(named.get("data"))
+    return Envelope(read_integer(named.get("code")), message and redact(message), named, data, fields(data))
 
 
 def read_response(

@@ -25,6 +25,7 @@ _AROUND = " \t\r\n\v\f\u00a0\u200b\u2060\ufeff\"'<>"
 _ESCAPES = {"\\/": "/", "&amp;": "&"}
 _MAX_URL_LENGTH = 4096
 _MAX_INTEGER = 2**31 - 1
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 # Far more than they send. Without a limit, a body of nothing but keys would block the event loop.
 _MAX_FIELDS = 1000
 
@@ -38,7 +39,7 @@ def read_json(body: bytes | str) -> object:
     """
     try:
         text = body.decode("utf-8-sig", "replace") if isinstance(body, bytes) else body
-        return json.loads(text, parse_constant=lambda _: None)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
 
@@ -54,12 +55,13 @@ def fields(value: object) -> dict[str, object]:
 
     `task_id` and `taskId` become one name. Where both are sent, the first that is not empty counts.
     """
-    named: dict[str, object] = {}
-    if isinstance(value, dict):
-        for key, item in islice(value.items(), _MAX_FIELDS):
-            name = key.replace("_", "").lower()
-            if named.get(name) in (None, ""):
-                named[name] = item
+    if not isinstance(value, dict):
+        return {}
+    items = [(key.replace("_", "").lower(), item) for key, item in islice(value.items(), _MAX_FIELDS)]
+    named = dict(items)
+    if len(named) < len(items):
+        # Backwards, so that the first is set last.
+        named |= {name: item for name, item in reversed(items) if item not in (None, "")}
     return named
 
 
@@ -105,7 +107,7 @@ def read_url(value: object) -> str | None:
 
     A placeholder (`…/None.mp3`) is dropped, and so is a URL that is too long, since half a URL leads nowhere.
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value:
         return None
     text = _LINE_BREAKS.sub("", value.strip(_AROUND))
     for escape, character in _ESCAPES.items():

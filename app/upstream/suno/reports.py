@@ -22,9 +22,11 @@ MAX_CREDITS = 1e12
 MAX_LYRIC_WORDS = 10_000
 CLIP_LIST_FIELDS = ("sunodata", "response", "data")
 # In which a clip says why it failed, and what says there that it did not.
-FAILURE_FIELDS = (
-    *("error", "errormessage", "errorcode", "errortype", "errorreason", "haserror"),
-    *("failed", "isfailed", "failreason", "failurereason", "failcode", "failmessage"),
+FAILURE_FIELDS = frozenset(
+    {
+        *("error", "errormessage", "errorcode", "errortype", "errorreason", "haserror"),
+        *("failed", "isfailed", "failreason", "failurereason", "failcode", "failmessage"),
+    }
 )
 NO_FAILURE = frozenset({"", "none", "null", "false", "0", "200", "ok", "success", "no error"})
 AUDIO_FIELDS = frozenset({"audiourl", "sourceaudiourl", "streamaudiourl"})
@@ -98,7 +100,7 @@ def read_lyrics(status: int, headers: Mapping[str, str], body: bytes, now: datet
     envelope, result = read_response(status, headers, body, now)
     if envelope.code != 200:
         return _without_value(result, is_about_one=True)
-    words = _read_words(fields(envelope.data).get("alignedwords"))
+    words = _read_words(envelope.inner.get("alignedwords"))
     return Result(Outcome.ok, words, result.code, result.message, result.retry_after)
 
 
@@ -141,8 +143,7 @@ def _read_report(envelope: Envelope) -> Report:
 
 def _flattened(envelope: Envelope) -> dict[str, object]:
     """The fields of the envelope, overridden by those of its data."""
-    data = fields(envelope.data)
-    return {**envelope.fields, **{name: value for name, value in data.items() if value not in (None, "")}}
+    return {**envelope.fields, **{name: value for name, value in envelope.inner.items() if value not in (None, "")}}
 
 
 def _read_stage_name(named: Mapping[str, object]) -> str | None:
@@ -162,8 +163,9 @@ def _stage(name: str | None, clips: Sequence[ReportedClip]) -> Stage:
 
 def _stage_named(name: str | None) -> Stage:
     word = (name or "").lower()
-    kind = next((stage for pattern, stage in STAGES_BY_KIND if pattern.fullmatch(word)), Stage.running)
-    return STAGES_BY_NAME.get(word, kind)
+    if word in STAGES_BY_NAME:
+        return STAGES_BY_NAME[word]
+    return next((stage for pattern, stage in STAGES_BY_KIND if pattern.fullmatch(word)), Stage.running)
 
 
 def _read_message(error: object, message: str | None, name: str | None) -> str | None:
@@ -230,7 +232,7 @@ def _has_failed(clip: Mapping[str, object]) -> bool:
     """Whether a clip says of itself that it failed, whatever its link looks like."""
     words = (read_text(clip.get(field), MAX_NAME_LENGTH) for field in ("status", "state"))
     stages = [_stage_named(word) for word in words if word]
-    says_why = any(_word(clip.get(field)) not in NO_FAILURE for field in FAILURE_FIELDS)
+    says_why = any(_word(clip[field]) not in NO_FAILURE for field in FAILURE_FIELDS & clip.keys())
     is_denied = "success" in clip and _word(clip["success"]) in ("false", "0")
     return Stage.failed in stages or is_denied or (says_why and Stage.succeeded not in stages)
 
