@@ -13,7 +13,7 @@ from enum import Enum, auto
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.callbacks.repository import find_callbacks, lock_free_tasks, write_tasks
+from app.callbacks.repository import STORED_CALLBACKS, find_callbacks
 from app.config import Settings
 from app.database.base import ID_LENGTH, new_id
 from app.database.engine import Database, Session, is_locked
@@ -26,6 +26,7 @@ from app.models import Callback, Task
 from app.observability.metrics import Metrics
 from app.observability.redaction import redact
 from app.tasks.lifecycle import TaskLifecycle
+from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.repository import lock_task
 from app.upstream.types import Report, Upstream
 
@@ -132,7 +133,8 @@ class CallbackService:
         async with self._sessions.begin() as session:
             await session.connection()
             batch = take()
-            tasks, kept = await lock_free_tasks(session, {received.task_id for received in batch})
+            tasks, rows = await lock_free_tasks(session, {received.task_id for received in batch}, STORED_CALLBACKS)
+            kept = Counter({row.id: row.stored_callbacks for row in rows})
             now = await self._database.now(session)
             outcomes = [await self._store_one(session, tasks, kept, received, now) for received in batch]
             await write_tasks(session, tasks.values())

@@ -11,9 +11,10 @@ from sqlalchemy import select, update
 
 from app.database.engine import Database, Session, limit_lock_wait
 from app.database.group_commit import GroupCommit, RowLocked
+from app.database.records import record_sessions
 from app.models import Clip, Task
 from app.storage import references
-from app.tasks.repository import lock_free_tasks
+from app.tasks.locking import lock_free_tasks, write_tasks
 
 # Clips that one commit changes at most.
 MAX_IN_A_COMMIT = 50
@@ -50,7 +51,7 @@ class ClipCommits:
     """Writes claimed clips. Methods raise ClaimLost, TRANSIENT, and DatabaseUnavailable where the task is locked."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self._database, self._sessions = database, record_sessions(database.writes)
         self._changes = GroupCommit(self._change, MAX_IN_A_COMMIT, is_idempotent=True)
         self._reservations = GroupCommit(self._reserve, MAX_IN_A_COMMIT, is_idempotent=True)
 
@@ -68,12 +69,13 @@ class ClipCommits:
         return await self._reservations.add_patiently(reservation, self._database.limits.lock_timeout)
 
     async def _change(self, take: Callable[[], Sequence[tuple[Clip, Change]]]) -> Sequence[Exception | None]:
-        async with self._database.transaction() as (session, now):
+        async with self._sessions.begin() as session:
             await limit_lock_wait(session)
             batch = take()
             # Lock order: task, then clip.
-            tasks = await lock_free_tasks(session, {clip.task_id for clip, _ in batch})
+            tasks, _ = await lock_free_tasks(session, {clip.task_id for clip, _ in batch})
             fences = await _lock_fences(session, [clip for clip, _ in batch if tasks.get(clip.task_id)])
+            now = await self._database.now(session)
             outcomes: list[Exception | None] = []
             for claimed, change in batch:
                 task = tasks.get(claimed.task_id)
@@ -85,6 +87,7 @@ class ClipCommits:
                     [clip] = (clip for clip in task.clips if clip.id == claimed.id)
                     change(LockedClip(session, task, clip, now))
                     outcomes.append(None)
+            await write_tasks(session, tasks.values())
         return outcomes
 
     async def _reserve(self, take: Callable[[], Sequence[_Reservation]]) -> Sequence[bool | Exception]:

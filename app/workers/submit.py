@@ -14,11 +14,12 @@ from app.database.backoff import jittered
 from app.database.claims import Claim, is_due
 from app.database.engine import Session, limit_lock_wait
 from app.database.group_commit import GroupCommit, RowLocked
+from app.database.records import record_sessions
 from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
-from app.tasks.repository import lock_free_tasks
+from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
 from app.upstream.history import SubmitRecorder, read_history
@@ -60,6 +61,7 @@ class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
         self._recorder = SubmitRecorder(self._gateway.key)
+        self._sessions = record_sessions(services.database.writes)
         self._results = GroupCommit(self._store, MAX_AT_ONCE, is_idempotent=True)
         # On the monotonic clock, in seconds: until then no slot can be free.
         self._none_free_until = 0.0
@@ -124,12 +126,11 @@ class _SubmitWorker:
     async def _store(self, take: Callable[[], Sequence[tuple[Submit, Result[str]]]]) -> Sequence[Exception | None]:
         """Settle the results that wait, in one commit; those of tasks that others have locked are left out."""
         database, gateway = self._services.database, self._gateway
-        async with database.transaction() as (session, _):
+        async with self._sessions.begin() as session:
             await limit_lock_wait(session)
             batch = take()
-            tasks = await lock_free_tasks(session, {submit.task.id for submit, _ in batch})
+            tasks, _ = await lock_free_tasks(session, {submit.task.id for submit, _ in batch})
             free = [(submit, result) for submit, result in batch if tasks.get(submit.task.id, submit) is not None]
-            # Before the first change: a query in between would write the changes of each task by themselves.
             hold = await current_hold(session, gateway.key)
             # The locks may have been waited for.
             now = await database.now(session)
@@ -143,6 +144,7 @@ class _SubmitWorker:
                     await self._settle_task(session, task, result, now, hold)
                 elif task is not None:
                     await self._settle_late(session, task, submit, result, now, hold)
+            await write_tasks(session, tasks.values())
             # Last, because all submits of all replicas share the row.
             for _, result in free:
                 await self._recorder.record(session, result, now)
