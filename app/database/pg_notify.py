@@ -28,12 +28,12 @@ MAX_TOPICS_IN_A_PAYLOAD = 200
 # NOTIFY takes a lock that all commits of the server share: topics are gathered for this long between two of them.
 PUBLISH_INTERVAL = timedelta(milliseconds=50)
 # How often a process tells the others that it is there, and whether requests wait in it; and after how long without
-# that it is taken to be gone. A first wait is told of at once, seen by looking so often.
-ANNOUNCE_EVERY, GONE_AFTER = timedelta(seconds=5), timedelta(seconds=12)
-LOOK_EVERY = timedelta(milliseconds=50)
+# that it is taken to be gone. A first wait is told of at once.
+ANNOUNCE_EVERY, GONE_AFTER = timedelta(seconds=8), timedelta(seconds=20)
 HERE, WAITING = "+here", "+waiting"
 # After this time the other replicas have found the change by their own polls.
 PUBLISH_TIMEOUT = timedelta(seconds=1)
+# A connection on which nothing came for so long, not even what this process announces, is asked whether it lives.
 HEARTBEAT = timedelta(seconds=10)
 MIN_RETRY, MAX_RETRY = timedelta(milliseconds=100), timedelta(seconds=5)
 
@@ -55,7 +55,7 @@ class PostgresNotifier:
         """Start publishing and listening; does nothing on SQLite and behind a pooler."""
         url = self._database.url
         if not is_sqlite(url) and not read_postgres_url(url).has_pooler:
-            self._wakeups.forward_to(self._publisher.add)
+            self._wakeups.forward_to(self._publisher.add, self._publisher.tell_of_waits)
             listening = _listen(self._database, self._publisher, self._wakeups)
             background = self._publisher.run(), self._publisher.announce(), listening
             self._tasks = [asyncio.create_task(each) for each in background]
@@ -82,8 +82,9 @@ class _Publisher:
         # When the others were heard of last, by name, as `time.monotonic()`, and those in which requests wait.
         self._heard_at: dict[str, float] = {}
         self._waiting: set[str] = set()
-        # What this one announced last; None makes it do so again.
-        self._said: str | None = None
+        # What this one announced last, and whether there is more to tell.
+        self._said = HERE
+        self._has_news = asyncio.Event()
         self._topics: set[str] = set()
         self._has_topics = asyncio.Event()
 
@@ -99,22 +100,25 @@ class _Publisher:
     def hear(self, name: str, announcement: str) -> None:
         """Note what another process says of itself; one that is new is told of this one."""
         if name not in self._heard_at:
-            self._said = None
+            self._has_news.set()
         self._heard_at[name] = time.monotonic()
         (self._waiting.add if announcement == WAITING else self._waiting.discard)(name)
 
+    def tell_of_waits(self) -> None:
+        """Announce at once that a request waits. That none does any more can wait: the next may come soon."""
+        if self._said != WAITING:
+            self._has_news.set()
+
     async def announce(self) -> None:
         """Announce this process until cancelled."""
-        said_at = time.monotonic()
         while True:
-            is_time = time.monotonic() - said_at >= ANNOUNCE_EVERY.total_seconds()
-            # That nobody waits any more can wait: the next request may come soon.
-            if self._said is None or is_time or (self._wakeups.has_subscriptions and self._said != WAITING):
-                said_at = time.monotonic()
-                self._said = WAITING if self._wakeups.has_subscriptions else HERE
-                self._topics.add(self._said)
-                self._has_topics.set()
-            await asyncio.sleep(LOOK_EVERY.total_seconds())
+            self._has_news.clear()
+            self._said = WAITING if self._wakeups.has_subscriptions else HERE
+            self._topics.add(self._said)
+            self._has_topics.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANNOUNCE_EVERY.total_seconds()):
+                    await self._has_news.wait()
 
     async def run(self) -> None:
         while True:
@@ -127,14 +131,12 @@ class _Publisher:
         self._has_topics.clear()
         if not topics:
             return
-        payloads = [
-            topics[start : start + MAX_TOPICS_IN_A_PAYLOAD] for start in range(0, len(topics), MAX_TOPICS_IN_A_PAYLOAD)
-        ]
-        timeout = asyncio.timeout(PUBLISH_TIMEOUT.total_seconds())
+        size = MAX_TOPICS_IN_A_PAYLOAD
+        payloads = [",".join(topics[start : start + size]) for start in range(0, len(topics), size)]
+        notifies = [func.pg_notify(CHANNEL, f"{self.name}:{payload}") for payload in payloads]
         try:
-            async with timeout, self._database.writes.begin() as session:
-                for payload in payloads:
-                    await session.execute(select(func.pg_notify(CHANNEL, f"{self.name}:{','.join(payload)}")))
+            async with asyncio.timeout(PUBLISH_TIMEOUT.total_seconds()):
+                await self._database.fetch(select(*notifies))
         except TRANSIENT as error:
             log.warning("notify_failed", error=type(error).__name__)
 
@@ -175,23 +177,33 @@ async def _listen_once(database: Database, on_payload: Callable[[str], None]) ->
 
 
 async def _receive_asyncpg(connection: Any, on_payload: Callable[[str], None]) -> None:
-    is_lost = asyncio.Event()
+    lives, is_lost = asyncio.Event(), asyncio.Event()
+
+    def hear(_connection: object, _pid: int, _channel: str, payload: str) -> None:
+        lives.set()
+        on_payload(payload)
+
     connection.add_termination_listener(lambda _: is_lost.set())
-    await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, payload: on_payload(payload))
+    await connection.add_listener(CHANNEL, hear)
     while True:
+        lives.clear()
         with suppress(TimeoutError):
             await asyncio.wait_for(is_lost.wait(), HEARTBEAT.total_seconds())
-        # Only a statement shows that the peer vanished without closing the connection.
-        await connection.execute("SELECT 1", timeout=HEARTBEAT.total_seconds())
+        if is_lost.is_set() or not lives.is_set():
+            # Only a statement shows that the peer vanished without closing the connection.
+            await connection.execute("SELECT 1", timeout=HEARTBEAT.total_seconds())
 
 
 async def _receive_psycopg(connection: Any, on_payload: Callable[[str], None]) -> None:
     await connection.execute(f"LISTEN {CHANNEL}")
     while True:
+        lives = False
         async for notification in connection.notifies(timeout=HEARTBEAT.total_seconds()):
+            lives = True
             on_payload(notification.payload)
-        async with asyncio.timeout(HEARTBEAT.total_seconds()):
-            await connection.execute("SELECT 1")
+        if not lives:
+            async with asyncio.timeout(HEARTBEAT.total_seconds()):
+                await connection.execute("SELECT 1")
 
 
 _RECEIVERS: dict[str, Callable[[Any, Callable[[str], None]], Coroutine[Any, Any, None]]] = {

@@ -91,14 +91,15 @@ class Wakeups:
 
     def __init__(self, database: Database) -> None:
         self._forward: Forward | None = None
+        self._at_wait: Callable[[], None] | None = None
         self._events: dict[str, asyncio.Event] = {}
         self._subscriptions: dict[str, set[Subscription]] = {}
         self._is_closed = False
         event.listen(database.session_class, "after_commit", self._notify_committed)
 
-    def forward_to(self, forward: Forward) -> None:
-        """Pass the topics of every later commit to `forward` too."""
-        self._forward = forward
+    def forward_to(self, forward: Forward, at_wait: Callable[[], None]) -> None:
+        """Pass the topics of every later commit to `forward` too, and call `at_wait` where a request begins to wait."""
+        self._forward, self._at_wait = forward, at_wait
 
     def event(self, topic: str) -> asyncio.Event:
         """The event that a worker waits for and clears; one for each topic."""
@@ -111,6 +112,8 @@ class Wakeups:
 
     def subscribe(self, topic: str) -> Subscription:
         """A subscription to a topic, to be entered as a context manager."""
+        if self._at_wait is not None:
+            self._at_wait()
         return Subscription(topic, self._subscriptions, is_closed=self._is_closed)
 
     def subscriptions(self) -> Sequence[tuple[str, Subscription]]:

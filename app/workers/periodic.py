@@ -28,7 +28,8 @@ log = structlog.get_logger()
 MAX_UNCLEAR_LOOKS = 3
 NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
-PRUNE_EVERY = timedelta(minutes=1)
+# It goes on at once while there is more; what is added up later is counted row by row meanwhile.
+PRUNE_EVERY = timedelta(minutes=5)
 # Rows that are added up in one commit.
 USAGE_BATCH = 500
 STALE_HOLD = timedelta(hours=1)

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 Item = TypeVar("Item")
 
 # How often it is looked whether rows are due: a lost wake-up delays them by this much.
+LOOK_EVERY = timedelta(seconds=1.25)
+# After a failed claim.
 FALLBACK_INTERVAL = timedelta(seconds=1)
 MIN_COMMIT_RETRY, MAX_COMMIT_RETRY = timedelta(seconds=0.1), timedelta(seconds=2)
 # How often a transaction is repeated that the database refuses: a race can be the cause, and then the next one passes.
@@ -55,7 +57,7 @@ class Loop(Generic[Item]):
 
 async def wake_when_due(loops: Sequence[Loop[Any]], database: Database, stopping: asyncio.Event) -> None:
     """
-    Wake each loop whose rows have fallen due, until `stopping` is set, by a look each second.
+    Wake each loop whose rows have fallen due, until `stopping` is set, by a look every LOOK_EVERY.
 
     It finds what another process stored too, and whatever a wake-up was lost for.
     """
@@ -67,7 +69,7 @@ async def wake_when_due(loops: Sequence[Loop[Any]], database: Database, stopping
         except Exception:
             log.exception("due_rows_error")
         with suppress(TimeoutError):
-            async with asyncio.timeout(FALLBACK_INTERVAL.total_seconds()):
+            async with asyncio.timeout(LOOK_EVERY.total_seconds()):
                 await stopping.wait()
 
 
