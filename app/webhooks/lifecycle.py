@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
+from typing import Any
 
 import structlog
 
 from app.config import Settings
 from app.database.base import new_id
-from app.database.claims import lock_claimed
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
 from app.enums import DeliveryStatus, DisabledBy, Sweep, WebhookType
 from app.errors import InvalidRequest, TooManyEndpoints
-from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
-from app.webhooks import repository
+from app.models import ApiKey, Delivery, WebhookEndpoint
+from app.webhooks import due, repository
 from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
 from app.webhooks.retry import GONE, AttemptResult, disabled_by, next_delay, pause_after
 from app.webhooks.schemas import (
@@ -31,8 +34,34 @@ from app.webhooks.schemas import (
 from app.webhooks.sweeps import THE_BEGINNING, begin_sweep
 
 log = structlog.get_logger()
+# By id, locked; None is one that another transaction has locked.
+_Endpoints = Mapping[str, WebhookEndpoint | None]
+_Claims = Mapping[str, Any]
 
 MAX_ENDPOINTS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """A claimed delivery, and the result of the attempt at it."""
+
+    delivery: Delivery
+    result: AttemptResult
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What a delivery is after an attempt, and how many were made."""
+
+    status: DeliveryStatus
+    attempts_made: int
+
+
+class Unsettled(Enum):
+    """Why a result is not stored: the claim was lost, or another transaction has locked what it changes."""
+
+    lost = auto()
+    locked = auto()
 
 
 def check_receiver(url: str, allow: Networks, pointer: str) -> None:
@@ -117,28 +146,34 @@ class WebhookLifecycle:
         await session.refresh(delivery)
 
     async def settle(
-        self, session: Session, claimed: Delivery, result: AttemptResult, now: datetime
-    ) -> Delivery | None:
-        """Store the result of an attempt. Return the delivery, or None, with nothing stored, if the claim was lost."""
-        endpoint_id = claimed.endpoint_id
-        # Lock order: endpoint, then delivery. Two transactions with different orders would deadlock.
-        endpoint = await repository.lock_endpoint(session, endpoint_id) if endpoint_id else None
-        if endpoint_id and endpoint is None:
-            return None
-        delivery = await lock_claimed(session, Delivery, claimed.id, claimed.fence)
-        if delivery is None:
-            return None
-        session.add(_attempt(delivery, result))
-        delivery.attempts_made += 1
-        delivery.fence = None
-        delay = next_delay(self._schedule, delivery.attempts, result.retry_after, self._rng)
+        self, session: Session, attempts: Sequence[Attempted], now: datetime
+    ) -> Sequence[Settled | Unsettled]:
+        """Store the results of attempts, each of another delivery; nothing of those that are unsettled."""
+        # Lock order: endpoints, then deliveries. Two transactions with different orders would deadlock.
+        named = {each.delivery.endpoint_id for each in attempts if each.delivery.endpoint_id}
+        endpoints = await due.lock_free_endpoints(session, named)
+        free = [each for each in attempts if each.delivery.endpoint_id is None or _endpoint_of(each, endpoints)]
+        claims = await due.lock_free_claims(session, {each.delivery.id for each in free})
+        unsettled = [_unsettled(each, endpoints, claims) for each in attempts]
+        settling = [each for each, reason in zip(attempts, unsettled, strict=True) if reason is None]
+        delays = [await self._next_delay(session, each, endpoints, claims, now) for each in settling]
+        # After all of them: an endpoint that one of them has disabled gets none of the others again.
+        changes = [_change(each, endpoints, claims, delay, now) for each, delay in zip(settling, delays, strict=True)]
+        await due.store_results(session, [_attempt(each) for each in settling], changes)
+        settled = (Settled(change["status"], change["attempts_made"]) for change in changes)
+        return [reason or next(settled) for reason in unsettled]
+
+    async def _next_delay(
+        self, session: Session, attempted: Attempted, endpoints: _Endpoints, claims: _Claims, now: datetime
+    ) -> timedelta | None:
+        """When the next attempt would be due; the endpoint learns the result."""
+        result, endpoint = attempted.result, _endpoint_of(attempted, endpoints)
+        delay = next_delay(self._schedule, claims[attempted.delivery.id].attempts, result.retry_after, self._rng)
         if endpoint is not None:
             await self._update_endpoint_health(session, endpoint, result, now)
             pause = pause_after(result, delay)
             endpoint.paused_until = now + pause if pause else endpoint.paused_until
-        is_disabled = result.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
-        _schedule_next(delivery, result, None if is_disabled else delay, now)
-        return delivery
+        return delay
 
     async def _update_endpoint_health(
         self, session: Session, endpoint: WebhookEndpoint, result: AttemptResult, now: datetime
@@ -167,21 +202,49 @@ class WebhookLifecycle:
         return OutboundEvent(new_id(), kind, endpoint.api_key_id, None, body.model_dump_json().encode(), now, due_at)
 
 
-def _attempt(delivery: Delivery, result: AttemptResult) -> DeliveryAttempt:
-    return DeliveryAttempt(
-        delivery_id=delivery.id,
-        attempted_at=result.attempted_at,
-        duration_ms=round(result.duration.total_seconds() * 1000),
-        status_code=result.status_code,
-        error=result.error,
-        response=result.response,
-    )
+def _endpoint_of(attempted: Attempted, endpoints: _Endpoints) -> WebhookEndpoint | None:
+    return endpoints.get(attempted.delivery.endpoint_id or "")
 
 
-def _schedule_next(delivery: Delivery, result: AttemptResult, delay: timedelta | None, now: datetime) -> None:
+def _unsettled(attempted: Attempted, endpoints: _Endpoints, claims: _Claims) -> Unsettled | None:
+    delivery = attempted.delivery
+    if delivery.endpoint_id is not None and _endpoint_of(attempted, endpoints) is None:
+        return Unsettled.locked if delivery.endpoint_id in endpoints else Unsettled.lost
+    claim = claims.get(delivery.id)
+    if claim is None:
+        return Unsettled.locked if delivery.id in claims else Unsettled.lost
+    return None if claim.fence == delivery.fence else Unsettled.lost
+
+
+def _attempt(attempted: Attempted) -> Mapping[str, Any]:
+    result = attempted.result
+    return {
+        "id": new_id(),
+        "delivery_id": attempted.delivery.id,
+        "attempted_at": result.attempted_at,
+        "duration_ms": round(result.duration.total_seconds() * 1000),
+        "status_code": result.status_code,
+        "error": result.error,
+        "response": result.response,
+    }
+
+
+def _change(
+    attempted: Attempted, endpoints: _Endpoints, claims: _Claims, delay: timedelta | None, now: datetime
+) -> Mapping[str, Any]:
+    """What becomes of a delivery whose next attempt would come after this delay, or None to give up."""
+    delivery, result = attempted.delivery, attempted.result
+    endpoint = _endpoint_of(attempted, endpoints)
+    is_disabled = result.status_code == GONE or (endpoint is not None and endpoint.disabled_at is not None)
+    status = DeliveryStatus.pending
     if result.is_success:
-        delivery.status, delivery.delivered_at, delivery.due_at = DeliveryStatus.delivered, now, None
-    elif delay is None:
-        delivery.status, delivery.due_at = DeliveryStatus.given_up, None
-    else:
-        delivery.due_at = now + delay
+        status = DeliveryStatus.delivered
+    elif delay is None or is_disabled:
+        status = DeliveryStatus.given_up
+    return {
+        "settled_id": delivery.id,
+        "status": status,
+        "attempts_made": claims[delivery.id].attempts_made + 1,
+        "delivered_at": now if result.is_success else None,
+        "due_at": now + delay if delay is not None and status is DeliveryStatus.pending else None,
+    }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, delete, func, literal, or_, orm, select, tuple_, update
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import ColumnElement, Select, case, delete, func, or_, orm, select, tuple_, update
 from sqlalchemy.orm.attributes import set_committed_value
 
 from app.database.engine import Session
@@ -21,8 +19,6 @@ MAX_BATCH = 1000
 MAX_ERASED = 200
 # Up to this number, deliveries to be recovered are counted.
 MAX_COUNT = 10_000
-# The most keys, hosts or lanes that a claim looks at; above the endpoints of a key and all that may be under way.
-MAX_WALK = 200
 IS_KEPT = WebhookEndpoint.deleted_at.is_(None)
 # Deliveries of a deleted endpoint are erased in batches, and are gone for callers at once.
 _IS_SHOWN = Delivery.endpoint_id.is_(None) | Delivery.endpoint_id.not_in(select(WebhookEndpoint.id).where(~IS_KEPT))
@@ -109,49 +105,6 @@ async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, 
     if key_ids:
         found |= {key.id: key for key in await session.scalars(select(ApiKey).where(ApiKey.id.in_(key_ids)))}
     return found
-
-
-async def line_up(session: Session, now: datetime) -> int:
-    """
-    Put up to MAX_BATCH deliveries whose time has come into their lanes; return how many they were.
-
-    New deliveries are put there at once. So claims look neither at lanes without due deliveries nor
-    at a receiver's backlog, however long it is.
-    """
-    due = select(Delivery.id).where(Delivery.due_at <= now, ~Delivery.is_ready).order_by(Delivery.due_at)
-    locked = due.limit(MAX_BATCH).with_for_update(skip_locked=True)
-    ready = update(Delivery).where(Delivery.id.in_(locked)).values(is_ready=True).returning(Delivery.id)
-    return len((await session.scalars(ready.execution_options(synchronize_session=False))).all())
-
-
-async def ready_values(
-    session: Session, column: InstrumentedAttribute[str], rng: random.Random, *where: ColumnElement[bool]
-) -> Sequence[str]:
-    """
-    Up to MAX_WALK values of a column among the ready deliveries that match; at random if there are more.
-
-    `column` and the columns of `where` are a prefix of the index. A recursive query jumps along it from
-    value to value (a loose index scan): each costs the same with one delivery or a hundred thousand.
-    """
-    found = await _walk(session, column, "", *where)
-    if len(found) < MAX_WALK:
-        return found
-    found = await _walk(session, column, f"{rng.getrandbits(128):032x}", *where)
-    return found if len(found) == MAX_WALK else [*found, *await _walk(session, column, "", *where)][:MAX_WALK]
-
-
-async def _walk(
-    session: Session, column: InstrumentedAttribute[str], after: str, *where: ColumnElement[bool]
-) -> list[str]:
-    def least(after: Any) -> Select[str]:
-        return select(func.min(column)).where(Delivery.is_ready, *where, column > after)
-
-    first = select(least(after).scalar_subquery().label("value"), literal(1).label("number"))
-    walk = first.cte("walk", recursive=True)
-    is_last = walk.c.value.is_(None) | (walk.c.number == MAX_WALK)
-    following = select(least(walk.c.value).correlate(walk).scalar_subquery(), walk.c.number + 1).where(~is_last)
-    walk = walk.union_all(following)
-    return list(await session.scalars(select(walk.c.value).where(walk.c.value.isnot(None))))
 
 
 async def blocked_endpoints(session: Session, now: datetime) -> set[str]:

@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.database.claims import Claim, claim_due, is_due
-from app.database.engine import Session
+from app.database.engine import Session, is_locked, limit_lock_wait
+from app.database.group_commit import GroupCommit
 from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, send_capped
 from app.enums import DeliveryStatus
+from app.errors import DatabaseUnavailable
 from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
-from app.webhooks import repository
+from app.webhooks import due, repository
+from app.webhooks.lifecycle import Attempted, Settled, Unsettled
 from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
@@ -32,8 +36,8 @@ CONCURRENCY = 100
 # The attempts under way at which a key, a host and a lane that were full get more: a claim for each single place would
 # cost more than it brings.
 CLAIM_AGAIN_AT = 25, 10, 4
-# Results that are stored at once: they leave the other connections of the pool to requests.
-MAX_SETTLING = 5
+# How soon a result is stored again whose delivery, or its endpoint, another transaction has locked.
+LOCKED_RETRY = timedelta(milliseconds=100)
 # Bytes that are read of a response, and characters that are stored of it or of an error.
 MAX_RESPONSE = 1024
 IS_DUE = select(Delivery.id).where(Delivery.is_ready).limit(1).exists() | is_due(Delivery, ~Delivery.is_ready)
@@ -65,13 +69,13 @@ class _DeliveryWorker:
         # The attempts under way, by key, host and lane; and those of the groups that may have more due deliveries.
         self._in_flight: Counter[str] = Counter()
         self._full: set[str] = set()
-        self._settling = asyncio.Semaphore(MAX_SETTLING)
+        self._results = GroupCommit(self._store, CONCURRENCY, is_idempotent=True)
 
     async def claim(self, limit: int) -> Claimed[ClaimedDelivery]:
         """Claim due deliveries, a share of each key, host and lane: a receiver's backlog delays no other."""
         services = self._services
         async with services.database.transaction() as (session, now):
-            lined_up = await repository.line_up(session, now)
+            lined_up = await due.line_up(session, now)
             lanes, full = await self._lanes(session, now, limit)
             shares = share_places(lanes, self._in_flight, limit)
             claimed: list[Delivery] = []
@@ -121,7 +125,7 @@ class _DeliveryWorker:
     async def _ready(
         self, session: Session, column: InstrumentedAttribute[str], *where: ColumnElement[bool]
     ) -> Sequence[str]:
-        values = list(await repository.ready_values(session, column, self._services.rng, *where))
+        values = list(await due.ready_values(session, column, self._services.rng, *where))
         self._services.rng.shuffle(values)
         return values
 
@@ -173,26 +177,47 @@ class _DeliveryWorker:
         return await send_capped(client, request, limit=MAX_RESPONSE, within=self._services.settings.webhook_timeout)
 
     async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
-        services, delivery = self._services, item.delivery
-        # One result of an endpoint at a time: if its row is locked, the others leave their places to other endpoints.
-        alone = services.database.exclusive(delivery.endpoint_id or delivery.id, services.settings.webhook_lease)
-        async with alone, self._settling, services.database.transaction() as (session, now):
-            settled = await services.webhook_lifecycle.settle(session, item.delivery, result, now)
-        is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
+        delivery = item.delivery
+        settled = await self._stored(Attempted(delivery, result))
+        is_delivered = isinstance(settled, Settled) and settled.status is DeliveryStatus.delivered
         write = log.info if is_delivered else log.warning
         write(
             "delivery_attempted",
-            delivery_id=item.delivery.id,
-            event_id=item.delivery.event_id,
-            event_type=item.delivery.event_type.value,
-            task_id=item.delivery.task_id,
-            endpoint_id=item.delivery.endpoint_id,
-            attempt=settled.attempts_made if settled else None,
-            status=settled.status.value if settled else "claim_lost",
+            delivery_id=delivery.id,
+            event_id=delivery.event_id,
+            event_type=delivery.event_type.value,
+            task_id=delivery.task_id,
+            endpoint_id=delivery.endpoint_id,
+            attempt=settled.attempts_made if isinstance(settled, Settled) else None,
+            status=settled.status.value if isinstance(settled, Settled) else "claim_lost",
             status_code=result.status_code,
             error=result.error,
             duration_ms=round(result.duration.total_seconds() * 1000),
         )
+
+    async def _stored(self, attempted: Attempted) -> Settled | Unsettled:
+        """Store a result; again, and by itself, while another transaction locks what it changes."""
+        until = time.monotonic() + self._services.settings.webhook_lease.total_seconds()
+        was_locked = False
+        while True:
+            try:
+                settled = await self._results.add(attempted, apart=was_locked)
+            except DBAPIError as error:
+                if not is_locked(error):
+                    raise
+                settled = Unsettled.locked
+            if settled is not Unsettled.locked:
+                return settled
+            if time.monotonic() > until:
+                raise DatabaseUnavailable("Others hold what the result of a delivery changes.")
+            was_locked = True
+            await asyncio.sleep(LOCKED_RETRY.total_seconds())
+
+    async def _store(self, take: Callable[[], Sequence[Attempted]]) -> Sequence[Settled | Unsettled]:
+        """Store the results that have come, in one commit."""
+        async with self._services.database.transaction() as (session, now):
+            await limit_lock_wait(session)
+            return await self._services.webhook_lifecycle.settle(session, take(), now)
 
 
 def _since(started: float) -> timedelta:

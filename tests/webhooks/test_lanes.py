@@ -57,7 +57,7 @@ async def test_silent_hosts_of_one_key_do_not_delay_another_key(database_url: st
 async def test_every_lane_has_its_turn_where_there_are_more_than_a_claim_looks_at(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.webhooks.repository.MAX_WALK", 5)
+    monkeypatch.setattr("app.webhooks.due.MAX_WALK", 5)
     async with outbox_of(database_url) as outbox, receiving() as receiver:
         key, now = await add_key(outbox.database), await _now(outbox)
         ready = {"is_ready": True, "due_at": now, "created_at": now, "url": receiver.url}
