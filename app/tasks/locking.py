@@ -10,8 +10,11 @@ from sqlalchemy import BindParameter, ColumnElement, Row, Select, bindparam, sel
 
 from app.database.records import RecordSession, columns, is_new
 from app.models import Clip, Task
+from app.webhooks.outbox import note_callers
+from app.webhooks.repository import has_endpoints
 
 _IDS: BindParameter[list[str]] = bindparam("ids", expanding=True)
+_IS_HEARD = has_endpoints(Task.api_key_id).label("is_heard")
 _EXISTING = select(Task.id).where(Task.id.in_(_IDS))
 _CLIPS = select(*columns(Clip)).where(Clip.task_id.in_(_IDS)).order_by(Clip.index)
 
@@ -26,6 +29,7 @@ async def lock_free_tasks(
     """
     connection = await session.connection()
     rows = (await connection.execute(_lock_free(*beside), {"ids": list(task_ids)})).all()
+    note_callers(session, {row.api_key_id for row in rows if row.is_heard})
     locked = {task.id: task for task in session.load(Task, rows)}
     for task in locked.values():
         task.clips = []
@@ -52,5 +56,5 @@ async def write_tasks(session: RecordSession, tasks: Iterable[Task | None]) -> N
 
 @cache
 def _lock_free(*beside: ColumnElement[Any]) -> Select[Any]:
-    found = select(*columns(Task), *beside).where(Task.id.in_(_IDS)).order_by(Task.id)
+    found = select(*columns(Task), _IS_HEARD, *beside).where(Task.id.in_(_IDS)).order_by(Task.id)
     return found.with_for_update(skip_locked=True)

@@ -15,7 +15,7 @@ from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL
 from app.webhooks.openapi import WebhookId, WebhookSignature, WebhookTimestamp
-from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_url_on_commit
+from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_url_on_commit, may_have_endpoints
 
 W = WebhookType
 TaskWebhookType = Literal[
@@ -62,16 +62,19 @@ def publish_to_webhook_url(
 ) -> None:
     """Enqueue the webhooks about an event, if its type has any; the body shows the task as it is now."""
     kind = WEBHOOK_TYPES.get(event.type.value)
-    if kind is None:
+    url = task.webhook_url if event.type in FINAL_TYPES else None
+    has_endpoints = may_have_endpoints(session, task.api_key_id)
+    if kind is None or not (has_endpoints or url):
         return
     # The task may still change before the commit; the event of that change publishes it again.
     body = TaskWebhook.model_validate(
         {"type": kind, "timestamp": event.created_at, "data": {"task": read_task(task, {}, signed_urls)}}
     ).model_dump_json()
     outbound = OutboundEvent(event.id, kind, task.api_key_id, task.id, body.encode(), event.created_at, due_at)
-    enqueue_on_commit(session, outbound)
-    if task.webhook_url is not None and event.type in FINAL_TYPES:
-        enqueue_to_url_on_commit(session, outbound, task.webhook_url)
+    if has_endpoints:
+        enqueue_on_commit(session, outbound)
+    if url is not None:
+        enqueue_to_url_on_commit(session, outbound, url)
 
 
 async def receive_task_webhook(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,6 +29,17 @@ class OutboundEvent:
     body: bytes
     created_at: datetime
     due_at: datetime
+
+
+def note_callers(session: Session, listening: Collection[str]) -> None:
+    """Note that no other callers than these have an endpoint: for the others, nothing needs to be made."""
+    session.info["listening"] = listening
+
+
+def may_have_endpoints(session: Session, api_key_id: str) -> bool:
+    """Whether a caller may have an endpoint; True if nobody has noted it."""
+    listening: Collection[str] | None = session.info.get("listening")
+    return listening is None or api_key_id in listening
 
 
 def enqueue_on_commit(session: Session, outbound: OutboundEvent) -> None:
@@ -59,7 +71,8 @@ def _enqueue(session: orm.Session) -> None:
         return
     # The deliveries refer to tasks that may be new in this transaction.
     session.flush()
-    endpoints = repository.enabled_endpoints(session, {outbound.api_key_id for outbound, url in queued if url is None})
+    callers = {outbound.api_key_id for outbound, url in queued if url is None}
+    endpoints = repository.enabled_endpoints(session, callers) if callers else ()
     for outbound, url in queued:
         if url is not None:
             _add_delivery(session, outbound, url, None)

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, delete, func, or_, orm, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, case, delete, exists, func, or_, orm, select, tuple_, update
+from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm.attributes import set_committed_value
 
 from app.database.engine import Session
@@ -22,6 +23,11 @@ MAX_COUNT = 10_000
 IS_KEPT = WebhookEndpoint.deleted_at.is_(None)
 # Deliveries of a deleted endpoint are erased in batches, and are gone for callers at once.
 _IS_SHOWN = Delivery.endpoint_id.is_(None) | Delivery.endpoint_id.not_in(select(WebhookEndpoint.id).where(~IS_KEPT))
+
+
+def has_endpoints(api_key_id: ColumnElement[str] | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """Whether this caller has an enabled endpoint, as a part of a query."""
+    return exists().where(WebhookEndpoint.api_key_id == api_key_id, WebhookEndpoint.disabled_at.is_(None), IS_KEPT)
 
 
 def enabled_endpoints(session: orm.Session, api_key_ids: Collection[str]) -> Sequence[WebhookEndpoint]:

@@ -23,6 +23,7 @@ from app.models import Callback, Task
 from tests.support.rows import event_types, reread
 from tests.support.service import Service, serve
 from tests.support.settings import SECRET_KEY
+from tests.support.statements import recorded
 
 # The same bytes at any time, so that tests have the same names in every process.
 packed = partial(gzip.compress, mtime=0)
@@ -145,6 +146,35 @@ async def test_duplicates_get_the_same_answer_and_have_no_effect(service: Servic
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, b'{"status":"received"}')}
     assert Counter(shown["outcome"] for shown in await _shown(service, task)) == {"applied": 1, "stale": 9}
     assert await event_types(service.database, task.id) == ["task.created", "task.succeeded"]
+
+
+async def test_callback_is_a_few_statements_and_renders_nothing_that_nobody_gets(service: Service) -> None:
+    task = await _generating(service)
+    wanted = ["UPDATE tasks", *(f"INSERT INTO {table}" for table in ("events", "callbacks", "clips")), "COMMIT"]
+
+    with recorded(service.database) as statements:
+        await _call(service, task, COMPLETE)
+        await _call(service, task, COMPLETE)
+
+    sent = [sql for sql, _ in statements]
+    written = [sql for sql in sent if sql.startswith(("UPDATE", "INSERT", "COMMIT"))]
+    wanted += ["INSERT INTO callbacks", "COMMIT"]
+    assert all(sql.startswith(begin) for sql, begin in zip(written, wanted, strict=True)), written
+    # Whether anybody listens is read with the task.
+    assert not [sql for sql in sent if sql.startswith("SELECT webhook_endpoints")]
+
+
+async def test_callback_that_is_as_it_should_be_is_told_at_debug_level_only(service: Service) -> None:
+    task = await _generating(service)
+
+    with capture_logs() as lines:
+        for body in (COMPLETE, COMPLETE, message(task_id="up-2")):
+            await _call(service, task, body)
+
+    told = {line["outcome"]: line["log_level"] for line in lines if line["event"] == "callback"}
+    # Lines at debug level are there only where that level is on.
+    assert told.pop("mismatch") == "warning"
+    assert set(told.values()) <= {"debug"}
 
 
 async def test_callback_about_another_upstream_task_changes_nothing(service: Service) -> None:
