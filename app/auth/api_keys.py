@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
@@ -13,11 +14,12 @@ from typing import Annotated, Any, TypeVar
 import structlog
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 
 from app.config import fits_header
 from app.database.base import new_id
-from app.database.engine import Database, Session, insert_new
+from app.database.engine import TRANSIENT, Database, Session, insert_new
+from app.database.fetching import FixedQuery
 from app.errors import NotAuthenticated, NotFound
 from app.models import ApiKey, Delivery, FormerKey, Task, WebhookEndpoint
 from app.web.provided import DatabaseDep
@@ -69,17 +71,24 @@ async def authenticate(
     """
     if credentials is None:
         raise NotAuthenticated
-    hashed = hash_key(credentials.credentials)
-    # Closed at once: requests that held a connection while they waited for another could exhaust the pool.
-    async with database.reads() as session:
-        key = await session.scalar(select(ApiKey).where(ApiKey.key_hash == hashed, ApiKey.revoked_at.is_(None)))
-        if key is None:
-            key = await _find_by_former_key(session, hashed, await database.now(session))
-    if key is None:
+    caller = await find_caller(database, hash_key(credentials.credentials))
+    if caller is None:
         raise NotAuthenticated
-    # From here on, every log line of this request says whose it is.
-    structlog.contextvars.bind_contextvars(caller=key.name)
-    return Caller(key.id, key.is_admin, hashed)
+    return caller
+
+
+async def find_caller(database: Database, key_hash: str) -> Caller | None:
+    """
+    Return the caller whose key has this hash, if it works now.
+
+    From here on, every log line of this request says whose it is.
+    """
+    found = await _find_by_current_key(database, key_hash) or await _find_by_any_key(database, key_hash)
+    if found is None:
+        return None
+    key_id, is_admin, name = found
+    structlog.contextvars.bind_contextvars(caller=name)
+    return Caller(key_id, is_admin, key_hash)
 
 
 CallerDep = Annotated[Caller, Depends(authenticate)]
@@ -245,7 +254,24 @@ def doubts_about(configured: str) -> list[str]:
     ]
 
 
-async def _find_by_former_key(session: Session, hashed: str, now: datetime) -> ApiKey | None:
-    former = FormerKey.api_key_id == ApiKey.id, FormerKey.key_hash == hashed, FormerKey.works_until > now
-    key: ApiKey | None = await session.scalar(select(ApiKey).where(*former, ApiKey.revoked_at.is_(None)))
-    return key
+_FOUND = ApiKey.id, ApiKey.is_admin, ApiKey.name
+_CURRENT_KEY = FixedQuery(select(*_FOUND).where(ApiKey.key_hash == bindparam("key_hash"), ApiKey.revoked_at.is_(None)))
+
+
+async def _find_by_current_key(database: Database, key_hash: str) -> Sequence[Any] | None:
+    # Where the connection was dead, the other way gets a fresh one.
+    with suppress(*TRANSIENT):
+        for found in await database.fetch(_CURRENT_KEY, key_hash=key_hash):
+            return found
+    return None
+
+
+async def _find_by_any_key(database: Database, key_hash: str) -> Sequence[Any] | None:
+    # Closed at once: requests that held a connection while they waited for another could exhaust the pool.
+    async with database.reads() as session:
+        found: Sequence[Any] | None = (await session.execute(_CURRENT_KEY.select, {"key_hash": key_hash})).first()
+        if found is None:
+            now = await database.now(session)
+            former = FormerKey.api_key_id == ApiKey.id, FormerKey.key_hash == key_hash, FormerKey.works_until > now
+            found = (await session.execute(select(*_FOUND).where(*former, ApiKey.revoked_at.is_(None)))).first()
+    return found

@@ -26,7 +26,7 @@ _Convert = Callable[[Any], Any]
 class FixedQuery:
     """A SELECT that never changes but for its parameters, which are named: made once, as a constant of its module."""
 
-    def __init__(self, select: Select[Any]) -> None:
+    def __init__(self, select: Select[*tuple[Any, ...]]) -> None:
         self.select = select
         self.compiled = cache(self._compile)
 
@@ -48,7 +48,7 @@ class _Compiled(NamedTuple):
     readers: Sequence[tuple[int, _Convert]]
 
     def parameters(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(given[name] if write is None else write(given[name]) for name, write in self.writers)
+        return tuple([given[name] if write is None else write(given[name]) for name, write in self.writers])
 
     def row(self, sent: Sequence[Any]) -> Sequence[Any]:
         row = list(sent)

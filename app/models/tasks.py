@@ -58,8 +58,6 @@ class Task(Due, Counted, Base):
     updated_at: Mapped[datetime]
     # The foreign key deletes the clips of a deleted task; without "all" the session would first clear their task_id.
     clips: Mapped[list[Clip]] = relationship(order_by="Clip.index", lazy="selectin", passive_deletes="all")
-    # Never read: searches look at the table.
-    label_rows: Mapped[list[TaskLabel]] = relationship(lazy="raise", passive_deletes="all")
 
     @declared_attr.directive
     @classmethod

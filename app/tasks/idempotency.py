@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from hashlib import sha256
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
@@ -29,7 +29,7 @@ from app.database.turns import Admission
 from app.errors import IdempotencyKeyReused, InvalidRequest, TaskDeleted
 from app.models import IdempotencyKey, Task
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.repository import find_task
+from app.tasks.repository import Order, find_task
 from app.tasks.schemas import TaskCreate
 
 TTL = timedelta(hours=24)
@@ -79,7 +79,7 @@ class Claimed:
     row: IdempotencyKey | None
     task: Task | None
 
-    def bind_to(self, task: Task) -> None:
+    def bind_to(self, task: Task | SimpleNamespace) -> None:
         """Bind the key, if there is one, to this task, in this transaction."""
         if self.row is not None:
             self.row.task_id = task.id
@@ -124,7 +124,7 @@ class NotStored(Exception):
 class StoredOrder:
     """A task that is committed, and the estimates for its group, which are being read."""
 
-    task: Task
+    task: SimpleNamespace
     estimates: Awaitable[Estimates]
 
 
@@ -140,7 +140,7 @@ class PlainOrders:
         self,
         database: Database,
         lifecycle: TaskLifecycle,
-        read_estimates: Callable[[Sequence[Task]], Coroutine[Any, Any, Estimates]],
+        read_estimates: Callable[[Sequence[SimpleNamespace]], Coroutine[Any, Any, Estimates]],
     ) -> None:
         self._database, self._lifecycle, self._read_estimates = database, lifecycle, read_estimates
         # An order whose commit has failed without an answer may be stored: nobody repeats it here.
@@ -157,14 +157,12 @@ class PlainOrders:
         return StoredOrder(task, asyncio.shield(reading))
 
     async def _store(
-        self, take: Callable[[], Sequence[tuple[str, TaskCreate, str | None]]]
-    ) -> Sequence[tuple[Task, asyncio.Task[Estimates]]]:
+        self, take: Callable[[], Sequence[Order]]
+    ) -> Sequence[tuple[SimpleNamespace, asyncio.Task[Estimates]]]:
         async with self._database.transaction() as (session, now):
             await limit_lock_wait(session)
-            create = partial(self._lifecycle.create, session)
-            tasks = [create(api_key_id, body, now, callback_url) for api_key_id, body, callback_url in take()]
             try:
-                await session.flush()
+                tasks = await self._lifecycle.create(session, take(), now)
             except DBAPIError as error:
                 if may_be_of_one(error):
                     raise NotStored from error

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import update
@@ -23,7 +24,6 @@ from app.tasks.clips import ClipLifecycle, any_modified, lacks_clip, merge_clips
 from app.tasks.events import EventRecorder
 from app.tasks.payloads import EventPublisher
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
-from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.types import Report, Stage
 from app.usage import REST, add_up
@@ -52,15 +52,16 @@ class TaskLifecycle:
         """The model of a task whose request names none."""
         return self._settings.models[0]
 
-    def create(
-        self, session: Session, api_key_id: str, body: TaskCreate, now: datetime, callback_url: str | None = None
-    ) -> Task:
-        """Store a task, due to be submitted now."""
-        task = repository.new_task(api_key_id, body, body.model or self.default_model, now, callback_url)
-        session.add(task)
-        self._recorder.record(session, task, EventType.task_created, now, {"status": S.queued})
+    async def create(
+        self, session: Session, orders: Sequence[repository.Order], now: datetime
+    ) -> Sequence[SimpleNamespace]:
+        """
+        Store tasks, due to be submitted now, each with its first event, of which no receiver is told.
+
+        Returns their columns and `clips`.
+        """
         notify_on_commit(session, SUBMITS)
-        return task
+        return await repository.insert_tasks(session, orders, self.default_model, now)
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""

@@ -9,12 +9,23 @@ from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, delete, exists, func, literal, select, tuple_
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    delete,
+    exists,
+    func,
+    insert,
+    inspect,
+    literal,
+    select,
+    tuple_,
+)
 from sqlalchemy.orm import aliased
 
-from app.database.base import new_id
+from app.database.base import Base, new_id
 from app.database.engine import Session
-from app.enums import Charge, ResolvedBy, TaskStatus
+from app.enums import Charge, EventType, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Event, Task, TaskLabel
 from app.tasks.event_schemas import History
 from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters
@@ -25,6 +36,9 @@ POLLABLE = Task.upstream_task_id.isnot(None)
 UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed, TaskStatus.generating]) & (
     (Task.status != TaskStatus.generating) | Task.upstream_task_id.is_(None)
 )
+# Who orders, what, and where a client of the vendor's API wants its callbacks.
+Order = tuple[str, TaskCreate, str | None]
+_UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
 # More than this many tasks with a label are not counted.
 MANY_TASKS = 1_000
 RECENT = 5
@@ -33,31 +47,45 @@ RECENTLY_RESOLVED = 100
 MAX_PAGE_BYTES = 2**20
 
 
-def new_task(api_key_id: str, body: TaskCreate, model: str, now: datetime, callback_url: str | None) -> Task:
-    """A queued task, due now, with every default set: they are read before the row is flushed."""
-    return Task(
-        id=new_id(),
-        api_key_id=api_key_id,
-        status=TaskStatus.queued,
-        version=0,
-        labels=body.metadata,
-        label_rows=[
-            TaskLabel(name=name, value=value, api_key_id=api_key_id, created_at=now)
-            for name, value in body.metadata.items()
-        ],
-        model=model,
-        **body.model_dump(exclude={"metadata", "model"}),
-        callback_url=callback_url,
-        charge=Charge.none,
-        posts=0,
-        audio_checks=0,
-        attempts=0,
-        was_unconfirmed=False,
-        clips=[],
-        created_at=now,
-        updated_at=now,
-        due_at=now,
-    )
+async def insert_tasks(
+    session: Session, orders: Sequence[Order], default_model: str, now: datetime
+) -> Sequence[SimpleNamespace]:
+    """
+    Insert queued tasks, due now, with their labels and first events, by one statement for each table.
+
+    Returns the tasks' columns and `clips`, of which there are none yet.
+    """
+    tasks = [_new_task(order, default_model, now) for order in orders]
+    owned = ({"task_id": task["id"], "api_key_id": task["api_key_id"], "created_at": now} for task in tasks)
+    labelled = zip(owned, tasks, strict=True)
+    labels = [{**ids, "name": n, "value": v} for ids, task in labelled for n, v in task["metadata"].items()]
+    first = {"version": 1, "type": EventType.task_created, "created_at": now, "data": {"status": TaskStatus.queued}}
+    events = [{"id": new_id(), "task_id": task["id"], **first} for task in tasks]
+    for table, rows in ((Task, tasks), (TaskLabel, labels), (Event, events)):
+        if rows:
+            await session.execute(insert(Base.metadata.tables[table.__tablename__]), rows)
+    return [SimpleNamespace(**{**_UNKNOWN, **task}, labels=task["metadata"], clips=[]) for task in tasks]
+
+
+def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]:
+    api_key_id, body, callback_url = order
+    return {
+        **dict(body),
+        "id": new_id(),
+        "api_key_id": api_key_id,
+        "status": TaskStatus.queued,
+        "version": 1,
+        "model": body.model or default_model,
+        "callback_url": callback_url,
+        "charge": Charge.none,
+        "posts": 0,
+        "audio_checks": 0,
+        "attempts": 0,
+        "was_unconfirmed": False,
+        "created_at": now,
+        "updated_at": now,
+        "due_at": now,
+    }
 
 
 async def find_task(session: Session, task_id: str) -> Task | None:
@@ -155,27 +183,21 @@ async def queue_positions(session: Session, tasks: Sequence[Task | SimpleNamespa
 
     Counted up to MAX_QUEUE_POSITION, which stands for every later position too.
     """
-    waiting = [task for task in tasks if task.status is TaskStatus.queued]
+    waiting = sorted((task.due_at, task.id) for task in tasks if task.status is TaskStatus.queued and task.due_at)
     if not waiting:
         return {}
-    # One walk along the head of the index serves any number of tasks, however long the queue and the table are.
-    is_queued = Task.status == TaskStatus.queued, Task.due_at.isnot(None)
-    head = select(Task.id, Task.due_at).where(*is_queued).order_by(Task.due_at, Task.id).limit(MAX_QUEUE_POSITION)
-    queued = head.subquery()
-    place = func.row_number().over(order_by=(queued.c.due_at, queued.c.id)).label("place")
-    ranked = select(queued.c.id, queued.c.due_at, place).subquery()
-    is_asked_for = ranked.c.id.in_([task.id for task in waiting]) | (ranked.c.place == MAX_QUEUE_POSITION)
-    found = {id_: (place, due_at) for id_, due_at, place in await session.execute(select(ranked).where(is_asked_for))}
-    last = next(((due_at, id_) for id_, (place, due_at) in found.items() if place == MAX_QUEUE_POSITION), None)
-    return {task.id: found[task.id][0] if task.id in found else _place_outside(task, last) for task in waiting}
-
-
-def _place_outside(task: Task | SimpleNamespace, last: tuple[datetime, str] | None) -> int:
-    """The position of a task outside of the counted head, which ends with `last` if the queue is longer."""
-    if last is not None and task.due_at is not None and (task.due_at, task.id) > last:
-        return MAX_QUEUE_POSITION
-    # It has left the queue since it was read, so it was next.
-    return 1
+    # Along the index and no further than is counted, however long the queue and the table are.
+    place, is_queued = tuple_(Task.due_at, Task.id), (Task.status == TaskStatus.queued, Task.due_at.isnot(None))
+    head = select(literal(1)).where(*is_queued, place < waiting[0]).limit(MAX_QUEUE_POSITION - 1).subquery()
+    first = 1 + (await session.scalar(select(func.count()).select_from(head)) or 0)
+    found = {waiting[0][1]: first}
+    if len(waiting) > 1 and first < MAX_QUEUE_POSITION:
+        rest = select(Task.id).where(*is_queued, place >= waiting[0]).order_by(Task.due_at, Task.id)
+        ids = await session.scalars(rest.limit(MAX_QUEUE_POSITION - first))
+        found |= {id_: position for position, id_ in enumerate(ids, first)}
+    # What is not found is behind those that are counted. Or it has left the queue since it was read: it was next.
+    is_counted_up = first - 1 + len(found) >= MAX_QUEUE_POSITION - 1
+    return {id_: found.get(id_, MAX_QUEUE_POSITION if is_counted_up else 1) for _, id_ in waiting}
 
 
 async def list_events(session: Session, task_id: str, after: int, limit: int) -> Sequence[Event]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
@@ -94,7 +95,7 @@ class TaskService:
             digest = fingerprint(body, self._lifecycle.default_model)
             claimed = await claim_key(session, key_id, idempotency_key, digest, now)
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
-            task = claimed.task or self._lifecycle.create(session, key_id, body, now, callback_url)
+            task = claimed.task or (await self._lifecycle.create(session, [(key_id, body, callback_url)], now))[0]
             claimed.bind_to(task)
         positions, retry_after = await self._read_estimates([task])
         return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
@@ -190,7 +191,7 @@ class TaskService:
         if body.webhook_url is not None:
             check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
 
-    async def _read_estimates(self, tasks: Sequence[Task]) -> Estimates:
+    async def _read_estimates(self, tasks: Sequence[Task | SimpleNamespace]) -> Estimates:
         """
         The queue positions of stored tasks, and the seconds until they have probably ended.
 

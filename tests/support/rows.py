@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from app.database.engine import Database
+from app.database.engine import Database, Session
 from app.dropin.callbacks import publish_to_callback_url
 from app.enums import Charge, TaskStatus
 from app.keyring import load_or_create_keyring
@@ -52,10 +52,18 @@ async def add_task(
     }
     async with database.writes.begin() as session:
         body = TaskCreate.model_validate({"prompt": "soft rain", "metadata": columns.pop("labels", {})})
-        task = lifecycle_of(database).create(session, api_key_id, body, now)
+        task = await create_task(session, lifecycle_of(database), api_key_id, body, now)
         for name, value in columns.items():
             setattr(task, name, value)
     return task
+
+
+async def create_task(
+    session: Session, lifecycle: TaskLifecycle, api_key_id: str, body: TaskCreate, now: datetime
+) -> Task:
+    """Order a task in this transaction."""
+    [created] = await lifecycle.create(session, [(api_key_id, body, None)], now)
+    return await session.get_one(Task, created.id)
 
 
 async def reread(database: Database, task_id: str) -> Task:

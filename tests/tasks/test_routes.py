@@ -218,7 +218,7 @@ async def test_queue_position_is_read_after_the_commit_of_the_task(service: Serv
         await create_task(service.client)
 
     stored = max(number for number, statement in enumerate(statements) if statement.sql.startswith("INSERT"))
-    counted = min(number for number, statement in enumerate(statements) if "row_number" in statement.sql)
+    counted = min(number for number, statement in enumerate(statements) if "SELECT count" in statement.sql)
     assert COMMIT in statements[stored:counted]
 
 

@@ -16,6 +16,7 @@ from app.webhooks.schemas import EndpointCreate
 from app.workers.deliver import deliver_loop
 from app.workers.runner import Loop, run_loop, wake_when_due
 from tests.support.clock import Clock
+from tests.support.rows import create_task
 from tests.support.service import services_of
 
 
@@ -40,13 +41,13 @@ class Outbox:
     async def create_task(self, key_id: str, webhook_url: str | None = None) -> Task:
         async with self.database.writes.begin() as session:
             now = await self.database.now(session)
-            return self.services.lifecycle.create(session, key_id, _body(webhook_url), now)
+            return await create_task(session, self.services.lifecycle, key_id, _body(webhook_url), now)
 
     async def create_canceled_task(self, key_id: str, webhook_url: str | None = None) -> Task:
         """The shortest way to a final event."""
         async with self.database.writes.begin() as session:
             now = await self.database.now(session)
-            task = self.services.lifecycle.create(session, key_id, _body(webhook_url), now)
+            task = await create_task(session, self.services.lifecycle, key_id, _body(webhook_url), now)
             self.services.lifecycle.cancel(session, task, now)
         return task
 
