@@ -7,6 +7,7 @@ answers exactly as that route would, or not at all.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from sqlalchemy import bindparam, inspect, or_, select
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.api_keys import hash_key
+from app.auth.api_keys import find_caller, hash_key
 from app.callbacks.service import CallbackService
 from app.config import CALLBACKS_PATH
 from app.database.base import Base
@@ -28,17 +29,20 @@ from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
 from app.signed_urls import SignedUrls
 from app.tasks.repository import queue_positions
-from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, read_task
+from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, TaskCreate, read_task
+from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, respond_with, snapshot_of
-from app.web import read_body, retried
+from app.web import read_body, replayed, retried
 
-_TASK_PATH = re.compile("/v1/tasks/([0-9a-f]{32})")
+_TASKS_PATH = "/v1/tasks"
+_TASK_PATH = re.compile(f"{_TASKS_PATH}/([0-9a-f]{{32}})")
 _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
 _RECEIVED = JSONResponse({"status": "received"})
 _BEARER = re.compile(rb"[Bb]earer ([!-~]+)")
 _ACCEPTED = frozenset({None, b"*/*", b"application/json"})
-# The headers that change the answer of a read.
-_READ_HEADERS = frozenset({b"authorization", b"accept", b"prefer", b"if-none-match"})
+# The headers that change an answer; those that negotiate more than is answered here.
+_NEGOTIATED = frozenset({b"prefer", b"idempotency-key"})
+_HEADERS = _NEGOTIATED | {b"authorization", b"accept", b"if-none-match", b"content-type"}
 
 
 def _columns(table: type[Base], names: Sequence[str]) -> list[Any]:
@@ -64,12 +68,20 @@ class FastPath:
     """
     Pure ASGI middleware, the innermost one.
 
-    It answers `GET /v1/tasks/{id}` where nothing is negotiated, and all callbacks, of
-    which errors, too, are answered the same within and without the framework.
+    It answers `GET /v1/tasks/{id}` and `POST /v1/tasks` where nothing is negotiated, and all
+    callbacks, of which errors, too, are answered the same within and without the framework.
     """
 
-    def __init__(self, app: ASGIApp, database: Database, signed_urls: SignedUrls, callbacks: CallbackService) -> None:
-        self._app, self._database, self._signed_urls, self._callbacks = app, database, signed_urls, callbacks
+    def __init__(
+        self,
+        app: ASGIApp,
+        database: Database,
+        signed_urls: SignedUrls,
+        callbacks: CallbackService,
+        tasks: TaskService,
+    ) -> None:
+        self._app, self._database, self._signed_urls = app, database, signed_urls
+        self._callbacks, self._tasks = callbacks, tasks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a plain request; pass any other one on."""
@@ -77,11 +89,28 @@ class FastPath:
             if scope["method"] == "GET" and (task := _TASK_PATH.fullmatch(scope["path"])) is not None:
                 if await self._read_task(task[1], scope, receive, send):
                     return
+            elif scope["method"] == "POST" and scope["path"] == _TASKS_PATH:
+                body = await self._create_task(scope, receive, send)
+                if body is None:
+                    return
+                receive = replayed(body, receive)
             elif scope["method"] == "POST" and (callback := _CALLBACK_PATH.fullmatch(scope["path"])) is not None:
                 await self._receive_callback(callback[1], callback[2], scope, receive)
                 await _RECEIVED(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    async def _create_task(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
+        """Answer an order of a known caller that can be read; otherwise return its body, for the route."""
+        body, headers = await read_body(receive), _plain_headers(scope)
+        order = _read_order(body) if headers and headers.get(b"content-type") == b"application/json" else None
+        key_hash = _key_hash(headers) if headers and order else None
+        caller = await find_caller(self._database, key_hash) if key_hash else None
+        if order is None or caller is None:
+            return body
+        placed = await retried(partial(self._tasks.place, caller, order))
+        await placed.respond_with(snapshot_of(placed.task))(scope, receive, send)
+        return None
 
     async def _receive_callback(self, task_id: str, token: str, scope: Scope, receive: Receive) -> None:
         self._callbacks.check_token(task_id, token)
@@ -91,20 +120,17 @@ class FastPath:
 
     async def _read_task(self, task_id: str, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with a task; return whether it was found."""
-        headers = _read_headers(scope)
-        snapshot = await self._find(task_id, headers[b"authorization"]) if headers else None
+        headers = _plain_headers(scope)
+        key_hash = _key_hash(headers) if headers else None
+        snapshot = await self._find(task_id, key_hash) if key_hash else None
         if headers is None or snapshot is None:
             return False
         known = headers.get(b"if-none-match")
         await respond_with(known.decode("latin-1") if known else None, snapshot)(scope, receive, send)
         return True
 
-    async def _find(self, task_id: str, authorization: bytes) -> TaskSnapshot | None:
-        """The task, if the key that a request carries may read it; None also while the database does not answer."""
-        bearer = _BEARER.fullmatch(authorization)
-        if bearer is None:
-            return None
-        key_hash = hash_key(bearer[1].decode())
+    async def _find(self, task_id: str, key_hash: str) -> TaskSnapshot | None:
+        """The task, if this key may read it; None also while the database does not answer."""
         try:
             rows = await self._database.fetch(_FIND_TASK, task_id=task_id, key_hash=key_hash)
             if not rows:
@@ -120,15 +146,27 @@ class FastPath:
         return snapshot_of(read_task(task, positions, self._signed_urls))
 
 
-def _read_headers(scope: Scope) -> dict[bytes, bytes] | None:
-    """The headers that a read depends on; None where there is more to read than a key and a version that is known."""
+def _plain_headers(scope: Scope) -> Mapping[bytes, bytes] | None:
+    """The headers that an answer depends on; None where there is more to read than the fast path knows."""
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name in _READ_HEADERS:
-            if name in found or name == b"prefer":
+        if name in _HEADERS:
+            if name in found or name in _NEGOTIATED:
                 return None
             found[name] = value
-    return found if b"authorization" in found and found.get(b"accept") in _ACCEPTED else None
+    return found if found.get(b"accept") in _ACCEPTED else None
+
+
+def _key_hash(headers: Mapping[bytes, bytes]) -> str | None:
+    bearer = _BEARER.fullmatch(headers.get(b"authorization", b""))
+    return hash_key(bearer[1].decode()) if bearer else None
+
+
+def _read_order(body: bytes) -> TaskCreate | None:
+    try:
+        return TaskCreate.model_validate(json.loads(body))
+    except ValueError:
+        return None
 
 
 def _to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:

@@ -1,5 +1,6 @@
 """The fast path answers as the documented route does, with one statement, or leaves the request to that route."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +24,20 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "succeeded": {"status": S.succeeded, "clips": 2, "labels": {"scene": "s\u00e9 7"}, "sound_tempo": 90},
     "failed": {"status": S.failed, "charge": Charge.refunded, **ERROR},
     "canceled": {"status": S.canceled, "webhook_url": "https://example.com/"},
+}
+PROMPT = {"prompt": "soft rain"}
+ORDERS: Mapping[str, str] = {
+    "plain": json.dumps(PROMPT),
+    "full": json.dumps(
+        {**PROMPT, "metadata": {"a": "\u00fc"}, "sound_loop": True, "sound_tempo": 90, "sound_key": "Am"}
+    ),
+    "unknown model": json.dumps({**PROMPT, "model": "V0"}),
+    "wrong type": json.dumps({**PROMPT, "sound_loop": "yes"}),
+    "unknown field": json.dumps({**PROMPT, "prmpt": 1}),
+    "refused receiver": json.dumps({**PROMPT, "webhook_url": "http://10.0.0.1/"}),
+    "not an object": "[]",
+    "not JSON": "{",
+    "empty": "",
 }
 
 
@@ -83,6 +98,26 @@ async def test_read_that_fails_is_answered_by_the_route(service: Service) -> Non
     }
 
 
+@pytest.mark.parametrize("order", ORDERS)
+async def test_order_is_answered_as_the_route_does_it(service: Service, order: str) -> None:
+    plain = {"Content-Type": "application/json"}
+    for headers in ({}, {"Authorization": "Bearer unknown"}, {"Content-Type": "text/plain"}):
+        body = ORDERS[order]
+        short = await service.client.post("/v1/tasks", content=body, headers={**plain, **headers})
+        long = await service.client.post("/v1/tasks", content=body, headers={**plain, **headers, **LONG_WAY})
+
+        assert of_any_task(short) == of_any_task(long)
+        assert short.status_code < 500
+
+
+async def test_order_without_a_key_is_refused_as_the_route_does_it(service: Service) -> None:
+    short = await service.anonymous.post("/v1/tasks", json=PROMPT)
+    long = await service.anonymous.post("/v1/tasks", json=PROMPT, headers=LONG_WAY)
+
+    assert of_any_task(short) == of_any_task(long)
+    assert short.status_code == 401
+
+
 async def plant(service: Service, status: TaskStatus, clips: int = 0, **columns: Any) -> Task:
     """Add a task with this many clips, the first of them without audio for good."""
     task = await service.add_task(status, **columns)
@@ -95,6 +130,13 @@ async def plant(service: Service, status: TaskStatus, clips: int = 0, **columns:
 
 def is_of_fast_path(statement: Statement) -> bool:
     return "JOIN tasks" in statement.sql
+
+
+def of_any_task(response: httpx.Response) -> tuple[int, dict[str, str], str]:
+    """A response without what differs from one task to the next."""
+    status, headers, text = shown(response)
+    text = re.sub(r'"(id|created_at|updated_at)":"[^"]*"|"queue_position":\d+', "", text)
+    return status, {name: re.sub("[0-9a-f]{32}", "", value) for name, value in headers.items()}, text
 
 
 def shown(response: httpx.Response) -> tuple[int, dict[str, str], str]:

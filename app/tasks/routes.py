@@ -97,11 +97,7 @@ async def create_task(
     `Idempotency-Key` to be able to repeat the request safely.
     """
     placed = await tasks.place(caller, body, idempotency_key=key)
-    headers = {"Location": f"/v1/tasks/{placed.task.id}", "Cache-Control": "no-store", **placed.quota}
-    if placed.is_replay:
-        headers["Idempotency-Replayed"] = "true"
-    respond = partial(_created, headers, placed.retry_after)
-    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
+    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), placed.respond_with)
 
 
 @router.get("", operation_id="listTasks", summary="List tasks", responses=PAGE)
@@ -229,11 +225,6 @@ def _labels(request: Request) -> Mapping[str, str]:
 
 def _place(callback: Callback) -> tuple[str, str]:
     return callback.received_at.isoformat(), callback.id
-
-
-def _created(headers: Mapping[str, str], retry_after: int, snapshot: TaskSnapshot) -> Response:
-    hint = {} if snapshot.is_final else {"Retry-After": str(retry_after)}
-    return Response(snapshot.body, 200 if snapshot.is_final else 202, {**headers, **hint}, "application/json")
 
 
 def _read_callback(callback: Callback) -> CallbackRead:

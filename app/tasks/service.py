@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import SimpleNamespace
 
+from starlette.responses import Response
+
 from app.auth.api_keys import Caller
 from app.auth.rate_limit import spend
 from app.config import Settings
@@ -25,7 +27,7 @@ from app.tasks.idempotency import Estimates, PlainOrders, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
-from app.tasks.waiting import RetryAfterEstimate
+from app.tasks.waiting import RetryAfterEstimate, TaskSnapshot
 from app.usage import sum_usage
 from app.webhooks.lifecycle import check_receiver
 
@@ -50,6 +52,15 @@ class PlacedTask:
     is_replay: bool
     quota: Mapping[str, str]
     retry_after: int
+
+    def respond_with(self, snapshot: TaskSnapshot) -> Response:
+        """The response to the order, with the task as it is now."""
+        headers = {"Location": f"/v1/tasks/{self.task.id}", "Cache-Control": "no-store", **self.quota}
+        if self.is_replay:
+            headers["Idempotency-Replayed"] = "true"
+        if not snapshot.is_final:
+            headers["Retry-After"] = str(self.retry_after)
+        return Response(snapshot.body, 200 if snapshot.is_final else 202, headers, "application/json")
 
 
 class TaskService:

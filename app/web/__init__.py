@@ -2,7 +2,7 @@
 
 from app.web.exception_handlers import install_error_handlers
 from app.web.fields import WHOLE, Moment, StrictModel, Text
-from app.web.middleware import EdgeMiddleware, TolerantPaths, read_body
+from app.web.middleware import EdgeMiddleware, TolerantPaths, read_body, replayed
 from app.web.protocol import HttpProtocol
 from app.web.routing import Router, retried
 
@@ -17,5 +17,6 @@ __all__ = [
     "TolerantPaths",
     "install_error_handlers",
     "read_body",
+    "replayed",
     "retried",
 ]

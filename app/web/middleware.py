@@ -134,7 +134,7 @@ class EdgeMiddleware:
         body = await read_body(capped)
         if body:
             check_json(body)
-        return _replayed(body, capped)
+        return replayed(body, capped)
 
 
 class _Response:
@@ -267,7 +267,8 @@ async def read_body(receive: Receive) -> bytes:
             return bytes(body)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that was read already, and then what `receive` gives."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_replayed() -> Message:
