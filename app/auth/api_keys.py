@@ -261,7 +261,7 @@ _CURRENT_KEY = FixedQuery(select(*_FOUND).where(ApiKey.key_hash == bindparam("ke
 async def _find_by_current_key(database: Database, key_hash: str) -> Sequence[Any] | None:
     # Where the connection was dead, the other way gets a fresh one.
     with suppress(*TRANSIENT):
-        for found in await database.fetch(_CURRENT_KEY, key_hash=key_hash):
+        for found in await database.fetch_shared(_CURRENT_KEY, key_hash=key_hash):
             return found
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import cache
@@ -62,6 +62,12 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> _Convert | None:
     return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
+def _take_exception(read: asyncio.Task[Any]) -> None:
+    """Mark the exception of a read as seen, whose callers may all have gone."""
+    if not read.cancelled():
+        read.exception()
+
+
 class Fetcher:
     """
     Reads through the pool of an engine, at most `at_once`: beyond its size a pool opens connections for one use each.
@@ -72,6 +78,8 @@ class Fetcher:
     def __init__(self, engine: AsyncEngine, at_once: int, *, is_sqlite: bool, has_sessions: bool) -> None:
         self._engine, self._is_sqlite, self._has_sessions = engine.sync_engine, is_sqlite, has_sessions
         self._places = asyncio.Semaphore(at_once)
+        # The shared reads that have not begun, by what they read.
+        self._pending: dict[Hashable, asyncio.Task[Sequence[Sequence[Any]]]] = {}
         options: dict[str, Any] = SINGLE_STATEMENT if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._autocommit = self._engine.execution_options(**options)
 
@@ -82,6 +90,23 @@ class Fetcher:
                 return await greenlet_spawn(self._unchecked, self._fetch_by_driver, query, parameters)
             statement = query.select if isinstance(query, FixedQuery) else query
             return await greenlet_spawn(self._unchecked, self._fetch, statement, parameters)
+
+    async def fetch_shared(
+        self, query: Executable | FixedQuery, parameters: Mapping[str, object]
+    ) -> Sequence[Sequence[Any]]:
+        """The same, once for all who ask for it before it begins, in one turn of the event loop. Raises TRANSIENT."""
+        key = query, *parameters.items()
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = asyncio.create_task(self._fetch_pending(key, query, parameters))
+            pending.add_done_callback(_take_exception)
+        return await asyncio.shield(pending)
+
+    async def _fetch_pending(
+        self, key: Hashable, query: Executable | FixedQuery, parameters: Mapping[str, object]
+    ) -> Sequence[Sequence[Any]]:
+        del self._pending[key]
+        return await self.fetch(query, parameters)
 
     def _unchecked(self, fetch: Callable[..., Sequence[Sequence[Any]]], *arguments: object) -> Sequence[Sequence[Any]]:
         was_checked = is_checked.set(False)

@@ -72,6 +72,8 @@ def _refuse_constant(name: str) -> NoReturn:
 def _nests_too_deep(document: Any) -> bool:
     level: list[_Container] = [[document]]
     for _ in range(MAX_NESTING + 1):
+        if not level:
+            break
         collections = [value.values() if isinstance(value, dict) else value for value in level]
         level = [member for members in collections for member in members if isinstance(member, dict | list)]
     return bool(level)

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, func, inspect, select, text
+from sqlalchemy import bindparam, delete, func, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database.engine import Database
@@ -13,6 +13,7 @@ from app.enums import Charge, ErrorCode, TaskStatus
 from app.models import Clip, Task
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task
+from tests.support.statements import recorded
 
 TASKS = select(*inspect(Task).columns, *inspect(Clip).columns).outerjoin(Clip, Clip.task_id == Task.id)
 TASK_BY_ID = FixedQuery(TASKS.where(Task.id == bindparam("task_id"), Task.created_at <= bindparam("until")))
@@ -40,6 +41,28 @@ async def test_reads_that_come_at_once_open_no_more_connections_than_the_pool_ke
         pool: Any = (await session.connection()).sync_engine.pool
         assert pool.checkedin() + 1 <= pool.size()
         assert pool.overflow() <= 0
+
+
+async def test_those_who_ask_at_once_share_a_read_and_later_ones_see_what_was_committed(database: Database) -> None:
+    task = await _add(database)
+    parameters = {"task_id": task.id, "until": MORNING}
+
+    with recorded(database) as statements:
+        rows = await asyncio.gather(*(database.fetch_shared(TASK_BY_ID, **parameters) for _ in range(5)))
+    async with database.writes.begin() as session:
+        await session.execute(delete(Clip))
+    later = await database.fetch_shared(TASK_BY_ID, **parameters)
+
+    assert (len(statements), [len(found) for found in rows], len(later)) == (1, [2] * 5, 1)
+
+
+async def test_shared_read_goes_on_for_others_when_one_of_them_is_canceled(database: Database) -> None:
+    task = await _add(database)
+    reads = [asyncio.create_task(database.fetch_shared(TASK_BY_ID, task_id=task.id, until=MORNING)) for _ in range(2)]
+    await asyncio.sleep(0)
+    reads[0].cancel()
+
+    assert len(await reads[1]) == 2
 
 
 async def test_read_that_fails_gives_its_connection_up_and_the_next_one_succeeds(database: Database) -> None:
