@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.errors import DatabaseUnavailable
+
 _SCOPE_KEY = "soundpost.deferred"
+# A crowd that comes to wait is taken in by so many at once, the others within PATIENCE: anything else, above all a
+# callback, passes between them.
+AT_ONCE = 4
+PATIENCE = timedelta(seconds=30)
+# Their responses are short before they wait, unlike those of audio.
+_WAITED_FOR = re.compile("/v1/tasks/[^/]+(/events)?")
 
 
 class DeferredResponse(Response):
@@ -29,10 +43,36 @@ class DeferredResponses:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the route in a copy of the scope, which is freed before a deferred response waits."""
         deferred: list[ASGIApp] = []
-        await self._app({**scope, _SCOPE_KEY: deferred}, receive, send)
+        inner = {**scope, _SCOPE_KEY: deferred}
+        if _may_wait(scope):
+            async with self._turn():
+                await self._app(inner, receive, send)
+        else:
+            await self._app(inner, receive, send)
+        del inner
         for application in deferred:
             await application(scope, receive, send)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise DatabaseUnavailable("More requests wait than can be taken in. Retry after `Retry-After`.") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+
+def _may_wait(scope: Scope) -> bool:
+    """Whether a request asks for a wait or a stream."""
+    if scope["type"] != "http" or scope["method"] != "GET" or not _WAITED_FOR.fullmatch(scope["path"]):
+        return False
+    return any(name == b"prefer" or (name == b"accept" and b"event-stream" in text) for name, text in scope["headers"])
