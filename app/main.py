@@ -20,7 +20,7 @@ from app.fast_path import FastPath
 from app.health import routes as health
 from app.lifecycle import running
 from app.services import Services
-from app.tasks import event_stream, payloads
+from app.tasks import event_stream, events
 from app.tasks import routes as tasks
 from app.upstream import routes as upstream
 from app.web import EdgeMiddleware, TolerantPaths, install_error_handlers, problems
@@ -56,7 +56,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     app.include_router(start)
     for room in (callbacks, dropin, health, problems):
         app.include_router(room.router)
-    app.webhooks.include_router(openapi.documented_routes(payloads.receive_task_webhook, payloads.SUMMARIES))
+    app.webhooks.include_router(openapi.documented_routes(events.receive_task_webhook, events.SUMMARIES))
     app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     install_error_handlers(app)
     complete_document(app, services.settings.models)

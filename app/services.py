@@ -18,8 +18,8 @@ from app.keyring import Keyring, load_or_create_keyring
 from app.observability.metrics import Metrics
 from app.signed_urls import SignedUrls
 from app.storage.store import Storage
+from app.tasks.events import publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.payloads import publish_to_webhook_url
 from app.tasks.service import TaskService
 from app.tasks.waiting import RetryAfterEstimate, Waiters
 from app.upstream.credits import CreditsCache

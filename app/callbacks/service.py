@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from enum import Enum, auto
+from datetime import UTC, datetime
 
 import structlog
-from sqlalchemy.exc import DBAPIError
 
 from app.callbacks.repository import STORED_CALLBACKS, find_callbacks
 from app.config import Settings
 from app.database.base import ID_LENGTH, new_id
-from app.database.engine import Database, Session, is_locked
-from app.database.group_commit import GroupCommit
+from app.database.engine import Database, Session
+from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import RecordSession, record_sessions
 from app.enums import CallbackOutcome, ResolvedBy
-from app.errors import DatabaseUnavailable, NotAuthenticated, NotFound
+from app.errors import NotAuthenticated, NotFound
 from app.keyring import Keyring
 from app.models import Callback, Task
 from app.observability.metrics import Metrics
@@ -38,16 +34,8 @@ UNUSABLE = frozenset({CallbackOutcome.mismatch, CallbackOutcome.unreadable})
 HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 
 
-# How many callbacks one commit holds, and how soon one is tried again whose task another transaction has locked.
+# How many callbacks one commit holds.
 MAX_IN_A_COMMIT = 50
-LOCKED_RETRY = timedelta(milliseconds=100)
-
-
-class Unstored(Enum):
-    """Why a callback is not stored: its task is locked for now, or does not exist."""
-
-    locked = auto()
-    absent = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,33 +91,13 @@ class CallbackService:
         if report is not None and report.message:
             report = replace(report, message=redact(report.message, *secrets))
         received = _Received(task_id, report, _redacted(headers, secrets), redact(body, *secrets))
-        outcome = await self._store_in_time(received)
+        outcome = await self._commits.add_patiently(received, self._database.limits.lock_timeout)
         self._metrics.callbacks.labels(outcome=outcome.value).inc()
         # As of requests: a line for each that is as it should be would cost a fifth of it.
         write = log.warning if outcome in UNUSABLE else log.debug
         write("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
 
-    async def _store_in_time(self, received: _Received) -> CallbackOutcome:
-        """Store a callback; try again while another transaction locks what it needs. Raises DatabaseUnavailable."""
-        until = time.monotonic() + self._database.limits.lock_timeout.total_seconds()
-        was_locked = False
-        while True:
-            try:
-                result = await self._commits.add(received, apart=was_locked)
-            except DBAPIError as error:
-                if not is_locked(error):
-                    raise
-                result = Unstored.locked
-            if result is Unstored.absent:
-                raise NotFound
-            if isinstance(result, CallbackOutcome):
-                return result
-            if time.monotonic() > until:
-                raise DatabaseUnavailable("Others hold what this request changes. Retry after `Retry-After`.")
-            was_locked = True
-            await asyncio.sleep(LOCKED_RETRY.total_seconds())
-
-    async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Unstored]:
+    async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Exception]:
         """Store the callbacks that have come and apply their reports, in one commit."""
         async with self._sessions.begin() as session:
             await session.connection()
@@ -148,11 +116,11 @@ class CallbackService:
         kept: Counter[str],
         received: _Received,
         now: datetime,
-    ) -> CallbackOutcome | Unstored:
+    ) -> CallbackOutcome | Exception:
         """`kept` counts the callbacks that are stored, of each task."""
         task = tasks.get(received.task_id)
         if task is None:
-            return Unstored.locked if received.task_id in tasks else Unstored.absent
+            return RowLocked() if received.task_id in tasks else NotFound()
         outcome = await self._apply(session, task, received.report, now)
         if kept[received.task_id] < MAX_KEPT:
             kept[received.task_id] += 1

@@ -36,6 +36,10 @@ class Claim:
     order: tuple[Any, ...] = ()
 
 
+class ClaimLost(Exception):
+    """Another worker has claimed the row since, or it was erased: the result must be dropped."""
+
+
 class DatabaseNow(FunctionElement[datetime]):
     """The time of the database, as an expression; one value for the whole statement, so that an index serves it."""
 

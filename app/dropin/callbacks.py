@@ -12,7 +12,7 @@ from app.dropin.schemas import callback
 from app.enums import EventType
 from app.models import Event, Task
 from app.signed_urls import SignedUrls
-from app.tasks.payloads import WEBHOOK_TYPES
+from app.tasks.events import WEBHOOK_TYPES
 from app.tasks.schemas import read_task
 from app.webhooks.outbox import OutboundEvent, enqueue_to_url_on_commit
 

@@ -21,8 +21,7 @@ from app.models import Task
 from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.clips import ClipLifecycle, any_modified, lacks_clip, merge_clips, schedule_lyrics
-from app.tasks.events import EventRecorder
-from app.tasks.payloads import EventPublisher
+from app.tasks.events import EventPublisher, EventRecorder
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.types import Report, Stage

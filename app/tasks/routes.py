@@ -24,8 +24,8 @@ from app.errors import (
 )
 from app.models import Callback
 from app.tasks.event_schemas import CallbackPage, CallbackRead
+from app.tasks.events import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.idempotency import KeyDep
-from app.tasks.payloads import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.schemas import MAX_LABELS, CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, respond_with, snapshot_of

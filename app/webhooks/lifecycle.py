@@ -6,14 +6,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import Enum, auto
 from typing import Any
 
 import structlog
 
 from app.config import Settings
 from app.database.base import new_id
+from app.database.claims import ClaimLost
 from app.database.engine import Session
+from app.database.group_commit import RowLocked
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
 from app.enums import DeliveryStatus, DisabledBy, Sweep, WebhookType
@@ -55,13 +56,6 @@ class Settled:
 
     status: DeliveryStatus
     attempts_made: int
-
-
-class Unsettled(Enum):
-    """Why a result is not stored: the claim was lost, or another transaction has locked what it changes."""
-
-    lost = auto()
-    locked = auto()
 
 
 def check_receiver(url: str, allow: Networks, pointer: str) -> None:
@@ -147,8 +141,8 @@ class WebhookLifecycle:
 
     async def settle(
         self, session: Session, attempts: Sequence[Attempted], now: datetime
-    ) -> Sequence[Settled | Unsettled]:
-        """Store the results of attempts, each of another delivery; nothing of those that are unsettled."""
+    ) -> Sequence[Settled | Exception]:
+        """Store the results of attempts, each of another delivery; nothing where RowLocked or ClaimLost is returned."""
         # Lock order: endpoints, then deliveries. Two transactions with different orders would deadlock.
         named = {each.delivery.endpoint_id for each in attempts if each.delivery.endpoint_id}
         endpoints = await due.lock_free_endpoints(session, named)
@@ -206,14 +200,14 @@ def _endpoint_of(attempted: Attempted, endpoints: _Endpoints) -> WebhookEndpoint
     return endpoints.get(attempted.delivery.endpoint_id or "")
 
 
-def _unsettled(attempted: Attempted, endpoints: _Endpoints, claims: _Claims) -> Unsettled | None:
+def _unsettled(attempted: Attempted, endpoints: _Endpoints, claims: _Claims) -> Exception | None:
     delivery = attempted.delivery
     if delivery.endpoint_id is not None and _endpoint_of(attempted, endpoints) is None:
-        return Unsettled.locked if delivery.endpoint_id in endpoints else Unsettled.lost
+        return RowLocked() if delivery.endpoint_id in endpoints else ClaimLost()
     claim = claims.get(delivery.id)
     if claim is None:
-        return Unsettled.locked if delivery.id in claims else Unsettled.lost
-    return None if claim.fence == delivery.fence else Unsettled.lost
+        return RowLocked() if delivery.id in claims else ClaimLost()
+    return None if claim.fence == delivery.fence else ClaimLost()
 
 
 def _attempt(attempted: Attempted) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import structlog
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
 from app.clips.repository import due_lanes, has_due_lane
 from app.database.backoff import exponential, jittered
-from app.database.claims import Claim, claim_due, extend_lease
+from app.database.claims import Claim, ClaimLost, claim_due, extend_lease
 from app.database.engine import TRANSIENT
 from app.database.wakeups import ARCHIVES, notify_on_commit
 from app.egress.rules import authority_of
@@ -26,7 +26,7 @@ from app.services import Services
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task
 from app.upstream.pacing import questions_share
-from app.workers.clip_commits import Change, ClaimLost, ClipCommits, FileColumn, LockedClip
+from app.workers.clip_commits import Change, ClipCommits, FileColumn, LockedClip
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from sqlalchemy import select, update
 
+from app.database.claims import ClaimLost
 from app.database.engine import Database, Session, limit_lock_wait
 from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import record_sessions
@@ -20,10 +21,6 @@ from app.tasks.locking import lock_free_tasks, write_tasks
 MAX_IN_A_COMMIT = 50
 FileColumn = Literal["storage_key", "image_key"]
 COLUMNS: Sequence[FileColumn] = "storage_key", "image_key"
-
-
-class ClaimLost(Exception):
-    """The clip was erased, or another replica took it over: the result is dropped."""
 
 
 @dataclass(frozen=True, slots=True)

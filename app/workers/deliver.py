@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, select
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.database.claims import Claim, claim_due, is_due
-from app.database.engine import Session, is_locked, limit_lock_wait
+from app.database.claims import Claim, ClaimLost, claim_due, is_due
+from app.database.engine import Session, limit_lock_wait
 from app.database.group_commit import GroupCommit
 from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, send_capped
 from app.enums import DeliveryStatus
-from app.errors import DatabaseUnavailable
 from app.models import Delivery, WebhookEndpoint
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import due, repository
-from app.webhooks.lifecycle import Attempted, Settled, Unsettled
+from app.webhooks.lifecycle import Attempted, Settled
 from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
 from app.webhooks.signing import secret_of, sign
 from app.workers.runner import Claimed, Loop
@@ -36,8 +34,6 @@ CONCURRENCY = 100
 # The attempts under way at which a key, a host and a lane that were full get more: a claim for each single place would
 # cost more than it brings.
 CLAIM_AGAIN_AT = 25, 10, 4
-# How soon a result is stored again whose delivery, or its endpoint, another transaction has locked.
-LOCKED_RETRY = timedelta(milliseconds=100)
 # Bytes that are read of a response, and characters that are stored of it or of an error.
 MAX_RESPONSE = 1024
 IS_DUE = select(Delivery.id).where(Delivery.is_ready).limit(1).exists() | is_due(Delivery, ~Delivery.is_ready)
@@ -178,8 +174,11 @@ class _DeliveryWorker:
 
     async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
         delivery = item.delivery
-        settled = await self._stored(Attempted(delivery, result))
-        is_delivered = isinstance(settled, Settled) and settled.status is DeliveryStatus.delivered
+        settled: Settled | None = None
+        with suppress(ClaimLost):
+            patience = self._services.settings.webhook_lease
+            settled = await self._results.add_patiently(Attempted(delivery, result), patience)
+        is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
         write = log.info if is_delivered else log.warning
         write(
             "delivery_attempted",
@@ -188,32 +187,14 @@ class _DeliveryWorker:
             event_type=delivery.event_type.value,
             task_id=delivery.task_id,
             endpoint_id=delivery.endpoint_id,
-            attempt=settled.attempts_made if isinstance(settled, Settled) else None,
-            status=settled.status.value if isinstance(settled, Settled) else "claim_lost",
+            attempt=settled.attempts_made if settled else None,
+            status=settled.status.value if settled else "claim_lost",
             status_code=result.status_code,
             error=result.error,
             duration_ms=round(result.duration.total_seconds() * 1000),
         )
 
-    async def _stored(self, attempted: Attempted) -> Settled | Unsettled:
-        """Store a result; again, and by itself, while another transaction locks what it changes."""
-        until = time.monotonic() + self._services.settings.webhook_lease.total_seconds()
-        was_locked = False
-        while True:
-            try:
-                settled = await self._results.add(attempted, apart=was_locked)
-            except DBAPIError as error:
-                if not is_locked(error):
-                    raise
-                settled = Unsettled.locked
-            if settled is not Unsettled.locked:
-                return settled
-            if time.monotonic() > until:
-                raise DatabaseUnavailable("Others hold what the result of a delivery changes.")
-            was_locked = True
-            await asyncio.sleep(LOCKED_RETRY.total_seconds())
-
-    async def _store(self, take: Callable[[], Sequence[Attempted]]) -> Sequence[Settled | Unsettled]:
+    async def _store(self, take: Callable[[], Sequence[Attempted]]) -> Sequence[Settled | Exception]:
         """Store the results that have come, in one commit."""
         async with self._services.database.transaction() as (session, now):
             await limit_lock_wait(session)

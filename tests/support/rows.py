@@ -12,8 +12,8 @@ from app.enums import Charge, TaskStatus
 from app.keyring import load_or_create_keyring
 from app.models import ApiKey, Event, Task
 from app.signed_urls import SignedUrls
+from app.tasks.events import publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.payloads import publish_to_webhook_url
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL
 from tests.support.clock import MORNING

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from app.egress import check_url
 from app.enums import DeliveryStatus, ResolvedBy, WebhookType
 from app.models import Task
-from app.tasks.payloads import TaskWebhook
+from app.tasks.events import TaskWebhook
 from app.tasks.repository import lock_task
 from app.upstream.types import Report, ReportedClip, Stage
 from tests.support.clock import Clock
