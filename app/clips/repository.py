@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal, select
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, select
 from sqlalchemy.orm import aliased
 
+from app.database.base import UtcDateTime
 from app.database.claims import DatabaseNow
 from app.database.engine import Session
 from app.models import Clip
@@ -15,7 +16,7 @@ from app.models import Clip
 
 async def due_lanes(session: Session, now: datetime) -> Sequence[str]:
     """The lanes that have a due clip, by a loose index scan: a lane costs the same with one clip or a thousand."""
-    return (await session.scalars(_due_lanes(literal(now)))).all()
+    return (await session.scalars(_DUE_LANES, {"now": now})).all()
 
 
 def has_due_lane() -> ColumnElement[bool]:
@@ -30,6 +31,9 @@ def _due_lanes(now: ColumnElement[datetime]) -> Select[str]:
     lanes = lanes.union_all(select(following.scalar_subquery()).where(lanes.c.lane.isnot(None)))
     is_due = exists().where(Clip.lane == lanes.c.lane, Clip.due_at <= now)
     return select(lanes.c.lane).where(is_due)
+
+
+_DUE_LANES = _due_lanes(bindparam("now", type_=UtcDateTime()))
 
 
 async def idle_lanes(session: Session, now: datetime, late: datetime) -> set[str]:

@@ -42,11 +42,7 @@ def plain_client(timeout: timedelta) -> httpx.AsyncClient:
     `timeout` is for each single read or write. Connecting has at most five seconds of it, so that
     a connection that was never made is a connect timeout, unlike a response that was lost.
     """
-    # The server may just have closed a reused connection: a submit written to it was never read, but looks like one
-    # whose response was lost. Therefore each request has a new connection.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    transport = httpx.AsyncHTTPTransport(verify=_tls(), trust_env=False, limits=limits)
-    return _client(transport, timeout)
+    return _client(_Transport(look_up, _tls()), timeout)
 
 
 def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.AsyncClient:
@@ -111,41 +107,35 @@ def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.As
     )
 
 
-class _GuardedTransport(httpx.AsyncBaseTransport):
+class _Transport(httpx.AsyncBaseTransport):
     """
-    Resolves a host once, checks every address, and connects to no other.
+    Sends each request on a connection of its own.
 
-    Each request has a connection of its own: an idle one would be reused without a check of its address.
-    There is no limit of connections: the workers limit their concurrency, so that one slow receiver does
-    not block the others.
+    The server may just have closed a reused one: a submit written to it was never read, but looks like one whose
+    response was lost. There is no limit of connections: the workers limit their concurrency, so that one slow
+    receiver does not block the others.
     """
 
-    def __init__(self, allow: Networks, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
-        self._allow, self._resolve, self._ssl_context = allow, resolve, ssl_context
+    def __init__(self, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
+        self._resolve, self._ssl_context = resolve, ssl_context
         ssl_context.set_alpn_protocols(["http/1.1"])
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if reason := refusal_of(request.url, self._allow):
-            raise EgressRefused(reason)
         within = request.extensions.get("timeout", {}).get("connect")
         try:
             async with asyncio.timeout(within):
-                addresses = await self._checked_addresses(request.url.raw_host.decode("ascii"))
+                addresses = await self._addresses(request.url.raw_host.decode("ascii"))
                 connection = await self._dial(request.url, addresses, within)
         except TimeoutError as error:
             raise httpx.ConnectTimeout("no connection in time") from error
         return await connection.exchange(request)
 
-    async def _checked_addresses(self, host: str) -> Sequence[Address]:
+    async def _addresses(self, host: str) -> Sequence[Address]:
         try:
             found = await self._resolve(host)
         except OSError as error:
             raise httpx.ConnectError("the host does not resolve") from error
-        addresses = [ip_address(text) for text in dict.fromkeys(found)]
-        for address in addresses:
-            if reason := is_forbidden(address, self._allow):
-                raise EgressRefused(f"the host resolves to {reason}")
-        return addresses
+        return [ip_address(text) for text in dict.fromkeys(found)]
 
     async def _dial(self, url: httpx.URL, addresses: Sequence[Address], within: float | None) -> Connection:
         failure: httpx.TransportError = httpx.ConnectError("the host resolves to no address")
@@ -171,6 +161,30 @@ class _GuardedTransport(httpx.AsyncBaseTransport):
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(Connection, str(address), port, **tls)
         return connection
+
+
+class _GuardedTransport(_Transport):
+    """
+    Resolves a host once, checks every address, and connects to no other.
+
+    An idle connection would be reused without a check of its address.
+    """
+
+    def __init__(self, allow: Networks, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
+        super().__init__(resolve, ssl_context)
+        self._allow = allow
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if reason := refusal_of(request.url, self._allow):
+            raise EgressRefused(reason)
+        return await super().handle_async_request(request)
+
+    async def _addresses(self, host: str) -> Sequence[Address]:
+        addresses = await super()._addresses(host)
+        for address in addresses:
+            if reason := is_forbidden(address, self._allow):
+                raise EgressRefused(f"the host resolves to {reason}")
+        return addresses
 
 
 def _look_up_each(lookups: _Lookups) -> None:

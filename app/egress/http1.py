@@ -12,6 +12,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 # body at which no more is read before these are taken.
 MAX_HEAD = 64 * 1024
 HIGH_WATER = 64 * 1024
+SENDING = "http11.send_request_headers.started"
 
 
 class Connection(asyncio.Protocol):
@@ -31,11 +32,15 @@ class Connection(asyncio.Protocol):
         """
         Send a request, whose body is bytes, and return the response once its head is here.
 
-        Each wait is limited by the request's read timeout. Raises httpx.TransportError.
+        Each wait is limited by the request's read timeout. The `trace` extension, if there is one, learns that bytes are
+        about to leave, by the event that httpcore names. Raises httpx.TransportError.
         """
         timeout = request.extensions.get("timeout", {}).get("read")
         try:
-            self._transport.write(_head(request) + await request.aread())
+            message = _head(request) + await request.aread()
+            if (trace := request.extensions.get("trace")) is not None:
+                await trace(SENDING, {})
+            self._transport.write(message)
             while not self._has_head:
                 await self._wait(timeout)
         except BaseException:

@@ -134,15 +134,14 @@ class Storage:
         store = self._store()
         file.seek(0)
         if isinstance(store, LocalStore):
-            await store.put_async(key, file, mode=mode, use_multipart=False)
+            await asyncio.to_thread(_put_durably, store, key, file, mode)
         else:
             await store.put_async(key, file, mode=mode, use_multipart=False, attributes={"Content-Type": media_type})
-        await self._sync(key)
 
     async def _sync(self, key: str) -> None:
         store = self._store()
         if isinstance(store, LocalStore):
-            await asyncio.to_thread(_fsync, Path(store.prefix or "/") / key)
+            await asyncio.to_thread(_fsync, _path_of(store, key))
 
     async def _size(self, key: str) -> int:
         return (await self._store().head_async(key))["size"]
@@ -151,6 +150,15 @@ class Storage:
         if self._opened is None:
             self._opened = _open(self._url)
         return self._opened
+
+
+def _put_durably(store: LocalStore, key: str, file: IO[bytes], mode: Literal["create", "overwrite"]) -> None:
+    store.put(key, file, mode=mode, use_multipart=False)
+    _fsync(_path_of(store, key))
+
+
+def _path_of(store: LocalStore, key: str) -> Path:
+    return Path(store.prefix or "/") / key
 
 
 def _fsync(path: Path) -> None:
