@@ -4,23 +4,67 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, TypeVar, cast
+from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Select, Table, bindparam, func, insert, inspect, literal, select, update
-from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    ScalarSelect,
+    Select,
+    Table,
+    bindparam,
+    func,
+    insert,
+    inspect,
+    literal,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
+from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.database.engine import Session
 from app.models import Delivery, DeliveryAttempt, WebhookEndpoint
 from app.webhooks import repository
 from app.webhooks.repository import IS_KEPT
+from app.webhooks.retry import Lane
 
 # The most keys, hosts or lanes that a claim looks at; above the endpoints of a key and all that may be under way.
 MAX_WALK = 200
 _DELIVERIES = cast("Table", inspect(Delivery).local_table)
 _ATTEMPTS = cast("Table", inspect(DeliveryAttempt).local_table)
 _SETTLE = update(_DELIVERIES).where(_DELIVERIES.c.id == bindparam("settled_id")).values(fence=None)
+_NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 Found = TypeVar("Found")
+
+
+def _walk_of_lanes() -> Select[str, str, str]:
+    here, there = aliased(Delivery), aliased(Delivery)
+    columns = there.api_key_id, there.host, there.lane
+
+    def first(*where: ColumnElement[bool]) -> ScalarSelect[str]:
+        ready = select(there.id).where(there.is_ready, *where).order_by(*columns).limit(1)
+        return ready.correlate(here).scalar_subquery()
+
+    # The condition lets SQLite search the index, whose first entry it would else find by a scan.
+    walk = select(first(there.api_key_id > "").label("id"), literal(1).label("number")).cte("walk", recursive=True)
+    # SQLite searches an index only for values that are no columns, and from the first equal entry on: without the due
+    # time it would read each lane's backlog.
+    behind = (
+        *(column.concat("") for column in (here.api_key_id, here.host, here.lane)),
+        literal(_NEVER, Delivery.due_at.type),
+    )
+    is_further = tuple_(*columns, there.due_at) > tuple_(*behind)
+    following = select(first(is_further), walk.c.number + 1).join(here, here.id == walk.c.id)
+    walk = walk.union_all(following.where(walk.c.number < MAX_WALK))
+    return select(here.api_key_id, here.host, here.lane).join(walk, here.id == walk.c.id)
+
+
+_LANES = _walk_of_lanes()
 
 
 async def line_up(session: Session, now: datetime) -> int:
@@ -36,14 +80,25 @@ async def line_up(session: Session, now: datetime) -> int:
     return len((await session.scalars(ready.execution_options(synchronize_session=False))).all())
 
 
+async def ready_lanes(session: Session) -> Sequence[Lane] | None:
+    """
+    The lanes with ready deliveries, by one statement; None if there are MAX_WALK of them or more.
+
+    A recursive query jumps along the index from lane to lane (a loose index scan): each costs the same with one
+    delivery or a hundred thousand.
+    """
+    found = (await session.execute(_LANES)).all()
+    return [Lane(*row) for row in found] if len(found) < MAX_WALK else None
+
+
 async def ready_values(
     session: Session, column: InstrumentedAttribute[str], rng: random.Random, *where: ColumnElement[bool]
 ) -> Sequence[str]:
     """
     Up to MAX_WALK values of a column among the ready deliveries that match; at random if there are more.
 
-    `column` and the columns of `where` are a prefix of the index. A recursive query jumps along it from
-    value to value (a loose index scan): each costs the same with one delivery or a hundred thousand.
+    `column` and the columns of `where` are a prefix of the index, along which a recursive query jumps from
+    value to value.
     """
     found = await _walk(session, column, "", *where)
     if len(found) < MAX_WALK:
@@ -64,6 +119,48 @@ async def _walk(
     following = select(least(walk.c.value).correlate(walk).scalar_subquery(), walk.c.number + 1).where(~is_last)
     walk = walk.union_all(following)
     return list(await session.scalars(select(walk.c.value).where(walk.c.value.isnot(None))))
+
+
+async def claim_lanes(
+    session: Session, shares: Mapping[Lane, int], now: datetime, lease: timedelta
+) -> Sequence[Delivery]:
+    """Claim up to so many deliveries of each lane, those due longest, until `now + lease`: by one statement."""
+    # Rounded up, so that few statements are compiled and prepared, whatever the number of lanes.
+    size = 1 << max(0, len(shares) - 1).bit_length()
+    values: dict[str, Any] = {"now": now, "until": now + lease, "new_fence": uuid4().hex}
+    nothing = Lane("", "", "")
+    for number, (lane, share) in enumerate([*shares.items(), *[(nothing, 0)] * (size - len(shares))]):
+        values |= {f"key_{number}": lane.api_key_id, f"host_{number}": lane.host}
+        values |= {f"lane_{number}": lane.name, f"share_{number}": share}
+    claimed = await session.scalars(_claim_of(size), values)
+    return claimed.all()
+
+
+@cache
+def _claim_of(lanes: int) -> Executable:
+    """The statement that claims deliveries of so many lanes. What another claim has locked is left to it."""
+    shares = [_share_of(str(number)) for number in range(lanes)]
+    # Otherwise the planner may run these again for each row, and lock more than their limits.
+    due = union_all(*shares).cte("due").prefix_with("MATERIALIZED", dialect="postgresql")
+    return (
+        update(Delivery)
+        .where(Delivery.id.in_(select(due.c.id)))
+        .values(due_at=bindparam("until"), attempts=Delivery.attempts + 1, fence=bindparam("new_fence"), is_ready=False)
+        .returning(Delivery)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    )
+
+
+def _share_of(number: str) -> Select[str]:
+    lane = (
+        Delivery.api_key_id == bindparam(f"key_{number}"),
+        Delivery.host == bindparam(f"host_{number}"),
+        Delivery.lane == bindparam(f"lane_{number}"),
+        Delivery.is_ready,
+        Delivery.due_at <= bindparam("now"),
+    )
+    first = select(Delivery.id).where(*lane).order_by(Delivery.due_at).limit(bindparam(f"share_{number}"))
+    return select(first.with_for_update(skip_locked=True).subquery().c.id)
 
 
 async def lock_free_endpoints(session: Session, endpoint_ids: Collection[str]) -> Mapping[str, WebhookEndpoint | None]:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from heapq import heapify, heappop, heappush
-from operator import ge
+from heapq import heapify, heappop, heapreplace
+from typing import Any
 
 from app.database.backoff import jittered
 from app.enums import DisabledBy
@@ -93,21 +93,41 @@ def share_places(lanes: Sequence[Lane], in_flight: Mapping[str, int], places: in
     `in_flight` counts the attempts under way by group. Each place goes to the key with the fewest, in it to the
     host with the fewest, and there to the lane with the fewest; none gets more than MAX_CONCURRENT.
     """
-    counts = Counter(in_flight)
-    ranked = [(_ranks(lane, counts), number, lane) for number, lane in enumerate(lanes)]
-    heapify(ranked)
+    keys = _ranked(lanes, in_flight, 0)
     shares: Counter[Lane] = Counter()
-    while ranked and shares.total() < places:
-        known, number, lane = heappop(ranked)
-        ranks = _ranks(lane, counts)
-        if any(map(ge, ranks, MAX_CONCURRENT)):
-            continue
-        if ranks == known:
+    while keys and places:
+        if (lane := _next_lane(keys, 0)) is not None:
             shares[lane] += 1
-            counts.update(lane.groups)
-        heappush(ranked, (_ranks(lane, counts), number, lane))
+            places -= 1
     return dict(shares)
 
 
-def _ranks(lane: Lane, counts: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple(counts.get(group, 0) for group in lane.groups)
+# A heap of keys, of a key's hosts or of a host's lanes: the attempts under way, then what is ranked below.
+_Ranked = list[tuple[int, int, Any]]
+
+
+def _ranked(lanes: Sequence[Lane], in_flight: Mapping[str, int], level: int) -> _Ranked:
+    groups: dict[str, list[Lane]] = {}
+    for lane in lanes:
+        groups.setdefault(lane.groups[level], []).append(lane)
+    is_lane = level == len(MAX_CONCURRENT) - 1
+    ranked: _Ranked = [
+        (in_flight.get(group, 0), number, members[0] if is_lane else _ranked(members, in_flight, level + 1))
+        for number, (group, members) in enumerate(groups.items())
+    ]
+    heapify(ranked)
+    return ranked
+
+
+def _next_lane(ranked: _Ranked, level: int) -> Lane | None:
+    """Take a place in the lowest of these groups; None, and it is left out from now on, where that has none."""
+    count, number, below = ranked[0]
+    if count < MAX_CONCURRENT[level]:
+        lane: Lane | None = below if isinstance(below, Lane) else None
+        while lane is None and below:
+            lane = _next_lane(below, level + 1)
+        if lane is not None:
+            heapreplace(ranked, (count + 1, number, below))
+            return lane
+    heappop(ranked)
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.database.claims import Claim, ClaimLost, claim_due, is_due
+from app.database.claims import ClaimLost, is_due
 from app.database.engine import Session, limit_lock_wait
 from app.database.group_commit import GroupCommit
 from app.database.wakeups import DELIVERIES
@@ -74,17 +74,17 @@ class _DeliveryWorker:
             lined_up = await due.line_up(session, now)
             lanes, full = await self._lanes(session, now, limit)
             shares = share_places(lanes, self._in_flight, limit)
-            claimed: list[Delivery] = []
-            for lane, share in shares.items():
-                stands_there = (Delivery.lane == lane.name) & (Delivery.host == lane.host) & Delivery.is_ready
-                mine = Delivery.api_key_id == lane.api_key_id, stands_there
-                claim = Claim(now, services.settings.webhook_lease, share)
-                claimed += await claim_due(session, Delivery, claim, *mine, is_ready=False)
+            claimed = await due.claim_lanes(session, shares, now, services.settings.webhook_lease) if shares else []
             items = await self._signed(session, claimed, now)
+        promised = Counter(self._in_flight)
+        for lane, share in shares.items():
+            promised.update(dict.fromkeys(lane.groups, share))
         for item in items:
             self._in_flight.update(item.lane.groups)
         self._full = full | {group for lane in lanes for group in self._full_groups(lane)}
-        return Claimed(items, timedelta()) if lined_up == repository.MAX_BATCH else Claimed(items)
+        # A lane with fewer deliveries than its share has taken places that others of its key or host could have.
+        is_short = any(self._full_groups(lane, promised) - {lane.name} - self._full for lane in shares)
+        return Claimed(items, timedelta() if lined_up == repository.MAX_BATCH or (items and is_short) else None)
 
     async def work(self, item: ClaimedDelivery) -> None:
         """Make one attempt and store its result."""
@@ -101,6 +101,14 @@ class _DeliveryWorker:
         blocked = await repository.blocked_endpoints(session, now)
         lanes: list[Lane] = []
         full: set[str] = set()
+        if (all_lanes := await due.ready_lanes(session)) is not None:
+            for lane in all_lanes:
+                groups = self._full_groups(Lane(lane.api_key_id, lane.host, ""))
+                full.update(groups)
+                if not groups and lane.name not in blocked:
+                    lanes.append(lane)
+            self._services.rng.shuffle(lanes)
+            return lanes, full
         keys = await self._ready(session, Delivery.api_key_id)
         for key in sorted(keys, key=lambda key: self._in_flight[key]):
             if len(lanes) >= limit:
@@ -125,9 +133,10 @@ class _DeliveryWorker:
         self._services.rng.shuffle(values)
         return values
 
-    def _full_groups(self, lane: Lane) -> set[str]:
+    def _full_groups(self, lane: Lane, counts: Mapping[str, int] | None = None) -> set[str]:
+        counts = self._in_flight if counts is None else counts
         limits = zip(lane.groups, MAX_CONCURRENT, strict=True)
-        return {group for group, most in limits if self._in_flight[group] >= most}
+        return {group for group, most in limits if counts.get(group, 0) >= most}
 
     async def _signed(self, session: Session, deliveries: Sequence[Delivery], now: datetime) -> list[ClaimedDelivery]:
         owners = await repository.owners(session, deliveries)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import insert, text
 
 from app.database.base import new_id
 from app.database.engine import Database
@@ -14,6 +14,7 @@ from app.models import Delivery
 from tests.support.clock import Clock
 from tests.support.receivers import Behaviour, Received, Reply, hang, receiving
 from tests.support.rows import add_key
+from tests.support.statements import recorded
 from tests.webhooks.outbox import Outbox, outbox_of
 
 MANY = 5000
@@ -84,7 +85,11 @@ async def test_deliveries_whose_time_has_come_are_claimed_in_batches(
         assert (len(second.items), second.idle) == (1, None)
 
 
-async def test_claim_reads_deliveries_by_index_alone(database_url: str) -> None:
+@pytest.mark.parametrize(("max_walk", "count"), [(200, 3), (50, 8)])
+async def test_claim_reads_deliveries_by_index_alone(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, max_walk: int, count: int
+) -> None:
+    monkeypatch.setattr("app.webhooks.due.MAX_WALK", max_walk)
     async with outbox_of(database_url) as outbox:
         key = await add_key(outbox.database)
         now = await _now(outbox)
@@ -94,25 +99,49 @@ async def test_claim_reads_deliveries_by_index_alone(database_url: str) -> None:
         await _add_deliveries(outbox.database, key, 50, is_ready=True, due_at=now, created_at=now)
         async with outbox.database.writes.begin() as session:
             await session.execute(text("ANALYZE"))
-        statements: list[str] = []
 
-        def note(connection: object, clause: object, *_: object) -> None:
-            compiled = clause.compile(dialect=connection.dialect, compile_kwargs={"literal_binds": True})  # type: ignore[attr-defined]
-            if "deliveries" in str(compiled):
-                statements.append(str(compiled))
+        with recorded(outbox.database) as statements:
+            assert len((await outbox.loop.claim(100)).items) == 20
 
-        engine = outbox.database.writes.kw["bind"].sync_engine
-        event.listen(engine, "before_execute", note)
-        assert len((await outbox.loop.claim(100)).items) == 20
-        event.remove(engine, "before_execute", note)
+        asked = [statement for statement in statements if "deliveries" in statement.sql]
+        assert len(asked) == count
+        explain = "EXPLAIN QUERY PLAN" if database_url.startswith("sqlite") else "EXPLAIN"
+        async with outbox.database.reads() as session:
+            connection = await session.connection()
+            plans = [
+                "\n".join(
+                    " ".join(map(str, row)) for row in await connection.exec_driver_sql(f"{explain} {sql}", given)
+                )
+                for sql, given in asked
+            ]
+        assert not any("Seq Scan on deliveries" in plan or "SCAN deliveries" in plan for plan in plans), plans
+        if database_url.startswith("sqlite") and max_walk == 200:
+            # From lane to lane, and not through each lane's backlog.
+            assert "(api_key_id,host,lane,due_at)>" in plans[1]
 
-        assert len(statements) == 24
-        explain = "EXPLAIN QUERY PLAN " if database_url.startswith("sqlite") else "EXPLAIN "
-        async with outbox.database.writes() as session:
-            for statement in set(statements):
-                escaped = text(explain + statement.replace(":", r"\:"))
-                plan = [" ".join(map(str, row)) for row in await session.execute(escaped)]
-                assert not any("Seq Scan on deliveries" in line or "SCAN deliveries" in line for line in plan), plan
+
+async def test_lane_with_less_than_its_share_leaves_its_place_to_the_others(database_url: str) -> None:
+    async with outbox_of(database_url) as outbox:
+        key, now = await add_key(outbox.database), await _now(outbox)
+        ready = {"is_ready": True, "due_at": now, "created_at": now}
+        await _add_deliveries(outbox.database, key, 6, **ready)
+        await _add_deliveries(outbox.database, key, 30, **ready, lane="long")
+
+        claimed = await outbox.loop.claim(100)
+
+        # Of the twenty places of the host each lane was promised some, and most had one delivery only.
+        assert (len(claimed.items) < 20, claimed.idle) == (True, timedelta())
+        assert [(await outbox.loop.claim(100)).idle for _ in range(3)][-1] is None
+
+
+async def test_single_delivery_is_claimed_by_one_claim(database_url: str) -> None:
+    async with outbox_of(database_url) as outbox:
+        key = await add_key(outbox.database)
+        await outbox.create_canceled_task(key, "http://127.0.0.1:9/")
+
+        claimed = await outbox.loop.claim(100)
+
+        assert (len(claimed.items), claimed.idle) == (1, None)
 
 
 async def _now(outbox: Outbox) -> datetime:
@@ -130,9 +159,9 @@ async def _add_deliveries(database: Database, key: str, count: int, **columns: o
             "event_type": WebhookType.task_canceled,
             "url": "http://127.0.0.1:9/",
             "host": "h",
-            "lane": uuid4().hex,
             "body": b"{}",
             "status": DeliveryStatus.pending,
+            "lane": uuid4().hex,
             **columns,
         }
         for _ in range(count)
