@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ from app.signed_urls import SignedUrls
 from app.tasks.repository import queue_positions
 from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, TaskCreate, read_task
 from app.tasks.service import TaskService
-from app.tasks.waiting import TaskSnapshot, respond_with, snapshot_of
+from app.tasks.waiting import TaskSnapshot, Waiters, read_wait, snapshot_of
 from app.web import read_body, replayed, retried
 
 _TASKS_PATH = "/v1/tasks"
@@ -40,9 +40,9 @@ _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
 _RECEIVED = JSONResponse({"status": "received"})
 _BEARER = re.compile(rb"[Bb]earer ([!-~]+)")
 _ACCEPTED = frozenset({None, b"*/*", b"application/json"})
-# The headers that change an answer; those that negotiate more than is answered here.
-_NEGOTIATED = frozenset({b"prefer", b"idempotency-key"})
-_HEADERS = _NEGOTIATED | {b"authorization", b"accept", b"if-none-match", b"content-type"}
+# The headers that change the answer of an order, but for those of a read; and those that change any answer.
+_OF_ORDERS = frozenset({b"prefer", b"idempotency-key"})
+_HEADERS = _OF_ORDERS | {b"authorization", b"accept", b"if-none-match", b"content-type"}
 
 
 def _columns(table: type[Base], names: Sequence[str]) -> list[Any]:
@@ -68,8 +68,9 @@ class FastPath:
     """
     Pure ASGI middleware, the innermost one.
 
-    It answers `GET /v1/tasks/{id}` and `POST /v1/tasks` where nothing is negotiated, and all
-    callbacks, of which errors, too, are answered the same within and without the framework.
+    It answers `GET /v1/tasks/{id}` where nothing but a wait is negotiated, `POST /v1/tasks` where
+    nothing is, and all callbacks, of which errors, too, are answered the same within and
+    without the framework.
     """
 
     def __init__(
@@ -79,9 +80,10 @@ class FastPath:
         signed_urls: SignedUrls,
         callbacks: CallbackService,
         tasks: TaskService,
+        waiters: Waiters,
     ) -> None:
         self._app, self._database, self._signed_urls = app, database, signed_urls
-        self._callbacks, self._tasks = callbacks, tasks
+        self._callbacks, self._tasks, self._waiters = callbacks, tasks, waiters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a plain request; pass any other one on."""
@@ -102,7 +104,7 @@ class FastPath:
 
     async def _create_task(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
         """Answer an order of a known caller that can be read; otherwise return its body, for the route."""
-        body, headers = await read_body(receive), _plain_headers(scope)
+        body, headers = await read_body(receive), _plain_headers(scope, _OF_ORDERS)
         order = _read_order(body) if headers and headers.get(b"content-type") == b"application/json" else None
         key_hash = _key_hash(headers) if headers and order else None
         caller = await find_caller(self._database, key_hash) if key_hash else None
@@ -121,12 +123,14 @@ class FastPath:
     async def _read_task(self, task_id: str, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with a task; return whether it was found."""
         headers = _plain_headers(scope)
+        wait = await read_wait([headers.get(b"prefer", b"").decode("latin-1")]) if headers else None
         key_hash = _key_hash(headers) if headers else None
         snapshot = await self._find(task_id, key_hash) if key_hash else None
         if headers is None or snapshot is None:
             return False
         known = headers.get(b"if-none-match")
-        await respond_with(known.decode("latin-1") if known else None, snapshot)(scope, receive, send)
+        response = self._waiters.respond_to_read(snapshot, wait, known.decode("latin-1") if known else None)
+        await response(scope, receive, send)
         return True
 
     async def _find(self, task_id: str, key_hash: str) -> TaskSnapshot | None:
@@ -146,12 +150,16 @@ class FastPath:
         return snapshot_of(read_task(task, positions, self._signed_urls))
 
 
-def _plain_headers(scope: Scope) -> Mapping[bytes, bytes] | None:
-    """The headers that an answer depends on; None where there is more to read than the fast path knows."""
+def _plain_headers(scope: Scope, negotiated: Collection[bytes] = ()) -> Mapping[bytes, bytes] | None:
+    """
+    The headers that an answer depends on.
+
+    None where one comes twice, another form of the answer is asked for, or one that is `negotiated` is there.
+    """
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         if name in _HEADERS:
-            if name in found or name in _NEGOTIATED:
+            if name in found or name in negotiated:
                 return None
             found[name] = value
     return found if found.get(b"accept") in _ACCEPTED else None

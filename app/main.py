@@ -61,7 +61,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     install_error_handlers(app)
     complete_document(app, services.settings.models)
     # The last of these is the outermost.
-    plain = services.database, services.signed_urls, services.callbacks, services.tasks
+    plain = services.database, services.signed_urls, services.callbacks, services.tasks, services.waiters
     app.add_middleware(FastPath, *plain)
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware)

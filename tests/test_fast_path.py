@@ -68,6 +68,23 @@ async def test_plain_read_is_one_statement(service: Service) -> None:
     assert [is_of_fast_path(statement) for statement in statements] == [True]
 
 
+@pytest.mark.parametrize("case", ["generating", "succeeded"])
+async def test_wait_is_answered_as_the_route_does_it_and_read_by_one_statement(service: Service, case: str) -> None:
+    task = await plant(service, **CASES[case])
+    path = f"/v1/tasks/{task.id}"
+    other = {"Prefer": "respond-async, wait=1", "If-None-Match": f'W/"{task.version + 1}"'}
+    ended = {"Prefer": "wait=0"}
+
+    with recorded(service.database) as statements:
+        short = [await service.client.get(path, headers=headers) for headers in (other, ended)]
+    long = [await service.client.get(path, headers={**LONG_WAY, **headers}) for headers in (other, ended)]
+
+    # Beside the look for lost wake-ups.
+    assert [is_of_fast_path(statement) for statement in statements if "api_keys" in statement.sql] == [True, True]
+    assert [shown(each) for each in short] == [shown(each) for each in long]
+    assert [each.headers["Preference-Applied"] for each in short] == ["wait=1", "wait=0"]
+
+
 async def test_read_that_fails_is_answered_by_the_route(service: Service) -> None:
     task = await plant(service, S.succeeded)
     path = f"/v1/tasks/{task.id}"

@@ -32,7 +32,7 @@ class Connection(asyncio.Protocol):
         """
         Send a request, whose body is bytes, and return the response once its head is here.
 
-        Each wait is limited by the request's read timeout. The `trace` extension, if there is one, learns that bytes are
+        Each wait is limited by the read timeout of the request. Its `trace` extension, if any, learns that bytes are
         about to leave, by the event that httpcore names. Raises httpx.TransportError.
         """
         timeout = request.extensions.get("timeout", {}).get("read")

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    bindparam,
     delete,
     exists,
     func,
@@ -24,11 +25,12 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from app.database.base import Base, new_id
-from app.database.engine import Session
+from app.database.engine import Database, Session
+from app.database.fetching import FixedQuery
 from app.enums import Charge, EventType, ResolvedBy, TaskStatus
-from app.models import ApiKey, Callback, Event, Task, TaskLabel
+from app.models import ApiKey, Callback, Clip, Event, Task, TaskLabel
 from app.tasks.event_schemas import History
-from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate, TaskFilters
+from app.tasks.schemas import CLIP_COLUMNS, MAX_QUEUE_POSITION, TASK_COLUMNS, TaskCreate, TaskFilters
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.upstream_task_id.isnot(None)
@@ -45,6 +47,16 @@ RECENT = 5
 RECENT_LATENCIES = 20
 RECENTLY_RESOLVED = 100
 MAX_PAGE_BYTES = 2**20
+# A task with its clips: one row for each clip, or one row.
+_FIND_TASK = FixedQuery(
+    select(
+        *(inspect(Task).columns[name] for name in TASK_COLUMNS), *(inspect(Clip).columns[name] for name in CLIP_COLUMNS)
+    )
+    .select_from(Task.__table__)
+    .outerjoin(Clip.__table__, Clip.task_id == Task.id)
+    .where(Task.id == bindparam("task_id"))
+    .order_by(Clip.index)
+)
 
 
 async def insert_tasks(
@@ -91,6 +103,21 @@ def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]
 async def find_task(session: Session, task_id: str) -> Task | None:
     """The task with this id, of any caller."""
     return await session.get(Task, task_id)
+
+
+async def fetch_task(database: Database, task_id: str) -> tuple[SimpleNamespace, Mapping[str, int]] | None:
+    """The same without a transaction, by one statement, with its position if it is queued. Raises TRANSIENT."""
+    rows = await database.fetch(_FIND_TASK, task_id=task_id)
+    if not rows:
+        return None
+    until = len(TASK_COLUMNS)
+    clips = [SimpleNamespace(**dict(zip(CLIP_COLUMNS, row[until:], strict=True))) for row in rows]
+    task = SimpleNamespace(**dict(zip(TASK_COLUMNS, rows[0][:until], strict=True)))
+    task.clips = [clip for clip in clips if clip.task_id is not None]
+    if task.status is not TaskStatus.queued:
+        return task, {}
+    async with database.reads() as session:
+        return task, await queue_positions(session, [task])
 
 
 async def lock_task(session: Session, task_id: str) -> Task | None:

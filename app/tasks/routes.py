@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any
 
@@ -28,9 +27,8 @@ from app.tasks.events import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.idempotency import KeyDep
 from app.tasks.schemas import MAX_LABELS, CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
 from app.tasks.service import TaskService
-from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, respond_with, snapshot_of
+from app.tasks.waiting import WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
-from app.web.negotiation import matches
 from app.web.openapi import response_headers
 from app.web.pagination import PAGE, Cursor, Limit, decode_time_cursor, link_to_next
 from app.web.problems import pointer_to, problem_responses
@@ -132,12 +130,7 @@ async def get_task(
     With `Prefer: wait=n` the response waits up to n seconds for the task to have another
     version than the one in `If-None-Match`, or, without that header, for it to end.
     """
-    snapshot = snapshot_of(await tasks.get(caller, task_id))
-
-    def is_awaited(task: TaskSnapshot) -> bool:
-        return task.is_final if if_none_match is None else not matches(if_none_match, task.etag)
-
-    return waiters.respond(snapshot, wait, is_awaited, partial(respond_with, if_none_match))
+    return waiters.respond_to_read(snapshot_of(await tasks.get(caller, task_id)), wait, if_none_match)
 
 
 @router.post(

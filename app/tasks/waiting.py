@@ -43,8 +43,7 @@ MAX_CONCURRENT_READS = 4
 READ_TIMEOUT = timedelta(seconds=5)
 ESTIMATE_FRESH_FOR = timedelta(seconds=10)
 # In seconds: the estimate before any task has succeeded, and the largest one afterwards.
-DEFAULT_RETRY_AFTER = 5
-MAX_RETRY_AFTER = 300
+DEFAULT_RETRY_AFTER, MAX_RETRY_AFTER = 5, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +78,7 @@ class Waiters:
     check_keys_every = timedelta(seconds=20)
 
     def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
-        self.wakeups = wakeups
-        self._database, self._signed_urls = database, signed_urls
+        self.wakeups, self._database, self._signed_urls = wakeups, database, signed_urls
         self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
         # The reads that have not begun, by what they read.
         self._pending: dict[Hashable, asyncio.Task[Any]] = {}
@@ -108,6 +106,14 @@ class Waiters:
 
         return DeferredResponse(respond_later)
 
+    def respond_to_read(self, snapshot: TaskSnapshot, wait: Wait | None, if_none_match: str | None) -> Response:
+        """The response to a read of a task, which waits for another version than the client's, or else for the end."""
+
+        def is_awaited(task: TaskSnapshot) -> bool:
+            return task.is_final if if_none_match is None else not matches(if_none_match, task.etag)
+
+        return self.respond(snapshot, wait, is_awaited, partial(respond_with, if_none_match))
+
     async def _wait(
         self, snapshot: TaskSnapshot, wait: Wait, is_awaited: Callable[[TaskSnapshot], bool], receive: Receive
     ) -> TaskSnapshot:
@@ -125,8 +131,9 @@ class Waiters:
     async def read_history(self, task_id: str, after: int, render: Callable[[History], Value]) -> Value | None:
         """A task's state and its events after this version, rendered; None for a deleted task. Raises TRANSIENT."""
 
-        async def read(session: Session) -> Value | None:
-            history = await repository.read_history(session, task_id, after)
+        async def read() -> Value | None:
+            async with self._database.reads() as session:
+                history = await repository.read_history(session, task_id, after)
             return None if history is None else render(history)
 
         return await self._shared((task_id, after), read)
@@ -142,7 +149,7 @@ class Waiters:
             with suppress(asyncio.CancelledError):
                 await checking
 
-    async def _shared(self, key: Hashable, query: Callable[[Session], Awaitable[Value]]) -> Value:
+    async def _shared(self, key: Hashable, query: Callable[[], Awaitable[Value]]) -> Value:
         """
         The result of one query for all who ask for the same `key` before it begins.
 
@@ -157,21 +164,26 @@ class Waiters:
         result: Value = await asyncio.shield(pending)
         return result
 
-    async def _read(self, key: Hashable, query: Callable[[Session], Awaitable[Value]]) -> Value:
-        """Run one query in a transaction of its own, at most MAX_CONCURRENT_READS at once."""
+    async def _read(self, key: Hashable, query: Callable[[], Awaitable[Value]]) -> Value:
+        """Run one query, at most MAX_CONCURRENT_READS at once."""
         async with self._reads:
             # Whoever asks from here on may have been woken by a commit that this query does not see.
             del self._pending[key]
-            async with asyncio.timeout(READ_TIMEOUT.total_seconds()), self._database.reads() as session:
-                return await query(session)
+            async with asyncio.timeout(READ_TIMEOUT.total_seconds()):
+                return await query()
 
     async def _read_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
-        query = partial(_read_snapshot, task_id=snapshot.task_id, signed_urls=self._signed_urls)
         try:
             async with asyncio.timeout_at(until + LAST_READ_TIMEOUT.total_seconds()):
-                return await self._shared(snapshot.task_id, query)
+                return await self._shared(snapshot.task_id, partial(self._read_snapshot, snapshot.task_id))
         except TRANSIENT:
             return snapshot
+
+    async def _read_snapshot(self, task_id: str) -> TaskSnapshot:
+        found = await repository.fetch_task(self._database, task_id)
+        if found is None:
+            raise NotFound
+        return snapshot_of(read_task(*found, self._signed_urls))
 
     async def _keep_checking(self) -> None:
         check_keys_at = time.monotonic()
@@ -259,13 +271,6 @@ async def wait_for_disconnect(receive: Receive) -> None:
     with suppress(AppError):
         while (await receive())["type"] != "http.disconnect":
             pass
-
-
-async def _read_snapshot(session: Session, task_id: str, signed_urls: SignedUrls) -> TaskSnapshot:
-    task = await repository.find_task(session, task_id)
-    if task is None:
-        raise NotFound
-    return snapshot_of(read_task(task, await repository.queue_positions(session, [task]), signed_urls))
 
 
 class RetryAfterEstimate:
