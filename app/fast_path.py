@@ -9,34 +9,44 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
-from types import SimpleNamespace
-from typing import Any
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 import structlog
-from sqlalchemy import bindparam, inspect, or_, select
-from starlette.responses import JSONResponse
+from sqlalchemy import JSON, bindparam, func, inspect, or_, select
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.api_keys import find_caller, hash_key
+from app.auth.api_keys import Caller, find_caller, hash_key
 from app.callbacks.service import CallbackService
 from app.config import CALLBACKS_PATH
-from app.database.base import Base
+from app.config.database_url import is_sqlite
 from app.database.engine import TRANSIENT, Database
 from app.database.fetching import FixedQuery
 from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
 from app.signed_urls import SignedUrls
-from app.tasks.repository import queue_positions
-from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, TaskCreate, read_task
+from app.tasks.clips import fitting, words_of
+from app.tasks.repository import WHOLE_TASK, fetch_positions, to_task
+from app.tasks.schemas import TaskCreate, TaskFilters, read_task
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, Waiters, read_wait, snapshot_of
 from app.web import read_body, replayed, retried
+from app.web.pagination import link_to_next
 
 _TASKS_PATH = "/v1/tasks"
 _TASK_PATH = re.compile(f"{_TASKS_PATH}/([0-9a-f]{{32}})")
 _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
+# As the route's.
+PAGE_SIZE: int = TaskFilters.model_fields["limit"].default
+# Renderings of tasks on first pages: for how long, how many, and of which size.
+KEPT_FOR, MAX_KEPT, MAX_KEPT_BYTES = timedelta(seconds=10), 500, 16 * 1024
 _RECEIVED = JSONResponse({"status": "received"})
 _BEARER = re.compile(rb"[Bb]earer ([!-~]+)")
 _ACCEPTED = frozenset({None, b"*/*", b"application/json"})
@@ -45,16 +55,11 @@ _OF_ORDERS = frozenset({b"prefer", b"idempotency-key"})
 _HEADERS = _OF_ORDERS | {b"authorization", b"accept", b"if-none-match", b"content-type"}
 
 
-def _columns(table: type[Base], names: Sequence[str]) -> list[Any]:
-    return [inspect(table).columns[name] for name in names]
-
-
 # The caller, if its key works and may read the task, with the task and its clips: one row for each clip, or one row.
 _FIND_TASK = FixedQuery(
     select(
-        *_columns(ApiKey, ["name"]),
-        *_columns(Task, TASK_COLUMNS),
-        *_columns(Clip, CLIP_COLUMNS),
+        inspect(ApiKey).columns["name"],
+        *WHOLE_TASK,
     )
     .select_from(ApiKey.__table__.join(Task.__table__, inspect(Task).columns["id"] == bindparam("task_id")))
     .outerjoin(Clip.__table__, Clip.task_id == Task.id)
@@ -63,13 +68,92 @@ _FIND_TASK = FixedQuery(
     .order_by(Clip.index)
 )
 
+_PAGE = select(Task.id, Task.version, Task.created_at).order_by(Task.created_at.desc(), Task.id.desc())
+_FIRST_PAGE, _FIRST_PAGE_OF_ALL = (
+    FixedQuery(page.limit(bindparam("limit")))
+    for page in (_PAGE.where(Task.api_key_id == bindparam("api_key_id")), _PAGE)
+)
+
+
+def _find_tasks(each: str) -> FixedQuery:
+    """Any number of tasks with their clips; `each` is the database's function that makes rows of a JSON array."""
+    ids = getattr(func, each)(bindparam("ids", type_=JSON)).table_valued("value")
+    found = select(*WHOLE_TASK).select_from(Task.__table__)
+    joined = found.outerjoin(Clip.__table__, Clip.task_id == Task.id).where(Task.id.in_(select(ids.c.value)))
+    return FixedQuery(joined.order_by(Task.id, Clip.index))
+
+
+class _Rendering(NamedTuple):
+    """A task as a version of it is shown, with the number of its words and the time of its links."""
+
+    version: int
+    words: int
+    body: bytes
+    made_at: float
+
+
+class FirstPages:
+    """
+    The newest tasks of a caller, as the first page of its list shows them.
+
+    A task looks the same until its version rises, but for its links, which are signed anew
+    with each read: what was rendered is shown again for KEPT_FOR, or a hundredth of the time
+    that links work.
+    """
+
+    def __init__(self, database: Database, signed_urls: SignedUrls) -> None:
+        self._database, self._signed_urls = database, signed_urls
+        self._find_tasks = _find_tasks("json_each" if is_sqlite(database.url) else "json_array_elements_text")
+        self._kept_for = min(KEPT_FOR, signed_urls.ttl / 100).total_seconds()
+        self._kept: dict[str, _Rendering] = {}
+
+    async def read(self, caller: Caller) -> tuple[bytes, tuple[str, str] | None] | None:
+        """The items, and the position of the last one if more follow; None where a task was deleted meanwhile."""
+        if caller.is_admin:
+            rows = await self._database.fetch(_FIRST_PAGE_OF_ALL, limit=PAGE_SIZE + 1)
+        else:
+            rows = await self._database.fetch(_FIRST_PAGE, limit=PAGE_SIZE + 1, api_key_id=caller.api_key_id)
+        now, first = time.time(), rows[:PAGE_SIZE]
+        shown = {id_: kept for id_, version, _ in first if (kept := self._find_kept(id_, version, now))}
+        if len(shown) < len(first):
+            shown |= await self._render([id_ for id_, *_ in first if id_ not in shown], now)
+        if len(shown) < len(first):
+            return None
+        page = [shown[id_] for id_, *_ in first]
+        page = page[: fitting(rendering.words for rendering in page)]
+        id_, _, created_at = first[len(page) - 1] if first else ("", 0, None)
+        last = (created_at.isoformat(), id_) if created_at and len(rows) > len(page) else None
+        return b",".join([rendering.body for rendering in page]), last
+
+    def _find_kept(self, task_id: str, version: int, now: float) -> _Rendering | None:
+        kept = self._kept.get(task_id)
+        is_current = kept is not None and kept.version == version and 0 <= now - kept.made_at < self._kept_for
+        return kept if is_current else None
+
+    async def _render(self, ids: Sequence[str], now: float) -> Mapping[str, _Rendering]:
+        rows = await self._database.fetch(self._find_tasks, ids=ids)
+        tasks = [to_task(list(found)) for _, found in groupby(rows, itemgetter(0))]
+        positions = await fetch_positions(self._database, tasks)
+        made = {}
+        for task in tasks:
+            body = read_task(task, positions, self._signed_urls).model_dump_json().encode()
+            id_, rendering = task.id, _Rendering(task.version, words_of(task.clips), body, now)
+            made[id_] = rendering
+            # The place of one that waits changes without a version.
+            self._kept.pop(id_, None)
+            if task.status is not TaskStatus.queued and len(body) <= MAX_KEPT_BYTES:
+                self._kept[id_] = rendering
+        while len(self._kept) > MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        return made
+
 
 class FastPath:
     """
     Pure ASGI middleware, the innermost one.
 
-    It answers `GET /v1/tasks/{id}` where nothing but a wait is negotiated, `POST /v1/tasks` where
-    nothing is, and all callbacks, of which errors, too, are answered the same within and
+    It answers reads of a task where nothing but a wait is negotiated, plain orders, the first page
+    of the list, and all callbacks, of which errors, too, are answered the same within and
     without the framework.
     """
 
@@ -84,12 +168,16 @@ class FastPath:
     ) -> None:
         self._app, self._database, self._signed_urls = app, database, signed_urls
         self._callbacks, self._tasks, self._waiters = callbacks, tasks, waiters
+        self._pages = FirstPages(database, signed_urls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a plain request; pass any other one on."""
         if scope["type"] == "http" and not scope["query_string"]:
             if scope["method"] == "GET" and (task := _TASK_PATH.fullmatch(scope["path"])) is not None:
                 if await self._read_task(task[1], scope, receive, send):
+                    return
+            elif scope["method"] == "GET" and scope["path"] == _TASKS_PATH:
+                if await self._list_tasks(scope, receive, send):
                     return
             elif scope["method"] == "POST" and scope["path"] == _TASKS_PATH:
                 body = await self._create_task(scope, receive, send)
@@ -106,8 +194,7 @@ class FastPath:
         """Answer an order of a known caller that can be read; otherwise return its body, for the route."""
         body, headers = await read_body(receive), _plain_headers(scope, _OF_ORDERS)
         order = _read_order(body) if headers and headers.get(b"content-type") == b"application/json" else None
-        key_hash = _key_hash(headers) if headers and order else None
-        caller = await find_caller(self._database, key_hash) if key_hash else None
+        caller = await self._find_caller(headers) if order else None
         if order is None or caller is None:
             return body
         placed = await retried(partial(self._tasks.place, caller, order))
@@ -119,6 +206,27 @@ class FastPath:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         body = await read_body(receive)
         await retried(partial(self._callbacks.receive, task_id, token, headers, body))
+
+    async def _list_tasks(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer with the first page of tasks; return whether it could be read."""
+        try:
+            caller = await self._find_caller(_plain_headers(scope))
+            page = await self._pages.read(caller) if caller else None
+        except TRANSIENT:
+            return False
+        if page is None:
+            return False
+        items, last = page
+        response = Response(media_type="application/json")
+        cursor = link_to_next(Request(scope), response, last) if last else None
+        response.body = b'{"items":[%b],"next_cursor":%b}' % (items, json.dumps(cursor).encode())
+        response.headers["Content-Length"] = str(len(response.body))
+        await response(scope, receive, send)
+        return True
+
+    async def _find_caller(self, headers: Mapping[bytes, bytes] | None) -> Caller | None:
+        key_hash = _key_hash(headers) if headers else None
+        return await find_caller(self._database, key_hash) if key_hash else None
 
     async def _read_task(self, task_id: str, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with a task; return whether it was found."""
@@ -139,11 +247,8 @@ class FastPath:
             rows = await self._database.fetch(_FIND_TASK, task_id=task_id, key_hash=key_hash)
             if not rows:
                 return None
-            task = _to_task(rows)
-            positions: Mapping[str, int] = {}
-            if task.status is TaskStatus.queued:
-                async with self._database.reads() as session:
-                    positions = await queue_positions(session, [task])
+            task = to_task([row[1:] for row in rows])
+            positions = await fetch_positions(self._database, [task])
         except TRANSIENT:
             return None
         structlog.contextvars.bind_contextvars(caller=rows[0][0])
@@ -175,11 +280,3 @@ def _read_order(body: bytes) -> TaskCreate | None:
         return TaskCreate.model_validate(json.loads(body))
     except ValueError:
         return None
-
-
-def _to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
-    """A task with its clips from the rows of `_FIND_TASK`."""
-    until = 1 + len(TASK_COLUMNS)
-    clips = [SimpleNamespace(**dict(zip(CLIP_COLUMNS, row[until:], strict=True))) for row in rows]
-    task = dict(zip(TASK_COLUMNS, rows[0][1:until], strict=True))
-    return SimpleNamespace(**task, clips=[clip for clip in clips if clip.task_id is not None])

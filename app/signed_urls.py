@@ -17,7 +17,7 @@ class SignedUrls:
     """Creates and checks the links to audio. `clock` is in Unix seconds."""
 
     def __init__(self, keyring: Keyring, base_url: str, ttl: timedelta, clock: Callable[[], float] = time.time) -> None:
-        self._keyring, self._base_url, self._ttl, self._clock = keyring, base_url, ttl, clock
+        self._keyring, self._base_url, self.ttl, self._clock = keyring, base_url, ttl, clock
 
     def lasting(self, ttl: timedelta) -> SignedUrls:
         """The same with another time for which links are valid."""
@@ -25,7 +25,7 @@ class SignedUrls:
 
     def audio(self, task_id: str, index: int) -> str:
         """The link to one clip's audio; path-absolute where the base URL is empty."""
-        expires = str(int(self._clock() + self._ttl.total_seconds()))
+        expires = str(int(self._clock() + self.ttl.total_seconds()))
         signature = self._keyring.token(PURPOSE, _subject(task_id, index, expires))
         path = f"/v1/tasks/{task_id}/clips/{index}/audio"
         return f"{self._base_url}{path}?expires={expires}&signature={signature}"

@@ -3,15 +3,20 @@
 import json
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+import time_machine
+from sqlalchemy import update
 
 from app.enums import Charge, ErrorCode, TaskStatus
+from app.fast_path import PAGE_SIZE
 from app.models import Clip, Task
+from app.tasks.clips import MAX_PAGE_WORDS
 from tests.support.clock import MORNING
-from tests.support.service import Service, client_with_key
+from tests.support.service import Service, client_with_key, serve
 from tests.support.statements import Statement, recorded
 
 S = TaskStatus
@@ -113,6 +118,60 @@ async def test_read_that_fails_is_answered_by_the_route(service: Service) -> Non
         "with an unknown parameter": 422,
         "not acceptable": 406,
     }
+
+
+@pytest.mark.parametrize("count", [0, 1, PAGE_SIZE, PAGE_SIZE + 1])
+async def test_first_page_is_listed_as_the_route_does_it(service: Service, count: int) -> None:
+    cases = [CASES[case] for case in CASES]
+    for number in range(count):
+        columns = {**cases[number % len(cases)], "now": MORNING + timedelta(seconds=number // 3)}
+        await plant(service, **columns)
+
+    async with await client_with_key(service, "admin", is_admin=True) as admin:
+        for client in (service.client, service.client, admin):
+            short, long = await client.get("/v1/tasks"), await client.get("/v1/tasks", headers=LONG_WAY)
+
+            assert shown(short) == shown(long)
+            assert len(short.json()["items"]) == min(count, PAGE_SIZE)
+            assert ("link" in short.headers) == (count > PAGE_SIZE)
+
+
+async def test_first_page_ends_where_the_routes_does_when_there_are_many_words(service: Service) -> None:
+    words = [{"word": "rain", "start": 1, "end": 1.5}] * (MAX_PAGE_WORDS // 2)
+    for _ in range(3):
+        task = await plant(service, S.succeeded, clips=1)
+        async with service.database.writes.begin() as session:
+            await session.execute(update(Clip).where(Clip.task_id == task.id).values(lyrics=words))
+
+    short, long = await service.client.get("/v1/tasks"), await service.client.get("/v1/tasks", headers=LONG_WAY)
+
+    assert shown(short) == shown(long)
+    assert len(short.json()["items"]) == 2
+
+
+async def test_first_page_shows_each_new_version_and_reads_no_other_again(service: Service) -> None:
+    tasks = [await plant(service, S.generating, clips=1) for _ in range(3)]
+    queued = await plant(service, S.queued)
+    await service.client.get("/v1/tasks")
+    (await service.client.post(f"/v1/tasks/{tasks[1].id}/cancel")).raise_for_status()
+
+    with recorded(service.database) as statements:
+        listed = (await service.client.get("/v1/tasks")).json()["items"]
+
+    assert [item["status"] for item in listed] == ["queued", "generating", "canceled", "generating"]
+    assert listed[0]["queue_position"] == 1
+    [read] = [statement for statement in statements if "json_" in statement.sql]
+    assert sorted(json.loads(read.parameters[0])) == sorted([tasks[1].id, queued.id])
+
+
+async def test_links_of_a_page_are_not_kept_for_longer_than_a_hundredth_of_their_time(database_url: str) -> None:
+    async with serve(database_url, link_ttl=1) as service:
+        await plant(service, S.succeeded, clips=2)
+        read = [(await service.client.get("/v1/tasks")).json()["items"][0]["clips"][1]["audio_url"]]
+        with time_machine.travel(datetime.now(UTC) + timedelta(seconds=1)):
+            read.append((await service.client.get("/v1/tasks")).json()["items"][0]["clips"][1]["audio_url"])
+
+    assert read[0] != read[1]
 
 
 @pytest.mark.parametrize("order", ORDERS)

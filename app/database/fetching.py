@@ -32,23 +32,24 @@ class FixedQuery:
 
     def _compile(self, dialect: Dialect) -> _Compiled:
         compiled = self.select.compile(dialect=dialect)
-        writers = [
-            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
-            for name in compiled.positiontup or ()
-        ]
+        binds = [compiled.binds[name] for name in compiled.positiontup or ()]
+        writers = [(bind.key, bind.type.dialect_impl(dialect).bind_processor(dialect)) for bind in binds]
+        fixed = {bind.key: bind.value for bind in binds if not bind.required}
         readers = [_reader(column.type, dialect) for column in self.select.selected_columns]
-        return _Compiled(str(compiled), writers, [(place, read) for place, read in enumerate(readers) if read])
+        return _Compiled(str(compiled), writers, fixed, [(place, read) for place, read in enumerate(readers) if read])
 
 
 class _Compiled(NamedTuple):
-    """The text of a statement, its parameters in order, and the columns whose values are to be converted."""
+    """The text of a statement, its parameters in order, those with a value, and the columns to be converted."""
 
     text: str
     writers: Sequence[tuple[str, _Convert | None]]
+    fixed: Mapping[str, Any]
     readers: Sequence[tuple[int, _Convert]]
 
     def parameters(self, given: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple([given[name] if write is None else write(given[name]) for name, write in self.writers])
+        values = {**self.fixed, **given}
+        return tuple([values[name] if write is None else write(values[name]) for name, write in self.writers])
 
     def row(self, sent: Sequence[Any]) -> Sequence[Any]:
         row = list(sent)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import inspect
@@ -51,10 +52,14 @@ def merge_clips(
     return fresh
 
 
-def fitting_on_page(tasks: Sequence[Task]) -> int:
-    """How many of these tasks have at most MAX_PAGE_WORDS of lyrics together, at least one."""
-    words = accumulate(sum(len(clip.lyrics or ()) for clip in task.clips) for task in tasks)
-    return max(1, sum(total <= MAX_PAGE_WORDS for total in words))
+def words_of(clips: Sequence[Clip | SimpleNamespace]) -> int:
+    """How many words of lyrics these clips have."""
+    return sum(len(clip.lyrics or ()) for clip in clips)
+
+
+def fitting(words: Iterable[int]) -> int:
+    """How many tasks with so many words of lyrics each have at most MAX_PAGE_WORDS together, at least one."""
+    return max(1, sum(total <= MAX_PAGE_WORDS for total in accumulate(words)))
 
 
 def lacks_clip(task: Task, reported: Sequence[ReportedClip]) -> bool:

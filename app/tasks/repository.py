@@ -9,19 +9,7 @@ from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    ColumnElement,
-    bindparam,
-    delete,
-    exists,
-    func,
-    insert,
-    inspect,
-    literal,
-    select,
-    tuple_,
-)
+from sqlalchemy import JSON, ColumnElement, bindparam, delete, exists, func, insert, inspect, literal, select, tuple_
 from sqlalchemy.orm import aliased
 
 from app.database.base import Base, new_id
@@ -47,16 +35,11 @@ RECENT = 5
 RECENT_LATENCIES = 20
 RECENTLY_RESOLVED = 100
 MAX_PAGE_BYTES = 2**20
-# A task with its clips: one row for each clip, or one row.
-_FIND_TASK = FixedQuery(
-    select(
-        *(inspect(Task).columns[name] for name in TASK_COLUMNS), *(inspect(Clip).columns[name] for name in CLIP_COLUMNS)
-    )
-    .select_from(Task.__table__)
-    .outerjoin(Clip.__table__, Clip.task_id == Task.id)
-    .where(Task.id == bindparam("task_id"))
-    .order_by(Clip.index)
-)
+# What callers see of a task and of its clips.
+_SHOWN = (Task, TASK_COLUMNS), (Clip, CLIP_COLUMNS)
+WHOLE_TASK = tuple(inspect(table).columns[name] for table, names in _SHOWN for name in names)
+_TASK_AND_CLIPS = select(*WHOLE_TASK).select_from(Task.__table__).outerjoin(Clip.__table__, Clip.task_id == Task.id)
+_FIND_TASK = FixedQuery(_TASK_AND_CLIPS.where(Task.id == bindparam("task_id")).order_by(Clip.index))
 
 
 async def insert_tasks(
@@ -108,16 +91,24 @@ async def find_task(session: Session, task_id: str) -> Task | None:
 async def fetch_task(database: Database, task_id: str) -> tuple[SimpleNamespace, Mapping[str, int]] | None:
     """The same without a transaction, by one statement, with its position if it is queued. Raises TRANSIENT."""
     rows = await database.fetch(_FIND_TASK, task_id=task_id)
-    if not rows:
-        return None
+    task = to_task(rows) if rows else None
+    return (task, await fetch_positions(database, [task])) if task else None
+
+
+def to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
+    """A task with its clips, from its rows of WHOLE_TASK: one for each clip, or one."""
     until = len(TASK_COLUMNS)
     clips = [SimpleNamespace(**dict(zip(CLIP_COLUMNS, row[until:], strict=True))) for row in rows]
-    task = SimpleNamespace(**dict(zip(TASK_COLUMNS, rows[0][:until], strict=True)))
-    task.clips = [clip for clip in clips if clip.task_id is not None]
-    if task.status is not TaskStatus.queued:
-        return task, {}
+    task = dict(zip(TASK_COLUMNS, rows[0][:until], strict=True))
+    return SimpleNamespace(**task, clips=[clip for clip in clips if clip.task_id is not None])
+
+
+async def fetch_positions(database: Database, tasks: Sequence[SimpleNamespace]) -> Mapping[str, int]:
+    """As `queue_positions`, where a session is needed only if one of the tasks is queued."""
+    if not any(task.status is TaskStatus.queued for task in tasks):
+        return {}
     async with database.reads() as session:
-        return task, await queue_positions(session, [task])
+        return await queue_positions(session, tasks)
 
 
 async def lock_task(session: Session, task_id: str) -> Task | None:

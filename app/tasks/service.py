@@ -22,7 +22,7 @@ from app.models import Callback, Event, SpentCharge, Task
 from app.signed_urls import SignedUrls
 from app.storage import references
 from app.tasks import repository
-from app.tasks.clips import fitting_on_page, storage_keys_of
+from app.tasks.clips import fitting, storage_keys_of, words_of
 from app.tasks.idempotency import Estimates, PlainOrders, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
@@ -137,7 +137,7 @@ class TaskService:
         async with self._database.reads() as session:
             api_key_id = None if caller.is_admin else caller.api_key_id
             found = await repository.list_tasks(session, api_key_id, filters, labels, after, limit + 1)
-            page = found[: min(limit, fitting_on_page(found))]
+            page = found[: min(limit, fitting(words_of(task.clips) for task in found))]
             positions = await repository.queue_positions(session, page)
             return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)
 
