@@ -36,7 +36,7 @@ RECENT_LATENCIES = 20
 RECENTLY_RESOLVED = 100
 MAX_PAGE_BYTES = 2**20
 # What callers see of a task and of its clips.
-_SHOWN = (Task, TASK_COLUMNS), (Clip, CLIP_COLUMNS)
+_SHOWN: Sequence[tuple[type[Base], Sequence[str]]] = (Task, TASK_COLUMNS), (Clip, CLIP_COLUMNS)
 WHOLE_TASK = tuple(inspect(table).columns[name] for table, names in _SHOWN for name in names)
 _TASK_AND_CLIPS = select(*WHOLE_TASK).select_from(Task.__table__).outerjoin(Clip.__table__, Clip.task_id == Task.id)
 _FIND_TASK = FixedQuery(_TASK_AND_CLIPS.where(Task.id == bindparam("task_id")).order_by(Clip.index))
