@@ -1,6 +1,6 @@
 """Outbound HTTP: opens every client, and keeps URLs of callers from reaching our own network (SSRF)."""
 
-from app.egress.clients import EgressRefused, Resolver, guarded_client, plain_client, upstream_client
+from app.egress.clients import EgressRefused, Resolver, guarded_client, plain_client, post_request, upstream_client
 from app.egress.codings import CodingBroken, InflatedTooLarge, codings_of, inflated
 from app.egress.exchange import (
     CappedResponse,
@@ -34,6 +34,7 @@ __all__ = [
     "is_forbidden",
     "is_internal",
     "plain_client",
+    "post_request",
     "send_capped",
     "stream_following",
     "upstream_client",

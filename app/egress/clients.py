@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
@@ -23,7 +23,7 @@ from app.egress.rules import Address, Networks, is_forbidden, refusal_of
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 _Lookups = SimpleQueue[tuple[str, Future[Sequence[str]]]]
 
-USER_AGENT = f"Soundpost/{__version__}"
+HEADERS = {"User-Agent": f"Soundpost/{__version__}", "Accept-Encoding": "identity"}
 MAX_CONNECT_TIMEOUT = timedelta(seconds=5)
 PORTS = {"http": 80, "https": 443}
 # What threads without a lookup wait for; so many are kept.
@@ -69,6 +69,15 @@ def guarded_client(
     return _client(_GuardedTransport(allow, resolve or look_up, ssl_context or _tls()), timeout)
 
 
+def post_request(url: str, headers: Mapping[str, str], body: bytes) -> httpx.Request:
+    """
+    A POST by a client of this module, for a third of what the client's `build_request` costs.
+
+    That merges headers, cookies and query parameters, of which our clients have none.
+    """
+    return httpx.Request("POST", url, headers={**HEADERS, **headers}, content=body)
+
+
 async def look_up(host: str) -> Sequence[str]:
     """
     Return every address of a name, as the system resolves it. Raises OSError if there is none.
@@ -100,7 +109,7 @@ def _client(transport: httpx.AsyncBaseTransport, timeout: timedelta) -> httpx.As
     return httpx.AsyncClient(
         transport=transport,
         trust_env=False,
-        headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
+        headers=HEADERS,
         timeout=httpx.Timeout(timeout.total_seconds(), connect=min(timeout, MAX_CONNECT_TIMEOUT).total_seconds()),
         # A cookie jar would grow with every receiver, and send the cookies of one caller to another on the same host.
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),

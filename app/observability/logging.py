@@ -17,6 +17,8 @@ from app.observability.redaction import printable, redact_log_value
 
 # In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
+# The most characters that JSON makes of one: two escapes, of a surrogate each.
+MAX_ESCAPED = 12
 # A warning or error that repeats within this time is counted instead of written.
 FOLD_FOR = timedelta(minutes=1)
 # In these a repetition may differ from the first.
@@ -107,6 +109,8 @@ def _redact_secrets(_logger: object, _method: str, entry: MutableMapping[str, An
 
 def _shortened(text: str) -> str:
     """The end of a long text: the end of a traceback holds the exception."""
+    if len(text) * MAX_ESCAPED <= MAX_VALUE_LENGTH:
+        return text
     text = text[-MAX_VALUE_LENGTH:]
     while len(json.dumps(text)) > MAX_VALUE_LENGTH:
         text = text[len(text) // 4 + 1 :]

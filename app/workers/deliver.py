@@ -17,7 +17,7 @@ from app.database.claims import ClaimLost, is_due
 from app.database.engine import Session, limit_lock_wait
 from app.database.group_commit import GroupCommit
 from app.database.wakeups import DELIVERIES
-from app.egress import CappedResponse, EgressRefused, send_capped
+from app.egress import CappedResponse, EgressRefused, post_request, send_capped
 from app.enums import DeliveryStatus
 from app.models import Delivery, WebhookEndpoint
 from app.services import Services
@@ -177,9 +177,9 @@ class _DeliveryWorker:
             "Content-Type": "application/json",
             **sign(item.secrets, delivery.event_id, item.claimed_at, delivery.body),
         }
-        client = self._services.egress_http
-        request = client.build_request("POST", delivery.url, content=delivery.body, headers=headers)
-        return await send_capped(client, request, limit=MAX_RESPONSE, within=self._services.settings.webhook_timeout)
+        request = post_request(delivery.url, headers, delivery.body)
+        client, within = self._services.egress_http, self._services.settings.webhook_timeout
+        return await send_capped(client, request, limit=MAX_RESPONSE, within=within)
 
     async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
         delivery = item.delivery

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.egress import EgressRefused, guarded_client, upstream_client
+from app.egress import EgressRefused, guarded_client, post_request, upstream_client
 from app.egress.clients import look_up
 from tests.egress.certificates import Authority
 from tests.egress.resolvers import LOOPBACK, SOON, names
@@ -254,9 +254,13 @@ async def test_upstream_gets_key_name_and_no_compression_on_a_connection_of_its_
 async def test_guarded_requests_carry_no_key_but_a_user_agent() -> None:
     async with receiving(200) as receiver, guarded_client(LOOPBACK, SOON) as client:
         await client.get(receiver.url)
+        await client.send(post_request(receiver.url, {"X-Given": "yes"}, b"{}"))
 
-    assert "authorization" not in receiver.requests[0].head.lower()
-    assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in receiver.requests[0].head
+    for request in receiver.requests:
+        assert "authorization" not in request.head.lower()
+        assert f"\r\nUser-Agent: Soundpost/{version('soundpost')}\r\n" in request.head
+        assert "\r\nAccept-Encoding: identity\r\n" in request.head
+    assert (receiver.requests[1].headers["x-given"], receiver.requests[1].body) == ("yes", b"{}")
 
 
 async def test_upstream_that_accepts_and_never_responds_is_a_read_timeout() -> None:
