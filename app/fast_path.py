@@ -68,7 +68,7 @@ _FIND_TASK = FixedQuery(
     .order_by(Clip.index)
 )
 
-_PAGE = select(Task.id, Task.version, Task.created_at).order_by(Task.created_at.desc(), Task.id.desc())
+_PAGE = select(Task.id, Task.version).order_by(Task.created_at.desc(), Task.id.desc())
 _FIRST_PAGE, _FIRST_PAGE_OF_ALL = (
     FixedQuery(page.limit(bindparam("limit")))
     for page in (_PAGE.where(Task.api_key_id == bindparam("api_key_id")), _PAGE)
@@ -84,9 +84,10 @@ def _find_tasks(each: str) -> FixedQuery:
 
 
 class _Rendering(NamedTuple):
-    """A task as a version of it is shown, with the number of its words and the time of its links."""
+    """A task as a version of it is shown: with its position, its number of words and the time of its links."""
 
     version: int
+    position: tuple[str, str]
     words: int
     body: bytes
     made_at: float
@@ -114,15 +115,14 @@ class FirstPages:
         else:
             rows = await self._database.fetch(_FIRST_PAGE, limit=PAGE_SIZE + 1, api_key_id=caller.api_key_id)
         now, first = time.time(), rows[:PAGE_SIZE]
-        shown = {id_: kept for id_, version, _ in first if (kept := self._find_kept(id_, version, now))}
+        shown = {id_: kept for id_, version in first if (kept := self._find_kept(id_, version, now))}
         if len(shown) < len(first):
-            shown |= await self._render([id_ for id_, *_ in first if id_ not in shown], now)
+            shown |= await self._render([id_ for id_, _ in first if id_ not in shown], now)
         if len(shown) < len(first):
             return None
-        page = [shown[id_] for id_, *_ in first]
+        page = [shown[id_] for id_, _ in first]
         page = page[: fitting(rendering.words for rendering in page)]
-        id_, _, created_at = first[len(page) - 1] if first else ("", 0, None)
-        last = (created_at.isoformat(), id_) if created_at and len(rows) > len(page) else None
+        last = page[-1].position if len(rows) > len(page) else None
         return b",".join([rendering.body for rendering in page]), last
 
     def _find_kept(self, task_id: str, version: int, now: float) -> _Rendering | None:
@@ -137,7 +137,8 @@ class FirstPages:
         made = {}
         for task in tasks:
             body = read_task(task, positions, self._signed_urls).model_dump_json().encode()
-            id_, rendering = task.id, _Rendering(task.version, words_of(task.clips), body, now)
+            id_, position = task.id, (task.created_at.isoformat(), task.id)
+            rendering = _Rendering(task.version, position, words_of(task.clips), body, now)
             made[id_] = rendering
             # The place of one that waits changes without a version.
             self._kept.pop(id_, None)

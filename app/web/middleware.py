@@ -1,6 +1,7 @@
 """Checks every request before a route sees it, and marks every response."""
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Awaitable, Sequence
@@ -172,8 +173,10 @@ def _request_id(scope: Scope) -> tuple[str, bool]:
 
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     # A line for each request would cost a third of a short one: those that succeed are told at debug level.
-    is_fine = status is not None and status < 400
-    write = log.debug if is_fine or scope["path"] in PROBES else log.info
+    is_quiet = (status is not None and status < 400) or scope["path"] in PROBES
+    if is_quiet and logging.getLogger().getEffectiveLevel() > logging.DEBUG:
+        return
+    write = log.debug if is_quiet else log.info
     path = _loggable(scope["path"])
     write("request", method=scope["method"], path=path, status=status, duration_ms=round(seconds * 1000))
 

@@ -90,6 +90,7 @@ def next_page(
 def link_to_next(request: Request, response: Response, position: tuple[str, ...]) -> str:
     """Set the Link header to the page behind this position; return its cursor."""
     cursor = encode_cursor(request.url.path, *position)
-    url = request.url.include_query_params(cursor=cursor)
-    response.headers["Link"] = f'<{url.path}?{url.query}>; rel="next"'
+    # Without other parameters the URL need not be taken apart and put together.
+    query = request.url.include_query_params(cursor=cursor).query if request.url.query else f"cursor={cursor}"
+    response.headers["Link"] = f'<{request.url.path}?{query}>; rel="next"'
     return cursor
