@@ -115,7 +115,7 @@ class FirstPages:
         else:
             rows = await self._database.fetch(_FIRST_PAGE, limit=PAGE_SIZE + 1, api_key_id=caller.api_key_id)
         now, first = time.time(), rows[:PAGE_SIZE]
-        shown = {id_: kept for id_, version in first if (kept := self._find_kept(id_, version, now))}
+        shown = self._find_kept(first, now)
         if len(shown) < len(first):
             shown |= await self._render([id_ for id_, _ in first if id_ not in shown], now)
         if len(shown) < len(first):
@@ -125,10 +125,13 @@ class FirstPages:
         last = page[-1].position if len(rows) > len(page) else None
         return b",".join([rendering.body for rendering in page]), last
 
-    def _find_kept(self, task_id: str, version: int, now: float) -> _Rendering | None:
-        kept = self._kept.get(task_id)
-        is_current = kept is not None and kept.version == version and 0 <= now - kept.made_at < self._kept_for
-        return kept if is_current else None
+    def _find_kept(self, page: Sequence[Sequence[Any]], now: float) -> dict[str, _Rendering]:
+        oldest = now - self._kept_for
+        return {
+            id_: kept
+            for id_, version in page
+            if (kept := self._kept.get(id_)) and kept.version == version and oldest < kept.made_at <= now
+        }
 
     async def _render(self, ids: Sequence[str], now: float) -> Mapping[str, _Rendering]:
         rows = await self._database.fetch(self._find_tasks, ids=ids)

@@ -132,7 +132,7 @@ class Fetcher:
         except Exception as error:
             # The driver's own.
             raise OperationalError(None, None, error) from error
-        return [compiled.row(row) for row in rows]
+        return [compiled.row(row) for row in rows] if compiled.readers else rows
 
     def _send(self, text: str, parameters: Sequence[Any]) -> Sequence[Sequence[Any]]:
         pooled = self._engine.pool.connect()
