@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from sqlalchemy import JSON, bindparam, func, inspect, or_, select

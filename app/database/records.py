@@ -12,13 +12,16 @@ from functools import cache
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import ColumnElement, Insert, Table, Update, bindparam, insert, inspect, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
 
 from app.database.base import Base
 from app.database.engine import Sessions
 
 Kind = TypeVar("Kind", bound=Base)
 _ID = "record_id"
+# Rows by their table and the attributes that they have.
+_Batches = dict[tuple[type[Base], tuple[str, ...]], list[dict[str, Any]]]
 
 
 class Record:
@@ -78,20 +81,16 @@ class RecordSession(AsyncSession):
 
     async def write(self) -> None:
         """Write all changes: one statement for the rows of a table that have the same columns changed."""
-        connection = await self.connection()
-        changed: dict[tuple[type[Base], tuple[str, ...]], list[dict[str, Any]]] = {}
+        changed: _Batches = {}
         for record in sorted(self._loaded, key=lambda one: str(one.__dict__["id"])):
             if changes := record.changes():
                 row = {_ID: record.__dict__["id"], **_by_column(record._kind, changes)}
                 changed.setdefault((record._kind, tuple(changes)), []).append(row)
-        for (kind, _), rows in changed.items():
-            await _execute(connection, _update(kind), rows)
-        added: dict[tuple[type[Base], tuple[str, ...]], list[dict[str, Any]]] = {}
+        added: _Batches = {}
         for kind, values in self._added:
             added.setdefault((kind, tuple(values)), []).append(_by_column(kind, values))
-        for (kind, _), rows in added.items():
-            await _execute(connection, _insert(kind), rows)
         self._loaded, self._added = [], []
+        await self.run_sync(_execute, changed, added)
 
 
 def record_sessions(sessions: Sessions) -> async_sessionmaker[RecordSession]:
@@ -114,8 +113,15 @@ def is_new(row: object) -> bool:
     return isinstance(row, Record) and row._loaded is None
 
 
-async def _execute(connection: AsyncConnection, statement: Insert | Update, rows: list[dict[str, Any]]) -> None:
-    await connection.execute(statement, rows if len(rows) > 1 else rows[0])
+def _execute(session: Session, changed: _Batches, added: _Batches) -> None:
+    # In one go: to come to here and back costs as much as a short statement.
+    connection = session.connection()
+    statements = [
+        *((_update(kind), rows) for (kind, _), rows in changed.items()),
+        *((_insert(kind), rows) for (kind, _), rows in added.items()),
+    ]
+    for statement, rows in statements:
+        connection.execute(statement, rows if len(rows) > 1 else rows[0])
 
 
 @cache

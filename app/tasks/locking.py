@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BindParameter, ColumnElement, Row, Select, bindparam, select
+from sqlalchemy import BindParameter, ColumnElement, Row, Select, bindparam, orm, select
 
 from app.database.records import RecordSession, columns, is_new
 from app.models import Clip, Task
@@ -27,22 +27,14 @@ async def lock_free_tasks(
 
     None is one that another transaction has locked; one that does not exist is left out.
     """
-    connection = await session.connection()
-    rows = (await connection.execute(_lock_free(*beside), {"ids": list(task_ids)})).all()
+    rows, clips, missing = await session.run_sync(_lock_free, task_ids, beside)
     note_callers(session, {row.api_key_id for row in rows if row.is_heard})
     locked = {task.id: task for task in session.load(Task, rows)}
     for task in locked.values():
         task.clips = []
-    if locked:
-        # Read behind the locks, so that what their last holders have inserted is seen.
-        clips = (await connection.execute(_CLIPS, {"ids": list(locked)})).all()
-        for clip in session.load(Clip, clips):
-            locked[clip.task_id].clips.append(clip)
-    tasks: dict[str, Task | None] = {**locked}
-    if missing := set(task_ids) - set(locked):
-        found = await connection.execute(_EXISTING, {"ids": list(missing)})
-        tasks.update(dict.fromkeys(found.scalars()))
-    return tasks, rows
+    for clip in session.load(Clip, clips):
+        locked[clip.task_id].clips.append(clip)
+    return {**locked, **dict.fromkeys(missing)}, rows
 
 
 async def write_tasks(session: RecordSession, tasks: Iterable[Task | None]) -> None:
@@ -54,7 +46,27 @@ async def write_tasks(session: RecordSession, tasks: Iterable[Task | None]) -> N
     await session.write()
 
 
+def _lock_free(
+    session: orm.Session, task_ids: Collection[str], beside: tuple[ColumnElement[Any], ...]
+) -> tuple[Sequence[Row[Any]], Sequence[Row[Any]], Sequence[str]]:
+    """The rows of the tasks that could be locked, of their clips, and the ids of the others that exist."""
+    connection = session.connection()
+    rows = connection.execute(_locking(beside), _parameters(task_ids)).all()
+    locked = {row.id for row in rows}
+    # Read behind the locks, so that what their last holders have inserted is seen.
+    clips = connection.execute(_CLIPS, _parameters(locked)).all() if locked else []
+    missing = set(task_ids) - locked
+    found = connection.execute(_EXISTING, _parameters(missing)).scalars().all() if missing else []
+    return rows, clips, found
+
+
 @cache
-def _lock_free(*beside: ColumnElement[Any]) -> Select[Any]:
+def _locking(beside: tuple[ColumnElement[Any], ...]) -> Select[Any]:
     found = select(*columns(Task), _IS_HEARD, *beside).where(Task.id.in_(_IDS)).order_by(Task.id)
     return found.with_for_update(skip_locked=True)
+
+
+def _parameters(ids: Collection[str]) -> dict[str, list[str]]:
+    """These ids, some of them twice, so that there is not a statement to prepare for each number of ids."""
+    some = list(ids)
+    return {"ids": some + some[:1] * ((1 << (len(some) - 1).bit_length()) - len(some))}
