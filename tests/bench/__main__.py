@@ -32,6 +32,7 @@ MICRO: Mapping[str, Row] = {
 ROWS: Mapping[str, Row] = {
     **MICRO,
     "whole-task": whole_task.whole_task,
+    "profile": whole_task.profile,
     "latency": latencies.latency,
     "waiters": crowds.waiters,
     "streams": crowds.streams,

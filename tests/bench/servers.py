@@ -64,9 +64,14 @@ def start_service(
     database_url: str,
     *options: str,
     counts: Path | None = None,
+    profile: Path | None = None,
     settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Server:
-    """Start `soundpost serve`, and wait until it answers; with `counts`, SQLite's statements are counted there."""
+    """
+    Start `soundpost serve`, and wait until it answers.
+
+    With `counts`, SQLite's statements are counted in that file; with `profile`, it holds what runs between two SIGUSR1.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     chosen = {
@@ -82,7 +87,11 @@ def start_service(
         "log_format": "json",
         **settings,
     }
-    module = ["app.cli"] if counts is None else ["tests.bench.counted_sqlite", str(counts)]
+    module = ["app.cli"]
+    if counts is not None:
+        module = ["tests.bench.counted_sqlite", str(counts)]
+    elif profile is not None:
+        module = ["tests.bench.profiled", str(profile)]
     command = [sys.executable, "-m", *module, "serve", "--port", str(port), *options]
     given = {f"{PREFIX}{setting.upper()}": value for setting, value in chosen.items()}
     return start(name, command, store.folder, url, "/readyz", given, database_url)

@@ -79,12 +79,19 @@ class Stand:
 
     @contextmanager
     def running(
-        self, name: str, *options: str, url: str | None = None, counts: Path | None = None, **settings: str
+        self,
+        name: str,
+        *options: str,
+        url: str | None = None,
+        counts: Path | None = None,
+        profile: Path | None = None,
+        **settings: str,
     ) -> Iterator[Server]:
-        """Another service, by default on a database of its own, until the block ends; `counts` as in start_service."""
+        """Another service, by default on a database of its own, until the block ends; the files as in start_service."""
         unique = self.new_name(name)
+        watched = {"counts": counts, "profile": profile}
         server = start_service(
-            self.store, unique, url or self.store.create(unique), *options, counts=counts, settings=settings
+            self.store, unique, url or self.store.create(unique), *options, **watched, settings=settings
         )
         try:
             yield server

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
-from tests.bench import counted_sqlite
+from tests.bench import counted_sqlite, profiled
 from tests.bench.client import request_bytes, send_all
 from tests.bench.report import Figure
 from tests.bench.servers import Server
@@ -20,6 +22,8 @@ from tests.support.wait import eventually
 HEADERS = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
 TASKS, FEW = 300, 60
 AT_ONCE = 32
+# Functions of ours that a profile shows.
+SHOWN = 40
 # Of the callbacks, each after the one before it.
 DELAYS = 0.05, 0.05, 0.05
 KEPT = "SELECT count(*) FROM clips WHERE archived_at IS NOT NULL"
@@ -54,6 +58,26 @@ def whole_task(stand: Stand) -> list[Figure]:
     if not stand.store.is_sqlite:
         figures.append(Figure("CPU of the database", [each.database for each in passages], "ms a task"))
     return figures
+
+
+def profile(stand: Stand) -> list[Figure]:
+    """Where the event loop spends the time of whole tasks, by samples; in greenlets without what waits for them."""
+    packages, functions = profiled.shares(asyncio.run(_profile(stand)))
+    own = [Figure(name, [share], "%", "of the time, in itself") for name, share in packages.most_common()]
+    return own + [
+        Figure(f"`{name}`", [share], "%", "with all it calls") for name, share in functions.most_common(SHOWN)
+    ]
+
+
+async def _profile(stand: Stand) -> Path:
+    file = stand.store.folder / f"{stand.new_name('profile')}.pstats"
+    async with serving_upstream(*DELAYS) as upstream:
+        with stand.running("profiled", profile=file, upstream_url=upstream.url) as service:
+            service.process.send_signal(signal.SIGUSR1)
+            await _pass(service, upstream, TASKS)
+            service.process.send_signal(signal.SIGUSR1)
+            await eventually(file.exists)
+    return file
 
 
 async def _measure(stand: Stand, database_url: str, tasks: int) -> Passage:
