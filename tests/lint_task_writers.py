@@ -3,7 +3,7 @@ A lint: only `tasks/lifecycle.py` writes the columns of a task, and its `tasks/e
 
 Run as `python -m tests.lint_task_writers`; prints each place as path:line and exits with 1 if there is one. It knows a
 task by a column that no other table has, and for the others by its name: `task`, whatever ends in `task`, and what is
-annotated as `Task`. `claim_due(…, Task, …)` and `update(Task)` write too.
+annotated as `Task`. `Claims(Task, …)` and `update(Task)` write too.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _writes_tasks(call: ast.Call, annotated: set[str]) -> bool:
     name = call.func.id if isinstance(call.func, ast.Name) else ""
     if name == "setattr":
         return bool(call.args) and _is_task(call.args[0], annotated)
-    return name in ("claim_due", "update") and any(isinstance(arg, ast.Name) and arg.id == "Task" for arg in call.args)
+    return name in ("Claims", "update") and any(isinstance(arg, ast.Name) and arg.id == "Task" for arg in call.args)
 
 
 def _names_task_class(annotation: ast.expr | None) -> bool:

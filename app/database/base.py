@@ -98,6 +98,6 @@ class Due:
 
 
 def due_index(table: str, kind: type[Due], *columns: str) -> Index:
-    """The partial index by which `claim_due` finds rows: it holds only those that are due at some time."""
+    """The partial index by which claims find rows: it holds only those that are due at some time."""
     due = kind.due_at.isnot(None)
     return Index(f"ix_{table}_due", *columns, postgresql_where=due, sqlite_where=due)

@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, exists, func, inspect, select, update
+from sqlalchemy import BindParameter, ColumnElement, bindparam, exists, func, inspect, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import raiseload
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.selectable import TypedReturnsRows
 
 from app.database.base import Base, Due, UtcDateTime
 from app.database.engine import Session
 
 Row = TypeVar("Row", bound=Base)
 
+CLAIMED_AT: BindParameter[datetime] = bindparam("claimed_at", type_=UtcDateTime())
 # Up to this number, overdue rows are counted.
 MAX_OVERDUE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """
-    A request for at most `limit` rows that are due at `now`, claimed until `now + lease`.
-
-    Those come first that are first by `order`, and of them those that are due longest.
-    """
+    """A request for at most `limit` rows that are due at `now`, claimed until `now + lease`."""
 
     now: datetime
     lease: timedelta
     limit: int
-    order: tuple[Any, ...] = ()
 
 
 class ClaimLost(Exception):
@@ -63,38 +60,50 @@ def is_due(kind: type[Due], *where: ColumnElement[bool]) -> ColumnElement[bool]:
     return exists().where(kind.due_at <= DatabaseNow(), *where)
 
 
-async def claim_due(
-    session: Session, kind: type[Row], claim: Claim, *where: ColumnElement[bool], **values: Any
-) -> Sequence[Row]:
+class Claims(Generic[Row]):
     """
-    Claim due rows, those due longest first unless the claim orders them, and set `values` on them, in one statement.
+    Claims due rows of one kind that meet conditions, and sets `values` on them; made once, as a constant of its module.
 
-    A worker that dies needs no clean-up: its rows are due again when the lease ends.
-    On PostgreSQL concurrent claimers skip each other's locked rows; on SQLite there is
-    one write transaction at a time.
+    Those come first that are first by `order`, and of them those that are due longest. In
+    conditions and values CLAIMED_AT is the time of the claim, and a `bindparam` is a
+    parameter of `claim`.
     """
-    assert issubclass(kind, Due)  # noqa: S101 - narrows the type; there is no annotation for both bases
-    key = inspect(kind).primary_key[0]
-    due = (
-        select(key.label("key"))
-        .where(kind.due_at <= claim.now, *where)
-        .order_by(*claim.order, kind.due_at)
-        .limit(claim.limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-        # Otherwise the planner may run the sub-select again for each row, and lock more rows than the limit.
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    claimed = (
-        update(kind)
-        .where(key.in_(select(due.c.key)))
-        .values(due_at=claim.now + claim.lease, attempts=kind.attempts + 1, fence=uuid4().hex, **values)
-        .returning(kind)
-        # The rows alone: what belongs to them is read where it is needed, under their lock.
-        .options(raiseload("*"))
-        .execution_options(synchronize_session=False, populate_existing=True)
-    )
-    return (await session.scalars(claimed)).all()
+
+    def __init__(self, kind: type[Row], *where: ColumnElement[bool], order: Sequence[Any] = (), **values: Any) -> None:
+        assert issubclass(kind, Due)  # noqa: S101 - narrows the type; there is no annotation for both bases
+        key = inspect(kind).primary_key[0]
+        due = (
+            select(key.label("key"))
+            .where(kind.due_at <= CLAIMED_AT, *where)
+            .order_by(*order, kind.due_at)
+            .limit(bindparam("claim_limit"))
+            .with_for_update(skip_locked=True)
+            .cte("due")
+            # Otherwise the planner may run the sub-select again for each row, and lock more rows than the limit.
+            .prefix_with("MATERIALIZED", dialect="postgresql")
+        )
+        lease = {"due_at": bindparam("leased_until", type_=UtcDateTime()), "fence": bindparam("claim_fence")}
+        self._statement: TypedReturnsRows[Any] = (
+            update(kind)
+            .where(key.in_(select(due.c.key)))
+            .values(attempts=kind.attempts + 1, **lease, **values)
+            .returning(kind)
+            # The rows alone: what belongs to them is read where it is needed, under their lock.
+            .options(raiseload("*"))
+            .execution_options(synchronize_session=False, populate_existing=True)
+        )
+
+    async def claim(self, session: Session, claim: Claim, **parameters: object) -> Sequence[Row]:
+        """
+        Claim rows in one statement.
+
+        A worker that dies needs no clean-up: its rows are due again when the lease ends.
+        On PostgreSQL concurrent claimers skip each other's locked rows; on SQLite there is
+        one write transaction at a time.
+        """
+        given = {"claimed_at": claim.now, "leased_until": claim.now + claim.lease, "claim_limit": claim.limit}
+        rows = await session.scalars(self._statement, {**given, "claim_fence": uuid4().hex, **parameters})
+        return rows.all()
 
 
 async def lock_claimed(session: Session, kind: type[Row], key: str, fence: str | None) -> Row | None:

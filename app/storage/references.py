@@ -7,12 +7,13 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import delete, select, union, update
 
-from app.database.claims import Claim, claim_due
+from app.database.claims import Claim, Claims
 from app.database.engine import Session, insert_new
 from app.models import Clip, StoredObject
 
 # Longer than a write to the storage can take: after it, a cancelled write has stored its file or never will.
 IN_FLIGHT = timedelta(minutes=5)
+_DUE = Claims(StoredObject)
 
 
 async def reserve(session: Session, keys: Collection[str]) -> Collection[str]:
@@ -35,7 +36,7 @@ async def release(session: Session, keys: Sequence[str], due_at: datetime) -> No
 
 async def claim_abandoned(session: Session, claim: Claim) -> Sequence[StoredObject]:
     """Claim the due files to which no clip refers; the others are no longer due."""
-    claimed = await claim_due(session, StoredObject, claim)
+    claimed = await _DUE.claim(session, claim)
     if not claimed:
         return claimed
     keys = [row.key for row in claimed]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import update
 
 from app.config import Settings
-from app.database.claims import Claim, claim_due
+from app.database.claims import CLAIMED_AT, Claim, Claims
 from app.database.engine import Session
 from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, notify_on_commit
 from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
@@ -28,6 +28,16 @@ from app.upstream.types import Report, Stage
 from app.usage import REST, add_up
 
 S = TaskStatus
+_SENT: Mapping[str, Any] = {
+    "status": S.submitting,
+    "charge": Charge.possible,
+    "posts": Task.posts + 1,
+    "submitted_at": CLAIMED_AT,
+}
+_QUEUED = Claims(Task, Task.status == S.queued, **_SENT, version=Task.version + 1, updated_at=CLAIMED_AT)
+_GENERATING, _SUCCEEDED, _FAILED = (
+    Claims(Task, Task.status == status, repository.POLLABLE) for status in (S.generating, S.succeeded, S.failed)
+)
 
 
 class TaskLifecycle:
@@ -64,20 +74,17 @@ class TaskLifecycle:
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
-        sent = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": claim.now}
-        changed = {"version": Task.version + 1, "updated_at": claim.now}
-        tasks = await claim_due(session, Task, claim, Task.status == S.queued, **sent, **changed)
+        tasks = await _QUEUED.claim(session, claim)
         for task in tasks:
             notify_on_commit(session, task.id)
         return tasks
 
     async def claim_polls(self, session: Session, claim: Claim, late: int) -> tuple[Sequence[Task], Sequence[Task]]:
         """Claim due tasks to poll: generating ones, then at most `late` that miss a clip or may yet succeed."""
-        living = await claim_due(session, Task, claim, Task.status == S.generating, repository.POLLABLE)
+        living = await _GENERATING.claim(session, claim)
         room, ended = min(late, claim.limit - len(living)), list[Task]()
-        for status in (S.succeeded, S.failed):
-            rest = replace(claim, limit=room - len(ended))
-            ended += await claim_due(session, Task, rest, Task.status == status, repository.POLLABLE)
+        for claims in (_SUCCEEDED, _FAILED):
+            ended += await claims.claim(session, replace(claim, limit=room - len(ended)))
         return living, ended
 
     async def add_up_usage(self, session: Session, now: datetime, limit: int) -> int:

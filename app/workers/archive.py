@@ -12,11 +12,12 @@ from datetime import timedelta
 from functools import partial
 
 import structlog
+from sqlalchemy import bindparam
 
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
 from app.clips.repository import due_lanes, has_due_lane
 from app.database.backoff import exponential, jittered
-from app.database.claims import Claim, ClaimLost, claim_due, extend_lease
+from app.database.claims import Claim, ClaimLost, Claims, extend_lease
 from app.database.engine import TRANSIENT
 from app.database.wakeups import ARCHIVES, notify_on_commit
 from app.egress.rules import authority_of
@@ -32,6 +33,7 @@ from app.workers.runner import Claimed, Loop
 log = structlog.get_logger()
 
 CONCURRENCY = 32
+_IN_LANE = Claims(Clip, Clip.lane == bindparam("claimed_lane"), order=(Clip.attempts,))
 # Short, and extended during the work, so that what a crash leaves is taken over soon.
 LEASE = timedelta(seconds=30)
 EXTEND_EVERY = 10.0
@@ -105,8 +107,8 @@ class _ArchiveWorker:
             claimed, self._is_crowded = list[Clip](), False
             shares = share_places(lanes, self._in_flight, limit)
             for lane in lanes:
-                claim = Claim(now, LEASE, shares[lane], (Clip.attempts,))
-                clips = await claim_due(session, Clip, claim, Clip.lane == lane) if claim.limit else ()
+                claim = Claim(now, LEASE, shares[lane])
+                clips = await _IN_LANE.claim(session, claim, claimed_lane=lane) if claim.limit else ()
                 self._is_crowded |= len(clips) == claim.limit
                 claimed += clips
         self._in_flight.update(clip.lane for clip in claimed)

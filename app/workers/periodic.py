@@ -9,7 +9,7 @@ from functools import partial
 
 import structlog
 
-from app.database.claims import Claim, claim_due, is_due, lock_claimed
+from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new
 from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
 from app.models import PeriodicJob
@@ -50,18 +50,21 @@ def periodic_loop(services: Services) -> Loop[PeriodicJob]:
         PRUNE: partial(_prune, services),
     }
 
-    is_ours = is_due(PeriodicJob, PeriodicJob.name.in_(kinds))
+    is_ours = PeriodicJob.name.in_(kinds)
+    claims = Claims(PeriodicJob, is_ours)
 
     async def claim(limit: int) -> Claimed[PeriodicJob]:
         async with services.database.transaction() as (session, now):
             # A recheck of a process that was killed holds the queue until its lease ends.
             claim = Claim(now, services.settings.submit_lease, limit)
-            return Claimed(await claim_due(session, PeriodicJob, claim, PeriodicJob.name.in_(kinds)))
+            return Claimed(await claims.claim(session, claim))
 
     async def work(job: PeriodicJob) -> None:
         await kinds[job.name](job)
 
-    return Loop("periodic", services.wakeups.event(PERIODIC_JOBS), len(kinds), claim, work, is_ours)
+    return Loop(
+        "periodic", services.wakeups.event(PERIODIC_JOBS), len(kinds), claim, work, is_due(PeriodicJob, is_ours)
+    )
 
 
 async def _recheck_hold(services: Services, job: PeriodicJob) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
-from app.database.claims import Claim, claim_due, lock_claimed
+from app.database.claims import Claim, Claims, lock_claimed
 from app.database.engine import Database
 from app.enums import TaskStatus
 from app.models import PeriodicJob, Task
@@ -77,7 +77,8 @@ async def test_claim_sets_values_in_the_same_statement(database: Database) -> No
 
     async with database.writes.begin() as session:
         is_queued = Task.status == TaskStatus.queued
-        claimed = await claim_due(session, Task, claim, is_queued, status=TaskStatus.submitting, posts=Task.posts + 1)
+        claims = Claims(Task, is_queued, status=TaskStatus.submitting, posts=Task.posts + 1)
+        claimed = await claims.claim(session, claim)
 
     assert [(task.id, task.status, task.posts) for task in claimed] == [(queued.id, TaskStatus.submitting, 1)]
     assert claimed[0].due_at == MORNING + LEASE
@@ -88,7 +89,7 @@ async def test_claim_that_is_not_committed_leaves_the_row_due(database: Database
     await _add_jobs(database, 1)
 
     async with database.writes() as session:
-        await claim_due(session, PeriodicJob, Claim(MORNING, LEASE, 10))
+        await Claims(PeriodicJob).claim(session, Claim(MORNING, LEASE, 10))
         await session.rollback()
 
     assert len(await _claim(database)) == 1
@@ -103,4 +104,4 @@ async def _add_jobs(database: Database, count: int) -> None:
 
 async def _claim(database: Database, later: timedelta = timedelta(), limit: int = 10) -> Sequence[PeriodicJob]:
     async with database.writes.begin() as session:
-        return await claim_due(session, PeriodicJob, Claim(MORNING + later, LEASE, limit))
+        return await Claims(PeriodicJob).claim(session, Claim(MORNING + later, LEASE, limit))

@@ -15,7 +15,7 @@ from tests.lint_task_writers import find_writes, main
         "def f(row: Task) -> None:\n    row.charge = 1",
         "def f(row: Task | None) -> None:\n    setattr(row, name, 1)",
         "row.upstream_task_id = 1",
-        "claim_due(session, Task, claim)",
+        "Claims(Task, is_queued)",
         "update(Task).values(due_at=None)",
     ],
 )
@@ -29,7 +29,7 @@ def test_write_of_a_task_is_found(source: str) -> None:
         "clip.due_at = 1",
         "task.clips.append(clip)",
         "task = find(Task)",
-        "claim_due(session, Clip, claim)",
+        "Claims(Clip, is_queued)",
         "task.x = 1",
     ],
 )
