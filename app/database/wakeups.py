@@ -135,7 +135,8 @@ class Wakeups:
 
     def _notify_committed(self, session: orm.Session) -> None:
         topics = session.info.pop("topics", ())
-        for topic in topics:
+        # Requests and receivers wait for what was committed; the other loops would take the turn to write before them.
+        for topic in sorted(topics, key=(WORKER_TOPICS - {DELIVERIES}).__contains__):
             self.notify(topic)
         if topics and self._forward is not None:
             self._forward(topics)

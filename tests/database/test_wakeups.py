@@ -1,7 +1,18 @@
 """Wake-ups come with the commit, and only with it."""
 
+import asyncio
+
 from app.database.engine import Database
-from app.database.wakeups import SUBMITS, Wakeups, notify_on_commit
+from app.database.wakeups import (
+    ARCHIVES,
+    DELIVERIES,
+    ERASURES,
+    POLLS,
+    SUBMITS,
+    SWEEPS,
+    Wakeups,
+    notify_on_commit,
+)
 
 
 async def test_commit_notifies_its_topics(database: Database) -> None:
@@ -14,6 +25,25 @@ async def test_commit_notifies_its_topics(database: Database) -> None:
     assert not was_notified_before
     assert wakeups.event(SUBMITS).is_set()
     assert not wakeups.event("something else").is_set()
+
+
+async def test_commit_wakes_requests_and_deliveries_before_the_other_loops(database: Database) -> None:
+    wakeups = Wakeups(database)
+    woken: list[str] = []
+
+    async def wait(topic: str) -> None:
+        await wakeups.event(topic).wait()
+        woken.append(topic)
+
+    topics = [ARCHIVES, POLLS, DELIVERIES, SUBMITS, ERASURES, SWEEPS]
+    waiting = [asyncio.create_task(wait(topic)) for topic in topics]
+    await asyncio.sleep(0)
+    async with database.writes.begin() as session:
+        for topic in topics:
+            notify_on_commit(session, topic)
+    await asyncio.gather(*waiting)
+
+    assert woken[0] == DELIVERIES
 
 
 async def test_rollback_notifies_no_topic(database: Database) -> None:
