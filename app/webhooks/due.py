@@ -42,7 +42,7 @@ _NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 Found = TypeVar("Found")
 
 
-def _walk_of_lanes() -> Select[str, str, str]:
+def _walk_of_lanes() -> Select[str, str, str, bool]:
     here, there = aliased(Delivery), aliased(Delivery)
     columns = there.api_key_id, there.host, there.lane
 
@@ -61,7 +61,8 @@ def _walk_of_lanes() -> Select[str, str, str]:
     is_further = tuple_(*columns, there.due_at) > tuple_(*behind)
     following = select(first(is_further), walk.c.number + 1).join(here, here.id == walk.c.id)
     walk = walk.union_all(following.where(walk.c.number < MAX_WALK))
-    return select(here.api_key_id, here.host, here.lane).join(walk, here.id == walk.c.id)
+    is_blocked = here.lane.in_(repository.blocked(bindparam("now", type_=Delivery.due_at.type)))
+    return select(here.api_key_id, here.host, here.lane, is_blocked).join(walk, here.id == walk.c.id)
 
 
 _LANES = _walk_of_lanes()
@@ -80,15 +81,15 @@ async def line_up(session: Session, now: datetime) -> int:
     return len((await session.scalars(ready.execution_options(synchronize_session=False))).all())
 
 
-async def ready_lanes(session: Session) -> Sequence[Lane] | None:
+async def ready_lanes(session: Session, now: datetime) -> Mapping[Lane, bool] | None:
     """
-    The lanes with ready deliveries, by one statement; None if there are MAX_WALK of them or more.
+    The lanes with ready deliveries, and whether each gets none for now; None if there are MAX_WALK of them or more.
 
     A recursive query jumps along the index from lane to lane (a loose index scan): each costs the same with one
     delivery or a hundred thousand.
     """
-    found = (await session.execute(_LANES)).all()
-    return [Lane(*row) for row in found] if len(found) < MAX_WALK else None
+    found = (await session.execute(_LANES, {"now": now})).all()
+    return {Lane(*lane): is_blocked for *lane, is_blocked in found} if len(found) < MAX_WALK else None
 
 
 async def ready_values(

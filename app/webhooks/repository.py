@@ -6,7 +6,20 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, case, delete, exists, func, or_, orm, select, tuple_, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    case,
+    delete,
+    exists,
+    func,
+    or_,
+    orm,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -115,10 +128,11 @@ async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, 
 
 async def blocked_endpoints(session: Session, now: datetime) -> set[str]:
     """The ids of the endpoints that asked for a pause, or whose deliveries are being given up or erased."""
-    return set(await session.scalars(_blocked(now)))
+    return set(await session.scalars(blocked(now)))
 
 
-def _blocked(now: datetime) -> Select[str]:
+def blocked(now: datetime | BindParameter[datetime]) -> Select[str]:
+    """Those ids, as a query."""
     is_ending = WebhookEndpoint.sweep.in_([Sweep.give_up, Sweep.erase])
     return select(WebhookEndpoint.id).where((WebhookEndpoint.paused_until > now) | is_ending)
 
@@ -135,7 +149,7 @@ async def count_overdue_deliveries(session: Session, now: datetime, late: dateti
     count = 0
     for is_ready in (Delivery.is_ready, ~Delivery.is_ready):
         overdue = select(Delivery.id).where(
-            is_ready, Delivery.due_at < late, Delivery.lane.not_in(_blocked(late)), ~waits
+            is_ready, Delivery.due_at < late, Delivery.lane.not_in(blocked(late)), ~waits
         )
         bounded = overdue.limit(MAX_BATCH - count).subquery()
         count += await session.scalar(select(func.count()).select_from(bounded)) or 0

@@ -98,17 +98,17 @@ class _DeliveryWorker:
 
     async def _lanes(self, session: Session, now: datetime, limit: int) -> tuple[list[Lane], set[str]]:
         """Lanes with due deliveries, enough for `limit` of them, and the keys and hosts that have no free place."""
-        blocked = await repository.blocked_endpoints(session, now)
         lanes: list[Lane] = []
         full: set[str] = set()
-        if (all_lanes := await due.ready_lanes(session)) is not None:
-            for lane in all_lanes:
+        if (ready := await due.ready_lanes(session, now)) is not None:
+            for lane, is_blocked in ready.items():
                 groups = self._full_groups(Lane(lane.api_key_id, lane.host, ""))
                 full.update(groups)
-                if not groups and lane.name not in blocked:
+                if not groups and not is_blocked:
                     lanes.append(lane)
             self._services.rng.shuffle(lanes)
             return lanes, full
+        blocked = await repository.blocked_endpoints(session, now)
         keys = await self._ready(session, Delivery.api_key_id)
         for key in sorted(keys, key=lambda key: self._in_flight[key]):
             if len(lanes) >= limit:
