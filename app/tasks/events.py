@@ -12,6 +12,7 @@ from sqlalchemy import event as sqlalchemy_event
 
 from app.database.base import new_id
 from app.database.engine import Session
+from app.database.records import new_row
 from app.database.wakeups import notify_on_commit
 from app.enums import EventType, TaskStatus, WebhookType
 from app.models import Event, Task
@@ -115,7 +116,8 @@ class EventRecorder:
     def record(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
         """Insert an event and publish it."""
         self.bump_version(session, task, now)
-        event = Event(id=new_id(), task_id=task.id, version=task.version, type=kind, created_at=now, data=data)
+        values = {"id": new_id(), "task_id": task.id, "version": task.version, "type": kind, "created_at": now}
+        event = new_row(task, Event, {**values, "data": data})
         session.add(event)
         if kind is EventType.task_failed:
             _log_failure_on_commit(session, task.id, task.api_key_id, data["error"])

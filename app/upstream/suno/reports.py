@@ -124,7 +124,7 @@ def _without_value(result: Result[Never], *, is_about_one: bool = False) -> Resu
 def _read_report(envelope: Envelope) -> Report:
     named = _flattened(envelope)
     name = _read_stage_name(named)
-    clips = tuple(_read_clip(item) for item in _find_clips(envelope.fields))
+    clips = tuple(_read_clip(item) for item in _find_clips_in(envelope.fields))
     code = read_integer(named.get("errorcode")) or (None if envelope.code == 200 else envelope.code)
     message = _read_message(named.get("errormessage"), envelope.message, name)
     stage = Stage.failed if envelope.code not in (None, 200) else _stage(name, clips)
@@ -181,12 +181,16 @@ def _error_code(named: Mapping[str, object], name: str | None, code: int | None)
     return next(filter(None, found), ErrorCode.upstream_failed)
 
 
-def _find_clips(value: object, depth: int = 4) -> Sequence[Mapping[str, object]]:
+def _find_clips(value: object, depth: int) -> Sequence[Mapping[str, object]]:
     """Return the list of clips, which is nested deeper in a poll than in a callback, and may be text or an object."""
     value = unpacked(value)
     if isinstance(value, list):
         return [_bare(item) for item in map(unpacked, value[:MAX_CLIPS]) if isinstance(item, dict)]
-    named = fields(value)
+    return _find_clips_in(fields(value), depth)
+
+
+def _find_clips_in(named: Mapping[str, object], depth: int = 4) -> Sequence[Mapping[str, object]]:
+    """The same for the fields of an object."""
     inner = next((named[field] for field in CLIP_LIST_FIELDS if named.get(field)), None)
     found = _find_clips(inner, depth - 1) if inner is not None and depth else []
     if found or not depth:
