@@ -34,7 +34,8 @@ UNUSABLE = frozenset({CallbackOutcome.mismatch, CallbackOutcome.unreadable})
 HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 
 
-# How many callbacks one commit holds.
+# How many callbacks may wait: as many as a process writes in a second, each of up to a MiB; and how many one commit holds.
+MAX_WAITING = 2_000
 MAX_IN_A_COMMIT = 50
 
 
@@ -63,7 +64,7 @@ class CallbackService:
         self._database, self._keyring, self._lifecycle = database, keyring, lifecycle
         self._sessions = record_sessions(database.urgent_writes)
         self._upstream, self._metrics = upstream, metrics
-        self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=True)
+        self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=True, most=MAX_WAITING)
         self._needs_signature = settings.callback_hmac_key is not None
         self._api_key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
 

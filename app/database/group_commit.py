@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -38,6 +39,8 @@ class GroupCommit(Generic[Item, Outcome]):
     `is_idempotent`: an item may be written twice. Then it is written although its caller
     was canceled, and where a commit of several fails for a reason that may be one item's
     own, each is written by itself, apart: those that come meanwhile do not wait for it.
+
+    More than `most` that wait at once are refused: they come back when there is room. Those of workers need no bound.
     """
 
     def __init__(
@@ -46,8 +49,9 @@ class GroupCommit(Generic[Item, Outcome]):
         limit: int,
         *,
         is_idempotent: bool,
+        most: float = math.inf,
     ) -> None:
-        self._write, self._limit, self._is_idempotent = write, limit, is_idempotent
+        self._write, self._limit, self._is_idempotent, self._most = write, limit, is_idempotent, most
         self._pending: list[_Waiting[Item, Outcome]] = []
         self._writer: asyncio.Task[None] | None = None
         # Those of failed commits come before those that failed alone before.
@@ -57,10 +61,12 @@ class GroupCommit(Generic[Item, Outcome]):
 
     async def add(self, item: Item, *, apart: bool = False) -> Outcome:
         """
-        Write an item; committed when this returns its outcome. Raises what `write` raised.
+        Write an item; committed when this returns its outcome. Raises what `write` raised, and DatabaseUnavailable.
 
         `apart`: by itself, because it has failed before.
         """
+        if len(self._pending) + len(self._failed) + len(self._retried) >= self._most:
+            raise DatabaseUnavailable("More arrives than can be stored. Retry after `Retry-After`.")
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         if apart:
             self._retried.append((item, outcome))

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from app.database.group_commit import GroupCommit
+from app.errors import DatabaseUnavailable
 from tests.support.wait import eventually
 
 
@@ -21,12 +22,12 @@ class Refused(Exception):
 class Writer:
     """Writes numbers, at most three in a commit, and fails for 13 with an error."""
 
-    def __init__(self, error: Exception, *, is_idempotent: bool = True) -> None:
+    def __init__(self, error: Exception, *, is_idempotent: bool = True, most: int = 100) -> None:
         self.commits: list[Sequence[int]] = []
         self._error = error
         self.may_fail_alone = asyncio.Event()
         self.may_fail_alone.set()
-        self.group = GroupCommit(self._write, 3, is_idempotent=is_idempotent)
+        self.group = GroupCommit(self._write, 3, is_idempotent=is_idempotent, most=most)
 
     async def add_all(self, *numbers: int) -> list[object]:
         return await asyncio.gather(*map(self.group.add, numbers), return_exceptions=True)
@@ -118,6 +119,17 @@ async def test_item_whose_caller_has_gone_is_written_only_where_that_is_harmless
     assert await first == -1
     assert await writer.group.add(3) == -3
     assert any(2 in commit for commit in writer.commits) is is_idempotent
+
+
+async def test_more_than_may_wait_are_refused_at_once_and_find_room_later() -> None:
+    writer = Writer(ValueError(), most=2)
+
+    first, second, refused = await writer.add_all(1, 2, 3)
+
+    assert (first, second) == (-1, -2)
+    assert isinstance(refused, DatabaseUnavailable)
+    assert "Retry-After" in refused.headers
+    assert await writer.group.add(3) == -3
 
 
 async def test_items_that_fail_alone_delay_no_others() -> None:
