@@ -1,4 +1,4 @@
-"""Queries on stored callbacks."""
+"""Queries on stored callbacks, and on the tasks that they are about."""
 
 from __future__ import annotations
 
