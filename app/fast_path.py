@@ -33,7 +33,7 @@ from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
 from app.signed_urls import SignedUrls
 from app.tasks.clips import fitting, words_of
-from app.tasks.repository import WHOLE_TASK, fetch_positions, to_task
+from app.tasks.repository import WHOLE_TASK, find_positions, to_task
 from app.tasks.schemas import TaskCreate, TaskFilters, read_task
 from app.tasks.service import TaskService
 from app.tasks.waiting import TaskSnapshot, Waiters, read_wait, snapshot_of
@@ -84,22 +84,27 @@ def _find_tasks(each: str) -> FixedQuery:
 
 
 class _Rendering(NamedTuple):
-    """A task as a version of it is shown: with its position, its number of words and the time of its links."""
+    """A version of a task as it is shown, but for its place in the queue; `made_at` is the time of its links."""
 
     version: int
     position: tuple[str, str]
+    waiting: SimpleNamespace | None
     words: int
     body: bytes
     made_at: float
+
+    def at(self, places: Mapping[str, int]) -> bytes:
+        """Its bytes with its place in the queue. Inside of a text, quotes would be escaped."""
+        place = b"null" if self.waiting is None else str(places.get(self.waiting.id, "null")).encode()
+        return self.body.replace(b'"queue_position":null', b'"queue_position":' + place)
 
 
 class FirstPages:
     """
     The newest tasks of a caller, as the first page of its list shows them.
 
-    A task looks the same until its version rises, but for its links, which are signed anew
-    with each read: what was rendered is shown again for KEPT_FOR, or a hundredth of the time
-    that links work.
+    A task looks the same until its version rises, but for its links: what was rendered is shown
+    again for KEPT_FOR, or a hundredth of the time that links work.
     """
 
     def __init__(self, database: Database, signed_urls: SignedUrls) -> None:
@@ -123,7 +128,8 @@ class FirstPages:
         page = [shown[id_] for id_, _ in first]
         page = page[: fitting(rendering.words for rendering in page)]
         last = page[-1].position if len(rows) > len(page) else None
-        return b",".join([rendering.body for rendering in page]), last
+        places = await find_positions(self._database.fetch, [one.waiting for one in page if one.waiting])
+        return b",".join([one.at(places) if one.waiting else one.body for one in page]), last
 
     def _find_kept(self, page: Sequence[Sequence[Any]], now: float) -> dict[str, _Rendering]:
         oldest = now - self._kept_for
@@ -136,17 +142,15 @@ class FirstPages:
     async def _render(self, ids: Sequence[str], now: float) -> Mapping[str, _Rendering]:
         rows = await self._database.fetch(self._find_tasks, ids=ids)
         tasks = [to_task(list(found)) for _, found in groupby(rows, itemgetter(0))]
-        positions = await fetch_positions(self._database, tasks)
         made = {}
         for task in tasks:
-            body = read_task(task, positions, self._signed_urls).model_dump_json().encode()
             id_, position = task.id, (task.created_at.isoformat(), task.id)
-            rendering = _Rendering(task.version, position, words_of(task.clips), body, now)
-            made[id_] = rendering
-            # The place of one that waits changes without a version.
+            waiting = task if task.status is TaskStatus.queued else None
+            body = read_task(task, {}, self._signed_urls).model_dump_json().encode()
+            made[id_] = _Rendering(task.version, position, waiting, words_of(task.clips), body, now)
             self._kept.pop(id_, None)
-            if task.status is not TaskStatus.queued and len(body) <= MAX_KEPT_BYTES:
-                self._kept[id_] = rendering
+            if len(body) <= MAX_KEPT_BYTES:
+                self._kept[id_] = made[id_]
         while len(self._kept) > MAX_KEPT:
             del self._kept[next(iter(self._kept))]
         return made
@@ -252,7 +256,7 @@ class FastPath:
             if not rows:
                 return None
             task = to_task([row[1:] for row in rows])
-            positions = await fetch_positions(self._database, [task])
+            positions = await find_positions(self._database.fetch, [task])
         except TRANSIENT:
             return None
         structlog.contextvars.bind_contextvars(caller=rows[0][0])

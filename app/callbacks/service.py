@@ -34,7 +34,7 @@ UNUSABLE = frozenset({CallbackOutcome.mismatch, CallbackOutcome.unreadable})
 HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-webhook-signature"})
 
 
-# How many callbacks may wait: as many as a process writes in a second, each of up to a MiB; and how many one commit holds.
+# How many callbacks may wait: as many as a process writes in a second, each of up to a MiB. How many a commit holds.
 MAX_WAITING = 2_000
 MAX_IN_A_COMMIT = 50
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
 from operator import eq, gt, lt
@@ -92,7 +92,7 @@ async def fetch_task(database: Database, task_id: str) -> tuple[SimpleNamespace,
     """The same without a transaction, by one statement, with its position if it is queued. Raises TRANSIENT."""
     rows = await database.fetch(_FIND_TASK, task_id=task_id)
     task = to_task(rows) if rows else None
-    return (task, await fetch_positions(database, [task])) if task else None
+    return (task, await find_positions(database.fetch, [task])) if task else None
 
 
 def to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
@@ -101,14 +101,6 @@ def to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
     clips = [SimpleNamespace(**dict(zip(CLIP_COLUMNS, row[until:], strict=True))) for row in rows]
     task = dict(zip(TASK_COLUMNS, rows[0][:until], strict=True))
     return SimpleNamespace(**task, clips=[clip for clip in clips if clip.task_id is not None])
-
-
-async def fetch_positions(database: Database, tasks: Sequence[SimpleNamespace]) -> Mapping[str, int]:
-    """As `queue_positions`, where a session is needed only if one of the tasks is queued."""
-    if not any(task.status is TaskStatus.queued for task in tasks):
-        return {}
-    async with database.reads() as session:
-        return await queue_positions(session, tasks)
 
 
 async def lock_task(session: Session, task_id: str) -> Task | None:
@@ -195,24 +187,43 @@ def _carries(pair: tuple[str, str]) -> ColumnElement[bool]:
     return exists().where(label.task_id == Task.id, label.name == pair[0], label.value == pair[1])
 
 
+_QUEUE_PLACE = tuple_(Task.due_at, Task.id)
+_ASKED_PLACE = tuple_(bindparam("due_at", type_=Task.due_at.type), bindparam("task_id", type_=Task.id.type))
+_IS_QUEUED = Task.status == TaskStatus.queued, Task.due_at.isnot(None)
+_HEAD = select(literal(1)).where(*_IS_QUEUED, _QUEUE_PLACE < _ASKED_PLACE).limit(MAX_QUEUE_POSITION - 1)
+_COUNT_BEFORE = FixedQuery(select(func.count()).select_from(_HEAD.subquery()))
+_REST = select(Task.id).where(*_IS_QUEUED, _QUEUE_PLACE >= _ASKED_PLACE).order_by(Task.due_at, Task.id)
+_LIST_FROM = FixedQuery(_REST.limit(bindparam("limit")))
+
+
 async def queue_positions(session: Session, tasks: Sequence[Task | SimpleNamespace]) -> Mapping[str, int]:
+    """The positions in the queue that `find_positions` finds, by a session."""
+
+    async def fetch(query: FixedQuery, **parameters: object) -> Sequence[Sequence[Any]]:
+        return (await session.execute(query.select, parameters)).all()
+
+    return await find_positions(fetch, tasks)
+
+
+async def find_positions(
+    fetch: Callable[..., Awaitable[Sequence[Sequence[Any]]]], tasks: Sequence[Task | SimpleNamespace]
+) -> Mapping[str, int]:
     """
     The position from 1 in the queue of each of these tasks that is queued, by id.
 
-    Counted up to MAX_QUEUE_POSITION, which stands for every later position too.
+    Counted up to MAX_QUEUE_POSITION, which stands for every later position too. `fetch` is
+    as `Database.fetch`.
     """
     waiting = sorted((task.due_at, task.id) for task in tasks if task.status is TaskStatus.queued and task.due_at)
     if not waiting:
         return {}
     # Along the index and no further than is counted, however long the queue and the table are.
-    place, is_queued = tuple_(Task.due_at, Task.id), (Task.status == TaskStatus.queued, Task.due_at.isnot(None))
-    head = select(literal(1)).where(*is_queued, place < waiting[0]).limit(MAX_QUEUE_POSITION - 1).subquery()
-    first = 1 + (await session.scalar(select(func.count()).select_from(head)) or 0)
+    asked = {"due_at": waiting[0][0], "task_id": waiting[0][1]}
+    first = 1 + (await fetch(_COUNT_BEFORE, **asked))[0][0]
     found = {waiting[0][1]: first}
     if len(waiting) > 1 and first < MAX_QUEUE_POSITION:
-        rest = select(Task.id).where(*is_queued, place >= waiting[0]).order_by(Task.due_at, Task.id)
-        ids = await session.scalars(rest.limit(MAX_QUEUE_POSITION - first))
-        found |= {id_: position for position, id_ in enumerate(ids, first)}
+        rows = await fetch(_LIST_FROM, **asked, limit=MAX_QUEUE_POSITION - first)
+        found |= {row[0]: position for position, row in enumerate(rows, first)}
     # What is not found is behind those that are counted. Or it has left the queue since it was read: it was next.
     is_counted_up = first - 1 + len(found) >= MAX_QUEUE_POSITION - 1
     return {id_: found.get(id_, MAX_QUEUE_POSITION if is_counted_up else 1) for _, id_ in waiting}

@@ -211,7 +211,7 @@ class TaskService:
         """
         with suppress(*TRANSIENT):
             async with asyncio.timeout(ESTIMATES_TIMEOUT.total_seconds()), self._database.reads() as session:
-                positions = await repository.queue_positions(session, tasks)
+                positions = await repository.find_positions(self._database.fetch, tasks)
                 return positions, await self._retry_after.seconds(session)
         return {}, self._retry_after.latest
 
