@@ -15,6 +15,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import structlog

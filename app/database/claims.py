@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
@@ -69,7 +70,13 @@ class Claims(Generic[Row]):
     parameter of `claim`.
     """
 
-    def __init__(self, kind: type[Row], *where: ColumnElement[bool], order: Sequence[Any] = (), **values: Any) -> None:
+    def __init__(
+        self,
+        kind: type[Row],
+        *where: ColumnElement[bool],
+        order: Sequence[Any] = (),
+        values: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         assert issubclass(kind, Due)  # noqa: S101 - narrows the type; there is no annotation for both bases
         key = inspect(kind).primary_key[0]
         due = (

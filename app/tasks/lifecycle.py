@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, replace
 from datetime import datetime, timedelta
 from types import SimpleNamespace
@@ -28,14 +28,9 @@ from app.upstream.types import Report, Stage
 from app.usage import REST, add_up
 
 S = TaskStatus
-_SENT: Mapping[str, Any] = {
-    "status": S.submitting,
-    "charge": Charge.possible,
-    "posts": Task.posts + 1,
-    "submitted_at": CLAIMED_AT,
-}
-_QUEUED = Claims(Task, Task.status == S.queued, **_SENT, version=Task.version + 1, updated_at=CLAIMED_AT)
-_GENERATING, _SUCCEEDED, _FAILED = (
+_SENT = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": CLAIMED_AT}
+_QUEUED = Claims(Task, Task.status == S.queued, values={**_SENT, "version": Task.version + 1, "updated_at": CLAIMED_AT})
+_GENERATING, *_ENDED = (
     Claims(Task, Task.status == status, repository.POLLABLE) for status in (S.generating, S.succeeded, S.failed)
 )
 
@@ -83,7 +78,7 @@ class TaskLifecycle:
         """Claim due tasks to poll: generating ones, then at most `late` that miss a clip or may yet succeed."""
         living = await _GENERATING.claim(session, claim)
         room, ended = min(late, claim.limit - len(living)), list[Task]()
-        for claims in (_SUCCEEDED, _FAILED):
+        for claims in _ENDED:
             ended += await claims.claim(session, replace(claim, limit=room - len(ended)))
         return living, ended
 

@@ -1,18 +1,25 @@
-"""Locking many tasks at once, as records, and writing what has changed of them."""
+"""Locking tasks: many at once, as records that are written together, and those that cannot be polled."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import cache
 from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Row, Select, bindparam, orm, select
 
+from app.database.engine import Session
 from app.database.records import RecordSession, columns, is_new
+from app.enums import TaskStatus
 from app.models import Clip, Task
 from app.webhooks.outbox import note_callers
 from app.webhooks.repository import has_endpoints
 
+# All three in one list, by which the index of due tasks can be searched; for alternatives SQLite walks all of it.
+UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed, TaskStatus.generating]) & (
+    (Task.status != TaskStatus.generating) | Task.upstream_task_id.is_(None)
+)
 _IDS: BindParameter[list[str]] = bindparam("ids", expanding=True)
 _IS_HEARD = has_endpoints(Task.api_key_id).label("is_heard")
 _EXISTING = select(Task.id).where(Task.id.in_(_IDS))
@@ -35,6 +42,19 @@ async def lock_free_tasks(
     for clip in session.load(Clip, clips):
         locked[clip.task_id].clips.append(clip)
     return {**locked, **dict.fromkeys(missing)}, rows
+
+
+async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:
+    """The ids of due tasks that cannot be polled, the longest due first."""
+    due = select(Task.id).where(Task.due_at <= now, UNPOLLABLE).order_by(Task.due_at).limit(limit)
+    return (await session.scalars(due)).all()
+
+
+async def lock_unpollable(session: Session, task_id: str, now: datetime) -> Task | None:
+    """The task with this id, locked, if it is still due and no other transaction has locked it."""
+    due = select(Task).where(Task.id == task_id, Task.due_at <= now, UNPOLLABLE)
+    task: Task | None = await session.scalar(due.with_for_update(skip_locked=True))
+    return task
 
 
 async def write_tasks(session: RecordSession, tasks: Iterable[Task | None]) -> None:

@@ -22,10 +22,6 @@ from app.tasks.schemas import CLIP_COLUMNS, MAX_QUEUE_POSITION, TASK_COLUMNS, Ta
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.upstream_task_id.isnot(None)
-# All three in one list, by which the index of due tasks can be searched; for alternatives SQLite walks all of it.
-UNPOLLABLE = Task.status.in_([TaskStatus.submitting, TaskStatus.unconfirmed, TaskStatus.generating]) & (
-    (Task.status != TaskStatus.generating) | Task.upstream_task_id.is_(None)
-)
 # Who orders, what, and where a client of the vendor's API wants its callbacks.
 Order = tuple[str, TaskCreate, str | None]
 _UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
@@ -106,19 +102,6 @@ def to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
 async def lock_task(session: Session, task_id: str) -> Task | None:
     """The same, locked until the transaction ends."""
     return await session.get(Task, task_id, with_for_update=True, populate_existing=True)
-
-
-async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:
-    """The ids of due tasks that cannot be polled, the longest due first."""
-    due = select(Task.id).where(Task.due_at <= now, UNPOLLABLE).order_by(Task.due_at).limit(limit)
-    return (await session.scalars(due)).all()
-
-
-async def lock_unpollable(session: Session, task_id: str, now: datetime) -> Task | None:
-    """The task with this id, locked, if it is still due and no other transaction has locked it."""
-    due = select(Task).where(Task.id == task_id, Task.due_at <= now, UNPOLLABLE)
-    task: Task | None = await session.scalar(due.with_for_update(skip_locked=True))
-    return task
 
 
 async def delete_tasks(session: Session, task_ids: Sequence[str]) -> None:

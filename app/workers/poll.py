@@ -13,7 +13,7 @@ from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
-from app.tasks import repository
+from app.tasks import locking
 from app.upstream.pacing import LATE_SHARE, Slot, poll_share
 from app.workers.runner import Claimed, Loop
 
@@ -94,7 +94,7 @@ class _PollWorker:
         database = self._services.database
         async with database.reads() as session:
             now = await database.now(session)
-            task_ids = await repository.list_unpollable(session, now, MAX_EXPIRED_AT_ONCE)
+            task_ids = await locking.list_unpollable(session, now, MAX_EXPIRED_AT_ONCE)
         for task_id in task_ids:
             await self._expire(task_id)
 
@@ -103,7 +103,7 @@ class _PollWorker:
         services = self._services
         try:
             async with services.database.transaction() as (session, now):
-                task = await repository.lock_unpollable(session, task_id, now)
+                task = await locking.lock_unpollable(session, task_id, now)
                 if task is not None:
                     await services.lifecycle.expire_unpollable(session, task, now)
         except TRANSIENT:

@@ -77,7 +77,7 @@ async def test_claim_sets_values_in_the_same_statement(database: Database) -> No
 
     async with database.writes.begin() as session:
         is_queued = Task.status == TaskStatus.queued
-        claims = Claims(Task, is_queued, status=TaskStatus.submitting, posts=Task.posts + 1)
+        claims = Claims(Task, is_queued, values={"status": TaskStatus.submitting, "posts": Task.posts + 1})
         claimed = await claims.claim(session, claim)
 
     assert [(task.id, task.status, task.posts) for task in claimed] == [(queued.id, TaskStatus.submitting, 1)]
