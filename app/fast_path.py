@@ -117,9 +117,9 @@ class FirstPages:
     async def read(self, caller: Caller) -> tuple[bytes, tuple[str, str] | None] | None:
         """The items, and the position of the last one if more follow; None where a task was deleted meanwhile."""
         if caller.is_admin:
-            rows = await self._database.fetch(_FIRST_PAGE_OF_ALL, limit=PAGE_SIZE + 1)
+            rows = await self._database.fetch_shared(_FIRST_PAGE_OF_ALL, limit=PAGE_SIZE + 1)
         else:
-            rows = await self._database.fetch(_FIRST_PAGE, limit=PAGE_SIZE + 1, api_key_id=caller.api_key_id)
+            rows = await self._database.fetch_shared(_FIRST_PAGE, limit=PAGE_SIZE + 1, api_key_id=caller.api_key_id)
         now, first = time.time(), rows[:PAGE_SIZE]
         shown = self._find_kept(first, now)
         if len(shown) < len(first):
@@ -129,7 +129,7 @@ class FirstPages:
         page = [shown[id_] for id_, _ in first]
         page = page[: fitting(rendering.words for rendering in page)]
         last = page[-1].position if len(rows) > len(page) else None
-        places = await find_positions(self._database.fetch, [one.waiting for one in page if one.waiting])
+        places = await find_positions(self._database.fetch_shared, [one.waiting for one in page if one.waiting])
         return b",".join([one.at(places) if one.waiting else one.body for one in page]), last
 
     def _find_kept(self, page: Sequence[Sequence[Any]], now: float) -> dict[str, _Rendering]:
