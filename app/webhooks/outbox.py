@@ -6,16 +6,20 @@ import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from typing import Any
 
 import httpx
-from sqlalchemy import event, orm
+from sqlalchemy import event, insert, orm
 
-from app.database.base import ID_LENGTH
+from app.database.base import ID_LENGTH, Base
 from app.database.engine import Session
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.enums import WebhookType
 from app.models import Delivery, WebhookEndpoint
 from app.webhooks import repository
+
+_INSERT = insert(Base.metadata.tables[Delivery.__tablename__])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,10 @@ def enqueue_to_url_on_commit(session: Session, outbound: OutboundEvent, url: str
 
 def enqueue_to_endpoint(session: Session, outbound: OutboundEvent, endpoint: WebhookEndpoint) -> Delivery:
     """Insert a delivery to one endpoint now, whatever its `event_types`."""
-    return _add_delivery(session.sync_session, outbound, endpoint.url, endpoint.id)
+    delivery = Delivery(**_delivery(outbound, endpoint.url, endpoint.id))
+    session.add(delivery)
+    notify_on_commit(session, DELIVERIES)
+    return delivery
 
 
 def _defer(session: Session, outbound: OutboundEvent, url: str | None) -> None:
@@ -73,40 +80,47 @@ def _enqueue(session: orm.Session) -> None:
     session.flush()
     callers = {outbound.api_key_id for outbound, url in queued if url is None}
     endpoints = repository.enabled_endpoints(session, callers) if callers else ()
+    deliveries = []
     for outbound, url in queued:
         if url is not None:
-            _add_delivery(session, outbound, url, None)
+            deliveries.append(_delivery(outbound, url, None))
             continue
-        for endpoint in endpoints:
-            if endpoint.api_key_id == outbound.api_key_id and _wants(endpoint, outbound.type):
-                _add_delivery(session, outbound, endpoint.url, endpoint.id)
+        wanting = (each for each in endpoints if each.api_key_id == outbound.api_key_id and _wants(each, outbound.type))
+        deliveries += [_delivery(outbound, endpoint.url, endpoint.id) for endpoint in wanting]
+    if deliveries:
+        session.connection().execute(_INSERT, deliveries)
+        notify_on_commit(session, DELIVERIES)
 
 
 def _wants(endpoint: WebhookEndpoint, kind: WebhookType) -> bool:
     return endpoint.event_types is None or kind in endpoint.event_types
 
 
-def _add_delivery(session: orm.Session, outbound: OutboundEvent, url: str, endpoint_id: str | None) -> Delivery:
-    # Only the query varies between the deliveries to one receiver. Names of any length end up as short digests.
+def _delivery(outbound: OutboundEvent, url: str, endpoint_id: str | None) -> dict[str, Any]:
+    """The columns of a delivery that is due at the event's time."""
+    host, lane = _host_and_lane(url, outbound.api_key_id)
+    return {
+        "api_key_id": outbound.api_key_id,
+        "endpoint_id": endpoint_id,
+        "task_id": outbound.task_id,
+        "event_id": outbound.event_id,
+        "event_type": outbound.type,
+        "url": url,
+        "host": host,
+        "lane": endpoint_id or lane,
+        "body": outbound.body,
+        "created_at": outbound.created_at,
+        "due_at": outbound.due_at,
+        "is_ready": outbound.due_at <= outbound.created_at,
+    }
+
+
+@lru_cache(maxsize=1000)
+def _host_and_lane(url: str, api_key_id: str) -> tuple[str, str]:
+    """Digests: names of any length end up short. Only the query varies between the deliveries to one receiver."""
     receiver = httpx.URL(url.partition("#")[0].partition("?")[0])
-    delivery = Delivery(
-        api_key_id=outbound.api_key_id,
-        endpoint_id=endpoint_id,
-        task_id=outbound.task_id,
-        event_id=outbound.event_id,
-        event_type=outbound.type,
-        url=url,
-        # Not `host`: it decodes punycode, and raises for some names that DNS accepts.
-        host=_digest(receiver.raw_host.decode()),
-        lane=endpoint_id or _digest(f"{outbound.api_key_id} {receiver}"),
-        body=outbound.body,
-        created_at=outbound.created_at,
-        due_at=outbound.due_at,
-        is_ready=outbound.due_at <= outbound.created_at,
-    )
-    session.add(delivery)
-    notify_on_commit(session, DELIVERIES)
-    return delivery
+    # Not `host`: it decodes punycode, and raises for some names that DNS accepts.
+    return _digest(receiver.raw_host.decode()), _digest(f"{api_key_id} {receiver}")
 
 
 def _digest(text: str) -> str:
