@@ -68,7 +68,8 @@ class DeferredResponses:
         try:
             yield
         finally:
-            self._turns.release()
+            # Not before the event loop has looked for what else there is: on SQLite nothing else interrupts a read.
+            asyncio.get_running_loop().call_soon(self._turns.release)
 
 
 def _may_wait(scope: Scope) -> bool:

@@ -55,6 +55,21 @@ async def test_few_of_a_crowd_are_inside_and_others_pass_them() -> None:
     assert (crowded, answered, waiting) == (AT_ONCE, 1, 20)
 
 
+async def test_a_callback_passes_a_crowd_whose_reads_never_pause() -> None:
+    answered: list[str] = []
+
+    async def answer(scope: Scope, _receive: Receive, _send: Send) -> None:
+        answered.append(scope["method"])
+
+    app = DeferredResponses(answer)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(_ask(app, TASK, WAIT))
+        group.create_task(_ask(app, "/callbacks/1/token", [], "POST"))
+
+    assert answered == ["GET"] * AT_ONCE + ["POST"] + ["GET"] * (20 - AT_ONCE)
+
+
 @pytest.mark.parametrize(
     ("path", "headers"), [(TASK, []), (f"{TASK}/clips/0/audio", WAIT), (f"{TASK}/events", [(b"accept", b"*/*")])]
 )
