@@ -26,7 +26,7 @@ def test_help_and_version_load_no_library_of_the_service() -> None:
 
 
 def test_server_on_sqlite_loads_no_migrations_no_other_driver_and_nothing_for_a_terminal() -> None:
-    loaded = _loaded_by("app.server")
+    loaded = _loaded_by("app.cli, app.server")
 
     assert {"sqlalchemy", "fastapi", "httpx", "uvicorn"} <= loaded
     assert {"alembic", "mako", "psycopg", "asyncpg", "rich", "pygments", "tinytag", "watchfiles"} & loaded == set()
@@ -39,9 +39,9 @@ def test_every_command_argument_and_option_has_a_help_sentence() -> None:
     assert [name for name, text in helps.items() if not (text and text.endswith("."))] == []
 
 
-def _loaded_by(module: str) -> set[str]:
-    """The libraries that importing a module loads."""
-    listed = f"import {module}, sys; print(*{{name.partition('.')[0] for name in sys.modules if sys.modules[name]}})"
+def _loaded_by(modules: str) -> set[str]:
+    """The libraries that importing modules loads."""
+    listed = f"import {modules}, sys; print(*{{name.partition('.')[0] for name in sys.modules if sys.modules[name]}})"
     return {*subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()}
 
 
