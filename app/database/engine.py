@@ -140,15 +140,15 @@ class Database:
         self.orders = Admission(SQLITE_ORDERS if is_sqlite(url) else self.limits.orders)
         self._locks = KeyedLocks()
 
-    def exclusive(self, key: str, patience: timedelta | None = None) -> AbstractAsyncContextManager[None]:
+    def exclusive(self, key: str) -> AbstractAsyncContextManager[None]:
         """
         Keep others of this process from the block with the same key. Raises DatabaseUnavailable.
 
-        For what waits for the lock of one row: others that want it wait here, for `patience` or
-        else the lock timeout, without a connection each, so that a lock that is held for long does not
-        empty the pool.
+        For what waits for the lock of one row: others that want it wait here, for the lock
+        timeout, without a connection each, so that a lock that is held for long does not empty
+        the pool.
         """
-        return self._locks.held(key, patience or self.limits.lock_timeout)
+        return self._locks.held(key, self.limits.lock_timeout)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[tuple[Session, datetime]]:
