@@ -1,6 +1,7 @@
 """Opens the HTTP clients: a plain one for the upstream, a guarded one for URLs from callers and responses."""
 
 import asyncio
+import os
 import socket
 import ssl
 import threading
@@ -159,7 +160,8 @@ class _Transport(httpx.AsyncBaseTransport):
             except TimeoutError:
                 failure = httpx.ConnectTimeout("no connection in time")
             except OSError as error:
-                failure = httpx.ConnectError(str(error))
+                # The loops word it each in its own way.
+                failure = httpx.ConnectError(os.strerror(error.errno) if error.errno else str(error))
         raise failure
 
     async def _connect(self, url: httpx.URL, address: Address) -> Connection:
