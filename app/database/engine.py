@@ -47,6 +47,9 @@ ALIVE_FOR = timedelta(seconds=0.5)
 URGENT_OVERFLOW = 1
 # One that waits for a lock, such as that of an endpoint, holds up all others: it comes back instead.
 URGENT_LOCK_TIMEOUT = timedelta(milliseconds=50)
+_BEGIN_BRIEFLY = select(
+    func.clock_timestamp(), func.set_config("lock_timeout", f"{URGENT_LOCK_TIMEOUT.total_seconds() * 1000:.0f}", True)
+)
 # On SQLite they take turns with the workers: even with commits of half a second, none waits longer than POOL_TIMEOUT.
 SQLITE_ORDERS = 8
 # Exceptions that mean "the database is unreachable for now".
@@ -83,13 +86,6 @@ def can_pass(error: Exception) -> bool:
         return not name.startswith(_REFUSED_NAMES)
     # asyncpg's own check of a parameter is an InterfaceError, like a lost connection, and a ValueError.
     return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
-
-
-async def limit_lock_wait(session: Session) -> None:
-    """Let this transaction wait for no lock longer than URGENT_LOCK_TIMEOUT: several requests share it."""
-    if session.get_bind().dialect.name == "postgresql":
-        milliseconds = URGENT_LOCK_TIMEOUT // timedelta(milliseconds=1)
-        await session.execute(select(func.set_config("lock_timeout", str(milliseconds), True)))
 
 
 def is_locked(error: Exception) -> bool:
@@ -161,6 +157,21 @@ class Database:
             # The first statement is what waits, on SQLite for the one writer.
             await session.connection()
             yield session, await self.now(session)
+
+    async def begin_briefly(self, session: Session) -> datetime:
+        """
+        Begin a transaction that several requests share; return the time, once it has its turn to write.
+
+        It waits for no lock longer than URGENT_LOCK_TIMEOUT.
+        """
+        await session.connection()
+        if session.get_bind().dialect.name == "sqlite":
+            return await self.now(session)
+        if self.now is database_clock:
+            now: datetime = (await session.execute(_BEGIN_BRIEFLY)).one()[0]
+            return now.astimezone(UTC)
+        await session.execute(_BEGIN_BRIEFLY)
+        return await self.now(session)
 
     async def fetch(self, query: Executable | FixedQuery, **parameters: object) -> Sequence[Sequence[Any]]:
         """

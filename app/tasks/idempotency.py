@@ -23,7 +23,7 @@ from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from app.database.engine import Database, Session, insert_new, limit_lock_wait
+from app.database.engine import Database, Session, insert_new
 from app.database.group_commit import GroupCommit, may_be_of_one
 from app.database.turns import Admission
 from app.errors import IdempotencyKeyReused, InvalidRequest, TaskDeleted
@@ -159,8 +159,8 @@ class PlainOrders:
     async def _store(
         self, take: Callable[[], Sequence[Order]]
     ) -> Sequence[tuple[SimpleNamespace, asyncio.Task[Estimates]]]:
-        async with self._database.transaction() as (session, now):
-            await limit_lock_wait(session)
+        async with self._database.writes.begin() as session:
+            now = await self._database.begin_briefly(session)
             try:
                 tasks = await self._lifecycle.create(session, take(), now)
             except DBAPIError as error:

@@ -10,7 +10,7 @@ from typing import Literal
 from sqlalchemy import select, update
 
 from app.database.claims import ClaimLost
-from app.database.engine import Database, Session, limit_lock_wait
+from app.database.engine import Database, Session
 from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import record_sessions
 from app.models import Clip, Task
@@ -67,12 +67,11 @@ class ClipCommits:
 
     async def _change(self, take: Callable[[], Sequence[tuple[Clip, Change]]]) -> Sequence[Exception | None]:
         async with self._sessions.begin() as session:
-            await limit_lock_wait(session)
+            now = await self._database.begin_briefly(session)
             batch = take()
             # Lock order: task, then clip.
             tasks, _ = await lock_free_tasks(session, {clip.task_id for clip, _ in batch})
             fences = await _lock_fences(session, [clip for clip, _ in batch if tasks.get(clip.task_id)])
-            now = await self._database.now(session)
             outcomes: list[Exception | None] = []
             for claimed, change in batch:
                 task = tasks.get(claimed.task_id)
@@ -88,8 +87,8 @@ class ClipCommits:
         return outcomes
 
     async def _reserve(self, take: Callable[[], Sequence[_Reservation]]) -> Sequence[bool | Exception]:
-        async with self._database.transaction() as (session, now):
-            await limit_lock_wait(session)
+        async with self._database.writes.begin() as session:
+            now = await self._database.begin_briefly(session)
             batch = take()
             # Lock order: stored object, then clip, as where tasks are erased.
             free = await references.reserve(session, {each.key for each in batch})

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.database.claims import ClaimLost, is_due
-from app.database.engine import Session, limit_lock_wait
+from app.database.engine import Session
 from app.database.group_commit import GroupCommit
 from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, post_request, send_capped
@@ -205,8 +205,9 @@ class _DeliveryWorker:
 
     async def _store(self, take: Callable[[], Sequence[Attempted]]) -> Sequence[Settled | Exception]:
         """Store the results that have come, in one commit."""
-        async with self._services.database.transaction() as (session, now):
-            await limit_lock_wait(session)
+        database = self._services.database
+        async with database.writes.begin() as session:
+            now = await database.begin_briefly(session)
             return await self._services.webhook_lifecycle.settle(session, take(), now)
 
 

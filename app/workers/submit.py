@@ -12,7 +12,7 @@ import structlog
 from app.config import CALLBACKS_PATH
 from app.database.backoff import jittered
 from app.database.claims import Claim, is_due
-from app.database.engine import Session, limit_lock_wait
+from app.database.engine import Session
 from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import record_sessions
 from app.database.wakeups import SUBMITS
@@ -127,13 +127,11 @@ class _SubmitWorker:
         """Settle the results that wait, in one commit; those of tasks that others have locked are left out."""
         database, gateway = self._services.database, self._gateway
         async with self._sessions.begin() as session:
-            await limit_lock_wait(session)
+            now = await database.begin_briefly(session)
             batch = take()
             tasks, _ = await lock_free_tasks(session, {submit.task.id for submit, _ in batch})
             free = [(submit, result) for submit, result in batch if tasks.get(submit.task.id, submit) is not None]
             hold = await current_hold(session, gateway.key)
-            # The locks may have been waited for.
-            now = await database.now(session)
             await gateway.pacer.release(session, [submit.slot for submit, _ in free], now)
             for submit, result in free:
                 await gateway.heed(session, result, now)
