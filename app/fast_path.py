@@ -240,7 +240,8 @@ class FastPath:
     async def _read_task(self, task_id: str, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with a task; return whether it was found."""
         headers = _plain_headers(scope)
-        wait = await read_wait([headers.get(b"prefer", b"").decode("latin-1")]) if headers else None
+        prefer = [headers.get(b"prefer", b"").decode("latin-1")] if headers else []
+        wait = await read_wait(Request(scope), prefer)
         key_hash = _key_hash(headers) if headers else None
         snapshot = await self._find(task_id, key_hash) if key_hash else None
         if headers is None or snapshot is None:

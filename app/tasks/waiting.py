@@ -14,7 +14,7 @@ from statistics import median
 from typing import Annotated, Any, TypeVar
 
 import structlog
-from fastapi import Depends, Header, Response
+from fastapi import Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
@@ -27,7 +27,7 @@ from app.tasks import repository
 from app.tasks.event_schemas import History
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
-from app.web.deferred import DeferredResponse
+from app.web.deferred import DeferredResponse, arrived_at
 from app.web.negotiation import matches, preferred_wait
 from app.web.provided import provided
 
@@ -255,10 +255,10 @@ PreferHeader = Annotated[
 ]
 
 
-async def read_wait(prefer: PreferHeader = None) -> Wait | None:
+async def read_wait(request: Request, prefer: PreferHeader = None) -> Wait | None:
     """The wait that a request prefers, counted from its arrival."""
     seconds = preferred_wait(prefer or ())
-    return None if seconds is None else Wait(seconds, asyncio.get_running_loop().time() + seconds)
+    return None if seconds is None else Wait(seconds, arrived_at(request.scope) + seconds)
 
 
 WaitDep = Annotated[Wait | None, Depends(read_wait)]

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import DatabaseUnavailable
 
-_SCOPE_KEY = "soundpost.deferred"
+_SCOPE_KEY, _ARRIVED_AT = "soundpost.deferred", "soundpost.arrived_at"
 # A crowd that comes to wait is taken in by so many at once, the others within PATIENCE: anything else, above all a
 # callback, passes between them.
 AT_ONCE = 4
@@ -48,7 +48,7 @@ class DeferredResponses:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the route in a copy of the scope, which is freed before a deferred response waits."""
         deferred: list[ASGIApp] = []
-        inner = {**scope, _SCOPE_KEY: deferred}
+        inner = {**scope, _SCOPE_KEY: deferred, _ARRIVED_AT: asyncio.get_running_loop().time()}
         if _may_wait(scope):
             async with self._turn():
                 await self._app(inner, receive, send)
@@ -70,6 +70,12 @@ class DeferredResponses:
         finally:
             # Not before the event loop has looked for what else there is: on SQLite nothing else interrupts a read.
             asyncio.get_running_loop().call_soon(self._turns.release)
+
+
+def arrived_at(scope: Scope) -> float:
+    """When a request arrived, on the event loop's clock: before it waited for its turn."""
+    moment: float = scope[_ARRIVED_AT]
+    return moment
 
 
 def _may_wait(scope: Scope) -> bool:

@@ -8,7 +8,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app.errors import DatabaseUnavailable
 from app.web import deferred
-from app.web.deferred import AT_ONCE, DeferredResponse, DeferredResponses
+from app.web.deferred import AT_ONCE, DeferredResponse, DeferredResponses, arrived_at
 
 WAIT = [(b"prefer", b"wait=60")]
 STREAM = [(b"accept", b"text/event-stream")]
@@ -85,6 +85,26 @@ async def test_what_does_not_wait_needs_no_turn(path: str, headers: list[tuple[b
         rooms.may_end.set()
 
     assert inside == AT_ONCE + 1
+
+
+async def test_request_has_arrived_before_it_waits_for_its_turn() -> None:
+    arrivals: list[float] = []
+    may_leave = asyncio.Event()
+
+    async def answer(scope: Scope, _receive: Receive, _send: Send) -> None:
+        arrivals.append(arrived_at(scope))
+        await may_leave.wait()
+
+    app = DeferredResponses(answer)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE + 1):
+            group.create_task(_ask(app, TASK, WAIT))
+        await _turns()
+        all_asked = asyncio.get_running_loop().time()
+        may_leave.set()
+
+    assert len(arrivals) == AT_ONCE + 1
+    assert max(arrivals) <= all_asked
 
 
 async def test_request_that_gets_no_turn_in_time_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
