@@ -75,10 +75,6 @@ class RecordSession(AsyncSession):
         """Insert a row, by its attributes, by the next `write`."""
         self._added.append((kind, values))
 
-    def is_modified(self, instance: object, include_collections: bool = True) -> bool:
-        """Whether a record differs from its row."""
-        return isinstance(instance, Record) and (is_new(instance) or bool(instance.changes()))
-
     async def write(self) -> None:
         """Write all changes: one statement for the rows of a table that have the same columns changed."""
         changed: _Batches = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import accumulate
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +29,18 @@ MAX_EXTRA_ATTEMPTS = 12
 MAX_PAGE_WORDS = 5000
 # Set at once: of an attribute that was never set, each read asks for its default anew.
 _UNKNOWN = {name: None for name, column in inspect(Clip).columns.items() if column.nullable}
+# What a report says of a clip: the column, and the field of the report.
+_REPORTED: Mapping[str, str] = {
+    "upstream_clip_id": "upstream_clip_id",
+    "title": "title",
+    "tags": "tags",
+    "duration": "duration",
+    "model_name": "model_name",
+    "image_url": "image_url",
+    "upstream_audio_url": "audio_url",
+    "source_audio_url": "source_audio_url",
+}
+_facts = attrgetter(*_REPORTED)
 
 
 def merge_clips(
@@ -76,24 +89,19 @@ def find_clip(task: Task, reported: ReportedClip, position: int) -> Clip | None:
 
 def update_clip(clip: Clip, reported: ReportedClip) -> None:
     """Overwrite a clip with every reported field; a field that is missing in the report keeps its value."""
-    fields = {
-        "upstream_clip_id": reported.upstream_clip_id,
-        "title": reported.title,
-        "tags": reported.tags,
-        "duration": reported.duration,
-        "model_name": reported.model_name,
-        "image_url": reported.image_url,
-        "upstream_audio_url": reported.audio_url,
-        "source_audio_url": reported.source_audio_url,
-    }
-    for name, value in fields.items():
+    for name, field in _REPORTED.items():
+        value = getattr(reported, field)
         if value is not None:
             setattr(clip, name, value)
 
 
-def any_modified(session: Session, clips: Sequence[Clip]) -> bool:
-    """Whether any of these clips has changes that are not flushed yet."""
-    return any(session.is_modified(clip) for clip in clips)
+def reported_facts(clips: Sequence[Clip]) -> list[Any]:
+    """
+    What reports have said of these clips until now, to be compared with what they say later.
+
+    Reports that share a transaction are compared with each other, not with the rows, which are written at its end.
+    """
+    return [_facts(clip) for clip in clips]
 
 
 def needs_audio(clip: Clip) -> bool:
@@ -162,9 +170,10 @@ class ClipLifecycle:
         """Store the links that a report gives for known clips; a report about another task changes nothing."""
         if is_about_another(task, report):
             return
+        known = reported_facts(task.clips)
         for position, reported in enumerate(report.clips):
             clip = find_clip(task, reported, position)
             if clip is not None:
                 update_clip(clip, reported)
-        if any_modified(session, task.clips):
+        if reported_facts(task.clips) != known:
             self._recorder.bump_version(session, task, now)

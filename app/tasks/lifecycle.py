@@ -20,7 +20,7 @@ from app.errors import TaskAlreadyFinal
 from app.models import Task
 from app.signed_urls import SignedUrls
 from app.tasks import repository
-from app.tasks.clips import ClipLifecycle, any_modified, lacks_clip, merge_clips, schedule_lyrics
+from app.tasks.clips import ClipLifecycle, lacks_clip, merge_clips, reported_facts, schedule_lyrics
 from app.tasks.events import EventPublisher, EventRecorder
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
@@ -101,7 +101,7 @@ class TaskLifecycle:
         return CallbackOutcome.applied if is_applied else CallbackOutcome.stale
 
     async def _apply(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
-        before = task.version
+        before, known = task.version, reported_facts(task.clips)
         if task.status is S.failed and task.error_code in REVIVABLE and report.stage is Stage.succeeded:
             task.upstream_task_id = task.upstream_task_id or report.upstream_task_id
             self._revive(session, task, now)
@@ -132,7 +132,7 @@ class TaskLifecycle:
             self._recorder.record(session, task, EventType.task_progressed, now, {"clips": fresh})
         if report.stage is Stage.unclear:
             self._recheck_audio(session, task, report, now, via)
-        if task.version == before and any_modified(session, task.clips):
+        if task.version == before and reported_facts(task.clips) != known:
             self._recorder.bump_version(session, task, now)
         return task.version != before
 

@@ -148,6 +148,16 @@ async def test_duplicates_get_the_same_answer_and_have_no_effect(service: Servic
     assert await event_types(service.database, task.id) == ["task.created", "task.succeeded"]
 
 
+async def test_duplicates_that_share_a_commit_change_a_task_once(service: Service) -> None:
+    task = await _generating(service)
+
+    await asyncio.gather(*(_call(service, task, message("first")) for _ in range(10)))
+
+    assert Counter(shown["outcome"] for shown in await _shown(service, task)) == {"applied": 1, "stale": 9}
+    assert (await reread(service.database, task.id)).version == task.version + 1
+    assert await event_types(service.database, task.id) == ["task.created", "task.progressed"]
+
+
 async def test_callback_is_a_few_statements_and_renders_nothing_that_nobody_gets(service: Service) -> None:
     task = await _generating(service)
     wanted = ["UPDATE tasks", *(f"INSERT INTO {table}" for table in ("events", "callbacks", "clips")), "COMMIT"]
