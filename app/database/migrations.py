@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _NOT_MIGRATED = frozenset({"42P01", "42703", "3F000"})
 # What alembic writes; its own look at it takes 50 ms and 7 MiB of imports.
 _CURRENT = text("SELECT version_num FROM alembic_version")
-_REVISION, _BEFORE = (re.compile(rf'^{name} = "(.+)"', re.MULTILINE) for name in ("revision", "down_revision"))
+_REVISION, _BEFORE = (re.compile(rf"^{name} = ['\"](.+)['\"]", re.MULTILINE) for name in ("revision", "down_revision"))
 
 
 class UnknownSchema(Exception):
