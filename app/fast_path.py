@@ -1,5 +1,5 @@
 """
-The fast path: the plain form of a hot request is answered here, by one statement and without the framework.
+The fast path: the plain form of a hot request is answered here, by few statements and without the framework.
 
 Whatever is not plain, or no success, goes on to the documented route. This module
 answers exactly as that route would, or not at all.
@@ -51,17 +51,13 @@ KEPT_FOR, MAX_KEPT, MAX_KEPT_BYTES = timedelta(seconds=10), 500, 16 * 1024
 _RECEIVED = JSONResponse({"status": "received"})
 _BEARER = re.compile(rb"[Bb]earer ([!-~]+)")
 _ACCEPTED = frozenset({None, b"*/*", b"application/json"})
-# The headers that change the answer of an order, but for those of a read; and those that change any answer.
+# The headers of an order that only its route heeds; and all that change an answer.
 _OF_ORDERS = frozenset({b"prefer", b"idempotency-key"})
 _HEADERS = _OF_ORDERS | {b"authorization", b"accept", b"if-none-match", b"content-type"}
 
-
 # The caller, if its key works and may read the task, with the task and its clips: one row for each clip, or one row.
 _FIND_TASK = FixedQuery(
-    select(
-        inspect(ApiKey).columns["name"],
-        *WHOLE_TASK,
-    )
+    select(inspect(ApiKey).columns["name"], *WHOLE_TASK)
     .select_from(ApiKey.__table__.join(Task.__table__, inspect(Task).columns["id"] == bindparam("task_id")))
     .outerjoin(Clip.__table__, Clip.task_id == Task.id)
     .where(ApiKey.key_hash == bindparam("key_hash"), ApiKey.revoked_at.is_(None))

@@ -1,4 +1,4 @@
-"""Queries on stored callbacks, and on the tasks that they are about."""
+"""Queries on stored callbacks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from app.database.engine import Session
 from app.models import Callback, Task
 
-# Of a task.
+# How many of a task are stored: a column of a query on tasks.
 STORED_CALLBACKS = select(func.count()).where(Callback.task_id == Task.id).scalar_subquery().label("stored_callbacks")
 
 

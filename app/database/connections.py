@@ -17,8 +17,8 @@ from sqlalchemy.pool import NullPool
 
 from app.config.database_url import ASYNCPG_TLS, DatabaseLimits, PostgresUrl, read_postgres_url
 
+# Each driver is imported where it connects: a process needs one of them, or none.
 APPLICATION_NAME = "soundpost"
-# Each driver is imported where it connects: a process has one of them, or none.
 # For a server that does not answer: at connecting, at the check of a pooled connection, and beyond the server's own
 # limit of a statement.
 CONNECT_TIMEOUT = timedelta(seconds=5)

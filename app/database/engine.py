@@ -1,4 +1,4 @@
-"""Engines, sessions, the clock and migrations, used alike on SQLite (one writer) and PostgreSQL (one pool)."""
+"""Engines, sessions and the clock, used alike on SQLite (one writer) and PostgreSQL (one pool)."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ class Database:
     """
     One database, with session factories for writes, for urgent writes and for reads.
 
-    On PostgreSQL both use one pool, and urgent writes another. On SQLite one connection
-    writes at a time, which is faster and fairer than contention for the file's lock.
+    On PostgreSQL writes and reads use one pool, and urgent writes another. On SQLite one
+    connection writes at a time, which is faster and fairer than contention for the file's lock.
     """
 
     def __init__(self, url: str, clock: Clock = database_clock, limits: DatabaseLimits | None = None) -> None:

@@ -175,11 +175,7 @@ class _Transport(httpx.AsyncBaseTransport):
 
 
 class _GuardedTransport(_Transport):
-    """
-    Resolves a host once, checks every address, and connects to no other.
-
-    An idle connection would be reused without a check of its address.
-    """
+    """Resolves a host once, checks every address, and connects to no other."""
 
     def __init__(self, allow: Networks, resolve: Resolver, ssl_context: ssl.SSLContext) -> None:
         super().__init__(resolve, ssl_context)

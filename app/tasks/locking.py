@@ -1,4 +1,4 @@
-"""Locking tasks: many at once, as records that are written together, and those that cannot be polled."""
+"""Locking tasks without waiting: many at once, as records that are written together, or one that cannot be polled."""
 
 from __future__ import annotations
 

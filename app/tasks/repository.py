@@ -85,7 +85,7 @@ async def find_task(session: Session, task_id: str) -> Task | None:
 
 
 async def fetch_task(database: Database, task_id: str) -> tuple[SimpleNamespace, Mapping[str, int]] | None:
-    """The same without a transaction, by one statement, with its position if it is queued. Raises TRANSIENT."""
+    """The same with its position if it is queued, without a transaction: one statement, or two. Raises TRANSIENT."""
     rows = await database.fetch(_FIND_TASK, task_id=task_id)
     task = to_task(rows) if rows else None
     return (task, await find_positions(database.fetch, [task])) if task else None
