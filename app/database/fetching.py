@@ -17,7 +17,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 FETCH_TIMEOUT = timedelta(seconds=3)
 # The execution option of a connection to SQLite that runs one statement, which is a transaction by itself.
-SINGLE_STATEMENT = {"single_statement": True}
+SINGLE_STATEMENT = "single_statement"
 # Whether a connection that is taken from the pool now is checked before its use.
 is_checked = ContextVar("is_checked", default=True)
 _Convert = Callable[[Any], Any]
@@ -81,7 +81,7 @@ class Fetcher:
         self._places = asyncio.Semaphore(at_once)
         # The shared reads that have not begun, by what they read.
         self._pending: dict[Hashable, asyncio.Task[Sequence[Sequence[Any]]]] = {}
-        options: dict[str, Any] = SINGLE_STATEMENT if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        options: dict[str, Any] = {SINGLE_STATEMENT: True} if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._autocommit = self._engine.execution_options(**options)
 
     async def fetch(self, query: Executable | FixedQuery, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:

@@ -14,6 +14,7 @@ import aiosqlite
 from sqlalchemy import Connection, Pool, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from app.database.fetching import SINGLE_STATEMENT
 from app.database.turns import PriorityLock, prioritized_pool
 
 BUSY_TIMEOUT = timedelta(seconds=8)
@@ -105,7 +106,7 @@ def _pragmas(*, is_reader: bool) -> Callable[[Any, object], None]:
 
 def _begin_with(statement: str) -> Callable[[Connection], None]:
     def begin(connection: Connection) -> None:
-        if not connection.get_execution_options().get("single_statement"):
+        if not connection.get_execution_options().get(SINGLE_STATEMENT):
             connection.exec_driver_sql(statement)
 
     return begin
