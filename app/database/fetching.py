@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from datetime import timedelta
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Dialect, Executable, Float, Select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -21,6 +22,7 @@ SINGLE_STATEMENT = "single_statement"
 # Whether a connection that is taken from the pool now is checked before its use.
 is_checked = ContextVar("is_checked", default=True)
 _Convert = Callable[[Any], Any]
+Value = TypeVar("Value")
 
 
 class FixedQuery:
@@ -63,6 +65,34 @@ def _reader(kind: TypeEngine[Any], dialect: Dialect) -> _Convert | None:
     return None if isinstance(kind, Float) else kind.dialect_impl(dialect).result_processor(dialect, None)
 
 
+class SharedReads:
+    """Reads that are made once for all who ask for the same thing; at most `at_once`, where that is given."""
+
+    def __init__(self, at_once: int | None = None) -> None:
+        self._places = nullcontext() if at_once is None else asyncio.Semaphore(at_once)
+        # The reads that have not begun, by what they read.
+        self._pending: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def read(self, key: Hashable, query: Callable[[], Awaitable[Value]]) -> Value:
+        """
+        The result of one query for all who ask for the same `key` before it begins.
+
+        The query goes on if its callers are canceled: to cancel it would close its connection.
+        """
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = asyncio.create_task(self._run(key, query))
+            pending.add_done_callback(_take_exception)
+        result: Value = await asyncio.shield(pending)
+        return result
+
+    async def _run(self, key: Hashable, query: Callable[[], Awaitable[Value]]) -> Value:
+        async with self._places:
+            # Whoever asks from here on may know of a commit that this query does not see.
+            del self._pending[key]
+            return await query()
+
+
 def _take_exception(read: asyncio.Task[Any]) -> None:
     """Mark the exception of a read as seen, whose callers may all have gone."""
     if not read.cancelled():
@@ -79,8 +109,7 @@ class Fetcher:
     def __init__(self, engine: AsyncEngine, at_once: int, *, is_sqlite: bool, has_sessions: bool) -> None:
         self._engine, self._is_sqlite, self._has_sessions = engine.sync_engine, is_sqlite, has_sessions
         self._places = asyncio.Semaphore(at_once)
-        # The shared reads that have not begun, by what they read.
-        self._pending: dict[Hashable, asyncio.Task[Sequence[Sequence[Any]]]] = {}
+        self._shared = SharedReads()
         options: dict[str, Any] = {SINGLE_STATEMENT: True} if is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._autocommit = self._engine.execution_options(**options)
 
@@ -92,22 +121,9 @@ class Fetcher:
             statement = query.select if isinstance(query, FixedQuery) else query
             return await greenlet_spawn(self._unchecked, self._fetch, statement, parameters)
 
-    async def fetch_shared(
-        self, query: Executable | FixedQuery, parameters: Mapping[str, object]
-    ) -> Sequence[Sequence[Any]]:
+    async def fetch_shared(self, query: FixedQuery, parameters: Mapping[str, object]) -> Sequence[Sequence[Any]]:
         """The same, once for all who ask for it before it begins, in one turn of the event loop. Raises TRANSIENT."""
-        key = query, *parameters.items()
-        pending = self._pending.get(key)
-        if pending is None:
-            pending = self._pending[key] = asyncio.create_task(self._fetch_pending(key, query, parameters))
-            pending.add_done_callback(_take_exception)
-        return await asyncio.shield(pending)
-
-    async def _fetch_pending(
-        self, key: Hashable, query: Executable | FixedQuery, parameters: Mapping[str, object]
-    ) -> Sequence[Sequence[Any]]:
-        del self._pending[key]
-        return await self.fetch(query, parameters)
+        return await self._shared.read((query, *parameters.items()), partial(self.fetch, query, parameters))
 
     def _unchecked(self, fetch: Callable[..., Sequence[Sequence[Any]]], *arguments: object) -> Sequence[Sequence[Any]]:
         was_checked = is_checked.set(False)

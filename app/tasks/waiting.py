@@ -11,7 +11,7 @@ from datetime import timedelta
 from functools import partial
 from math import ceil
 from statistics import median
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import structlog
 from fastapi import Depends, Header, Request, Response
@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.auth.api_keys import working_keys
 from app.database.engine import TRANSIENT, Database, Session, advice
+from app.database.fetching import SharedReads
 from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
@@ -79,9 +80,7 @@ class Waiters:
 
     def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
         self.wakeups, self._database, self._signed_urls = wakeups, database, signed_urls
-        self._reads = asyncio.Semaphore(MAX_CONCURRENT_READS)
-        # The reads that have not begun, by what they read.
-        self._pending: dict[Hashable, asyncio.Task[Any]] = {}
+        self._reads = SharedReads(MAX_CONCURRENT_READS)
 
     def respond(
         self,
@@ -154,23 +153,14 @@ class Waiters:
         The result of one query for all who ask for the same `key` before it begins.
 
         A commit wakes all waiters of its task in one turn of the event loop: they share
-        one read and one rendering, which show whatever woke them. The query goes on if
-        its callers are canceled: to cancel it would close its connection.
+        one read and one rendering, which show whatever woke them.
         """
-        pending = self._pending.get(key)
-        if pending is None:
-            pending = self._pending[key] = asyncio.create_task(self._read(key, query))
-            pending.add_done_callback(_take_exception)
-        result: Value = await asyncio.shield(pending)
-        return result
 
-    async def _read(self, key: Hashable, query: Callable[[], Awaitable[Value]]) -> Value:
-        """Run one query, at most MAX_CONCURRENT_READS at once."""
-        async with self._reads:
-            # Whoever asks from here on may have been woken by a commit that this query does not see.
-            del self._pending[key]
+        async def read() -> Value:
             async with asyncio.timeout(READ_TIMEOUT.total_seconds()):
                 return await query()
+
+        return await self._reads.read(key, read)
 
     async def _read_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
         try:
@@ -222,12 +212,6 @@ class Waiters:
         for subscription in watched:
             if subscription.key_hash not in working:
                 subscription.close()
-
-
-def _take_exception(read: asyncio.Task[Any]) -> None:
-    """Mark the exception of a read as seen, whose callers may all have gone."""
-    if not read.cancelled():
-        read.exception()
 
 
 def snapshot_of(task: TaskRead) -> TaskSnapshot:
