@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import event
+
 from app.database.engine import Session, insert_new
 from app.models import PeriodicJob
 from app.upstream.types import Outcome, Result
@@ -49,6 +51,7 @@ class SubmitRecorder:
         if is_ok is self._was_ok and time.monotonic() < self._write_at:
             return
         self._was_ok, self._write_at = is_ok, time.monotonic() + WRITE_EVERY
+        event.listen(session.sync_session, "after_rollback", self._forget, once=True)
         await insert_new(session, PeriodicJob, {"name": ROW, "attempts": 0, "detail": {}})
         row = await session.get_one(PeriodicJob, ROW, with_for_update=True, populate_existing=True)
         # A message without a code is ours; the upstream's own stays in the log.
@@ -57,6 +60,10 @@ class SubmitRecorder:
             row.detail = {**row.detail, "succeeded_at": now.isoformat(), "succeeded_with": self._key}
         else:
             row.detail = {**row.detail, "failed_at": now.isoformat(), "failed_with": self._key, "failure": what}
+
+    def _forget(self, _session: object) -> None:
+        """What was noted is not stored: the result is handed over again."""
+        self._was_ok, self._write_at = None, 0.0
 
 
 async def read_history(session: Session) -> SubmitHistory:
