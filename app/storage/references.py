@@ -23,6 +23,8 @@ async def reserve(session: Session, keys: Collection[str]) -> Collection[str]:
     The lock makes a concurrent remover wait for the end of this transaction before it
     looks for clips with this key: it cannot remove a file that is about to be written.
     """
+    if not keys:
+        return keys
     await insert_new(session, StoredObject, *({"key": key, "attempts": 0} for key in sorted(keys)))
     free = select(StoredObject.key).where(StoredObject.key.in_(keys), StoredObject.fence.is_(None))
     return set(await session.scalars(free.order_by(StoredObject.key).with_for_update()))

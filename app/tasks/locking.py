@@ -44,6 +44,19 @@ async def lock_free_tasks(
     return {**locked, **dict.fromkeys(missing)}, rows
 
 
+async def keep_free_tasks(session: Session, task_ids: Collection[str]) -> Mapping[str, bool]:
+    """
+    Keep these tasks from being erased until the transaction ends.
+
+    False is one that another transaction has locked; one that does not exist is left out.
+    """
+    found = select(Task.id).where(Task.id.in_(task_ids)).order_by(Task.id)
+    kept = set(await session.scalars(found.with_for_update(read=True, key_share=True, skip_locked=True)))
+    missing = set(task_ids) - kept
+    locked = (await session.scalars(_EXISTING, {"ids": list(missing)})).all() if missing else ()
+    return {**dict.fromkeys(locked, False), **dict.fromkeys(kept, True)}
+
+
 async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:
     """The ids of due tasks that cannot be polled, the longest due first."""
     due = select(Task.id).where(Task.due_at <= now, UNPOLLABLE).order_by(Task.due_at).limit(limit)

@@ -15,7 +15,7 @@ from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import record_sessions
 from app.models import Clip, Task
 from app.storage import references
-from app.tasks.locking import lock_free_tasks, write_tasks
+from app.tasks.locking import keep_free_tasks, lock_free_tasks, write_tasks
 
 # Clips that one commit changes at most.
 MAX_IN_A_COMMIT = 50
@@ -90,10 +90,12 @@ class ClipCommits:
         async with self._database.writes.begin() as session:
             now = await self._database.begin_briefly(session)
             batch = take()
-            # Lock order: stored object, then clip, as where tasks are erased.
-            free = await references.reserve(session, {each.key for each in batch})
-            fences = await _lock_fences(session, [each.clip for each in batch])
-            held = [each for each in batch if fences.get(each.clip.id) == each.clip.fence]
+            # Lock order: task, stored object, clip, as where tasks are erased: that would miss a key that comes late.
+            tasks = await keep_free_tasks(session, {each.clip.task_id for each in batch})
+            kept = [each for each in batch if tasks.get(each.clip.task_id)]
+            free = await references.reserve(session, {each.key for each in kept})
+            fences = await _lock_fences(session, [each.clip for each in kept])
+            held = [each for each in kept if fences.get(each.clip.id) == each.clip.fence]
             done = [each for each in held if each.key in free]
             for column in COLUMNS:
                 rows = [{"id": each.clip.id, column: each.key} for each in done if each.column == column]
@@ -101,7 +103,8 @@ class ClipCommits:
                     await session.execute(update(Clip), rows)
             replaced = {getattr(each.clip, each.column) for each in done} - {None} - {each.key for each in done}
             await references.release(session, sorted(replaced), now + references.IN_FLIGHT)
-        return [(each.key in free) if each in held else ClaimLost() for each in batch]
+        lost = (RowLocked() if tasks.get(each.clip.task_id) is False else ClaimLost() for each in batch)
+        return [each.key in free if each in held else reason for each, reason in zip(batch, lost, strict=True)]
 
 
 async def _lock_fences(session: Session, clips: Sequence[Clip]) -> dict[str, str | None]:
