@@ -101,8 +101,12 @@ class ClipCommits:
                 rows = [{"id": each.clip.id, column: each.key} for each in done if each.column == column]
                 if rows:
                     await session.execute(update(Clip), rows)
-            replaced = {getattr(each.clip, each.column) for each in done} - {None} - {each.key for each in done}
-            await references.release(session, sorted(replaced), now + references.IN_FLIGHT)
+            # Keys that were replaced, and new ones of claims that are lost: the clip refers to neither.
+            unused = {getattr(each.clip, each.column) for each in done} | {
+                each.key for each in kept if each not in held
+            }
+            unused -= {None, *(each.key for each in done)}
+            await references.release(session, sorted(unused), now + references.IN_FLIGHT)
         lost = (RowLocked() if tasks.get(each.clip.task_id) is False else ClaimLost() for each in batch)
         return [each.key in free if each in held else reason for each, reason in zip(batch, lost, strict=True)]
 
