@@ -22,7 +22,7 @@ Item = TypeVar("Item")
 
 # How often it is looked whether rows are due: a lost wake-up delays them by this much.
 LOOK_EVERY = timedelta(seconds=1.25)
-# After a failed claim.
+# How long a loop sleeps after a failed claim, and the submit loop at most where no slot is free.
 FALLBACK_INTERVAL = timedelta(seconds=1)
 MIN_COMMIT_RETRY, MAX_COMMIT_RETRY = timedelta(seconds=0.1), timedelta(seconds=2)
 # How often a transaction is repeated that the database refuses: a race can be the cause, and then the next one passes.
