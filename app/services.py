@@ -56,6 +56,7 @@ class Services:
 
     async def close(self) -> None:
         """Return every connection."""
+        await self.credits.close()
         await self.upstream_http.aclose()
         await self.egress_http.aclose()
         await self.database.close()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from sqlalchemy import Executable, QueuePool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -193,11 +193,14 @@ class Database:
 
     async def close(self) -> None:
         """
-        Close every connection.
+        Close every connection; nothing connects any more.
 
         A session that was canceled gives its connection back in a task of its own: what
         comes back later than RETURN_TIMEOUT is left to the garbage collector.
         """
+        # What a request has left behind may come for one later, and nobody would close it.
+        for engine in set(self._engines):
+            event.listen(engine.sync_engine, "do_connect", _refuse_to_connect)
         pools = [cast("QueuePool", engine.pool) for engine in self._engines]
         for _ in range(RETURN_TIMEOUT // RETURN_LOOK):
             if not any(pool.checkedout() for pool in pools):
@@ -240,6 +243,10 @@ def _without_transactions(url: str, reader: AsyncEngine) -> AsyncEngine:
     if is_sqlite(url) or read_postgres_url(url).is_pooled:
         return reader
     return reader.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _refuse_to_connect(*_arguments: object) -> NoReturn:
+    raise ConnectionError("the database was closed by this process")
 
 
 def _note_use(_connection: object, record: Any) -> None:

@@ -58,6 +58,12 @@ class CreditsCache:
             )
         return Credits(Decimal(answer["credits"]), datetime.fromisoformat(answer["at"]))
 
+    async def close(self) -> None:
+        """End a look whose callers may have gone, while its slot can still be released."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
     async def _shared_answer(self) -> Mapping[str, Any]:
         """What comes of one look for all callers of this process who wait; empty if that takes too long."""
         if self._asking is None or self._asking.done():

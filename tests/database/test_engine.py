@@ -77,6 +77,19 @@ async def test_database_uses_the_clock_that_it_is_given(database_url: str) -> No
     await database.close()
 
 
+async def test_closed_database_connects_no_more(database_url: str) -> None:
+    database = Database(database_url)
+    await database.fetch(select(1))
+    await database.close()
+
+    with pytest.raises(ConnectionError):
+        await database.fetch(select(1))
+    for sessions in (database.reads, database.writes, database.urgent_writes):
+        async with sessions() as session:
+            with pytest.raises(ConnectionError):
+                await session.connection()
+
+
 async def test_insert_new_leaves_existing_rows_as_they_are(database: Database) -> None:
     await _add(database, "it", MORNING)
 

@@ -53,6 +53,23 @@ async def test_callers_do_not_wait_in_line_for_an_upstream_that_is_silent(
     assert looks == 1
 
 
+async def test_look_that_a_stop_ends_gives_its_slot_back(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.upstream.credits.MAX_WAIT", timedelta(seconds=0.5))
+    async with serving(hang) as server:
+        async with services_of(database_url, upstream_url=server.url, upstream_rate="5/10") as services:
+            await _prepare(services)
+            assert await _ask(services) is None
+            assert server.connections == 1
+        async with (
+            services_of(database_url, upstream_url=server.url, upstream_rate="5/10") as next_one,
+            next_one.database.transaction() as (session, now),
+        ):
+            later = now + next_one.settings.upstream_rate.period
+            free = await next_one.gateway.pacer.lock_free(session, later, 5)
+
+    assert len(free) == 5
+
+
 async def test_looks_use_a_small_part_of_the_pace(database_url: str) -> None:
     clock = Clock()
     settings: dict[str, Any] = {"upstream_rate": "20/100"}
