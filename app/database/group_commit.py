@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from datetime import timedelta
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -99,14 +100,25 @@ class GroupCommit(Generic[Item, Outcome]):
 
     async def _run(self) -> None:
         while self._pending:
-            await self._commit(self._take_pending)
+            took_part = len(self._pending)
+            await self._commit(partial(self._take_pending, self._limit), partial(self._take_pending, took_part))
 
-    def _take_pending(self) -> list[_Waiting[Item, Outcome]]:
+    def _take_pending(self, most: int) -> list[_Waiting[Item, Outcome]]:
         wanted = [one for one in self._pending if self._is_idempotent or not one[1].done()]
-        batch, self._pending = wanted[: self._limit], wanted[self._limit :]
+        batch, self._pending = wanted[:most], wanted[most:]
         return batch
 
-    async def _commit(self, take: Callable[[], list[_Waiting[Item, Outcome]]]) -> None:
+    async def _commit(
+        self,
+        take: Callable[[], list[_Waiting[Item, Outcome]]],
+        take_waiting: Callable[[], list[_Waiting[Item, Outcome]]],
+    ) -> None:
+        """
+        Write what `take` takes. Where its turn does not come, fail what `take_waiting` takes.
+
+        Those have waited as long as the turn: from a database that does not answer each would learn it only after
+        all batches before it, each of which waits for some seconds.
+        """
         batch: list[_Waiting[Item, Outcome]] = []
 
         def take_items() -> Sequence[Item]:
@@ -116,7 +128,10 @@ class GroupCommit(Generic[Item, Outcome]):
         try:
             outcomes = await self._write(take_items)
         except Exception as error:
-            self._fail(batch or take(), error)
+            if batch:
+                self._fail(batch, error)
+            else:
+                _refuse(take_waiting(), error)
             return
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
             # Its caller may have gone.
@@ -132,9 +147,7 @@ class GroupCommit(Generic[Item, Outcome]):
             self._failed.extend(batch)
             self._write_apart()
             return
-        for _, waiting in batch:
-            if not waiting.done():
-                waiting.set_exception(error)
+        _refuse(batch, error)
 
     def _write_apart(self) -> None:
         self._apart = _running(self._apart, self._run_apart)
@@ -142,7 +155,19 @@ class GroupCommit(Generic[Item, Outcome]):
     async def _run_apart(self) -> None:
         while self._failed or self._retried:
             one = (self._failed or self._retried).popleft()
-            await self._commit(lambda one=one: [one])  # type: ignore[misc]
+            await self._commit(lambda one=one: [one], lambda one=one: [one, *self._take_apart()])  # type: ignore[misc]
+
+    def _take_apart(self) -> list[_Waiting[Item, Outcome]]:
+        waiting = [*self._failed, *self._retried]
+        self._failed.clear()
+        self._retried.clear()
+        return waiting
+
+
+def _refuse(batch: Sequence[_Waiting[Any, Any]], error: Exception) -> None:
+    for _, waiting in batch:
+        if not waiting.done():
+            waiting.set_exception(error)
 
 
 def _running(task: asyncio.Task[None] | None, run: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:

@@ -146,3 +146,40 @@ async def test_items_that_fail_alone_delay_no_others() -> None:
     await asyncio.gather(*again, return_exceptions=True)
     # Those that failed in company come before those that failed alone.
     assert writer.commits == [[13], [1, 13], [2], [1], [13], [13], [13]]
+
+
+async def test_turn_that_does_not_come_fails_all_who_have_waited_for_it_but_none_who_came_later() -> None:
+    turns: list[asyncio.Future[None]] = []
+
+    async def write(take: Callable[[], Sequence[int]]) -> Sequence[int]:
+        turns.append(asyncio.get_running_loop().create_future())
+        await turns[-1]
+        return [-number for number in take()]
+
+    group = GroupCommit(write, 3, is_idempotent=True)
+    early = [asyncio.create_task(group.add(number)) for number in range(10)]
+    await eventually(lambda: len(turns) == 1)
+    late = asyncio.create_task(group.add(10))
+    await asyncio.sleep(0)
+    turns[0].set_exception(TimeoutError())
+    await eventually(lambda: len(turns) == 2)
+
+    assert all(isinstance(one.exception(), TimeoutError) for one in early)
+    turns[1].set_result(None)
+    assert await late == -10
+
+
+async def test_items_that_wait_apart_share_a_turn_that_does_not_come() -> None:
+    attempts = 0
+
+    async def write(take: Callable[[], Sequence[int]]) -> Sequence[int]:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0)
+        raise TimeoutError
+
+    group = GroupCommit(write, 3, is_idempotent=True)
+    found = await asyncio.gather(*(group.add(number, apart=True) for number in range(5)), return_exceptions=True)
+
+    assert [type(one) for one in found] == [TimeoutError] * 5
+    assert attempts == 1
