@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-# In bytes: the most that the head of a response may have, with those of 1xx responses before it; and the bytes of the
-# body at which no more is read before these are taken.
+# In bytes: the most that the head of a response may have, with those of 1xx responses before it, and that may come
+# later without a byte of the body, such as trailers; and the bytes of the body at which no more is read before these
+# are taken.
 MAX_HEAD = 64 * 1024
 HIGH_WATER = 64 * 1024
 SENDING = "http11.send_request_headers.started"
@@ -23,7 +24,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._headers: list[tuple[bytes, bytes]] = []
         self._chunks: deque[bytes] = deque()
-        self._head_size = self._waiting_size = 0
+        self._unread_size = self._waiting_size = 0
         self._has_head = self._is_complete = self._is_paused = False
         self._failure: httpx.TransportError | None = None
         self._progress: asyncio.Future[None] | None = None
@@ -33,11 +34,14 @@ class Connection(asyncio.Protocol):
         Send a request, whose body is bytes, and return the response once its head is here.
 
         Each wait is limited by the read timeout of the request. Its `trace` extension, if any, learns that bytes are
-        about to leave, by the event that httpcore names. Raises httpx.TransportError.
+        about to leave, by the event that httpcore names; none leaves where the connection has broken before. Raises
+        httpx.TransportError.
         """
         timeout = request.extensions.get("timeout", {}).get("read")
         try:
             message = _head(request) + await request.aread()
+            if self._failure is not None:
+                raise self._failure
             if (trace := request.extensions.get("trace")) is not None:
                 await trace(SENDING, {})
             self._transport.write(message)
@@ -80,16 +84,18 @@ class Connection(asyncio.Protocol):
         self._transport: Any = transport
 
     def data_received(self, data: bytes) -> None:
-        if not self._has_head:
-            self._head_size += len(data)
+        if self._is_complete:
+            return
+        waiting = self._waiting_size
         try:
             self._parser.feed_data(data)
         except HttpParserUpgrade:
             self._is_complete = True
         except HttpParserError as error:
             self._fail(httpx.RemoteProtocolError(f"the response is no HTTP/1.1: {error}"))
-        if not self._has_head and self._head_size > MAX_HEAD:
-            self._fail(httpx.RemoteProtocolError(f"the head of the response is larger than {MAX_HEAD} bytes"))
+        self._unread_size = 0 if self._waiting_size > waiting else self._unread_size + len(data)
+        if self._unread_size > MAX_HEAD:
+            self._fail(httpx.RemoteProtocolError(f"the response has more than {MAX_HEAD} bytes beside its body"))
         if self._waiting_size >= HIGH_WATER and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
@@ -111,7 +117,8 @@ class Connection(asyncio.Protocol):
             self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._is_complete:
+        # Trailers are left out (RFC 9110 §6.5.1): they would count only where they come in one piece with the head.
+        if not self._has_head:
             self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:

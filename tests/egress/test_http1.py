@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from unittest.mock import Mock
 
 import httpx
 import pytest
 
-from app.egress import CappedResponse, guarded_client, send_capped
+from app.egress import CappedResponse, guarded_client, http1, send_capped
 from app.egress.http1 import HIGH_WATER, MAX_HEAD
 from tests.egress.resolvers import LOOPBACK, SOON
 from tests.support.receivers import Connection, Reply, hang, receiving
@@ -81,6 +82,54 @@ async def test_what_comes_behind_a_response_is_not_read() -> None:
 async def test_what_is_no_response_is_a_protocol_error(sent: bytes) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await answer_to(sent)
+
+
+async def test_trailers_are_no_part_of_the_head() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = await answer_to(head + b"2\r\nok\r\n0\r\nRetry-After: 5\r\n\r\n")
+
+    assert (answer.status, answer.body, "retry-after" in answer.headers) == (200, b"ok", False)
+
+
+@pytest.mark.parametrize("line", [b"X-Trailer: " + b"x" * 1000 + b"\r\n", b"x" * 1000], ids=["many", "one without end"])
+async def test_trailers_without_end_end_the_response(line: bytes) -> None:
+    async def send(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-First: ")
+        while True:
+            await connection.send(line * 16)
+
+    async with (
+        receiving(connected=send) as receiver,
+        guarded_client(LOOPBACK, SOON) as client,
+        client.stream("GET", receiver.url) as response,
+    ):
+        with pytest.raises(httpx.RemoteProtocolError, match="beside its body"):
+            await response.aread()
+
+
+async def test_large_body_in_tiny_chunks_is_read_to_its_end() -> None:
+    body = b"1\r\nx\r\n" * MAX_HEAD + b"0\r\n\r\n"
+
+    answer = await answer_to(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", body)
+
+    assert (answer.status, len(answer.body), answer.truncated) == (200, MAX_HEAD, False)
+
+
+async def test_nothing_is_sent_on_a_connection_that_has_broken() -> None:
+    events, transport, connection = [], Mock(), http1.Connection()
+    connection.connection_made(transport)
+    connection.connection_lost(ConnectionResetError())
+
+    async def trace(event: str, _info: object) -> None:
+        events.append(event)
+
+    with pytest.raises(httpx.ReadError):
+        await connection.exchange(httpx.Request("POST", "http://host/", content=b"{}", extensions={"trace": trace}))
+
+    assert events == []
+    transport.write.assert_not_called()
 
 
 async def test_silent_receiver_is_a_read_timeout() -> None:
