@@ -2,7 +2,7 @@ FROM python:3.11-slim-trixie AS build
 WORKDIR /app
 RUN python -m venv .venv
 COPY requirements.lock ./
-RUN .venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+RUN .venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
 RUN .venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation -e . \

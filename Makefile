@@ -77,15 +77,16 @@ clean: ## Remove what was installed and cached; var/, with your data, stays
 		{ echo 'Python 3.11 or newer is needed, as in: make PYTHON=python3.11' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv
 
+# The locks are complete. With dependencies, pip would look for the latest version of one that is named with an extra.
 .venv/.runtime: .venv/bin/python requirements.lock pyproject.toml
 	@echo 'Installing into .venv …'
-	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 # The development lock holds all of the runtime's, in the same versions.
 .venv/.dev: .venv/bin/python requirements-dev.lock pyproject.toml
 	@echo 'Installing the development tools into .venv …'
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch .venv/.runtime $@
