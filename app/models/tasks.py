@@ -52,6 +52,10 @@ class Task(Due, Counted, Base):
     upstream_code: Mapped[int | None] = mapped_column(BigInteger)
     # Polls that saw success without an audio URL.
     audio_checks: Mapped[int] = mapped_column(default=0)
+    # The last submits and polls, oldest first: `kind`, `started_at`, `duration_ms` and `outcome` of each.
+    upstream_calls: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    # The W3C trace context of the request that created the task, which continues in callbacks and webhooks.
+    trace_context: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -138,6 +142,8 @@ class Clip(Due, Base):
     sha256: Mapped[str | None] = mapped_column(String(64))
     storage_key: Mapped[str | None] = mapped_column(ForeignKey("stored_objects.key"), index=True)
     archived_at: Mapped[datetime | None]
+    # When the download began that was stored.
+    archive_started_at: Mapped[datetime | None]
     archive_error: Mapped[str | None]
     given_up_at: Mapped[datetime | None]
     image_key: Mapped[str | None] = mapped_column(ForeignKey("stored_objects.key"), index=True)

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "20261126_0650_first_schema"
+revision = "20261126_1240_first_schema"
 down_revision = None
 branch_labels = None
 depends_on = None
@@ -171,6 +171,8 @@ def upgrade() -> None:
         sa.Column("counted_posts", sa.Integer(), nullable=True),
         sa.Column("is_counted", sa.Boolean(), sa.Computed(IS_COUNTED, persisted=True), nullable=False),
         sa.Column("audio_checks", sa.Integer(), nullable=False),
+        sa.Column("upstream_calls", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("trace_context", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
@@ -306,6 +308,7 @@ def upgrade() -> None:
         sa.Column("sha256", sa.String(length=64), nullable=True),
         sa.Column("storage_key", sa.String(length=100), nullable=True),
         sa.Column("archived_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("archive_started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("archive_error", sa.Text(), nullable=True),
         sa.Column("given_up_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("image_key", sa.String(length=100), nullable=True),
