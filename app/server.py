@@ -52,6 +52,8 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
         log_config=None,
         access_log=False,
         server_header=False,
+        # A pipelined request begins in the task of the one before it, whose caller and id are not its own.
+        reset_contextvars=True,
         timeout_worker_healthcheck=int(PROCESS_TIMEOUT.total_seconds()),
         # No route depends on the caller's address or scheme, so X-Forwarded-* headers are not trusted.
         proxy_headers=False,

@@ -31,6 +31,8 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "canceled": {"status": S.canceled, "webhook_url": "https://example.com/"},
 }
 PROMPT = {"prompt": "soft rain"}
+# Headers that differ from one response to the next.
+DIFFERENT = frozenset({"date", "content-length", "x-request-id"})
 ORDERS: Mapping[str, str] = {
     "plain": json.dumps(PROMPT),
     "full": json.dumps(
@@ -217,5 +219,5 @@ def of_any_task(response: httpx.Response) -> tuple[int, dict[str, str], str]:
 
 def shown(response: httpx.Response) -> tuple[int, dict[str, str], str]:
     """A response without what differs from one moment to the next."""
-    headers = {name: value for name, value in response.headers.items() if name not in ("date", "content-length")}
+    headers = {name: value for name, value in response.headers.items() if name not in DIFFERENT}
     return response.status_code, headers, re.sub(r"expires=\d+&signature=[\w-]+", "", response.text)

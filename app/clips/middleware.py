@@ -9,6 +9,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.web.negotiation import request_id_of
+
 FILES = re.compile(r"/v1/tasks/[^/]+/clips/[^/]+/[^/]+")
 SIGNED = re.compile(rb"(^|&)signature=")
 METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -37,7 +39,8 @@ class SignedLinksForAnyOrigin:
         if scope["type"] != "http" or scope["method"] not in METHODS or not _is_signed_link(scope):
             return self._app(scope, receive, send)
         if scope["method"] == "OPTIONS":
-            return Response(status_code=204, headers=PREFLIGHT)(scope, receive, send)
+            marked = {**PREFLIGHT, "X-Request-Id": request_id_of(scope["headers"])}
+            return Response(status_code=204, headers=marked)(scope, receive, send)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_plus, unquote_to_bytes
-from uuid import uuid4
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -28,6 +27,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.web.exception_handlers import as_app_error
+from app.web.negotiation import request_id_of
 from app.web.problems import pointer_to, problem
 from app.web.strict_json import check_json
 
@@ -62,7 +62,6 @@ PAGE_POLICY = (
 )
 
 _JSON_TYPE = re.compile(r"application/(?:[\w.!#$&^-]+\+)?json", re.ASCII | re.IGNORECASE)
-_REQUEST_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 _SLASHES = re.compile("//+")
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -103,8 +102,8 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, is_given = _request_id(scope)
-        response = _Response(send, request_id if is_given else None)
+        request_id = request_id_of(scope["headers"])
+        response = _Response(send, request_id)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         began = time.monotonic()
         try:
@@ -143,7 +142,7 @@ class _Response:
 
     __slots__ = ("_request_id", "_send", "status")
 
-    def __init__(self, send: Send, request_id: str | None) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send, self._request_id = send, request_id
         self.status: int | None = None
 
@@ -155,20 +154,13 @@ class _Response:
             headers["X-Content-Type-Options"] = "nosniff"
             if headers.get("content-type", "").startswith("text/html"):
                 headers["Content-Security-Policy"], headers["X-Frame-Options"] = PAGE_POLICY, "DENY"
-            if self._request_id is not None:
-                headers["X-Request-Id"] = self._request_id
+            headers.append("X-Request-Id", self._request_id)
         await self._send(message)
 
     async def fail(self, scope: Scope, receive: Receive, error: AppError) -> None:
         # Otherwise the response stays truncated, and the server closes the connection.
         if self.status is None:
             await problem(error)(scope, receive, self.send)
-
-
-def _request_id(scope: Scope) -> tuple[str, bool]:
-    """The id of a request in the log, and whether the caller gave it in `X-Request-Id`."""
-    given = Headers(scope=scope).get("x-request-id", "")
-    return (given, True) if _REQUEST_ID.fullmatch(given) else (uuid4().hex, False)
 
 
 def _log_request(scope: Scope, status: int | None, seconds: float) -> None:

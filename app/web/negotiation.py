@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from uuid import uuid4
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -23,6 +24,13 @@ FREE_NAMES: Mapping[str, str] = {"/v1/tasks": "metadata."}
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|$)", re.ASCII)
 _WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
+_REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}")
+
+
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """What a request is called in its response and in the log: its `X-Request-Id` if that is plain, else a new id."""
+    given = next((value for name, value in headers if name == b"x-request-id"), b"")
+    return given.decode() if _REQUEST_ID.fullmatch(given) else uuid4().hex
 
 
 async def check_accept(request: Request) -> None:

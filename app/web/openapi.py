@@ -35,8 +35,8 @@ from app.web.problems import CASES, MEDIA_TYPE, Problem
 
 DESCRIPTION = """
 Request and response bodies are JSON with names in snake_case; unknown request fields are refused. Times are RFC 3339
-in UTC. Errors are `application/problem+json` (RFC 9457): the `type` of each is the URL of a page that explains it. An
-`X-Request-Id` that a request carries is in its response and in the service's log.
+in UTC. Errors are `application/problem+json` (RFC 9457): the `type` of each is the URL of a page that explains it. Each
+response has an `X-Request-Id`, the one of its request if that has one, under which the service's log knows the request.
 """.strip()
 
 TAGS: Mapping[str, str] = {

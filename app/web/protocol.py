@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from functools import partial
 
+import structlog
 from starlette.responses import Response
 from starlette.types import Message, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -20,7 +21,10 @@ from app.errors import (
     UriTooLong,
 )
 from app.web import framing
+from app.web.negotiation import request_id_of
 from app.web.problems import problem
+
+log = structlog.get_logger()
 
 # File descriptors for everything but clients' connections: the database, the upstream, webhooks, files.
 RESERVED_FILES = 200
@@ -66,6 +70,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # What has come and was not given to the parser: half a head, or requests behind the one being answered.
         self._unparsed = bytearray()
+        self.headers = []
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(TooManyConnections())
@@ -164,7 +169,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._receiving_body = False
+        # A head that cannot be read after it has none of them.
+        self._receiving_body, self.headers = False, []
         self._clear_deadline()
 
     def on_response_complete(self) -> None:
@@ -243,6 +249,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._may_respond():
             response = problem(error, self.app_state.get("prefix", ""))
+            response.headers["X-Request-Id"] = request_id = request_id_of(self.headers)
+            log.debug("request_refused", status=response.status_code, problem=error.slug, request_id=request_id)
             self.transport.write(_message(response, self.server_state.default_headers, self._is_head_method))
         self.transport.close()
         self._clear_deadline()

@@ -101,6 +101,7 @@ async def serve(database_url: str, *, runs_workers: bool = False, **settings: An
         services = build_services(settings_of(database_url, **{"public_url": url, **settings}))
         app = create_app(services, runs_workers=runs_workers)
         config = uvicorn.Config(app, http=HttpProtocol, ws="none", lifespan="on", log_config=None, access_log=False)
+        config.reset_contextvars = True
         async with (
             serving(uvicorn.Server(config), listener),
             client_of(url) as client,

@@ -173,7 +173,7 @@ async def test_absent_routes_and_absent_things_read_alike() -> None:
     thing, route = await raised(NotFound()), await ask(bare_app())
 
     assert thing.content == route.content
-    assert thing.headers == route.headers
+    assert {**thing.headers, "x-request-id": ""} == {**route.headers, "x-request-id": ""}
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "OPTIONS", "TRACE"])
