@@ -100,6 +100,11 @@ def advice(error: Exception) -> str | None:
     return reason(error) if isinstance(error, OSError | OperationalError) else None
 
 
+def on_commit(session: Session, call: Callable[[], None]) -> None:
+    """Call this once, and only if, this transaction is committed: it may be rolled back and repeated until then."""
+    event.listen(session.sync_session, "after_commit", lambda _: call(), once=True)
+
+
 async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:
     """Insert rows and skip those whose key exists. Waits for a concurrent transaction that inserts the same key."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert

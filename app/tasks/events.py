@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 
 import structlog
 from pydantic import BaseModel, Field
-from sqlalchemy import event as sqlalchemy_event
 
 from app.database.base import new_id
-from app.database.engine import Session
+from app.database.engine import Session, on_commit
 from app.database.records import new_row
 from app.database.wakeups import notify_on_commit
 from app.enums import EventType, TaskStatus, WebhookType
 from app.models import Event, Task
+from app.observability.redaction import redact
 from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL, can_move
@@ -120,7 +121,11 @@ class EventRecorder:
         event = new_row(task, Event, {**values, "data": data})
         session.add(event)
         if kind is EventType.task_failed:
-            _log_failure_on_commit(session, task.id, task.api_key_id, data["error"])
+            ids = {"task_id": task.id, "upstream_task_id": task.upstream_task_id, "api_key_id": task.api_key_id}
+            # Messages may repeat the prompt.
+            message = data["error"]["message"]
+            error = {**data["error"], "message": message and redact(message, task.prompt)}
+            on_commit(session, partial(log.warning, "task_failed", **ids, **error))
         for publish in self._publishers:
             publish(session, task, event, self._signed_urls, now + self._first_attempt_delay)
 
@@ -129,10 +134,3 @@ class EventRecorder:
         task.version += 1
         task.updated_at = now
         notify_on_commit(session, task.id)
-
-
-def _log_failure_on_commit(session: Session, task_id: str, api_key_id: str, error: Mapping[str, Any]) -> None:
-    def write(_: object) -> None:
-        log.warning("task_failed", task_id=task_id, api_key_id=api_key_id, **error)
-
-    sqlalchemy_event.listen(session.sync_session, "after_commit", write, once=True)

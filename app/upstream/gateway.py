@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
-from app.database.engine import TRANSIENT, Database, Session
+from app.database.engine import TRANSIENT, Database, Session, on_commit
 from app.upstream.hold import EXPLANATIONS, Hold, hold_submits
 from app.upstream.pacing import Pacer, Share, Slot, poll_share
 from app.upstream.types import HoldReason, Outcome, Result, Upstream
@@ -92,7 +93,8 @@ class UpstreamGateway:
             await self.pacer.pause(session, now, result.retry_after)
         elif result.outcome is Outcome.held:
             hold = Hold(result.hold_reason or HoldReason.blocked, now, result.message, self.key)
-            log.warning("submits_held", reason=hold.reason.value, key=self.key, advice=EXPLANATIONS[hold.reason])
+            explained = {"reason": hold.reason.value, "key": self.key, "advice": EXPLANATIONS[hold.reason]}
+            on_commit(session, partial(log.warning, "submits_held", **explained))
             await hold_submits(session, hold, self._hold_recheck)
 
     async def _release(self, slot: Slot) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,7 +14,7 @@ import structlog
 from app.config import Settings
 from app.database.base import new_id
 from app.database.claims import ClaimLost
-from app.database.engine import Session
+from app.database.engine import Session, on_commit
 from app.database.group_commit import RowLocked
 from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
@@ -187,7 +188,8 @@ class WebhookLifecycle:
         endpoint.disabled_at, endpoint.disabled_by = now, by
         await begin_sweep(session, endpoint, Sweep.give_up, now, THE_BEGINNING, now)
         if by is not DisabledBy.owner:
-            log.warning("endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
+            told = partial(log.warning, "endpoint_disabled", endpoint_id=endpoint.id, disabled_by=by.value)
+            on_commit(session, told)
             enqueue_on_commit(session, self._event_about(endpoint, WebhookType.endpoint_disabled, now))
 
     def _event_about(self, endpoint: WebhookEndpoint, kind: EndpointWebhookType, now: datetime) -> OutboundEvent:

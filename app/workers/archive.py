@@ -18,7 +18,7 @@ from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, 
 from app.clips.repository import due_lanes, has_due_lane
 from app.database.backoff import exponential, jittered
 from app.database.claims import Claim, ClaimLost, Claims, extend_lease
-from app.database.engine import TRANSIENT
+from app.database.engine import TRANSIENT, on_commit
 from app.database.wakeups import ARCHIVES, notify_on_commit
 from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
@@ -246,7 +246,8 @@ class _ArchiveWorker:
         row.archive_error, row.attempts = problem, row.attempts - (not counts)
         if needs_audio(row) and is_too_late(row, held.now):
             self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
-            log.warning("archive_given_up", task_id=row.task_id, clip=row.index, problem=problem)
+            ids = {"task_id": row.task_id, "upstream_task_id": held.task.upstream_task_id, "clip": row.index}
+            on_commit(held.session, partial(log.warning, "archive_given_up", **ids, problem=problem))
         is_archived = needs_audio(claimed) and not needs_audio(row)
         lane = next_lane(row, held.task, is_asked=claimed.lane == QUESTIONS)
         if lane is None:

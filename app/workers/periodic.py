@@ -10,7 +10,7 @@ from functools import partial
 import structlog
 
 from app.database.claims import Claim, Claims, is_due, lock_claimed
-from app.database.engine import Session, insert_new
+from app.database.engine import Session, insert_new, on_commit
 from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
 from app.models import PeriodicJob
 from app.retention import Retention
@@ -79,7 +79,8 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
             return
         reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
         write = log.info if reason is None else log.warning
-        write("hold_rechecked", reason=reason and reason.value, outcome=result.outcome.value)
+        line = {"reason": reason and reason.value, "outcome": result.outcome.value, "upstream_code": result.code}
+        on_commit(session, partial(write, "hold_rechecked", **line))
         hold = Hold(reason, now, claimed.detail["message"], services.gateway.key) if reason else None
         if hold is None or hold.job != job.name:
             await release_submits(session, job.name)

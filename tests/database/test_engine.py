@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from app.database.engine import Database, can_pass, database_clock, insert_new
+from app.database.engine import Database, can_pass, database_clock, insert_new, on_commit
 from app.models import PeriodicJob
 from tests.support.clock import MORNING, Clock
 
@@ -44,6 +44,18 @@ async def test_times_of_different_zones_are_compared_as_instants(database: Datab
         )
 
     assert (before, after) == ("it", None)
+
+
+async def test_what_waits_for_a_commit_is_called_once_and_only_by_it(database: Database) -> None:
+    called: list[str] = []
+    async with database.writes() as session:
+        on_commit(session, lambda: called.append("rolled back"))
+        await session.rollback()
+    async with database.writes.begin() as session:
+        on_commit(session, lambda: called.append("committed"))
+        before = list(called)
+
+    assert (before, called) == ([], ["committed"])
 
 
 async def test_time_without_a_zone_is_refused(database: Database) -> None:

@@ -3,12 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import psycopg
 import pytest
 from sqlalchemy import make_url
+from structlog.testing import capture_logs
 
 from app.enums import DeliveryStatus, DisabledBy
+from app.webhooks.lifecycle import Attempted
+from app.webhooks.retry import AttemptResult
 from tests.support.receivers import Received, Reply, receiving
 from tests.support.rows import add_key
 from tests.support.statements import COMMIT, recorded
@@ -71,6 +75,24 @@ async def test_endpoint_that_one_result_disables_gets_none_of_the_others_again(d
 
         assert (await outbox.endpoint(endpoint.id)).disabled_by is DisabledBy.gone
         assert await count_of(outbox, DeliveryStatus.given_up, 3)()
+
+
+async def test_endpoint_is_reported_as_disabled_when_that_is_committed(database_url: str) -> None:
+    async with outbox_of(database_url) as outbox, receiving(410) as receiver:
+        endpoint = await outbox.add_endpoint(key := await add_key(outbox.database), receiver.url)
+        await outbox.create_canceled_task(key)
+        [claimed] = (await outbox.loop.claim(100)).items
+        gone = Attempted(claimed.delivery, AttemptResult(claimed.claimed_at, timedelta(), status_code=410))
+        settle = outbox.services.webhook_lifecycle.settle
+        with capture_logs() as lines:
+            async with outbox.database.writes() as session:
+                await settle(session, [gone], claimed.claimed_at)
+                await session.rollback()
+            rolled_back = list(lines)
+            await outbox.loop.work(claimed)
+
+    assert rolled_back == []
+    assert [line["endpoint_id"] for line in lines if line["event"] == "endpoint_disabled"] == [endpoint.id]
 
 
 async def test_result_for_an_endpoint_that_is_gone_is_dropped_beside_others(database_url: str) -> None:
