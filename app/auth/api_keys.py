@@ -16,7 +16,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import bindparam, or_, select, update
 
-from app.config import fits_header
+from app.config import parse_api_keys
 from app.database.base import new_id
 from app.database.engine import TRANSIENT, Database, Session, insert_new
 from app.database.fetching import FixedQuery
@@ -177,7 +177,7 @@ async def insert_configured_keys(database: Database, configured: str) -> None:
     """
     for doubt in doubts_about(configured):
         log.warning("configured_keys_doubtful", doubt=doubt)
-    names = {hash_key(key): name for name, key in parse_configured_keys(configured)}
+    names = {hash_key(key): name for name, key in parse_api_keys(configured)}
     async with database.transaction() as (session, now):
         known = select(ApiKey).where(or_(ApiKey.is_configured, ApiKey.key_hash.in_(names)))
         callers = (await session.scalars(known.order_by(ApiKey.id).with_for_update())).all()
@@ -228,20 +228,10 @@ def _list_key(caller: ApiKey, hashed: str) -> None:
         log.warning("configured_key_is_revoked", key_id=caller.id, name=caller.name, advice=advice)
 
 
-def parse_configured_keys(configured: str) -> list[tuple[str, str]]:
-    """Read `name:key,name:key` as pairs. Raises ValueError, whose message contains no key."""
-    pairs = [pair.strip().partition(":") for pair in configured.split(",") if pair.strip()]
-    if any(not (name and key) for name, _, key in pairs):
-        raise ValueError("SOUNDPOST_API_KEYS must be name:key pairs, separated by commas")
-    if not all(fits_header(key.strip()) for _, _, key in pairs):
-        raise ValueError("SOUNDPOST_API_KEYS must hold keys of visible ASCII characters: a header cannot carry others")
-    return [(name.strip(), key.strip()) for name, _, key in pairs]
-
-
 def doubts_about(configured: str) -> list[str]:
     """What may be a mistake in SOUNDPOST_API_KEYS, in sentences that contain no key."""
     names_by_key, keys_by_name = defaultdict[str, list[str]](list), defaultdict[str, set[str]](set)
-    for name, key in parse_configured_keys(configured):
+    for name, key in parse_api_keys(configured):
         names_by_key[key].append(name)
         keys_by_name[name].add(key)
     shared = [" and ".join(names) for names in names_by_key.values() if len(names) > 1]

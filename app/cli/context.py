@@ -33,37 +33,9 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
-class SettingsUnusable(Exception):
-    """One sentence for each invalid setting."""
-
-
-def read_settings() -> Settings:
-    """Read the settings. Raises SettingsUnusable."""
-    from pydantic import ValidationError
-
-    from app.auth import api_keys
-    from app.config import PREFIX, Settings
-
-    try:
-        settings = Settings()
-        if settings.api_keys:
-            api_keys.parse_configured_keys(settings.api_keys.get_secret_value())
-    except ValidationError as error:
-        lines = [f"{PREFIX}{'_'.join(map(str, e['loc'][:1])).upper()} {e['msg']}" for e in error.errors()]
-        message = "\n".join(line.replace("Value error, ", "").replace(f"{PREFIX} ", "") for line in lines)
-        raise SettingsUnusable(message) from error
-    except OSError as error:
-        raise SettingsUnusable(f"{error.filename} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsUnusable(".env cannot be read: it is not UTF-8") from error
-    except ValueError as error:
-        raise SettingsUnusable(str(error)) from error
-    return settings
-
-
 def load_settings() -> Settings:
     """Read the settings, or fail with a sentence for each invalid one."""
-    from app.config import PREFIX
+    from app.config import PREFIX, SettingsUnusable, read_settings
     from app.config.database_url import ignored_parameters
 
     try:

@@ -7,8 +7,7 @@ from contextlib import aclosing
 from functools import partial
 
 from app.auth.api_keys import doubts_about
-from app.cli.context import SettingsUnusable, read_settings
-from app.config import Settings, unknown_settings
+from app.config import Settings, SettingsUnusable, read_settings, unknown_settings
 from app.config.database_url import ignored_parameters
 from app.database.engine import reason
 from app.health.checks import Check, all_checks, run_checks

@@ -23,6 +23,7 @@ from app.config.values import (
     StringList,
     cleaned,
     fits_header,
+    parse_api_keys,
     parse_span,
     web_address,
 )
@@ -228,6 +229,13 @@ class SettingsFields(BaseSettings):
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not fits_header(value.get_secret_value()):
             raise ValueError("must be the key alone, in visible ASCII characters: a header cannot carry others")
+        return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _names_callers(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_api_keys(value.get_secret_value())
         return value
 
     @field_validator("upstream_url", "public_url", "base_url")

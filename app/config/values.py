@@ -43,6 +43,16 @@ def fits_header(text: str) -> bool:
     return _VISIBLE_ASCII.fullmatch(text) is not None
 
 
+def parse_api_keys(configured: str) -> list[tuple[str, str]]:
+    """Read `name:key,name:key` as pairs. Raises ValueError, whose message contains no key."""
+    pairs = [pair.strip().partition(":") for pair in configured.split(",") if pair.strip()]
+    if any(not (name and key) for name, _, key in pairs):
+        raise ValueError("must be name:key pairs, separated by commas")
+    if not all(fits_header(key.strip()) for _, _, key in pairs):
+        raise ValueError("must hold keys of visible ASCII characters: a header cannot carry others")
+    return [(name.strip(), key.strip()) for name, _, key in pairs]
+
+
 def web_address(text: str) -> str:
     """Read a base URL, as the ASCII that headers can carry, without a slash at its end. Raises ValueError."""
     try:

@@ -17,11 +17,11 @@ from app.auth.api_keys import (
     find_active,
     hash_key,
     insert_configured_keys,
-    parse_configured_keys,
     revoke_key,
     rotate_key,
 )
 from app.cli.main import main
+from app.config import parse_api_keys
 from app.lifecycle import running
 from app.models import ApiKey, FormerKey
 from tests.support.rows import add_key, add_task
@@ -308,8 +308,8 @@ def test_name_in_use_is_refused_with_a_hint(database_of_the_command: str) -> Non
 
 @pytest.mark.parametrize("text", ["name", "name:", ":key", "a:1,b"])
 def test_configured_keys_that_cannot_be_read_are_refused_without_repeating_them(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^SOUNDPOST_API_KEYS must be name:key pairs, separated by commas$"):
-        parse_configured_keys(text)
+    with pytest.raises(ValueError, match=r"^must be name:key pairs, separated by commas$"):
+        parse_api_keys(text)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_what_may_be_a_mistake_in_the_configured_keys_is_said(configured: str, d
 
 
 def test_configured_key_may_hold_colons_and_spaces_around() -> None:
-    assert parse_configured_keys(" a : k:1 ,, b:2 ") == [("a", "k:1"), ("b", "2")]
+    assert parse_api_keys(" a : k:1 ,, b:2 ") == [("a", "k:1"), ("b", "2")]
 
 
 async def _made(service: Service, name: str) -> str:
