@@ -81,7 +81,7 @@ def _find_tasks(each: str) -> FixedQuery:
 
 
 class _Rendering(NamedTuple):
-    """A version of a task as it is shown, but for its place in the queue; `made_at` is the time of its links."""
+    """A version of a task as it is shown, but for its place in the queue; `made_at` and `signer` are of its links."""
 
     version: int
     position: tuple[str, str]
@@ -89,6 +89,7 @@ class _Rendering(NamedTuple):
     words: int
     body: bytes
     made_at: float
+    signer: str
 
     def at(self, places: Mapping[str, int]) -> bytes:
         """Its bytes with its place in the queue. Inside of a text, quotes would be escaped."""
@@ -129,22 +130,25 @@ class FirstPages:
         return b",".join([one.at(places) if one.waiting else one.body for one in page]), last
 
     def _find_kept(self, page: Sequence[Sequence[Any]], now: float) -> dict[str, _Rendering]:
-        oldest = now - self._kept_for
+        oldest, signer = now - self._kept_for, self._signed_urls.signer
         return {
             id_: kept
             for id_, version in page
-            if (kept := self._kept.get(id_)) and kept.version == version and oldest < kept.made_at <= now
+            if (kept := self._kept.get(id_))
+            and kept.version == version
+            and kept.signer == signer
+            and oldest < kept.made_at <= now
         }
 
     async def _render(self, ids: Sequence[str], now: float) -> Mapping[str, _Rendering]:
         rows = await self._database.fetch(self._find_tasks, ids=ids)
         tasks = [to_task(list(found)) for _, found in groupby(rows, itemgetter(0))]
-        made = {}
+        made, signer = {}, self._signed_urls.signer
         for task in tasks:
             id_, position = task.id, (task.created_at.isoformat(), task.id)
             waiting = task if task.status is TaskStatus.queued else None
             body = read_task(task, {}, self._signed_urls).model_dump_json().encode()
-            made[id_] = _Rendering(task.version, position, waiting, words_of(task.clips), body, now)
+            made[id_] = _Rendering(task.version, position, waiting, words_of(task.clips), body, now, signer)
             self._kept.pop(id_, None)
             if len(body) <= MAX_KEPT_BYTES:
                 self._kept[id_] = made[id_]

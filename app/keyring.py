@@ -21,7 +21,11 @@ class KeyringUnusable(Exception):
 
 
 class Keyring:
-    """Derives a value for each purpose and subject: the first key signs, every key of the list verifies."""
+    """
+    Derives a value for each purpose and subject: the first key signs, every key of the list verifies.
+
+    A process has one, which everything that signs and verifies shares.
+    """
 
     def __init__(self, *keys: str) -> None:
         if not keys or any(len(key) < MIN_KEY_LENGTH for key in keys):
@@ -33,6 +37,10 @@ class Keyring:
         # Names the keys without giving them away: the beginning of what each derives for this purpose.
         self.fingerprints = tuple(_derive(key, "fingerprint", "")[:4].hex() for key in self._keys)
         self.signer = self.fingerprints[0]
+
+    def become(self, other: Keyring) -> None:
+        """Sign and verify with the keys of another one from now on."""
+        self._keys, self.fingerprints, self.signer = other._keys, other.fingerprints, other.signer
 
     def derive(self, purpose: str, subject: str) -> bytes:
         """32 bytes by HMAC-SHA256 with the first key, for one purpose and one subject."""

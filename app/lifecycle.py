@@ -6,15 +6,18 @@ import asyncio
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any
 
+import structlog
+
 from app.auth.api_keys import insert_configured_keys
 from app.auth.signing_keys import note_signing_key
-from app.config import Settings
+from app.config import PREFIX, SECRETS, Settings, SettingsUnusable
 from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
 from app.services import Services, build_services
@@ -27,10 +30,13 @@ from app.workers.runner import Loop, insist, run_loop, wake_when_due
 from app.workers.submit import submit_loop
 from app.workers.sweep import sweep_loop
 
+log = structlog.get_logger()
+
 # How long a start waits for its database. Then it goes on without it, and /readyz is 503 until the database answers.
 DATABASE_TIMEOUT = timedelta(seconds=5)
 # The fraction of the grace period for what is in flight. The rest is for closing connections.
 DRAIN_SHARE = 0.8
+STAY = "the former secrets stay: correct this and send SIGHUP again"
 
 
 async def run_worker(settings: Settings) -> None:
@@ -51,10 +57,11 @@ async def running(
     called at SIGTERM, and the drain delay passes before anything stops; a process without it
     answers no requests and stops at once.
     """
-    stopping = asyncio.Event()
+    stopping, hangup = asyncio.Event(), asyncio.Event()
     delay = services.settings.drain_delay if drain else timedelta()
-    with stop_at_signal(stopping, drain, delay):
+    with stop_at_signal(stopping, drain, delay), at_hangup(hangup.set):
         preparing = asyncio.create_task(_prepare(services, serves=drain is not None))
+        renewing = asyncio.create_task(_renew_secrets(services, hangup, serves=drain is not None))
         background: list[asyncio.Task[None]] = [preparing]
         await asyncio.wait(background, timeout=DATABASE_TIMEOUT.total_seconds())
         if preparing.done():
@@ -74,10 +81,11 @@ async def running(
             drain_until = await stop + services.settings.grace.total_seconds() * DRAIN_SHARE
             # If the database never answered, the next start prepares it.
             preparing.cancel()
+            renewing.cancel()
             await asyncio.wait(background, timeout=max(0.0, drain_until - time.monotonic()))
             for task in background:
                 task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.gather(*background, renewing, return_exceptions=True)
             await notifier.close()
             await services.close()
 
@@ -128,19 +136,61 @@ def stop_at_signal(
             signal.signal(number, handler)
 
 
+@contextmanager
+def at_hangup(act: Callable[[], None]) -> Iterator[None]:
+    """
+    Call `act` in the event loop at each SIGHUP; inside the block alone the signal is not blocked.
+
+    A process blocks it before it reads its settings: one that comes earlier than this block is not lost,
+    and ends no process. Outside the main thread this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(act))
+    blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGHUP, before)
+
+
 async def _prepare(services: Services, *, serves: bool) -> None:
     async def prepare() -> None:
         async with services.database.transaction() as (session, now):
             await services.gateway.pacer.prepare(session, now)
             await prepare_jobs(session, now)
-            await note_signing_key(session, services.keyring, now)
-        if serves:
-            # Callers' keys are no business of `soundpost worker`, which may be started without the list.
-            listed = services.settings.api_keys
-            await insert_configured_keys(services.database, listed.get_secret_value() if listed else "")
+        await _note_secrets(services, SECRETS, serves=serves)
 
     # Without its tables too: somebody may be about to migrate the database.
     await insist(prepare, max_refusals=None)
+
+
+async def _renew_secrets(services: Services, hangup: asyncio.Event, *, serves: bool) -> None:
+    """Read the secrets again at each SIGHUP, until cancelled; those that cannot be used change nothing."""
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            changed = [name.upper() for name in services.renew_secrets()]
+        except SettingsUnusable as error:
+            log.error("secrets_not_renewed", problem=str(error), advice=STAY)
+            continue
+        log.info("secrets_renewed", changed=[f"{PREFIX}{name}" for name in changed])
+        await insist(partial(_note_secrets, services, changed, serves=serves), max_refusals=None)
+
+
+async def _note_secrets(services: Services, changed: Collection[str], *, serves: bool) -> None:
+    """Tell the database of the secrets that this process has from now on."""
+    if "SECRET_KEYS" in changed:
+        async with services.database.transaction() as (session, now):
+            await note_signing_key(session, services.keyring, now)
+    # Callers' keys are no business of `soundpost worker`, which may be started without the list.
+    if "API_KEYS" in changed and serves:
+        listed = services.settings.api_keys
+        await insert_configured_keys(services.database, listed.get_secret_value() if listed else "")
 
 
 async def _run_once(preparing: asyncio.Task[None], run: Coroutine[Any, Any, None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import socket
 import sys
@@ -17,10 +18,11 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
-from app.config import Settings
+from app.config import Settings, SettingsUnusable
+from app.lifecycle import STAY
 from app.main import create_app
 from app.observability.logging import configure_logging
-from app.services import build_services
+from app.services import build_services, read_secrets
 from app.web import HttpProtocol
 
 log = structlog.get_logger()
@@ -62,7 +64,7 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
     print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
     if workers > 1:
         configure_logging(settings)
-        supervisor = Supervisor(config, [bound])
+        supervisor = Supervisor(config, [bound], settings)
         supervisor.run()
         if supervisor.has_failed:
             sys.exit(STARTUP_FAILURE)
@@ -92,10 +94,30 @@ class Supervisor(Multiprocess):
 
     has_failed = False
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], settings: Settings) -> None:
         super().__init__(config, sockets)
+        # Each process that is started gets them as they are then.
+        self._settings = settings
         # The time of the question that a process has not answered yet, on the monotonic clock.
         self._asked_at: dict[Process, float] = {}
+
+    def handle_signals(self) -> None:
+        """SIGHUP stays blocked here, so that no process is born without: each lets it in once it can heed it."""
+        if signal.sigtimedwait({signal.SIGHUP}, 0):
+            self.handle_hup()
+        super().handle_signals()
+
+    def handle_hup(self) -> None:
+        """Have every process read its secrets again; uvicorn's own would replace the processes."""
+        try:
+            fresh, _ = read_secrets(self._settings)
+        except SettingsUnusable as error:
+            log.error("secrets_not_renewed", problem=str(error), advice=STAY)
+            return
+        self._settings.take_secrets(fresh)
+        for process in self.processes:
+            if process.process.is_alive() and process.pid:
+                os.kill(process.pid, signal.SIGHUP)
 
     def keep_subprocess_alive(self) -> None:
         """Look at every process once, without waiting for any."""

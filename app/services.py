@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
 
 from app.callbacks.service import CallbackService
 from app.clips.service import ClipService
-from app.config import Settings
+from app.config import PREFIX, SECRETS, Settings, SettingsUnusable, read_settings
+from app.database.connections import is_same_database
 from app.database.engine import Clock, Database, database_clock
 from app.database.wakeups import Wakeups
 from app.dropin.callbacks import publish_to_callback_url
 from app.egress import guarded_client, upstream_client
-from app.keyring import Keyring, load_or_create_keyring
+from app.keyring import Keyring, KeyringUnusable, load_or_create_keyring
 from app.observability.metrics import Metrics
 from app.signed_urls import SignedUrls
 from app.storage.store import Storage
@@ -48,11 +50,26 @@ class Services:
     callbacks: CallbackService
     webhooks: WebhookService
     webhook_lifecycle: WebhookLifecycle
+    upstream: SunoApi
     gateway: UpstreamGateway
     upstream_http: httpx.AsyncClient
     credits: CreditsCache
     storage: Storage
     egress_http: httpx.AsyncClient
+
+    def renew_secrets(self) -> Sequence[str]:
+        """
+        Read the settings again and work with their secrets from now on; return the fields that changed.
+
+        Connections that are open stay. Raises SettingsUnusable, and then nothing changes.
+        """
+        fresh, keyring = read_secrets(self.settings)
+        changed = self.settings.take_secrets(fresh)
+        self.keyring.become(keyring)
+        self.database.url = fresh.database_url
+        self.upstream.use_keys(*_upstream_keys(fresh))
+        self.gateway.key = fresh.upstream_fingerprint
+        return changed
 
     async def close(self) -> None:
         """Return every connection."""
@@ -60,6 +77,25 @@ class Services:
         await self.upstream_http.aclose()
         await self.egress_http.aclose()
         await self.database.close()
+
+
+def read_secrets(settings: Settings) -> tuple[Settings, Keyring]:
+    """
+    Read the settings again for a process that runs with these; return them with their keyring.
+
+    Raises SettingsUnusable where their secrets cannot take the place of the present ones.
+    """
+    fresh = read_settings()
+    gone = [name for name in SECRETS if getattr(settings, name.lower()) and not getattr(fresh, name.lower())]
+    if gone:
+        # Most likely a file that is just being written. Without a key, callbacks would no longer be checked.
+        raise SettingsUnusable(f"{PREFIX}{gone[0]} is not set any more: set it, or restart to do without it")
+    if not is_same_database(settings.database_url, fresh.database_url):
+        raise SettingsUnusable(f"{PREFIX}DATABASE_URL names another database: restart to change more than its password")
+    try:
+        return fresh, load_or_create_keyring(fresh)
+    except KeyringUnusable as error:
+        raise SettingsUnusable(str(error)) from error
 
 
 def build_services(settings: Settings, clock: Clock = database_clock) -> Services:
@@ -75,10 +111,9 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     tasks = TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate())
     waiters = Waiters(database, wakeups, signed_urls)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
-    key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
-    upstream_http = upstream_client(settings.upstream_url, key, settings.upstream_call_timeout)
-    hmac_key = settings.callback_hmac_key.get_secret_value() if settings.callback_hmac_key else None
-    upstream = SunoApi(upstream_http, key, settings.upstream_call_timeout, hmac_key, metrics)
+    upstream_http = upstream_client(settings.upstream_url, settings.upstream_call_timeout)
+    api_key, callback_key = _upstream_keys(settings)
+    upstream = SunoApi(upstream_http, api_key, settings.upstream_call_timeout, callback_key, metrics)
     gateway = UpstreamGateway(upstream, pacer, database, settings.hold_recheck, settings.upstream_fingerprint)
     return Services(
         settings=settings,
@@ -92,12 +127,19 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         tasks=tasks,
         clips=ClipService(tasks, signed_urls, waiters),
         waiters=waiters,
-        callbacks=CallbackService(settings, database, keyring, lifecycle, upstream, metrics),
+        callbacks=CallbackService(database, keyring, lifecycle, upstream, metrics),
         webhooks=WebhookService(database, webhook_lifecycle, keyring),
         webhook_lifecycle=webhook_lifecycle,
+        upstream=upstream,
         gateway=gateway,
         upstream_http=upstream_http,
         credits=CreditsCache(database, gateway, settings.submit_lease),
         storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )
+
+
+def _upstream_keys(settings: Settings) -> tuple[str, str | None]:
+    """The key that calls carry, empty without one, and the one that verifies callbacks."""
+    api_key, callback_key = settings.upstream_api_key, settings.callback_hmac_key
+    return api_key.get_secret_value() if api_key else "", callback_key.get_secret_value() if callback_key else None

@@ -19,6 +19,11 @@ class SignedUrls:
     def __init__(self, keyring: Keyring, base_url: str, ttl: timedelta, clock: Callable[[], float] = time.time) -> None:
         self._keyring, self._base_url, self.ttl, self._clock = keyring, base_url, ttl, clock
 
+    @property
+    def signer(self) -> str:
+        """The fingerprint of the secret key that signs."""
+        return self._keyring.signer
+
     def lasting(self, ttl: timedelta) -> SignedUrls:
         """The same with another time for which links are valid."""
         return SignedUrls(self._keyring, self._base_url, ttl, self._clock)

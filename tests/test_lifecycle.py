@@ -22,7 +22,7 @@ from uvicorn.supervisors.multiprocess import SIGNALS
 from app import server
 from tests.support.api import client_of, create_task, let_earlier_requests_arrive, sse_blocks, until_final
 from tests.support.processes import Process, Processes, free_port
-from tests.support.settings import ROOT, UNREACHABLE
+from tests.support.settings import ROOT, UNREACHABLE, settings_of
 from tests.support.wait import eventually
 
 GRACE = 5.0
@@ -148,7 +148,9 @@ async def test_server_processes_that_take_long_to_start_are_waited_for(migrated_
 @pytest.mark.usefixtures("_signal_handlers_stay_as_they_are")
 def test_server_process_that_does_not_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "PROCESS_TIMEOUT", timedelta(seconds=0.1))
-    supervisor = server.Supervisor(uvicorn.Config("unused:app", workers=1, log_config=None), [])
+    supervisor = server.Supervisor(
+        uvicorn.Config("unused:app", workers=1, log_config=None), [], settings_of("sqlite+aiosqlite:///unused.db")
+    )
     supervisor.init_processes()
     [first] = supervisor.processes
     assert first.pid

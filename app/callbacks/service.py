@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 import structlog
 
 from app.callbacks.repository import STORED_CALLBACKS, find_callbacks
-from app.config import Settings
 from app.database.base import ID_LENGTH, new_id
 from app.database.engine import Database, Session
 from app.database.group_commit import GroupCommit, RowLocked
@@ -54,7 +53,6 @@ class CallbackService:
 
     def __init__(
         self,
-        settings: Settings,
         database: Database,
         keyring: Keyring,
         lifecycle: TaskLifecycle,
@@ -65,8 +63,6 @@ class CallbackService:
         self._sessions = record_sessions(database.urgent_writes)
         self._upstream, self._metrics = upstream, metrics
         self._commits = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=True, most=MAX_WAITING)
-        self._needs_signature = settings.callback_hmac_key is not None
-        self._api_key = settings.upstream_api_key.get_secret_value() if settings.upstream_api_key else ""
 
     def check_token(self, task_id: str, token: str) -> None:
         """Raise NotFound unless this is the callback URL of a task, before its body is read."""
@@ -83,12 +79,12 @@ class CallbackService:
         stored, though a callback may repeat them.
         """
         report = self._upstream.read_callback(body)
-        if self._needs_signature and not self._upstream.is_signed(headers, report, datetime.now(UTC)):
+        if self._upstream.needs_signature and not self._upstream.is_signed(headers, report, datetime.now(UTC)):
             self._metrics.callbacks.labels(outcome="unsigned").inc()
             raise NotAuthenticated(
                 detail="The callback's signature, which SOUNDPOST_CALLBACK_HMAC_KEY requires, is missing or wrong."
             )
-        secrets = (token, self._api_key)
+        secrets = (token, *self._upstream.secrets)
         if report is not None and report.message != (message := report.message and redact(report.message, *secrets)):
             report = replace(report, message=message)
         received = _Received(task_id, report, _redacted(headers, secrets), redact(body, *secrets))

@@ -18,6 +18,7 @@ import typer
 from app import __version__
 from app.cli import callbacks, keys, tasks
 from app.cli.context import (
+    block_hangups,
     fail,
     importing,
     listen,
@@ -82,6 +83,7 @@ def serve(
         from app.observability.logging import configure_logging
         from app.server import serve as run_server
 
+    block_hangups()
     settings = load_settings()
     configure_logging(settings)
     warn_of_unknown_settings()
@@ -99,6 +101,7 @@ def worker() -> None:
         from app.lifecycle import run_worker
         from app.observability.logging import configure_logging
 
+    block_hangups()
     settings = load_settings()
     configure_logging(settings)
     warn_of_unknown_settings()

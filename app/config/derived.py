@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from hashlib import sha256
 
 from app.config.database_url import DatabaseLimits, is_sqlite
 from app.config.settings import SettingsFields
+from app.config.sources import SECRETS
 
 NO_PUBLIC_URL = "https://soundpost.invalid"
 
 
 class Settings(SettingsFields):
-    """The settings of a process, and what is derived from them."""
+    """The settings of a process, and what is derived from them. Its secrets alone may change while it runs."""
+
+    def take_secrets(self, fresh: Settings) -> Sequence[str]:
+        """Take the secrets of newly read settings; return the names of the fields that changed."""
+        changed = [name for name in map(str.lower, SECRETS) if getattr(self, name) != getattr(fresh, name)]
+        for name in changed:
+            setattr(self, name, getattr(fresh, name))
+        return changed
 
     @property
     def upstream_call_timeout(self) -> timedelta:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -15,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from app.config.database_url import ASYNCPG_TLS, DatabaseLimits, PostgresUrl, read_postgres_url
+from app.config.database_url import ASYNCPG_TLS, DatabaseLimits, PostgresUrl, is_sqlite, read_postgres_url
 
 # Each driver is imported where it connects: a process needs one of them, or none.
 APPLICATION_NAME = "soundpost"
@@ -27,6 +28,7 @@ PING_TIMEOUT = timedelta(seconds=3)
 IDLE_IN_TRANSACTION_TIMEOUT = timedelta(seconds=10)
 # Also after how long the server, or the client, finds that a silent peer is gone.
 KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
+CREDENTIALS = ("user", "password")
 TLS_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -39,6 +41,22 @@ def postgres_engine(url: str, limits: DatabaseLimits, **options: Any) -> AsyncEn
     if target.is_pooled:
         event.listen(engine.sync_engine, "begin", _limit_transactions(target, limits))
     return engine
+
+
+def credentials(url: str) -> Mapping[str, str | None]:
+    """The user and the password of a URL, as both drivers name them."""
+    given = read_postgres_url(url).parameters
+    return {name: given.get(name) for name in CREDENTIALS}
+
+
+def is_same_database(one: str, other: str) -> bool:
+    """Whether two URLs differ in their user and password at most."""
+    if one == other or is_sqlite(one) or is_sqlite(other):
+        return one == other
+    first, second = (
+        replace(target, parameters=_without_credentials(target)) for target in map(read_postgres_url, (one, other))
+    )
+    return first == second
 
 
 def migration_engine(url: str) -> Engine:
@@ -55,6 +73,10 @@ def migration_engine(url: str) -> Engine:
             raise OperationalError(None, None, error) from error
 
     return create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
+
+
+def _without_credentials(target: PostgresUrl) -> Mapping[str, str]:
+    return {name: value for name, value in target.parameters.items() if name not in CREDENTIALS}
 
 
 def _server_settings(target: PostgresUrl, limits: DatabaseLimits) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
 from app.config.database_url import DatabaseLimits, is_sqlite, read_postgres_url, without_password
-from app.database.connections import PING_TIMEOUT, postgres_engine
+from app.database.connections import PING_TIMEOUT, credentials, postgres_engine
 from app.database.fetching import Fetcher, FixedQuery, is_checked
 from app.database.migrations import is_at_head, is_not_migrated
 from app.database.turns import Admission, KeyedLocks
@@ -122,10 +122,14 @@ class Database:
     def __init__(self, url: str, clock: Clock = database_clock, limits: DatabaseLimits | None = None) -> None:
         from app.database.sqlite import sqlite_engines
 
+        # Another user or password counts for each connection that is opened from then on.
         self.url = url
         self.now = clock
         self.limits = limits or DatabaseLimits()
         self._engines = sqlite_engines(url, POOL_TIMEOUT) if is_sqlite(url) else _postgresql_engines(url, self.limits)
+        if not is_sqlite(url):
+            for engine in set(self._engines):
+                event.listen(engine.sync_engine, "do_connect", self._take_credentials)
         # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
         writer, urgent, reader = self._engines
@@ -190,6 +194,13 @@ class Database:
     async def fetch_shared(self, query: FixedQuery, **parameters: object) -> Sequence[Sequence[Any]]:
         """The same, by one statement for all who ask at once. None gets what was read before it asked."""
         return await self._fetcher.fetch_shared(query, parameters)
+
+    def _take_credentials(self, _dialect: object, _record: object, _arguments: object, parameters: Any) -> None:
+        """Connect with the credentials of `url`, which may have changed since the engines were made."""
+        for name, value in credentials(self.url).items():
+            parameters.pop(name, None)
+            if value is not None:
+                parameters[name] = value
 
     async def is_migrated(self) -> bool:
         """Whether the schema is that of this release."""

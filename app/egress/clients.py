@@ -46,11 +46,10 @@ def plain_client(timeout: timedelta) -> httpx.AsyncClient:
     return _client(_Transport(look_up, _tls()), timeout)
 
 
-def upstream_client(base_url: str, api_key: str, timeout: timedelta) -> httpx.AsyncClient:
-    """Open the plain client for the upstream, which sends our key to its URL."""
+def upstream_client(base_url: str, timeout: timedelta) -> httpx.AsyncClient:
+    """Open the plain client for the upstream, for paths below its URL."""
     client = plain_client(timeout)
     client.base_url = httpx.URL(base_url)
-    client.headers["Authorization"] = f"Bearer {api_key}"
     return client
 
 

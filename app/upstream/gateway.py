@@ -41,7 +41,7 @@ class UpstreamGateway:
     def __init__(
         self, upstream: Upstream, pacer: Pacer, database: Database, hold_recheck: timedelta, key: str | None
     ) -> None:
-        # `key` is the fingerprint of the key that this process uses.
+        # `key` is the fingerprint of the key that this process uses, which may change.
         self.pacer, self.key = pacer, key
         self._upstream, self._database, self._hold_recheck = upstream, database, hold_recheck
 
@@ -71,11 +71,15 @@ class UpstreamGateway:
         The slot of a cancelled call is released here. Left alone, it would be lost to
         the other replicas for the pacer's `hold` as well.
         """
+        key = self.key
         try:
             result = await call(self._upstream)
         except BaseException:
             await self._release(slot)
             raise
+        if result.hold_reason is HoldReason.bad_key and key != self.key:
+            # The key that was refused has been replaced meanwhile, and the new one is not to be held for it.
+            return Result(Outcome.not_sent, message="The key was replaced while the upstream refused it.")
         if _is_upstream_at_fault(result):
             # Without the task, so that an hour of them is one line a minute.
             outcome, code = result.outcome.value, result.code

@@ -36,15 +36,18 @@ class SubmitHistory:
 
 
 class SubmitRecorder:
-    """Writes the history from one process, whose upstream key has this fingerprint."""
+    """Writes the history from one process."""
 
-    def __init__(self, key: str | None) -> None:
-        self._key = key
+    def __init__(self) -> None:
         self._was_ok: bool | None = None
         self._write_at = 0.0
 
-    async def record(self, session: Session, result: Result[Any], now: datetime) -> None:
-        """Note a result, if it tells something about the upstream. Never commits."""
+    async def record(self, session: Session, result: Result[Any], now: datetime, key: str | None) -> None:
+        """
+        Note a result, if it tells something about the upstream. Never commits.
+
+        `key` is the fingerprint of the upstream key that the process uses.
+        """
         is_ok = result.outcome is Outcome.ok
         if not is_ok and result.outcome not in FAILURES:
             return
@@ -57,9 +60,9 @@ class SubmitRecorder:
         # A message without a code is ours; the upstream's own stays in the log.
         what = result.message if result.code is None else f"{result.outcome.value}, code {result.code}"
         if is_ok:
-            row.detail = {**row.detail, "succeeded_at": now.isoformat(), "succeeded_with": self._key}
+            row.detail = {**row.detail, "succeeded_at": now.isoformat(), "succeeded_with": key}
         else:
-            row.detail = {**row.detail, "failed_at": now.isoformat(), "failed_with": self._key, "failure": what}
+            row.detail = {**row.detail, "failed_at": now.isoformat(), "failed_with": key, "failure": what}
 
     def _forget(self, _session: object) -> None:
         """What was noted is not stored: the result is handed over again."""

@@ -1,6 +1,6 @@
 """The requests to an upstream and its results, in types that no vendor shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -140,6 +140,14 @@ class Upstream(Protocol):
     No method raises for what the network or the upstream does. Calls go through
     `UpstreamGateway`, which keeps within the rate.
     """
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The keys that it is called with, which it may repeat, and which must be redacted."""
+
+    @property
+    def needs_signature(self) -> bool:
+        """Whether callbacks must be signed."""
 
     async def submit(self, request: SoundRequest) -> Result[str]:
         """Request a sound. Returns the upstream's id of the task."""

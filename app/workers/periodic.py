@@ -8,6 +8,7 @@ from decimal import Decimal
 from functools import partial
 
 import structlog
+from sqlalchemy import String, bindparam
 
 from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
@@ -44,13 +45,10 @@ async def prepare_jobs(session: Session, now: datetime) -> None:
 def periodic_loop(services: Services) -> Loop[PeriodicJob]:
     """The loop that runs periodic jobs."""
     recheck = partial(_recheck_hold, services)
-    kinds: Mapping[str, Job] = {
-        RECHECK: recheck,
-        recheck_of(services.gateway.key): recheck,
-        PRUNE: partial(_prune, services),
-    }
-
-    is_ours = PeriodicJob.name.in_(kinds)
+    kinds: Mapping[str, Job] = {RECHECK: recheck, PRUNE: partial(_prune, services)}
+    # The key may change while the process runs.
+    own_recheck = bindparam(None, callable_=lambda: recheck_of(services.gateway.key), type_=String())
+    is_ours = PeriodicJob.name.in_(kinds) | (PeriodicJob.name == own_recheck)
     claims = Claims(PeriodicJob, is_ours)
 
     async def claim(limit: int) -> Claimed[PeriodicJob]:
@@ -60,10 +58,10 @@ def periodic_loop(services: Services) -> Loop[PeriodicJob]:
             return Claimed(await claims.claim(session, claim))
 
     async def work(job: PeriodicJob) -> None:
-        await kinds[job.name](job)
+        await kinds.get(job.name, recheck)(job)
 
     return Loop(
-        "periodic", services.wakeups.event(PERIODIC_JOBS), len(kinds), claim, work, is_due(PeriodicJob, is_ours)
+        "periodic", services.wakeups.event(PERIODIC_JOBS), len(kinds) + 1, claim, work, is_due(PeriodicJob, is_ours)
     )
 
 

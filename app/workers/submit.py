@@ -60,7 +60,7 @@ def submit_loop(services: Services) -> Loop[Submit]:
 class _SubmitWorker:
     def __init__(self, services: Services) -> None:
         self._services, self._gateway = services, services.gateway
-        self._recorder = SubmitRecorder(self._gateway.key)
+        self._recorder = SubmitRecorder()
         self._sessions = record_sessions(services.database.writes)
         self._results = GroupCommit(self._store, MAX_AT_ONCE, is_idempotent=True)
         # On the monotonic clock, in seconds: until then no slot can be free.
@@ -145,7 +145,7 @@ class _SubmitWorker:
             await write_tasks(session, tasks.values())
             # Last, because all submits of all replicas share the row.
             for _, result in free:
-                await self._recorder.record(session, result, now)
+                await self._recorder.record(session, result, now, gateway.key)
         return [None if tasks.get(submit.task.id, submit) is not None else RowLocked() for submit, _ in batch]
 
     async def _settle_task(

@@ -93,7 +93,6 @@ class Reports(RuleBasedStateMachine):
         services = build_services(settings_of(self.database.url))
         self.lifecycle, self.token = services.lifecycle, services.keyring.callback_token
         self.callbacks = CallbackService(
-            services.settings,
             self.database,
             services.keyring,
             services.lifecycle,

@@ -107,6 +107,24 @@ async def test_refused_key_holds_submits(database_url: str, use: Use) -> None:
     assert hold.reason is HoldReason.bad_key
 
 
+async def test_key_that_replaced_a_refused_one_is_not_held_for_it(database_url: str) -> None:
+    async with (
+        serving(answering(401, b'{"code":401,"msg":"unauthorized"}')) as server,
+        services_of(database_url, upstream_url=server.url) as services,
+    ):
+
+        async def replace_the_key_meanwhile(upstream: Upstream) -> Result[Any]:
+            answer = await upstream.credits()
+            services.gateway.key = "the-new-one"
+            return answer
+
+        await services.gateway.call(replace_the_key_meanwhile)
+        async with services.database.reads() as session:
+            hold = await current_hold(session)
+
+    assert hold is None
+
+
 async def test_check_by_an_operator_holds_no_submits(database_url: str) -> None:
     async with (
         serve_sandbox() as upstream_url,

@@ -11,13 +11,13 @@ ACCEPTED = Result(Outcome.ok, "up-1")
 
 
 async def test_result_whose_transaction_failed_is_noted_by_the_next_one(database: Database) -> None:
-    recorder = SubmitRecorder("key")
+    recorder = SubmitRecorder()
 
     async with database.writes() as session:
-        await recorder.record(session, ACCEPTED, MORNING)
+        await recorder.record(session, ACCEPTED, MORNING, "key")
         await session.rollback()
     async with database.writes.begin() as session:
-        await recorder.record(session, ACCEPTED, MORNING)
+        await recorder.record(session, ACCEPTED, MORNING, "key")
 
     async with database.reads() as session:
         assert (await read_history(session)).succeeded_at == MORNING

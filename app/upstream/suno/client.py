@@ -57,7 +57,7 @@ class NoResponse:
 
 class SunoApi:
     """
-    An `Upstream` over a client that sends the API key to the upstream's address.
+    An `Upstream` over a client of the upstream's address.
 
     Each exchange ends within `timeout`, from the name lookup to the last byte; only
     cancellation ends it sooner. `callback_key` verifies the signatures of callbacks.
@@ -71,8 +71,21 @@ class SunoApi:
         callback_key: str | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        self._http, self._api_key, self._timeout, self._callback_key = http, api_key, timeout, callback_key
+        self._http, self._timeout = http, timeout
         self._metrics, self._words = metrics or Metrics(), set[str]()
+        self.secrets: tuple[str, ...] = ()
+        self.use_keys(api_key, callback_key)
+
+    @property
+    def needs_signature(self) -> bool:
+        """Whether callbacks must be signed."""
+        return self._callback_key is not None
+
+    def use_keys(self, api_key: str, callback_key: str | None) -> None:
+        """Call with this key and verify callbacks with that one from now on; the former key is still redacted."""
+        self.secrets = tuple(dict.fromkeys((api_key, *self.secrets)))[:2]
+        self._callback_key = callback_key
+        self._http.headers["Authorization"] = f"Bearer {api_key}"
 
     async def submit(self, request: SoundRequest) -> Result[str]:
         """Request a sound. The outcome says whether one may have been created."""
@@ -133,7 +146,7 @@ class SunoApi:
 
     def _redacted(self, message: str | None, *secrets: str) -> str | None:
         """The upstream's message without the secrets of ours that it may repeat."""
-        return message and redact(message, self._api_key, *secrets)
+        return message and redact(message, *self.secrets, *secrets)
 
     async def _exchange(
         self,

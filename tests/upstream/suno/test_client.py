@@ -137,8 +137,7 @@ async def test_full_pool_means_not_sent(patience: float, deadline: timedelta) ->
 @pytest.mark.parametrize("key", ["a\nb", "a\r", "a\x00", "a "])
 async def test_key_that_cannot_stand_in_a_header_holds(key: str) -> None:
     async with serving(answering(200, CREATED)) as server, client(server.url) as http:
-        http.headers["Authorization"] = f"Bearer {key}"
-        upstream = SunoApi(http, KEY, LONG)
+        upstream = SunoApi(http, key, LONG)
         answers = [await upstream.submit(REQUEST), await upstream.credits(), await upstream.record_info("a")]
     held = (Outcome.held, HoldReason.unsendable, "nothing was sent (LocalProtocolError)")
     assert [(answer.outcome, answer.hold_reason, answer.message) for answer in answers] == [held] * 3
@@ -312,3 +311,17 @@ async def test_reads_that_fail_may_be_asked_again(behave: Behaviour) -> None:
     assert (poll.outcome, poll.value) == (Outcome.failed, None)
     assert (credit.outcome, credit.value) == (Outcome.failed, None)
     assert (lyrics.outcome, lyrics.value) == (Outcome.failed, None)
+
+
+async def test_replaced_key_is_sent_and_both_are_redacted() -> None:
+    body = f'{{"code": 500, "msg": "the {KEY} and the another-upstream-key"}}'.encode()
+    async with serving(answering(200, body)) as server, client(server.url) as http:
+        upstream = SunoApi(http, KEY, LONG)
+        await upstream.credits()
+        upstream.use_keys("another-upstream-key", None)
+        answer = await upstream.credits()
+        sent = [request.headers["authorization"] for request in server.requests]
+
+    assert sent == [f"Bearer {KEY}", "Bearer another-upstream-key"]
+    assert answer.message == "the *** and the ***"
+    assert "another-upstream-key" not in repr(http.headers)
