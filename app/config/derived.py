@@ -24,6 +24,11 @@ class Settings(SettingsFields):
         return changed
 
     @property
+    def default_model(self) -> str:
+        """The model of a task whose request names none."""
+        return self.models[0]
+
+    @property
     def upstream_call_timeout(self) -> timedelta:
         """How long an exchange with the upstream may take; no answer to a submit is waited for beyond its deadline."""
         return min(self.upstream_timeout, self.submit_deadline)

@@ -24,7 +24,8 @@ from app.tasks.clips import ClipLifecycle, lacks_clip, merge_clips, reported_fac
 from app.tasks.events import EventPublisher, EventRecorder
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
-from app.upstream.types import Report, Stage
+from app.upstream.history import CallKind, with_call
+from app.upstream.types import Report, Result, Stage
 from app.usage import REST, add_up
 
 S = TaskStatus
@@ -51,11 +52,6 @@ class TaskLifecycle:
         self._recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0])
         self.clips = ClipLifecycle(self._recorder)
 
-    @property
-    def default_model(self) -> str:
-        """The model of a task whose request names none."""
-        return self._settings.models[0]
-
     async def create(
         self, session: Session, orders: Sequence[repository.Order], now: datetime
     ) -> Sequence[SimpleNamespace]:
@@ -65,7 +61,7 @@ class TaskLifecycle:
         Returns their columns and `clips`.
         """
         notify_on_commit(session, SUBMITS)
-        return await repository.insert_tasks(session, orders, self.default_model, now)
+        return await repository.insert_tasks(session, orders, self._settings.default_model, now)
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
@@ -85,6 +81,10 @@ class TaskLifecycle:
     async def add_up_usage(self, session: Session, now: datetime, limit: int) -> int:
         """Add up to `limit` tasks at rest, whose cost has changed, to the sums of usage; return their number."""
         return await add_up(session, Task, update(Task), limit, Task.updated_at < now - REST)
+
+    def record_call(self, task: Task, kind: CallKind, result: Result[Any], now: datetime) -> None:
+        """Keep what came of a call about a task, for its operator: callers see nothing of it."""
+        task.upstream_calls = with_call(task.upstream_calls, kind, result, now)
 
     async def apply_report(
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy

@@ -103,7 +103,7 @@ class TaskService:
                     await stack.enter_async_context(self._database.exclusive(name))
             await stack.enter_async_context(self._database.orders.admitted())
             session, now = await stack.enter_async_context(self._database.transaction())
-            digest = fingerprint(body, self._lifecycle.default_model)
+            digest = fingerprint(body, self._settings.default_model)
             claimed = await claim_key(session, key_id, idempotency_key, digest, now)
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
             task = claimed.task or (await self._lifecycle.create(session, [(key_id, body, callback_url)], now))[0]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -14,7 +16,7 @@ import structlog
 from app.database.engine import TRANSIENT, Database, Session, on_commit
 from app.upstream.hold import EXPLANATIONS, Hold, hold_submits
 from app.upstream.pacing import Pacer, Share, Slot, poll_share
-from app.upstream.types import HoldReason, Outcome, Result, Upstream
+from app.upstream.types import HoldReason, Outcome, Result, Timing, Upstream
 
 log = structlog.get_logger()
 Value = TypeVar("Value")
@@ -71,7 +73,7 @@ class UpstreamGateway:
         The slot of a cancelled call is released here. Left alone, it would be lost to
         the other replicas for the pacer's `hold` as well.
         """
-        key = self.key
+        key, began = self.key, time.monotonic()
         try:
             result = await call(self._upstream)
         except BaseException:
@@ -80,6 +82,7 @@ class UpstreamGateway:
         if result.hold_reason is HoldReason.bad_key and key != self.key:
             # The key that was refused has been replaced meanwhile, and the new one is not to be held for it.
             return Result(Outcome.not_sent, message="The key was replaced while the upstream refused it.")
+        result = replace(result, timing=Timing(began, timedelta(seconds=time.monotonic() - began)))
         if _is_upstream_at_fault(result):
             # Without the task, so that an hour of them is one line a minute.
             outcome, code = result.outcome.value, result.code

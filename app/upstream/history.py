@@ -1,10 +1,11 @@
-"""When submits last succeeded and failed: one row for all replicas, which tells an operator how the upstream is."""
+"""What an operator is told of past calls: when submits last succeeded and failed, and the calls about one task."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import event
@@ -18,6 +19,34 @@ ROW = "last:submits"
 FAILURES = frozenset({Outcome.not_sent, Outcome.ambiguous, Outcome.rejected, Outcome.held})
 # Seconds: the row is written at most so often by a process, unless success follows failure or the reverse.
 WRITE_EVERY = 5.0
+# Of the calls about one task those that came first and last are kept: polls go on for two weeks.
+FIRST_CALLS, LAST_CALLS = 5, 45
+
+
+class CallKind(StrEnum):
+    """What a call about a task was for."""
+
+    submit = "submit"
+    poll = "poll"
+
+
+def with_call(
+    calls: list[dict[str, Any]] | None, kind: CallKind, result: Result[Any], now: datetime
+) -> list[dict[str, Any]] | None:
+    """These calls about a task, and one whose result is here `now`; without the middle ones where they are many."""
+    if result.timing is None:
+        return calls
+    known = calls or []
+    # On the database's clock, as all times of a task.
+    began = now - timedelta(seconds=time.monotonic() - result.timing.began)
+    call = {
+        "kind": kind.value,
+        "started_at": began.isoformat(timespec="milliseconds"),
+        "duration_ms": round(result.timing.took.total_seconds() * 1000),
+        "outcome": result.outcome.value,
+        **({} if result.code is None else {"code": result.code}),
+    }
+    return [*known[:FIRST_CALLS], *known[FIRST_CALLS:][1 - LAST_CALLS :], call]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The requests to an upstream and its results, in types that no vendor shapes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -48,12 +48,21 @@ class HoldReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """When a call began, in seconds of the monotonic clock, and how long it took."""
+
+    began: float
+    took: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Result(Generic[Value]):
     """
     The outcome of one call.
 
     `value` is set exactly when the outcome is `ok`, `hold_reason` exactly when it is
     `held`. `code` is the one in the response's body, or the HTTP status where the body has none.
+    `timing` is that of the gateway's call.
     """
 
     outcome: Outcome
@@ -62,6 +71,7 @@ class Result(Generic[Value]):
     message: str | None = None
     retry_after: timedelta | None = None
     hold_reason: HoldReason | None = None
+    timing: Timing | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

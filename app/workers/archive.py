@@ -182,7 +182,9 @@ class _ArchiveWorker:
             sha256=fetched and fetched.sha256,
             duration_ms=round((time.monotonic() - began) * 1000),
         )
-        return problem, [] if fetched is None or problem else [partial(self._settle_audio, fetched=fetched)]
+        return problem, [] if fetched is None or problem else [
+            partial(self._settle_audio, fetched=fetched, began=began)
+        ]
 
     async def _refresh_links(self, task: Task, clip: Clip) -> bool:
         upstream_task_id = task.upstream_task_id
@@ -209,7 +211,9 @@ class _ArchiveWorker:
             raise DownloadFailed("the same file is being removed at this moment")
         await self._services.storage.write(fetched.key, fetched.file, fetched.size, fetched.media_type)
 
-    def _settle_audio(self, held: LockedClip, fetched: DownloadedFile) -> None:
+    def _settle_audio(self, held: LockedClip, fetched: DownloadedFile, began: float) -> None:
+        """`began` is when the download did, on the monotonic clock in seconds."""
+        held.clip.archive_started_at = held.now - timedelta(seconds=time.monotonic() - began)
         held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
         held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
         self._services.lifecycle.clips.archived(held.session, held.task, held.clip, held.now)

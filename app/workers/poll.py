@@ -14,6 +14,7 @@ from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
 from app.services import Services
 from app.tasks import locking
+from app.upstream.history import CallKind
 from app.upstream.pacing import LATE_SHARE, Slot, poll_share
 from app.workers.runner import Claimed, Loop
 
@@ -86,6 +87,7 @@ class _PollWorker:
             await self._gateway.finish(session, poll.slot, result, now)
             if task is None:
                 return
+            services.lifecycle.record_call(task, CallKind.poll, result, now)
             if result.value is not None:
                 await services.lifecycle.apply_report(session, task, result.value, now, ResolvedBy.poll)
             await services.lifecycle.schedule_next_poll(session, task, now, result.retry_after)

@@ -22,7 +22,7 @@ from app.services import Services
 from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.schedule import submit_retry_delay
 from app.tasks.transitions import Failure
-from app.upstream.history import SubmitRecorder, read_history
+from app.upstream.history import CallKind, SubmitRecorder, read_history
 from app.upstream.hold import Hold, current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
@@ -138,6 +138,8 @@ class _SubmitWorker:
                 if result.outcome is Outcome.held:
                     hold = await current_hold(session, gateway.key)
                 task = tasks.get(submit.task.id)
+                if task is not None:
+                    self._services.lifecycle.record_call(task, CallKind.submit, result, now)
                 if task is not None and task.fence == submit.task.fence:
                     await self._settle_task(session, task, result, now, hold)
                 elif task is not None:
