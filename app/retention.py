@@ -12,7 +12,7 @@ from app.database.claims import Claim
 from app.database.engine import Database, Session
 from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
 from app.storage import references
-from app.storage.store import Storage
+from app.storage.store import Storage, waveform_key
 from app.tasks import idempotency
 from app.tasks.service import erase_tasks
 from app.usage import forget_spent
@@ -81,6 +81,7 @@ class Retention:
 async def remove_file(database: Database, storage: Storage, row: StoredObject) -> None:
     """Remove a claimed file, then its row: after a crash in between the row is due again. Raises StorageUnavailable."""
     await storage.remove(row.key)
+    await storage.remove(waveform_key(row.key))
     async with database.writes.begin() as session:
         await references.forget(session, row)
 

@@ -1,4 +1,4 @@
-"""Queries on clips that are still to be archived."""
+"""Queries on clips that are still to be archived, and on their files."""
 
 from __future__ import annotations
 
@@ -41,3 +41,8 @@ async def idle_lanes(session: Session, now: datetime, late: datetime) -> set[str
     lanes = await due_lanes(session, late)
     is_claimed = Clip.lane.in_(lanes), Clip.due_at > now, Clip.fence.isnot(None)
     return set(lanes) - set(await session.scalars(select(Clip.lane).where(*is_claimed).distinct()))
+
+
+async def is_stored_file(session: Session, key: str) -> bool:
+    """Whether a clip refers to the audio with this storage key."""
+    return await session.scalar(select(exists().where(Clip.storage_key == key))) or False

@@ -41,6 +41,11 @@ REQUEST_TIMEOUT = timedelta(seconds=30)
 RETRY_TIMEOUT = timedelta(seconds=5)
 
 
+def waveform_key(key: str) -> str:
+    """The key of the waveform of stored audio, which is removed with it."""
+    return f"{key}.peaks.json"
+
+
 class Storage:
     """
     Files by key, each written once and never changed.
@@ -73,6 +78,15 @@ class Storage:
         """The bytes from `start` up to, not including, `end`; all of them are in memory."""
         with raise_as_unavailable():
             return bytes(await self._store().get_range_async(key, start=start, end=end))
+
+    async def read_small(self, key: str, limit: int) -> bytes | None:
+        """A whole file of at most `limit` bytes, None if there is none or a larger one."""
+        with raise_as_unavailable():
+            try:
+                found = await self._store().get_async(key)
+                return bytes(await found.bytes_async()) if found.meta["size"] <= limit else None
+            except FileNotFoundError:
+                return None
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """The same in chunks, one request each, so that a slow client holds one chunk and no connection."""
