@@ -57,6 +57,7 @@ GOOD = {
     "LOG_FORMAT": "json",
     "LOG_LEVEL": "debug",
     "UPSTREAM_TIMEOUT": "1",
+    "CONSOLE": "false",
 }
 # Each setting with what it cannot be, and how the sentence goes on that says so.
 NONSENSE: list[tuple[str, str, str]] = [
@@ -134,6 +135,7 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("AUDIO_MAX_MB", "nan", CHOICE),
     ("LINK_TTL", "0", POSITIVE),
     ("S3_REDIRECT", "perhaps", CHOICE),
+    ("CONSOLE", "perhaps", CHOICE),
     ("RETENTION_DAYS", "-1", CHOICE),
     ("RETENTION_DAYS", "for ever", CHOICE),
     ("LOG_FORMAT", "xml", CHOICE),

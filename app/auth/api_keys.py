@@ -91,6 +91,18 @@ async def find_caller(database: Database, key_hash: str) -> Caller | None:
     return Caller(key_id, is_admin, key_hash)
 
 
+async def find_callers(database: Database, key_id: str) -> Sequence[tuple[Caller, str]]:
+    """The caller with this id and its name, once for each of its keys that works now; its current key comes first."""
+    async with database.reads() as session:
+        now = await database.now(session)
+        active = ApiKey.id == key_id, ApiKey.revoked_at.is_(None)
+        former = FormerKey.api_key_id == ApiKey.id, FormerKey.works_until > now
+        current = (await session.execute(select(ApiKey.key_hash, ApiKey.is_admin, ApiKey.name).where(*active))).all()
+        rotated = select(FormerKey.key_hash, ApiKey.is_admin, ApiKey.name).where(*former, *active)
+        found = [*current, *(await session.execute(rotated)).all()]
+    return [(Caller(key_id, is_admin, key_hash), name) for key_hash, is_admin, name in found]
+
+
 CallerDep = Annotated[Caller, Depends(authenticate)]
 
 

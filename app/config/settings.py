@@ -192,6 +192,9 @@ class SettingsFields(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log lines that are written."
     )
+    console: bool = Field(
+        default=True, description="Whether the web console is served at /console; its visitors sign in with an API key."
+    )
     upstream_timeout: PositiveSpan = Field(
         default=timedelta(seconds=30),
         description="Seconds, more than 0, that one request to the upstream may take. A submit without a response"

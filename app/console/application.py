@@ -1,0 +1,73 @@
+"""The console as an application of its own: its pages, its files, and its errors as pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from app.config import Settings
+from app.console import sign_in, task_list
+from app.console.assets import serve_asset
+from app.console.mount import PATH
+from app.console.rendering import Pages
+from app.console.session import Refused, Sessions, SignInNeeded
+from app.console.sign_in import FailedSignIns
+from app.database.engine import Database
+from app.errors import AppError
+from app.keyring import Keyring
+from app.web.exception_handlers import as_app_error
+from app.web.routing import Router
+
+
+def create_console(provided: Mapping[type, Any]) -> FastAPI:
+    """Build the console on the long-lived objects of the application that it is a part of."""
+    settings: Settings = provided[Settings]
+    console = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    pages = Pages(settings)
+    sessions = Sessions(provided[Keyring], provided[Database], settings)
+    console.state.provided = {**provided, Pages: pages, Sessions: sessions, FailedSignIns: FailedSignIns()}
+    console.include_router(_router())
+    for page in (sign_in, task_list):
+        console.include_router(page.router)
+
+    async def show_error(request: Request, exc: Exception) -> Response:
+        return _error_page(pages, request, exc)
+
+    for kind in (AppError, HTTPException, RequestValidationError, SQLAlchemyError, OSError, Exception):
+        console.add_exception_handler(kind, show_error)
+    return console
+
+
+def _router() -> Router:
+    router = Router()
+    router.add_api_route(PATH, _go_to_list, methods=["GET"])
+    router.add_api_route(f"{PATH}/", _go_to_list, methods=["GET"])
+    router.add_api_route(f"{PATH}/static/{{digest}}/{{name:path}}", _get_asset, methods=["GET"])
+    return router
+
+
+async def _go_to_list() -> Response:
+    return RedirectResponse(f"{PATH}/tasks", 303)
+
+
+async def _get_asset(digest: str, name: str) -> Response:
+    return serve_asset(digest, name)
+
+
+def _error_page(pages: Pages, request: Request, exc: Exception) -> Response:
+    if isinstance(exc, SignInNeeded):
+        return sign_in.ask_to_sign_in(pages, request)
+    if isinstance(exc, Refused):
+        return pages.render(request, "error.html", exc.status, title=exc.title, detail=exc.detail, errors=())
+    error = as_app_error(exc)
+    response = pages.render(
+        request, "error.html", error.status, title=error.title, detail=error.detail, errors=error.errors
+    )
+    response.headers.update(error.headers)
+    return response
