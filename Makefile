@@ -11,7 +11,7 @@ COMPILE := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-ind
 ALONE := $(if $(shell command -v flock),flock Makefile) $(MAKE) --silent --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test coverage fuzz openapi storm proof bench bench-growth lint format lock clean
+.PHONY: help install install-dev demo test coverage fuzz openapi vendor storm proof bench bench-growth lint format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
@@ -41,6 +41,9 @@ fuzz: install-dev ## Requests made from the OpenAPI document, for FUZZ_SECONDS (
 
 openapi: install-dev ## Write tests/api/openapi.json again, for review
 	@$(BIN)/python -m tests.api.document
+
+vendor: install-dev ## Fetch the files of others in app/console/static/vendor again, from npm
+	@$(BIN)/python -m tests.console.vendor
 
 storm: install-dev ## A minute of orders, upstream faults and kills on each database; prints the counts
 	@$(BIN)/python -m pytest -m "slow or not slow" tests/faults/test_storm.py $(ARGS)

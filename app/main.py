@@ -14,6 +14,7 @@ from app import __version__
 from app.callbacks import routes as callbacks
 from app.clips import routes as clips
 from app.clips.middleware import SignedLinksForAnyOrigin
+from app.console import docs
 from app.console.mount import console_routes
 from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
@@ -44,6 +45,8 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
         summary="Submits tasks to a paid sound API and loses none of them.",
         lifespan=_lifespan(services, runs_workers, probe),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
     )
     every = (getattr(services, field.name) for field in fields(services))
     # Routes send no HTTP requests, and the two clients are of one class.
@@ -55,7 +58,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     start = Router()
     start.add_api_route("/", _get_start, methods=["GET"], include_in_schema=False)
     app.include_router(start)
-    for room in (callbacks, dropin, health, problems):
+    for room in (callbacks, docs, dropin, health, problems):
         app.include_router(room.router)
     app.webhooks.include_router(openapi.documented_routes(events.receive_task_webhook, events.SUMMARIES))
     app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))

@@ -128,9 +128,17 @@ def test_wheel_installed_alone_runs_the_demo(tmp_path: Path) -> None:
     shown = _run(str(venv / "bin" / "soundpost"), "demo", folder=tmp_path / "elsewhere")
 
     assert where.startswith(str(packages))
+    assert _files_of_pages(packages) == _files_of_pages(ROOT)
     files = [Path(line) for line in shown.splitlines() if line.startswith("/")]
     assert files
     assert all(file.read_bytes().startswith(b"RIFF") for file in files)
+
+
+def _files_of_pages(folder: Path) -> set[str]:
+    """What the console is made of beside its code, below the folder that has the package."""
+    console = folder / "app" / "console"
+    found = (path for part in ("static", "templates") for path in (console / part).rglob("*") if path.is_file())
+    return {path.relative_to(console).as_posix() for path in found}
 
 
 def _run(*command: str, folder: Path | None = None) -> str:

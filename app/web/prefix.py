@@ -10,8 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.web.problems import MEDIA_TYPE
 
-# The framework's own pages, which read the path of the document from the scope.
-PAGES = frozenset({"/docs", "/redoc"})
 _HEADERS = ("location", "link")
 _TYPE = b'{"type":"/problems/'
 
@@ -35,8 +33,6 @@ class PrefixMiddleware:
         """Return the inner application's awaitable: a frame of our own would cost memory for each waiting caller."""
         if scope["type"] != "http":
             return self._app(scope, receive, send)
-        if scope["path"] in PAGES:
-            scope = {**scope, "root_path": self._prefix}
         return self._app(scope, receive, _PrefixedSender(self._prefix, send).send)
 
 
