@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 # Commands import what they run with when they run: a help text, or a command that needs no database, starts at once.
 Value = TypeVar("Value")
+# The exit codes, of which docs/operations.md has the table; 0 is for all that was done, 130 for Ctrl-C.
+FAILED, REFUSED, NO_SOUND, UNDER_WAY, INTERRUPTED = 1, 2, 3, 4, 130
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a problem, which standard error explains; 2 the command cannot be understood or taken; "
+    "130 interrupted."
+)
 NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
 
 
@@ -123,6 +129,7 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
 
     from app.database.engine import reason
     from app.database.migrations import is_not_migrated
+    from app.errors import DatabaseUnavailable
     from app.observability.logging import configure_logging
     from app.services import build_services
 
@@ -140,14 +147,20 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
 
     try:
         return asyncio.run(run())
+    except BrokenPipeError:
+        raise
+    except DatabaseUnavailable:
+        fail("The database has no time for this now: others have locked what it needs. Run this again.")
     except (SQLAlchemyError, OSError) as error:
+        if str(getattr(error, "orig", None)) == "database is locked":
+            fail("The database is locked by another process for too long. Run this again.")
         if is_not_migrated(error):
             fail("The database's schema is not this release's: run `soundpost migrate`.")
         why = reason(error, settings.database_url)
         fail(f"The database does not answer ({why}): check SOUNDPOST_DATABASE_URL.")
 
 
-def fail(message: str) -> NoReturn:
-    """Print a message to standard error and exit with code 1."""
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """Print a message to standard error and exit with this code."""
     typer.echo(printable(message, kept="\n"), err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import fail, with_services
+from app.cli.context import EXIT_CODES, REFUSED, fail, with_services
+from app.cli.output import is_terminal, print_json, print_table
 
 if TYPE_CHECKING:
+    from app.models import ApiKey
     from app.services import Services
 
-keys = typer.Typer(no_args_is_help=True, help="API keys of callers.")
+keys = typer.Typer(no_args_is_help=True, help="API keys of callers.", epilog=EXIT_CODES)
 
 
-@keys.command("create")
+@keys.command("create", epilog=EXIT_CODES)
 def create_key(
     name: Annotated[
         str,
@@ -52,7 +54,7 @@ def create_key(
     typer.echo(made)
 
 
-@keys.command("list")
+@keys.command("list", epilog=EXIT_CODES)
 def list_keys(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """List the API keys by id and name, oldest first."""
 
@@ -74,14 +76,21 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON
 
     found = with_services(read)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        print_json(found)
         return
-    for key in found:
-        state = f"revoked {key['revoked_at']}" if key["revoked_at"] else "active"
-        typer.echo(f"{key['id']}  {key['name']}{' (admin)' if key['admin'] else ''}  {state}")
+    lines = [(key["id"], key["name"], "admin" if key["admin"] else "", _state(key)) for key in found]
+    if is_terminal():
+        print_table(("ID", "NAME", "MAY", "STATE"), lines)
+        return
+    for key_id, name, admin, state in lines:
+        typer.echo(f"{key_id}  {name}{f' ({admin})' if admin else ''}  {state}")
 
 
-@keys.command("rotate")
+def _state(key: dict[str, Any]) -> str:
+    return f"revoked {key['revoked_at']}" if key["revoked_at"] else "active"
+
+
+@keys.command("rotate", epilog=EXIT_CODES)
 def rotate_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `soundpost keys list` shows.")],
     now: Annotated[bool, typer.Option("--now", help="Refuse the old key from now on, instead of in 24 hours.")] = False,
@@ -105,7 +114,7 @@ def rotate_key(
     typer.echo(key)
 
 
-@keys.command("revoke")
+@keys.command("revoke", epilog=EXIT_CODES)
 def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The id that `soundpost keys list` shows.")],
 ) -> None:
@@ -120,3 +129,18 @@ def revoke_key(
     if not with_services(revoke):
         fail("No active key has this id; `soundpost keys list` shows them.")
     typer.echo("Revoked.")
+
+
+def key_of(keys: Sequence[ApiKey], name_or_id: str, *, is_active: bool = False) -> ApiKey:
+    """
+    The caller with this id or name, or fail; of several with this name the latest active one.
+
+    `is_active`: a revoked one does not count.
+    """
+    named = [key for key in keys if name_or_id in (key.id, key.name)]
+    active = [key for key in named if key.revoked_at is None]
+    if not named:
+        fail(f"No key has the name or id {name_or_id}; `soundpost keys list` shows them.", REFUSED)
+    if is_active and not active:
+        fail(f"The key of {name_or_id} is revoked; `soundpost keys rotate {named[-1].id}` gives a new one.", REFUSED)
+    return (active or named)[-1]

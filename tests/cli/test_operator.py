@@ -3,14 +3,11 @@
 import asyncio
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
-from typer.testing import CliRunner
 
-from app.cli.main import main
 from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
@@ -18,7 +15,6 @@ from app.tasks.repository import lock_task
 from app.tasks.service import CannotResolve, resolve
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
-from tests.support.settings import SECRET_KEY
 
 S = TaskStatus
 LIVE = (S.queued, S.submitting, S.unconfirmed, S.generating)
@@ -127,15 +123,6 @@ def test_prompt_cannot_command_the_terminal(command: Callable[..., Any], databas
     asyncio.run(_stored(database_url, S.queued, prompt="rain \x1b[2J\x9b\u202e"))
 
     assert command("tasks", "list").stdout.endswith("rain \\x1b[2J\\x9b\\u202e\n")
-
-
-@pytest.fixture
-def command(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Run `soundpost` on the test's database, inside this process."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SOUNDPOST_DATABASE_URL", database_url)
-    monkeypatch.setenv("SOUNDPOST_SECRET_KEYS", SECRET_KEY)
-    return lambda *words: CliRunner().invoke(main, words)
 
 
 async def _task(database: Database, status: TaskStatus, clips: tuple[int, ...] = (0,), **columns: Any) -> Task:
