@@ -30,6 +30,7 @@ from tests.support.service import Service
 from tests.support.settings import ROOT
 
 README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 
 def snippets(language: str) -> list[str]:
@@ -215,8 +216,9 @@ def _commands() -> dict[str, set[str]]:
 
 
 def _invocations() -> list[list[str]]:
-    """The words behind each `soundpost` in code."""
-    return [line.split() for line in re.findall(r"(?<=[ `(\n])soundpost ([a-z][^`\n>&)|:]*)", README)]
+    """The words behind each `soundpost` in code, in README and where it sends operators."""
+    named = re.findall(r"(?<=[ `(\n])soundpost ([a-z][^`\n>&)|:]*)", README + OPERATIONS)
+    return [line.split() for line in named]
 
 
 def _command_of(words: list[str], commands: dict[str, set[str]]) -> str:

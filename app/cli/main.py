@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from app import __version__
-from app.cli import callbacks, keys, tasks
+from app.cli import callbacks, deliveries, keys, tasks
 from app.cli.context import (
     block_hangups,
     fail,
@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from app.services import Services
 
 main = typer.Typer(name="soundpost", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for name, group in (("keys", keys.keys), ("tasks", tasks.tasks), ("callbacks", callbacks.callbacks)):
-    main.add_typer(group, name=name)
+main.add_typer(keys.keys, name="keys")
+main.add_typer(tasks.tasks, name="tasks")
+main.add_typer(callbacks.callbacks, name="callbacks")
+main.add_typer(deliveries.deliveries, name="deliveries")
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free one.")]

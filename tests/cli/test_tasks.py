@@ -1,9 +1,8 @@
 """`soundpost tasks list` and `tasks show`: what an operator finds, for people and for programs."""
 
-import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from app.upstream.hold import Hold, hold_submits
 from app.upstream.types import HoldReason
 from tests.support.clock import MORNING
 from tests.support.processes import Processes
-from tests.support.rows import add_key, add_task
+from tests.support.rows import add_key, add_task, stored
 from tests.support.settings import UNREACHABLE
 from tests.support.terminal import run_on_terminal
 
@@ -38,7 +37,7 @@ def test_list_takes_its_filters_and_says_when_more_follow(command: Command, data
         ]
         return ours, [task.id for task in tasks]
 
-    key_id, (failed, of_v9, of_theirs, latest) = _stored(database_url, fill)
+    key_id, (failed, of_v9, of_theirs, latest) = stored(database_url, fill)
 
     def listed(*options: str) -> list[str]:
         return [task["id"] for task in json.loads(command("tasks", "list", "--json", *options).stdout)]
@@ -82,7 +81,7 @@ def test_long_list_is_read_in_pages_and_is_complete(command: Command, database_u
         # All of one moment: their ids alone put them in order.
         return {(await add_task(database, key_id)).id for _ in range(103)}
 
-    ids = _stored(database_url, fill)
+    ids = stored(database_url, fill)
     all_of_them = json.loads(command("tasks", "list", "--json", "--limit", "103").stdout)
     ended = command("tasks", "list", "--json", "--limit", "102")
 
@@ -121,7 +120,7 @@ def test_show_says_why_a_task_waits(
                 await hold_submits(session, Hold(reason, now - timedelta(minutes=10), None), timedelta(seconds=30))
         return task.id
 
-    shown = json.loads(command("tasks", "show", _stored(database_url, fill)).stdout)
+    shown = json.loads(command("tasks", "show", stored(database_url, fill)).stdout)
 
     assert (waits is None) == (shown["waits"] is None)
     assert (waits or "") in (shown["waits"] or "")
@@ -129,7 +128,7 @@ def test_show_says_why_a_task_waits(
 
 
 def test_show_has_all_that_belongs_to_a_task(command: Command, database_url: str) -> None:
-    task_id = _stored(database_url, _whole_task)
+    task_id = stored(database_url, _whole_task)
 
     shown = json.loads(command("tasks", "show", task_id).stdout)
 
@@ -150,7 +149,7 @@ def test_show_has_all_that_belongs_to_a_task(command: Command, database_url: str
 def test_terminal_gets_tables_that_fit_and_cannot_be_commanded(migrated_sqlite: Path, tmp_path: Path) -> None:
     (tmp_path / "soundpost.db").write_bytes(migrated_sqlite.read_bytes())
     url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
-    task_id = _stored(url, _whole_task)
+    task_id = stored(url, _whole_task)
     environment = Processes(tmp_path, upstream_url=UNREACHABLE, database_url=url).environment()
 
     listed = run_on_terminal(["tasks", "list"], tmp_path, environment)
@@ -178,19 +177,6 @@ def test_terminal_gets_tables_that_fit_and_cannot_be_commanded(migrated_sqlite: 
     ):
         assert part in text
     assert json.loads(as_json.raw)["id"] == task_id
-
-
-def _stored(database_url: str, fill: Callable[[Database], Awaitable[Any]]) -> Any:
-    """Store rows, before the command opens the database."""
-
-    async def run() -> Any:
-        database = Database(database_url)
-        try:
-            return await fill(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())
 
 
 async def _whole_task(database: Database) -> str:

@@ -1,8 +1,10 @@
 """Rows that tests store and read, past the API."""
 
+import asyncio
 import random
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import select
 
@@ -18,6 +20,21 @@ from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL
 from tests.support.clock import MORNING
 from tests.support.settings import settings_of
+
+Value = TypeVar("Value")
+
+
+def stored(database_url: str, fill: Callable[[Database], Awaitable[Value]]) -> Value:
+    """Store rows from a test that has no event loop; return what `fill` returns."""
+
+    async def run() -> Value:
+        database = Database(database_url)
+        try:
+            return await fill(database)
+        finally:
+            await database.close()
+
+    return asyncio.run(run())
 
 
 def lifecycle_of(database: Database, **settings: Any) -> TaskLifecycle:
