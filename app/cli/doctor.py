@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from datetime import timedelta
 from functools import partial
+from typing import Any
+
+import typer
 
 from app.auth.api_keys import doubts_about
 from app.config import Settings, SettingsUnusable, read_settings, unknown_settings
 from app.config.database_url import ignored_parameters
 from app.database.engine import reason
-from app.health.checks import Check, all_checks, run_checks
+from app.health.checks import Limits, all_checks, run_checks
+from app.health.results import Check, Skipped
 from app.keyring import KeyringUnusable
 from app.observability.logging import configure_logging
+from app.observability.redaction import printable
 from app.services import build_services
 
+WORDS = {"ok": "ok", "skipped": "skipped"}
+# The upstream may take half a minute, and its rate some seconds before.
+LIMITS = Limits(each=timedelta(seconds=45), total=timedelta(seconds=90))
 
-async def examine() -> AsyncGenerator[tuple[str, Check]]:
+
+def run(*, as_json: bool) -> bool:
+    """Print every finding, as it comes or as JSON; return whether all is well."""
+    findings = asyncio.run(_examine_and_print(as_json=as_json))
+    if as_json:
+        typer.echo(json.dumps(findings, indent=2))
+    return all(finding["ok"] for finding in findings)
+
+
+async def _examine_and_print(*, as_json: bool) -> list[dict[str, Any]]:
+    findings = []
+    async with aclosing(examine()) as checks:
+        async for name, found in checks:
+            findings.append(_as_finding(name, found))
+            if not as_json:
+                word = WORDS.get(findings[-1]["status"], "PROBLEM")
+                typer.echo(printable(f"{word:<7}  {name}: {findings[-1]['detail']}", kept="\n"))
+    return findings
+
+
+def _as_finding(name: str, found: Check | Skipped) -> dict[str, Any]:
+    status, detail = ("skipped", str(found)) if isinstance(found, Skipped) else (found.status, found.detail)
+    return {"check": name, "ok": status == "ok", "status": status, "detail": detail}
+
+
+async def examine() -> AsyncGenerator[tuple[str, Check | Skipped]]:
     """
     Check the settings, and if they are valid, everything that the service needs. Yields each check with its name.
 
@@ -41,9 +77,9 @@ async def examine() -> AsyncGenerator[tuple[str, Check]]:
     yield "settings", Check(status="ok", detail="; ".join(details))
     try:
         why = partial(reason, url=settings.database_url)
-        async with aclosing(run_checks(all_checks(services), why)) as checks:
-            async for name, check in checks:
-                yield name, check
+        async with aclosing(run_checks(all_checks(services), why, LIMITS)) as checks:
+            async for name, found in checks:
+                yield name, found
     finally:
         await services.close()
 

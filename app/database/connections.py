@@ -7,13 +7,13 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 from uuid import uuid4
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from app.config.database_url import ASYNCPG_TLS, DatabaseLimits, PostgresUrl, is_sqlite, read_postgres_url
@@ -31,6 +31,14 @@ KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_c
 CREDENTIALS = ("user", "password")
 TLS_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _MILLISECOND = timedelta(milliseconds=1)
+_ACCESS = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'")
+
+
+class Access(NamedTuple):
+    """Why a server would refuse writes."""
+
+    is_standby: bool
+    is_read_only: bool
 
 
 def postgres_engine(url: str, limits: DatabaseLimits, **options: Any) -> AsyncEngine:
@@ -77,6 +85,11 @@ def migration_engine(url: str) -> Engine:
 
 def _without_credentials(target: PostgresUrl) -> Mapping[str, str]:
     return {name: value for name, value in target.parameters.items() if name not in CREDENTIALS}
+
+
+async def read_access(session: AsyncSession) -> Access:
+    """Whether the server of this session takes writes, of it and of its role."""
+    return Access(*(await session.execute(_ACCESS)).one())
 
 
 def _server_settings(target: PostgresUrl, limits: DatabaseLimits) -> Mapping[str, str]:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import aiosqlite
-from sqlalchemy import Connection, Pool, event
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import Connection, Pool, event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from app.database.fetching import SINGLE_STATEMENT
 from app.database.turns import PriorityLock, prioritized_pool
@@ -22,6 +23,7 @@ READERS = 5
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 # What may wait for another process, or for the disk: for the lock of the file, or for its fsync.
 _WAITING = (BEGIN_WRITE, "PRAGMA ")
+_FILE = text("SELECT file FROM pragma_database_list WHERE name = 'main'")
 
 
 class LoopConnection(aiosqlite.Connection):
@@ -79,6 +81,11 @@ def sqlite_engines(url: str, pool_timeout: timedelta) -> tuple[AsyncEngine, Asyn
 
     urgent, writer = (engine(1, BEGIN_WRITE, prioritized_pool(turn, priority)) for priority in (0, 1))
     return writer, urgent, engine(READERS, "BEGIN")
+
+
+async def file_of(session: AsyncSession) -> Path:
+    """The file that a session reads, whether it is still there or not."""
+    return Path((await session.scalars(_FILE)).one())
 
 
 def _open(database: str, **options: Any) -> LoopConnection:

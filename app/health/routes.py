@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated
 
@@ -11,7 +12,8 @@ from fastapi import Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 
-from app.health.checks import Check, State, kind_of, readiness_checks, run_checks, worst
+from app.health.checks import Limits, kind_of, no_answer, readiness_checks, run_checks
+from app.health.results import Check, Skipped, State, worst
 from app.observability.metrics import Metrics
 from app.services import Services
 from app.web.openapi import response_headers
@@ -26,22 +28,32 @@ class Readiness(BaseModel):
 
     status: State = Field(description="The worst state of all checks.", examples=["degraded"])
     checks: dict[str, Check] = Field(
-        description="The checks by name: `database` and `storage`, and, while the database answers, `queue`, `submits`,"
-        " `overdue`, `webhooks` and `secret_keys`; or `process` alone, while the process is stopping.",
+        description="The checks by name: `database` and `storage`; while the database answers, `migrations`; while its"
+        " schema is this release's, `queue`, `submits`, `overdue`, `webhooks` and `secret_keys`. While the process is"
+        " stopping, `process` alone.",
         examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
     )
 
 
 class ReadinessProbe:
-    """Runs the checks of readiness once in `fresh_for`, whoever asks and however many."""
+    """
+    Runs the checks of readiness once in `fresh_for`, whoever asks and however many.
 
-    fresh_for = timedelta(seconds=1)
+    Nobody waits for longer than `answer_within`, whatever hangs. Until a result is older than
+    `stale_for` it is still told then, since a busy database must not take every replica out
+    at once; after that, the check that does not end has failed.
+    """
+
+    fresh_for, stale_for = timedelta(seconds=1), timedelta(seconds=5)
+    answer_within = timedelta(seconds=2)
+    limits = Limits(each=timedelta(seconds=5), total=timedelta(seconds=8))
 
     def __init__(self, services: Services) -> None:
         self._checks = readiness_checks(services.database, services.storage, services.settings, services.keyring)
-        self._lock = asyncio.Lock()
+        self._run: asyncio.Task[Readiness] | None = None
+        self._found: dict[str, Check | Skipped] = {}
         self._latest: Readiness | None = None
-        self._stale_at = 0.0
+        self._made_at = 0.0
         self._is_draining = False
 
     def begin_draining(self) -> None:
@@ -52,13 +64,33 @@ class ReadinessProbe:
         """The result of the checks; those who ask meanwhile wait for the same ones."""
         if self._is_draining:
             stopping = Check(status="down", detail="the process is stopping: send new requests elsewhere")
-            return Readiness(status="down", checks={"process": stopping})
-        async with self._lock:
-            if self._latest is None or time.monotonic() >= self._stale_at:
-                checks = {name: check async for name, check in run_checks(self._checks, kind_of)}
-                self._latest = Readiness(status=worst(checks), checks=checks)
-                self._stale_at = time.monotonic() + self.fresh_for.total_seconds()
+            return _readiness({"process": stopping})
+        if self._latest is not None and self._age() < self.fresh_for:
             return self._latest
+        if self._run is None or self._run.done():
+            self._run = asyncio.create_task(self._check())
+        await asyncio.wait([self._run], timeout=self.answer_within.total_seconds())
+        if self._run.done():
+            return self._run.result()
+        if self._latest is not None and self._age() < self.stale_for:
+            return self._latest
+        hanging = next(name for name in self._checks if name not in self._found)
+        return _readiness({**self._found, hanging: no_answer(hanging, self.answer_within)})
+
+    async def _check(self) -> Readiness:
+        self._found = {}
+        async for name, found in run_checks(self._checks, kind_of, self.limits):
+            self._found[name] = found
+        self._latest, self._made_at = _readiness(self._found), time.monotonic()
+        return self._latest
+
+    def _age(self) -> timedelta:
+        return timedelta(seconds=time.monotonic() - self._made_at)
+
+
+def _readiness(found: Mapping[str, Check | Skipped]) -> Readiness:
+    checks = {name: check for name, check in found.items() if isinstance(check, Check)}
+    return Readiness(status=worst(checks), checks=checks)
 
 
 @router.get(
@@ -90,8 +122,8 @@ async def readyz(response: Response, probe: Annotated[ReadinessProbe, provided(R
     Check whether this instance can accept requests.
 
     The response is 503 only if the database, its schema or the storage fails, or if the process is stopping. A held
-    queue or overdue work is `degraded` and 200, because callbacks must still come in. The result is at most a second
-    old.
+    queue or overdue work is `degraded` and 200, because callbacks must still come in. The result is a second old at
+    most, or five where the database or the storage hangs, and is there within two seconds.
     """
     readiness = await probe.read()
     response.status_code = 503 if readiness.status == "down" else 200

@@ -58,11 +58,13 @@ class Storage:
         self._url = url
         self._opened: LocalStore | S3Store | None = None
         self._writes = asyncio.Semaphore(MAX_CONCURRENT_WRITES)
+        # How many of its operations have failed in this process, which a check of the storage compares with before.
+        self.failures = 0
 
     async def write(self, key: str, file: IO[bytes], size: int, media_type: str) -> bool:
         """Write a file of `size` bytes under its key. False, and nothing is written, when it is stored already."""
         async with self._writes:
-            with raise_as_unavailable():
+            with self._counting_failures():
                 try:
                     await self._put(key, file, media_type, "create")
                 except AlreadyExistsError:
@@ -76,7 +78,7 @@ class Storage:
 
     async def read(self, key: str, start: int, end: int) -> bytes:
         """The bytes from `start` up to, not including, `end`; all of them are in memory."""
-        with raise_as_unavailable():
+        with self._counting_failures():
             return bytes(await self._store().get_range_async(key, start=start, end=end))
 
     async def read_small(self, key: str, limit: int) -> bytes | None:
@@ -95,7 +97,7 @@ class Storage:
 
     async def remove(self, key: str) -> None:
         """Remove a file, if it exists."""
-        with raise_as_unavailable(), suppress(FileNotFoundError):
+        with self._counting_failures(), suppress(FileNotFoundError):
             await self._store().delete_async(key)
 
     async def spool(self) -> IO[bytes]:
@@ -105,26 +107,28 @@ class Storage:
         It is beside the files of a local folder, which must be writable and large enough
         anyway, where the system's temporary folder may be missing, read-only or small.
         """
-        with raise_as_unavailable():
+        with self._counting_failures():
             store = self._store()
         folder = store.prefix if isinstance(store, LocalStore) else None
         try:
             return await asyncio.to_thread(tempfile.TemporaryFile, dir=folder)
         except OSError as error:
-            where = "beside the stored files" if folder else "in the temporary folder (TMPDIR)"
-            raise StorageUnavailable(f"No temporary file can be opened {where}: {error.strerror}.") from error
+            raise self._not_spooled(folder, error) from error
 
     async def free_space(self) -> int:
         """The bytes that are free where files are spooled: beside the files of a folder, else in TMPDIR."""
-        with raise_as_unavailable():
+        with self._counting_failures():
             store = self._store()
-            folder = store.prefix if isinstance(store, LocalStore) else None
+        folder = store.prefix if isinstance(store, LocalStore) else None
+        try:
             return (await asyncio.to_thread(shutil.disk_usage, folder or tempfile.gettempdir())).free
+        except OSError as error:
+            raise self._not_spooled(folder, error) from error
 
     async def probe(self) -> None:
         """Write, read and remove a small file and a temporary one, to see whether the storage works."""
         key, content = f"probe/{secrets.token_hex(16)}", b"soundpost"
-        with raise_as_unavailable():
+        with self._counting_failures():
             await self._store().put_async(key, content, mode="create")
         try:
             if await self.read(key, 0, len(content)) != content:
@@ -140,7 +144,7 @@ class Storage:
 
     async def presigned(self, key: str, expires_in: timedelta) -> str | None:
         """A URL at which anybody can GET this file from S3 until it expires; None for a local folder."""
-        with raise_as_unavailable():
+        with self._counting_failures():
             store = self._store()
             return None if isinstance(store, LocalStore) else await sign_async(store, "GET", key, expires_in)
 
@@ -159,6 +163,20 @@ class Storage:
 
     async def _size(self, key: str) -> int:
         return (await self._store().head_async(key))["size"]
+
+    def _not_spooled(self, folder: object, error: OSError) -> StorageUnavailable:
+        self.failures += 1
+        where = "beside the stored files" if folder else "in the temporary folder (TMPDIR)"
+        return StorageUnavailable(f"No temporary file can be opened {where}: {error.strerror}.")
+
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        try:
+            with raise_as_unavailable():
+                yield
+        except StorageUnavailable:
+            self.failures += 1
+            raise
 
     def _store(self) -> LocalStore | S3Store:
         if self._opened is None:

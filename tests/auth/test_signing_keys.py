@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from structlog.testing import capture_logs
 
-from app.health.checks import check_secret_keys
+from app.health.secret_keys import check_secret_keys
 from tests.support.service import Service, serve
 
 OLD, NEW, STRANGE = "the-old-key-of-the-service", "the-new-key-of-the-service", "a-strange-key-of-a-service"

@@ -15,7 +15,7 @@ from moto.server import ThreadedMotoServer
 from sqlalchemy import select
 
 from app.errors import StorageUnavailable
-from app.health.checks import check_storage
+from app.health.storage import StorageCheck
 from app.models import Clip
 from app.storage.store import CHUNK, Storage
 from tests.support.service import is_archived, serve_with_sandbox
@@ -113,7 +113,7 @@ async def test_aws_variable_that_cannot_work_is_a_failure_of_the_storage(
 async def test_storage_that_is_nearly_full_is_degraded(storage_url: str) -> None:
     storage = Storage(storage_url)
 
-    empty, nearly_full = await check_storage(storage, 1_000_000), await check_storage(storage, 10**18)
+    empty, nearly_full = [await StorageCheck(storage, room).check() for room in (1_000_000, 10**18)]
 
     assert (empty.status, nearly_full.status) == ("ok", "degraded")
     assert re.search(r"only \d+ MB are free, less than 1000000000000 MB: make room", nearly_full.detail)

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from app.database.engine import Database
 from app.enums import Charge, ErrorCode, TaskStatus
-from app.health.checks import check_upstream
+from app.health.upstream import check_upstream
 from app.models import PeriodicJob
 from app.upstream.hold import (
     EXPLANATIONS,
