@@ -37,6 +37,7 @@ _CHOICES = {
     "channel_binding": ("disable", "prefer", "require"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
 }
+_SECRET_PARAMETERS = frozenset({"password", "sslpassword"})
 # What asyncpg understands; `options`, `application_name` and `connect_timeout` are translated for it.
 ASYNCPG_TLS = frozenset(
     {
@@ -144,6 +145,19 @@ def read_postgres_url(url: str) -> PostgresUrl:
 def ignored_parameters(url: str) -> Sequence[str]:
     """The names of the parameters of a URL that have no effect with its driver."""
     return () if is_sqlite(url) else read_postgres_url(url).ignored
+
+
+def masked_url(url: str) -> str:
+    """The URL with its password masked."""
+    if is_sqlite(url):
+        return url
+    address, mark, query = url.partition("?")
+    address = re.sub(r"(://[^:@/]*):[^@]*@", r"\1:***@", address)
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    shown = (
+        f"{name}=***" if unquote(name) in _SECRET_PARAMETERS else f"{name}{sign}{value}" for name, sign, value in pairs
+    )
+    return f"{address}{mark}{'&'.join(shown)}"
 
 
 def without_password(text: str, url: str) -> str:
