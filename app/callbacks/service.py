@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
 
-from app.callbacks.repository import STORED_CALLBACKS, find_callbacks
+from app.callbacks.repository import STORED_CALLBACKS, callbacks_of, first_callbacks
 from app.database.base import ID_LENGTH, new_id
 from app.database.engine import Database, Session
 from app.database.group_commit import GroupCommit, RowLocked
@@ -36,6 +36,25 @@ HIDDEN_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x
 # How many callbacks may wait: as many as a process writes in a second, each of up to a MiB. How many a commit holds.
 MAX_WAITING = 2_000
 MAX_IN_A_COMMIT = 50
+# Tasks that are looked up at once to be replayed.
+PAGE = 200
+# What of a task, and of its clips, a callback can change and an operator looks at.
+CHANGEABLE = (
+    *("status", "upstream_task_id", "resolved_by", "charge", "error_code", "error_message", "upstream_code"),
+    *("submitted_at", "completed_at", "due_at"),
+)
+OF_CLIPS = ("upstream_clip_id", "title", "tags", "duration", "model_name", "image_url", "upstream_audio_url")
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A stored callback that was applied again, and what changed: each field's value before and after."""
+
+    callback_id: str
+    task_id: str
+    received_at: datetime
+    outcome: CallbackOutcome
+    changes: Mapping[str, tuple[object, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,30 +150,53 @@ class CallbackService:
             return CallbackOutcome.unreadable
         return await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.callback)
 
-    async def find(self, task_id: str | None, since: datetime | None) -> Sequence[str]:
-        """The ids of the stored callbacks, in the order of arrival: of one task, or since a time, or all."""
-        async with self._database.reads() as session:
-            return await find_callbacks(session, task_id, since)
+    async def tasks_to_replay(self, since: datetime | None) -> AsyncGenerator[str]:
+        """The ids of the tasks that have callbacks since a time."""
+        after, is_more = "", True
+        while is_more:
+            async with self._database.reads() as session:
+                page = await first_callbacks(session, since, after, PAGE)
+            for _, task_id in page:
+                yield task_id
+            after, is_more = page[-1][0] if page else "", len(page) == PAGE
 
-    async def replay(self, callback_id: str, *, commits: bool) -> bool:
-        """Apply a stored callback again; return whether it changed the task. Rolled back unless `commits`."""
-        async with self._database.writes() as session, session.begin() as transaction:
-            is_applied = await self._replay(session, callback_id)
+    async def replay(self, task_id: str, since: datetime | None, *, commits: bool) -> Sequence[Replayed]:
+        """
+        Apply a task's stored callbacks since a time again, in the order of arrival. Rolled back unless `commits`.
+
+        Rolled back, each is applied to what those before it would have made of the task.
+        """
+        async with (
+            self._database.exclusive(task_id),
+            self._database.writes() as session,
+            session.begin() as transaction,
+        ):
+            task = await lock_task(session, task_id)
+            callback_ids = await callbacks_of(session, task_id, since) if task else ()
+            replayed = [await self._replay(session, task, each) for each in callback_ids if task]
             if not commits:
                 await transaction.rollback()
-        return is_applied
+        return replayed
 
-    async def _replay(self, session: Session, callback_id: str) -> bool:
-        callback = await session.get(Callback, callback_id)
-        task = await lock_task(session, callback.task_id) if callback else None
-        report = self._upstream.read_callback(callback.body) if callback else None
-        if callback is None or task is None or report is None:
-            return False
-        now = await self._database.now(session)
-        outcome = await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.replay)
+    async def _replay(self, session: Session, task: Task, callback_id: str) -> Replayed:
+        callback = await session.get_one(Callback, callback_id)
+        report, before = self._upstream.read_callback(callback.body), _facts(task)
+        outcome = CallbackOutcome.unreadable
+        if report is not None:
+            now = await self._database.now(session)
+            outcome = await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.replay)
         if outcome is CallbackOutcome.applied:
             callback.outcome = outcome
-        return outcome is CallbackOutcome.applied
+        after = _facts(task)
+        names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        changes = {name: (before.get(name), after.get(name)) for name in names}
+        return Replayed(callback_id, task.id, callback.received_at, outcome, changes)
+
+
+def _facts(task: Task) -> Mapping[str, object]:
+    """What a callback can change of a task, by name."""
+    own = {name: getattr(task, name) for name in CHANGEABLE}
+    return own | {f"clips.{clip.index}.{name}": getattr(clip, name) for clip in task.clips for name in OF_CLIPS}
 
 
 def _redacted(headers: Mapping[str, str], secrets: Sequence[str]) -> dict[str, str]:

@@ -111,6 +111,11 @@ def written(moment: datetime | None, now: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%S}Z ({distance if distance.startswith('in ') else f'{distance} ago'})"
 
 
+def timestamp(moment: datetime | None) -> str | None:
+    """A moment as in RFC 3339."""
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
+
+
 def parse_moment(text: str | None, option: str) -> datetime | None:
     """Read the time that an option was given, or fail."""
     if text is None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from app.auth.api_keys import OPERATOR, list_keys
-from app.cli.output import age, print_facts, print_table, written
+from app.cli.output import age, print_facts, print_table, timestamp, written
 from app.config import Settings
 from app.enums import TaskStatus
 from app.models import Callback, Clip, Delivery, DeliveryAttempt, Task
@@ -78,12 +78,12 @@ class Details:
             "key": self.key,
             "posts": self.row.posts,
             "waits": self.waits(),
-            "due_at": _text(self.row.due_at),
-            "deadline": _text(self.deadline),
+            "due_at": timestamp(self.row.due_at),
+            "deadline": timestamp(self.deadline),
             "upstream_calls": self.row.upstream_calls or [],
             "events": [event.model_dump(mode="json") for event in self.events],
             "callbacks": [
-                {"id": each.id, "received_at": _text(each.received_at), "outcome": each.outcome, "size": each.size}
+                {"id": each.id, "received_at": timestamp(each.received_at), "outcome": each.outcome, "size": each.size}
                 for each in self.callbacks
             ],
             "deliveries": [_delivery(delivery, attempts) for delivery, attempts in self.deliveries],
@@ -131,19 +131,15 @@ def _deadline(row: Task, settings: Settings) -> datetime | None:
 def _archive(clip: Clip) -> dict[str, Any]:
     return {
         "attempts": clip.attempts,
-        "due_at": _text(clip.due_at),
+        "due_at": timestamp(clip.due_at),
         "error": clip.archive_error,
-        "given_up_at": _text(clip.given_up_at),
+        "given_up_at": timestamp(clip.given_up_at),
     }
 
 
 def _delivery(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> dict[str, Any]:
     listed = [AttemptRead.model_validate(each).model_dump(mode="json") for each in attempts]
     return {**read_delivery(delivery).model_dump(mode="json"), "attempts_made": listed}
-
-
-def _text(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
 
 
 def print_task(found: Details) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -26,6 +26,12 @@ FEW_BUSY_ROWS = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovac
 def new_id() -> str:
     """A new UUIDv7 (RFC 9562 §5.7) in 32 hex digits: unguessable, and sorted by creation time."""
     return compat.uuid7().hex
+
+
+def id_floor(moment: datetime, skew: timedelta) -> str:
+    """What sorts before every id made since this time, by clocks that are late by no more than `skew`."""
+    milliseconds = (moment - datetime.fromtimestamp(0, UTC) - skew) // timedelta(milliseconds=1)
+    return f"{max(0, milliseconds):012x}"
 
 
 class UtcDateTime(TypeDecorator[datetime]):

@@ -3,11 +3,13 @@
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
+from app.callbacks.service import PAGE
 from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
@@ -15,19 +17,23 @@ from app.tasks.repository import lock_task
 from app.tasks.service import CannotResolve, resolve
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
+from tests.support.service import services_of
 
 S = TaskStatus
 LIVE = (S.queued, S.submitting, S.unconfirmed, S.generating)
-COMPLETE = json.dumps(
-    {
-        "code": 200,
-        "data": {
-            "callbackType": "complete",
-            "task_id": "up-1",
-            "data": [{"id": "clip-1", "audio_url": "https://cdn.example/1.mp3"}],
-        },
-    }
-).encode()
+FIRST, COMPLETE = (
+    json.dumps(
+        {
+            "code": 200,
+            "data": {
+                "callbackType": kind,
+                "task_id": "up-1",
+                "data": [{"id": "clip-1", "audio_url": "https://cdn.example/1.mp3"}],
+            },
+        }
+    ).encode()
+    for kind in ("first", "complete")
+)
 
 # The statuses from which an operator may set each status.
 ALLOWED: dict[S, set[S]] = {
@@ -97,13 +103,72 @@ def test_replay_applies_the_chosen_callbacks_once(command: Callable[..., Any], d
     }[which]
 
     dry = command("callbacks", "replay", *chosen, "--dry-run").stdout
+    callback_id = json.loads(command("tasks", "show", task_id).stdout)["callbacks"][0]["id"]
     before = json.loads(command("tasks", "show", task_id).stdout)["status"]
     done, again = [command("callbacks", "replay", *chosen).stdout for _ in range(2)]
     after = json.loads(command("tasks", "show", task_id).stdout)
 
-    assert (dry, before) == ("1 callbacks read, 1 would change a task.\n", "generating")
-    assert (done, again) == ("1 callbacks read, 1 changed a task.\n", "1 callbacks read, 0 changed a task.\n")
+    changed = "  status: generating → succeeded\n  upstream_task_id: none → up-1\n  resolved_by: none → replay\n"
+    assert dry.startswith(f"{callback_id}  task {task_id}  received 2026-03-01T08:00:00Z\n{changed}")
+    assert "  clips.0.upstream_audio_url: none → https://cdn.example/1.mp3\n" in dry
+    assert (dry.splitlines()[-1], before) == ("1 callbacks read, 1 would change a task.", "generating")
+    assert changed in done
+    assert (done.splitlines()[-1], again) == (
+        "1 callbacks read, 1 changed a task.",
+        "1 callbacks read, 0 changed a task.\n",
+    )
     assert (after["status"], after["resolved_by"], len(after["clips"])) == ("succeeded", "replay", 1)
+
+
+def test_dry_run_shows_what_each_callback_would_change_and_changes_nothing(
+    command: Callable[..., Any], database_url: str
+) -> None:
+    task_id = asyncio.run(_stored(database_url, S.generating, FIRST, COMPLETE, webhook_url="https://example.com/hook"))
+    before = command("tasks", "show", task_id).stdout
+
+    first, complete = json.loads(command("callbacks", "replay", "--dry-run", "--json").stdout)
+    after = command("tasks", "show", task_id).stdout
+    done = json.loads(command("callbacks", "replay", "--json").stdout)
+    shown = json.loads(command("tasks", "show", task_id).stdout)
+
+    # The second is applied to what the first would have made of the task.
+    assert first["changes"]["clips.0.upstream_audio_url"] == {"before": None, "after": "https://cdn.example/1.mp3"}
+    assert "status" not in first["changes"]
+    assert complete["changes"]["status"] == {"before": "generating", "after": "succeeded"}
+    assert [name for name in complete["changes"] if name.startswith("clips")] == []
+    assert [json.loads(text)["version"] for text in (before, after)] == [1, 1]
+    assert json.loads(after)["deliveries"] == json.loads(after)["clips"] == []
+    assert [each["changes"].keys() for each in done] == [each["changes"].keys() for each in (first, complete)]
+    assert [each["event_type"] for each in shown["deliveries"]] == ["task.succeeded"]
+
+
+def test_replay_since_a_time_leaves_earlier_callbacks_alone(command: Callable[..., Any], database_url: str) -> None:
+    task_id = asyncio.run(_stored(database_url, S.generating, FIRST, COMPLETE))
+    [later] = json.loads(
+        command("callbacks", "replay", "--since", "2026-03-01T08:00:00.5Z", "--dry-run", "--json").stdout
+    )
+
+    assert (later["task_id"], later["received_at"]) == (task_id, "2026-03-01T08:00:01Z")
+    assert {"status", "clips.0.upstream_audio_url"} < later["changes"].keys()
+
+
+async def test_tasks_are_found_once_however_many_there_are(database_url: str) -> None:
+    async with services_of(database_url) as services:
+        key_id = await add_key(services.database)
+        tasks = [await add_task(services.database, key_id) for _ in range(PAGE + 3)]
+        async with services.database.writes.begin() as session:
+            for task in [*tasks, *reversed(tasks)]:
+                kept = {"headers": {}, "body": b"{}", "outcome": CallbackOutcome.unreadable}
+                session.add(Callback(task_id=task.id, received_at=datetime.now(UTC), **kept))
+        hour = timedelta(hours=1)
+        found = {
+            since: [task_id async for task_id in services.callbacks.tasks_to_replay(since)]
+            for since in (None, datetime.now(UTC) - hour, datetime.now(UTC) + hour)
+        }
+
+    everything, since_an_hour, from_tomorrow = found.values()
+    assert sorted(everything) == sorted(since_an_hour) == sorted(task.id for task in tasks)
+    assert from_tomorrow == []
 
 
 def test_replay_refuses_a_choice_that_is_not_clear(command: Callable[..., Any]) -> None:
@@ -113,7 +178,7 @@ def test_replay_refuses_a_choice_that_is_not_clear(command: Callable[..., Any]) 
     nobody = command("callbacks", "replay", "--task", "x")
 
     assert later.stdout == "0 callbacks read, 0 changed a task.\n"
-    assert (unread.exit_code, both.exit_code) == (1, 1)
+    assert (unread.exit_code, both.exit_code) == (2, 2)
     assert "2026-01-31T08:00:00Z" in unread.stderr
     assert "not both" in both.stderr
     assert (nobody.exit_code, nobody.stderr) == (1, "No task has this id; `soundpost tasks list` shows them.\n")
@@ -135,14 +200,15 @@ async def _task(database: Database, status: TaskStatus, clips: tuple[int, ...] =
     return task
 
 
-async def _stored(database_url: str, status: TaskStatus, heard: bytes | None = None, **columns: Any) -> str:
-    """Store a task, and a callback for it that was unreadable when it was received."""
+async def _stored(database_url: str, status: TaskStatus, *heard: bytes, **columns: Any) -> str:
+    """Store a task, and callbacks for it, a second after each other, that were unreadable when they were received."""
     database = Database(database_url)
     task = await _task(database, status, clips=(), **{"submitted_at": MORNING, **columns})
-    if heard is not None:
-        async with database.writes.begin() as session:
-            kept = {"headers": {}, "body": heard, "outcome": CallbackOutcome.unreadable}
-            session.add(Callback(task_id=task.id, received_at=MORNING, **kept))
+    async with database.writes.begin() as session:
+        for number, body in enumerate(heard):
+            at = MORNING + timedelta(seconds=number)
+            kept = {"headers": {}, "body": body, "outcome": CallbackOutcome.unreadable}
+            session.add(Callback(task_id=task.id, received_at=at, **kept))
     await database.close()
     return task.id
 

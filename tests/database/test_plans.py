@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -85,6 +86,7 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
         await _prune(service)
         await _deliver_archive_and_remove(service)
         await _operate(service, owner)
+        await _replay(service)
 
     plans = await _plans(service, {statement.sql: statement for statement in statements}.values())
     scans = {sql: plan for sql, plan in plans.items() if _scans(sql, plan)}
@@ -97,6 +99,9 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
     by_model = [plan for sql, plan in plans.items() if "tasks.model =" in sql and "JOIN" not in sql]
     assert by_model
     assert all("ix_tasks_api_key_id_model_created_at_id" in plan for plan in by_model), by_model
+    replayed = [plan for sql, plan in plans.items() if "FROM callbacks AS callbacks_1" in sql]
+    assert len(replayed) == 2
+    assert all(re.search("pk_callbacks|sqlite_autoindex_callbacks_1", plan) for plan in replayed), replayed
     searches = [plan for sql, plan in plans.items() if "JOIN task_labels" in sql]
     by_label = "ix_task_labels_api_key_id_name_value_created_at_task_id", "pk_tasks|sqlite_autoindex_tasks_1"
     assert len(searches) >= 4
@@ -183,6 +188,14 @@ async def _operate(service: Service, owner: Owner) -> None:
     (await service.client.delete(endpoint)).raise_for_status()
     await _run(sweep_loop(service.services))
     (await service.client.get("/readyz")).raise_for_status()
+
+
+async def _replay(service: Service) -> None:
+    callbacks = service.services.callbacks
+    for since in (None, datetime.now(UTC) - timedelta(hours=3)):
+        async with aclosing(callbacks.tasks_to_replay(since)) as tasks:
+            [task_id] = [await anext(tasks)]
+        assert await callbacks.replay(task_id, since, commits=False)
 
 
 async def _prune(service: Service) -> None:
