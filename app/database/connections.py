@@ -33,12 +33,50 @@ TLS_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _MILLISECOND = timedelta(milliseconds=1)
 _ACCESS = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'")
 
+_SERVER = text(
+    "SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),"
+    " current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,"
+    # Without a limit it is -1, and `least` ignores nulls.
+    " least(nullif(rolconnlimit, -1), nullif(datconnlimit, -1)),"
+    " (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')"
+    " FROM pg_roles, pg_database WHERE rolname = current_user AND datname = current_database()"
+)
+# By its name in pg_settings each of them is a number of milliseconds. The kernel's own keepalives are told by SHOW
+# alone, and are none on a socket of a folder.
+_LIMITS = text(
+    "SELECT name, setting::bigint FROM pg_settings"
+    " WHERE name IN ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout') ORDER BY name"
+)
+_SILENCE = text("SELECT current_setting('tcp_keepalives_idle')::int WHERE inet_client_addr() IS NOT NULL")
+
 
 class Access(NamedTuple):
     """Why a server would refuse writes."""
 
     is_standby: bool
     is_read_only: bool
+
+
+class ServerFacts(NamedTuple):
+    """
+    A server: its major version, the database's encoding, and connections.
+
+    `connections` are those that it has for all who are no superusers, `own_connections` those of our role and
+    database where they are limited, and `used` those that all clients have now.
+    """
+
+    version: int
+    encoding: str
+    connections: int
+    own_connections: int | None
+    used: int
+
+
+class SessionLimits(NamedTuple):
+    """The timeouts of a session in milliseconds, 0 for none, and the seconds of silence before a TCP keepalive."""
+
+    timeouts: Mapping[str, int]
+    silence: int | None
 
 
 def postgres_engine(url: str, limits: DatabaseLimits, **options: Any) -> AsyncEngine:
@@ -92,12 +130,30 @@ async def read_access(session: AsyncSession) -> Access:
     return Access(*(await session.execute(_ACCESS)).one())
 
 
+async def read_server(session: AsyncSession) -> ServerFacts:
+    """What the server of this session is."""
+    return ServerFacts(*(await session.execute(_SERVER)).one())
+
+
+async def read_limits(session: AsyncSession) -> SessionLimits:
+    """What this session really has of the limits that were asked for."""
+    timeouts = {row.name: row.setting for row in await session.execute(_LIMITS)}
+    return SessionLimits(timeouts, await session.scalar(_SILENCE))
+
+
+def wanted_limits(limits: DatabaseLimits) -> Mapping[str, timedelta]:
+    """After how long the server ends a statement, a wait for a lock, and a transaction without statements."""
+    return {
+        "statement_timeout": limits.statement_timeout,
+        "lock_timeout": limits.lock_timeout,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT,
+    }
+
+
 def _server_settings(target: PostgresUrl, limits: DatabaseLimits) -> Mapping[str, str]:
     """What the server ends by itself, even if this process is gone, unless `options` in the URL say otherwise."""
     settings = {
-        "statement_timeout": str(limits.statement_timeout // _MILLISECOND),
-        "lock_timeout": str(limits.lock_timeout // _MILLISECOND),
-        "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT // _MILLISECOND),
+        **{name: str(limit // _MILLISECOND) for name, limit in wanted_limits(limits).items()},
         **{f"tcp_{name}": value for name, value in KEEPALIVES.items()},
     }
     given = _options(target)

@@ -23,6 +23,7 @@ READERS = 5
 BEGIN_WRITE = "BEGIN IMMEDIATE"
 # What may wait for another process, or for the disk: for the lock of the file, or for its fsync.
 _WAITING = (BEGIN_WRITE, "PRAGMA ")
+_JOURNAL = text("PRAGMA journal_mode")
 _FILE = text("SELECT file FROM pragma_database_list WHERE name = 'main'")
 
 
@@ -86,6 +87,11 @@ def sqlite_engines(url: str, pool_timeout: timedelta) -> tuple[AsyncEngine, Asyn
 async def file_of(session: AsyncSession) -> Path:
     """The file that a session reads, whether it is still there or not."""
     return Path((await session.scalars(_FILE)).one())
+
+
+async def journal_mode(session: AsyncSession) -> str:
+    """How changes reach the file: `wal`, unless its place or the URL forbids it."""
+    return str((await session.scalars(_JOURNAL)).one())
 
 
 def _open(database: str, **options: Any) -> LoopConnection:

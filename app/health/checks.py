@@ -14,7 +14,8 @@ import structlog
 from app.config import Settings
 from app.database.engine import Database
 from app.health.addresses import check_public_url
-from app.health.database import check_database, check_migrations
+from app.health.database import advice_on, check_database, check_migrations
+from app.health.database_setup import check_database_setup, check_timeouts
 from app.health.results import Check, Skipped
 from app.health.secret_keys import check_secret_keys
 from app.health.storage import FILES_WITH_ROOM, StorageCheck
@@ -30,6 +31,8 @@ VITAL = frozenset({"database", "migrations", "storage"})
 # What each check needs: while that is down, there is nothing to check.
 NEEDS: Mapping[str, str] = {
     "migrations": "database",
+    "database_setup": "database",
+    "timeouts": "database",
     **dict.fromkeys(("queue", "submits", "overdue", "webhooks", "secret_keys", "upstream"), "migrations"),
 }
 
@@ -58,9 +61,12 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings, k
 
 
 def all_checks(services: Services) -> Checks:
-    """Those of readiness, and the checks that call the upstream and the public URL."""
+    """Those of readiness, and those that look at what changes seldom, or call the upstream and the public URL."""
+    database = services.database
     return {
-        **readiness_checks(services.database, services.storage, services.settings, services.keyring),
+        **readiness_checks(database, services.storage, services.settings, services.keyring),
+        "database_setup": partial(check_database_setup, database),
+        "timeouts": partial(check_timeouts, database, services.settings),
         "upstream": partial(check_upstream, services),
         "public_url": partial(check_public_url, services.settings, services.keyring),
     }
@@ -105,7 +111,7 @@ async def _run(
     # Not only TRANSIENT: drivers raise TypeError for parameters of the URL that they do not know.
     except Exception as error:
         if _uses_database(name):
-            return _failed(name, f"the database does not answer ({reason(error)}): check SOUNDPOST_DATABASE_URL")
+            return _failed(name, f"the database does not answer ({reason(error)}): {advice_on(error)}")
         log.exception("check_failed", check=name)
         return _failed(
             name, f"it cannot be checked ({kind_of(error)}), an error of this release: report it with the log"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from app.database.engine import Database
 from app.database.sqlite import file_of
 from app.health.results import Check
 
+# What to do about the most frequent reasons for which a server refuses a connection, by their words.
+_ADVICE = (
+    ("unsupported startup parameter", "add pgbouncer=true to SOUNDPOST_DATABASE_URL, as PgBouncer is behind it"),
+    ("password|role .* does not exist", "check the user and the password in SOUNDPOST_DATABASE_URL"),
+    ("database .* does not exist", "create it, or name another in SOUNDPOST_DATABASE_URL"),
+    (
+        "too many|remaining connection slots",
+        "lower SOUNDPOST_DATABASE_POOL_SIZE, or raise max_connections on the server of SOUNDPOST_DATABASE_URL",
+    ),
+)
 # Bytes: SQLite keeps its log of writes beside its file, and vacuums there.
 ROOM = 100_000_000
 
@@ -30,6 +41,12 @@ async def check_database(database: Database) -> Check:
         advice = "set default_transaction_read_only to off for its role and database, or name another server"
         return Check(status="down", detail=f"it is read-only, so nothing can be stored: {advice}")
     return Check(status="ok", detail="it answers")
+
+
+def advice_on(error: Exception) -> str:
+    """What an operator should do about a database that does not answer, or refuses."""
+    found = (advice for words, advice in _ADVICE if re.search(words, str(error)))
+    return next(found, "check SOUNDPOST_DATABASE_URL")
 
 
 async def check_migrations(database: Database) -> Check:

@@ -75,7 +75,7 @@ async def test_sqlite_file_or_folder_that_is_read_only_is_down(
 @postgresql
 async def test_postgresql_that_is_read_only_is_down(database_url: str) -> None:
     name = make_url(database_url).database
-    with _another_session(database_url) as other:
+    with another_session(database_url) as other:
         other.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
     async with serve(database_url) as service:
         found = await _database_of(service)
@@ -97,7 +97,7 @@ async def test_database_that_hangs_delays_no_probe(
     monkeypatch.setattr(ReadinessProbe, "answer_within", timedelta(seconds=0.3))
     monkeypatch.setattr(ReadinessProbe, "stale_for", timedelta())
     async with serve(database_url) as service:
-        with _another_session(database_url, autocommit=False) as other:
+        with another_session(database_url, autocommit=False) as other:
             other.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
             answer = await service.client.get("/readyz")
             other.rollback()
@@ -123,7 +123,7 @@ async def test_last_result_counts_while_a_busy_database_does_not_answer_in_time(
         monkeypatch.setattr(probe, "answer_within", timedelta(seconds=10))
         before = await probe.read()
         monkeypatch.setattr(probe, "answer_within", timedelta(seconds=0.1))
-        with _another_session(database_url, autocommit=False) as other:
+        with another_session(database_url, autocommit=False) as other:
             other.execute(b"LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE")
             during = await probe.read()
             monkeypatch.setattr(probe, "stale_for", timedelta())
@@ -139,7 +139,7 @@ async def _database_of(service: Service) -> tuple[int, str]:
     return answer.status_code, answer.json()["checks"]["database"]["detail"]
 
 
-def _another_session(database_url: str, *, autocommit: bool = True) -> Any:
+def another_session(database_url: str, *, autocommit: bool = True) -> Any:
     url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
     return psycopg.connect(url, autocommit=autocommit)
 

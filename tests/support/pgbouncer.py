@@ -25,12 +25,18 @@ unix_socket_dir =
 auth_type = any
 pool_mode = transaction
 default_pool_size = {size}
+ignore_startup_parameters = {ignored}
 """
 
 
 @asynccontextmanager
-async def pgbouncer(database_url: str, size: int) -> AsyncIterator[str]:
-    """The address of this database behind a pooler with `size` connections to it, as user@host:port/name."""
+async def pgbouncer(database_url: str, size: int, ignored: str = "") -> AsyncIterator[str]:
+    """
+    The address of this database behind a pooler with `size` connections to it, as user@host:port/name.
+
+    `ignored` are the parameters that clients may send at the start of a session, and that
+    have no effect.
+    """
     binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     if binary is None:
         pytest.fail("PgBouncer is not installed here; these tests need the real one: apt-get install pgbouncer")
@@ -38,7 +44,7 @@ async def pgbouncer(database_url: str, size: int) -> AsyncIterator[str]:
     behind = str(url.query["host"])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pgbouncer.ini"
-        file.write_text(CONFIGURATION.format(folder=behind, user=url.username, port=port, size=size))
+        file.write_text(CONFIGURATION.format(folder=behind, user=url.username, port=port, size=size, ignored=ignored))
         # PgBouncer does not run as root; the owner of the server's folder may enter it.
         user = os.stat(behind).st_uid if os.geteuid() == 0 else None
         if user is not None:
