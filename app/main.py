@@ -20,6 +20,7 @@ from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
 from app.fast_path import FastPath
 from app.health import routes as health
+from app.health.draining import CloseWhileDraining
 from app.lifecycle import running
 from app.services import Services
 from app.tasks import event_stream, events
@@ -77,6 +78,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     if prefix := prefix_of(services.settings.link_base):
         app.servers = [{"url": services.settings.link_base}]
         app.add_middleware(PrefixMiddleware, prefix=prefix)
+    app.add_middleware(CloseWhileDraining, probe=probe)
     return app
 
 

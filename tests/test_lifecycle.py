@@ -70,6 +70,7 @@ async def test_drain_delay_answers_requests_while_readyz_is_503(tmp_path: Path, 
             done = await until_final(client, task["id"])
             draining = await client.get("/readyz")
             answered = time.monotonic() - began
+            assert draining.headers["connection"] == "close"
             waited = await waiting
             code = await stopping
             seconds = time.monotonic() - began

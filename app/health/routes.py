@@ -54,15 +54,15 @@ class ReadinessProbe:
         self._found: dict[str, Check | Skipped] = {}
         self._latest: Readiness | None = None
         self._made_at = 0.0
-        self._is_draining = False
+        self.is_draining = False
 
     def begin_draining(self) -> None:
         """The process is to stop: from now on it is not ready, whatever the checks say."""
-        self._is_draining = True
+        self.is_draining = True
 
     async def read(self) -> Readiness:
         """The result of the checks; those who ask meanwhile wait for the same ones."""
-        if self._is_draining:
+        if self.is_draining:
             stopping = Check(status="down", detail="the process is stopping: send new requests elsewhere")
             return _readiness({"process": stopping})
         if self._latest is not None and self._age() < self.fresh_for:
