@@ -9,6 +9,7 @@ from sqlalchemy.engine import make_url
 from app.config import Settings
 from app.config.database_url import is_sqlite
 from app.database.connections import migration_engine
+from app.database.migrations import note_compatible
 from app.models import Task
 
 
@@ -42,5 +43,6 @@ with engine.connect() as connection:
         if not is_file:
             # One migration at a time, and none that waits long for a locked table.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7264001)")
-            connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+            connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
         context.run_migrations()
+        note_compatible(connection, context.script)

@@ -104,10 +104,10 @@ def prepare(settings: Settings) -> None:
     except KeyringUnusable as error:
         fail(str(error))
     if settings.is_sqlite:
-        upgrade_schema(settings)
+        upgrade_schema(settings, accepts_newer=True)
 
 
-def upgrade_schema(settings: Settings) -> None:
+def upgrade_schema(settings: Settings, *, accepts_newer: bool = False) -> None:
     """Upgrade the database to this release's schema, or fail with a sentence that says why not."""
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -115,7 +115,7 @@ def upgrade_schema(settings: Settings) -> None:
     from app.database.migrations import UnknownSchema, migrate
 
     try:
-        migrate(settings.database_url)
+        migrate(settings.database_url, accepts_newer=accepts_newer)
     except UnknownSchema as error:
         fail(str(error))
     except (SQLAlchemyError, OSError) as error:

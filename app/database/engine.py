@@ -30,7 +30,7 @@ from sqlalchemy.orm import DeclarativeBase
 from app.config.database_url import DatabaseLimits, is_sqlite, read_postgres_url, without_password
 from app.database.connections import PING_TIMEOUT, credentials, postgres_engine
 from app.database.fetching import Fetcher, FixedQuery, is_checked
-from app.database.migrations import is_at_head, is_not_migrated
+from app.database.migrations import is_not_migrated, is_usable
 from app.database.turns import Admission, KeyedLocks
 
 Session = AsyncSession
@@ -203,9 +203,9 @@ class Database:
                 parameters[name] = value
 
     async def is_migrated(self) -> bool:
-        """Whether the schema is that of this release."""
+        """Whether the schema is that of this release, or a newer one on which it works."""
         async with self._engines[-1].connect() as connection:
-            return await connection.run_sync(is_at_head)
+            return await connection.run_sync(is_usable)
 
     async def close(self) -> None:
         """

@@ -1,4 +1,4 @@
-"""Rows that all replicas share: periodic jobs, and the slots of the upstream's rate."""
+"""Rows that all replicas share: periodic jobs, the slots of the upstream's rate, and which releases may run."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ class PeriodicJob(Due, Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class CompatibleRevision(Base):
+    """A revision whose release works on this schema, which a newer release has migrated."""
+
+    __tablename__ = "compatible_revisions"
+
+    revision: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
 class PaceSlot(Base):

@@ -3,8 +3,9 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "20261126_1240_first_schema"
+revision = "20261126_1300_first_schema"
 down_revision = None
+oldest_compatible = revision
 branch_labels = None
 depends_on = None
 
@@ -52,6 +53,11 @@ def upgrade() -> None:
         sa.Column("fence", sa.String(length=32), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_periodic_jobs")),
         postgresql_with=FEW_BUSY_ROWS,
+    )
+    op.create_table(
+        "compatible_revisions",
+        sa.Column("revision", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("revision", name=op.f("pk_compatible_revisions")),
     )
     op.create_table(
         "pace_slots",
@@ -530,6 +536,7 @@ def downgrade() -> None:
 
     op.drop_table("stored_objects")
     op.drop_table("pace_slots")
+    op.drop_table("compatible_revisions")
     op.drop_table("periodic_jobs")
     op.drop_table("former_keys")
     op.drop_table("api_keys")

@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 
 from app.database.base import Base
 from app.database.engine import Database
-from app.database.migrations import ROOT, alembic_config, heads, migrate
+from app.database.migrations import ROOT, alembic_config, compatible_with, heads, migrate
 from tests.support.processes import Processes
 
 SYNC = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"}
@@ -23,6 +23,21 @@ SYNC = {"sqlite+aiosqlite": "sqlite", "postgresql+asyncpg": "postgresql+psycopg"
 def test_history_has_one_head() -> None:
     assert heads() == set(ScriptDirectory(str(ROOT / "migrations")).get_heads())
     assert len(heads()) == 1
+
+
+def test_every_migration_says_which_releases_work_with_it() -> None:
+    scripts = ScriptDirectory(str(ROOT / "migrations"))
+    for script in scripts.walk_revisions():
+        assert script.module.oldest_compatible in compatible_with(scripts, script.revision)
+
+
+def test_releases_that_work_with_the_schema_are_noted(database_url: str) -> None:
+    engine = _engine(database_url)
+    with engine.connect() as connection:
+        noted = set(connection.scalars(text("SELECT revision FROM compatible_revisions")))
+    engine.dispose()
+
+    assert noted >= heads()
 
 
 def test_migrated_schema_is_that_of_the_models(database_url: str) -> None:
