@@ -78,7 +78,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     if prefix := prefix_of(services.settings.link_base):
         app.servers = [{"url": services.settings.link_base}]
         app.add_middleware(PrefixMiddleware, prefix=prefix)
-    app.add_middleware(CloseWhileDraining, probe=probe)
+    app.add_middleware(CloseWhileDraining, is_draining=lambda: probe.is_draining)
     return app
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from app.health.routes import ReadinessProbe
 
 
 class CloseWhileDraining:
@@ -18,12 +17,12 @@ class CloseWhileDraining:
     that are idle, where a request may just be on its way: such a client has left before.
     """
 
-    def __init__(self, app: ASGIApp, probe: ReadinessProbe) -> None:
-        self._app, self._probe = app, probe
+    def __init__(self, app: ASGIApp, is_draining: Callable[[], bool]) -> None:
+        self._app, self._is_draining = app, is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request."""
-        is_closing = self._probe.is_draining and scope["type"] == "http"
+        is_closing = self._is_draining() and scope["type"] == "http"
         await self._app(scope, receive, partial(_send_and_close, send) if is_closing else send)
 
 
