@@ -14,8 +14,7 @@ from app import __version__
 from app.callbacks import routes as callbacks
 from app.clips import routes as clips
 from app.clips.middleware import SignedLinksForAnyOrigin
-from app.console import docs
-from app.console.mount import console_routes
+from app.console import mount
 from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
 from app.fast_path import FastPath
@@ -59,12 +58,12 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     start = Router()
     start.add_api_route("/", _get_start, methods=["GET"], include_in_schema=False)
     app.include_router(start)
-    for room in (callbacks, docs, dropin, health, problems):
+    for room in (callbacks, dropin, health, mount, problems):
         app.include_router(room.router)
     app.webhooks.include_router(openapi.documented_routes(events.receive_task_webhook, events.SUMMARIES))
     app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
     if services.settings.console:
-        app.router.routes.extend(console_routes(app.state.provided))
+        app.router.routes.extend(mount.console_routes(app.state.provided))
     install_error_handlers(app)
     complete_document(app, services.settings.models)
     # The last of these is the outermost.

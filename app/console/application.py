@@ -14,24 +14,35 @@ from starlette.exceptions import HTTPException
 from app.config import Settings
 from app.console import sign_in, task_list
 from app.console.assets import serve_asset
+from app.console.live import LiveStreams
 from app.console.mount import PATH
 from app.console.rendering import Pages
 from app.console.session import Refused, Sessions, SignInNeeded
 from app.console.sign_in import FailedSignIns
+from app.console.task_list import TaskLists
 from app.database.engine import Database
 from app.errors import AppError
 from app.keyring import Keyring
+from app.tasks.service import TaskService
+from app.tasks.waiting import Waiters
 from app.web.exception_handlers import as_app_error
+from app.web.provided import provide
 from app.web.routing import Router
 
 
-def create_console(provided: Mapping[type, Any]) -> FastAPI:
+def create_console(services: Mapping[type, Any]) -> FastAPI:
     """Build the console on the long-lived objects of the application that it is a part of."""
-    settings: Settings = provided[Settings]
+    settings: Settings = services[Settings]
     console = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     pages = Pages(settings)
-    sessions = Sessions(provided[Keyring], provided[Database], settings)
-    console.state.provided = {**provided, Pages: pages, Sessions: sessions, FailedSignIns: FailedSignIns()}
+    own = (
+        pages,
+        Sessions(services[Keyring], services[Database], settings),
+        FailedSignIns(),
+        LiveStreams(services[Waiters]),
+        TaskLists(services[Database], services[TaskService], settings),
+    )
+    provide(console, *services.values(), *own)
     console.include_router(_router())
     for page in (sign_in, task_list):
         console.include_router(page.router)

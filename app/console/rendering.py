@@ -39,7 +39,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals |= {"url": self.url, "asset": self._asset, "version": __version__}
-        self._environment.filters |= {"moment": moment, "ago": ago, "span": span}
+        self._environment.filters |= {"moment": moment, "ago": ago, "span": span, "for_form": for_form}
 
     def url(self, path: str) -> str:
         """A path of the console as browsers must ask for it."""
@@ -97,19 +97,36 @@ def ago(value: datetime, now: datetime) -> str:
     passed = now - value
     if abs(passed) < timedelta(seconds=1):
         return "now"
-    return f"{span(passed)} ago" if passed > timedelta() else f"in {span(-passed)}"
+    rough = span(abs(passed), units=1)
+    return f"{rough} ago" if passed > timedelta() else f"in {rough}"
 
 
-def span(value: timedelta) -> str:
-    """A span of time in its largest unit, or its two largest ones: 840 ms, 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+def span(value: timedelta, units: int = 2) -> str:
+    """A span of time in its one or two largest units: 840 ms, 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
     seconds = value.total_seconds()
     if seconds < 1:
         return f"{round(seconds * 1000)} ms"
-    if seconds < 10:
+    if seconds < 10 and units > 1:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     for size, unit, smaller, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
             rest = whole % size // smaller
-            return f"{whole // size} {unit}" + (f" {rest} {small_unit}" if rest else "")
+            return f"{whole // size} {unit}" + (f" {rest} {small_unit}" if rest and units > 1 else "")
     return f"{whole} s"
+
+
+def with_zone(value: str) -> str:
+    """A moment that a form has sent, which has no zone, in UTC; anything else as it is."""
+    try:
+        return value if datetime.fromisoformat(value).tzinfo else f"{value}Z"
+    except ValueError:
+        return value
+
+
+def for_form(value: str) -> str:
+    """A moment as a form's field for moments takes it."""
+    try:
+        return datetime.fromisoformat(with_zone(value)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M")
+    except (ValueError, OverflowError):
+        return ""

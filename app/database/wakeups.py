@@ -10,6 +10,8 @@ from sqlalchemy import event, orm
 
 from app.database.engine import Database, Session
 
+# Who subscribes to this hears of every commit that notifies anything.
+EVERY_TASK = "*"
 # The topics of the workers; every other topic is the id of a task.
 SUBMITS = "submits"
 POLLS = "polls"
@@ -124,8 +126,9 @@ class Wakeups:
         """Wake the worker and the requests of this process that wait for this topic."""
         if topic in self._events:
             self._events[topic].set()
-        for subscription in self._subscriptions.get(topic, ()):
-            subscription.notify()
+        for heard in (topic, EVERY_TASK):
+            for subscription in self._subscriptions.get(heard, ()):
+                subscription.notify()
 
     def close(self) -> None:
         """Close every subscription, and each later one at once: the process is stopping."""

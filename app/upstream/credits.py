@@ -103,6 +103,14 @@ class CreditsCache:
             return row.detail
 
 
+async def last_known(session: Session) -> Credits | None:
+    """What the upstream answered last, however long ago; None if that was no number."""
+    row = await session.get(PeriodicJob, ROW)
+    if row is None or row.detail.get("credits") is None:
+        return None
+    return Credits(Decimal(row.detail["credits"]), datetime.fromisoformat(row.detail["at"]))
+
+
 async def _lock(session: Session) -> PeriodicJob:
     await insert_new(session, PeriodicJob, {"name": ROW, "attempts": 0, "detail": {}})
     return await session.get_one(PeriodicJob, ROW, with_for_update=True, populate_existing=True)

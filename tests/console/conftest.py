@@ -92,6 +92,7 @@ async def admin_key(served: Service) -> str:
 async def window(browser: Browser, served: Service, admin_key: str) -> AsyncIterator[Window]:
     """A new window without cookies. At the end of the test nothing may have gone wrong in it."""
     context = await browser.new_context(reduced_motion="reduce")
+    context.set_default_timeout(15_000)
     page = await context.new_page()
     window = Window(context, page, str(served.client.base_url).rstrip("/"), admin_key)
     watch(page, window.problems)

@@ -1,11 +1,60 @@
 """Every page in a browser: nothing refused, inaccessible or too wide; its pictures are in var/screenshots."""
 
-import pytest
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import pytest
+import pytest_asyncio
+from playwright.async_api import expect
+
+from app.enums import Charge, ErrorCode, TaskStatus
+from app.models import PaceSlot, PeriodicJob
+from app.upstream.credits import ROW
+from app.upstream.hold import RECHECK
 from tests.console.conftest import Window
 from tests.support.service import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SOUNDS = ["soft rain on a tin roof", "a slow tide over gravel", "a night train far away, with a whistle", "one bell"]
+ENDED: list[tuple[TaskStatus, dict[str, Any]]] = [
+    (TaskStatus.succeeded, {}),
+    (TaskStatus.succeeded, {"model": "V5_5"}),
+    (TaskStatus.failed, {"error_code": ErrorCode.content_rejected, "error_message": "sensitive words"}),
+    (TaskStatus.canceled, {"charge": Charge.none}),
+]
+OPEN = TaskStatus.generating, TaskStatus.generating, TaskStatus.unconfirmed, TaskStatus.queued, TaskStatus.queued
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", autouse=True)
+async def _an_hour_of_tasks(served: Service) -> None:
+    now = datetime.now(UTC)
+    for minute in range(55):
+        status, columns = ENDED[0 if minute % 6 else minute % 4]
+        began = now - timedelta(minutes=59 - minute, seconds=7)
+        ended = {"completed_at": began + timedelta(seconds=31 + minute)}
+        labels = {"labels": {"scene": f"attic {minute}"}} if minute % 5 == 0 else {}
+        prompt = SOUNDS[minute % len(SOUNDS)]
+        await served.add_task(status, now=began, created_at=began, prompt=prompt, **ended, **labels, **columns)
+    for number, status in enumerate(OPEN):
+        began = now - timedelta(seconds=70 - number * 9)
+        await served.add_task(status, now=began, created_at=began, prompt=SOUNDS[number % len(SOUNDS)])
+
+
+async def _hold(service: Service) -> None:
+    async with service.database.transaction() as (session, now):
+        at = (now - timedelta(minutes=12)).isoformat()
+        hold = {"reason": "no_credits", "since": at, "message": "Insufficient credits"}
+        session.add(PeriodicJob(name=RECHECK, attempts=0, due_at=now + timedelta(hours=1), detail=hold))
+        answer = {"at": at, "credits": "0.4", "code": 200, "message": None}
+        session.add(PeriodicJob(name=ROW, attempts=0, detail=answer))
+        for slot in range(7):
+            (await session.get_one(PaceSlot, slot)).free_at = now + timedelta(hours=1)
+
+
+async def _end_hold(service: Service) -> None:
+    async with service.database.transaction() as (session, _):
+        await session.delete(await session.get_one(PeriodicJob, RECHECK))
 
 
 async def test_sign_in_and_out(window: Window) -> None:
@@ -22,10 +71,29 @@ async def test_sign_in_and_out(window: Window) -> None:
     assert await window.context.cookies() == []
 
 
-async def test_list_of_tasks(window: Window, served: Service) -> None:
-    await served.create_task("soft rain on a tin roof")
-    await window.sign_in()
+async def test_list_of_tasks_is_live(window: Window, served: Service) -> None:
+    await window.sign_in(window.admin_key)
+    await expect(window.page.locator("#live")).to_contain_text("Live, as of")
+    task_id = await served.create_task("a fresh sound <b>with</b> tags", metadata={"scene": "cellar"})
 
-    await window.page.get_by_role("link", name="soft rain on a tin roof").wait_for()
+    row = window.page.get_by_role("row").filter(has=window.page.get_by_role("link", name="a fresh sound <b>with</b>"))
+    await expect(row).to_contain_text("queued")
+    (await served.client.post(f"/v1/tasks/{task_id}/cancel")).raise_for_status()
+    await expect(row).to_contain_text("canceled")
+    await _hold(served)
+    await expect(window.page.get_by_role("status")).to_contain_text("No task is submitted: no credits", timeout=10_000)
+    await expect(window.page.locator("#strip")).to_contain_text("7 of 20", timeout=10_000)
 
     await window.check("tasks")
+    await _end_hold(served)
+    await expect(window.page.locator("#strip")).to_contain_text("going out", timeout=10_000)
+
+
+async def test_filters_are_in_the_url_and_work_by_keyboard(window: Window) -> None:
+    await window.sign_in()
+    await window.page.get_by_role("combobox", name="State").focus()
+    await window.page.keyboard.type("failed")
+    await window.page.get_by_role("button", name="Filter").press("Enter")
+    await window.page.wait_for_url("**/console/tasks?status=failed")
+
+    await window.check("tasks-filtered")
