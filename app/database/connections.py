@@ -31,7 +31,11 @@ KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_c
 CREDENTIALS = ("user", "password")
 TLS_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _MILLISECOND = timedelta(milliseconds=1)
-_ACCESS = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'")
+_ACCESS = text(
+    "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',"
+    # Null, until there is this table.
+    " has_table_privilege(to_regclass('tasks'), 'INSERT')"
+)
 
 _SERVER = text(
     "SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),"
@@ -55,6 +59,7 @@ class Access(NamedTuple):
 
     is_standby: bool
     is_read_only: bool
+    may_insert: bool | None
 
 
 class ServerFacts(NamedTuple):

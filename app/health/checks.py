@@ -12,14 +12,14 @@ from typing import NamedTuple
 import structlog
 
 from app.config import Settings
-from app.database.engine import Database
-from app.health.addresses import check_public_url
+from app.database.engine import TRANSIENT, Database
+from app.health.addresses import check_base_url, check_public_url
 from app.health.database import advice_on, check_database, check_migrations
 from app.health.database_setup import check_database_setup, check_timeouts
 from app.health.results import Check, Skipped
 from app.health.secret_keys import check_secret_keys
 from app.health.storage import FILES_WITH_ROOM, StorageCheck
-from app.health.upstream import check_upstream
+from app.health.upstream import UpstreamChecks
 from app.health.work import check_overdue, check_queue, check_submits, check_webhooks
 from app.keyring import Keyring
 from app.services import Services
@@ -33,7 +33,15 @@ NEEDS: Mapping[str, str] = {
     "migrations": "database",
     "database_setup": "database",
     "timeouts": "database",
+    "clock": "database",
     **dict.fromkeys(("queue", "submits", "overdue", "webhooks", "secret_keys", "upstream"), "migrations"),
+}
+# What to do where a check does not end, and it is not the database that it waits for.
+_ADVICE = {
+    "storage": "check SOUNDPOST_STORAGE_URL and the disk or network behind it",
+    "upstream": "check SOUNDPOST_UPSTREAM_URL and the network of this machine",
+    "public_url": "check SOUNDPOST_PUBLIC_URL and the network of this machine",
+    "base_url": "check SOUNDPOST_BASE_URL and the network of this machine",
 }
 
 log = structlog.get_logger()
@@ -55,20 +63,23 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings, k
         "queue": partial(check_queue, database, settings),
         "submits": partial(check_submits, database, settings),
         "overdue": partial(check_overdue, database, settings),
-        "webhooks": partial(check_webhooks, database),
+        "webhooks": partial(check_webhooks, database, settings),
         "secret_keys": partial(check_secret_keys, database, keyring),
     }
 
 
 def all_checks(services: Services) -> Checks:
     """Those of readiness, and those that look at what changes seldom, or call the upstream and the public URL."""
-    database = services.database
+    database, upstream = services.database, UpstreamChecks(services)
     return {
         **readiness_checks(database, services.storage, services.settings, services.keyring),
         "database_setup": partial(check_database_setup, database),
         "timeouts": partial(check_timeouts, database, services.settings),
-        "upstream": partial(check_upstream, services),
+        "upstream": upstream.key,
+        "credits": upstream.credits,
+        "clock": upstream.clock,
         "public_url": partial(check_public_url, services.settings, services.keyring),
+        "base_url": partial(check_base_url, services.settings),
     }
 
 
@@ -108,9 +119,9 @@ async def _run(
         return skipped
     except TimeoutError:
         return no_answer(name, limit)
-    # Not only TRANSIENT: drivers raise TypeError for parameters of the URL that they do not know.
     except Exception as error:
-        if _uses_database(name):
+        # At the first use drivers raise TypeError too, for parameters of the URL that they do not know.
+        if name == "database" or (name in NEEDS and isinstance(error, TRANSIENT)):
             return _failed(name, f"the database does not answer ({reason(error)}): {advice_on(error)}")
         log.exception("check_failed", check=name)
         return _failed(
@@ -120,21 +131,13 @@ async def _run(
 
 def no_answer(name: str, limit: timedelta) -> Check:
     """What is said of a check that did not end within its time."""
-    advice = "check the network of this machine"
-    if name == "storage":
-        advice = "check SOUNDPOST_STORAGE_URL and the disk or network behind it"
-    elif _uses_database(name):
-        advice = "look at the load and the locks of the database, and at SOUNDPOST_DATABASE_URL"
+    advice = _ADVICE.get(name, "look at the load and the locks of the database, and at SOUNDPOST_DATABASE_URL")
     return _failed(name, f"no answer within {limit.total_seconds():.2g} seconds: {advice}")
 
 
 def kind_of(error: Exception) -> str:
     """What anybody may know of an error: the name of its class."""
     return type(error).__name__
-
-
-def _uses_database(name: str) -> bool:
-    return name == "database" or name in NEEDS
 
 
 def _failed(name: str, detail: str) -> Check:

@@ -40,6 +40,9 @@ async def check_database(database: Database) -> Check:
     if access.is_read_only:
         advice = "set default_transaction_read_only to off for its role and database, or name another server"
         return Check(status="down", detail=f"it is read-only, so nothing can be stored: {advice}")
+    if access.may_insert is False:
+        advice = "GRANT it SELECT, INSERT, UPDATE, DELETE ON ALL TABLES, or name the role that ran `soundpost migrate`"
+        return Check(status="down", detail=f"its role may not write the tables, so nothing can be stored: {advice}")
     return Check(status="ok", detail="it answers")
 
 

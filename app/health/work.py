@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from datetime import timedelta
 
 from app.clips.repository import idle_lanes
@@ -16,11 +18,18 @@ from app.upstream.history import read_history
 from app.upstream.hold import EXPLANATIONS, account_name, current_hold, other_refused_keys
 from app.upstream.pacing import SHARE_WHILE_QUEUED, is_idle_since
 from app.upstream.types import HoldReason
-from app.webhooks.repository import count_overdue_deliveries, disabled_after_failures
+from app.webhooks.repository import (
+    MAX_GIVEN_UP,
+    count_given_up,
+    count_overdue_deliveries,
+    disabled_after_failures,
+    failing_endpoints,
+)
 
 # How long a row may be late, and how long a failed submit counts if none follows it.
 OVERDUE_AFTER, FAILING_FOR = timedelta(seconds=60), timedelta(minutes=10)
 SHOWN_ENDPOINTS = 5
+DAY = timedelta(days=1)
 
 
 async def check_queue(database: Database, settings: Settings) -> Check:
@@ -83,11 +92,29 @@ async def check_overdue(database: Database, settings: Settings) -> Check:
     return Check(status="degraded", detail=f"overdue: {overdue}; does a worker run?")
 
 
-async def check_webhooks(database: Database) -> Check:
-    """Which webhook endpoints were disabled because they failed: only their owners can repair them, so always `ok`."""
+async def check_webhooks(database: Database, settings: Settings) -> Check:
+    """Which webhooks do not arrive: only the owners of endpoints can repair them, so always `ok`."""
+    window = DAY + sum(settings.webhook_schedule, timedelta())
     async with database.reads() as session:
         disabled = await disabled_after_failures(session, SHOWN_ENDPOINTS + 1)
-    if not disabled:
-        return Check(status="ok", detail="no endpoint is disabled because it failed")
-    shown = ", ".join(disabled[:SHOWN_ENDPOINTS]) + (", …" if len(disabled) > SHOWN_ENDPOINTS else "")
-    return Check(status="ok", detail=f"endpoints that are disabled because they failed: {shown}")
+        failing = await failing_endpoints(session, SHOWN_ENDPOINTS + 1)
+        given_up = await count_given_up(session, await database.now(session) - window)
+    told = [
+        f"{what}: {_some(ids)}"
+        for what, ids in (
+            ("endpoints that fail now", failing),
+            ("endpoints that are disabled because they failed", disabled),
+        )
+        if ids
+    ]
+    if given_up:
+        most = "or more " * (given_up == MAX_GIVEN_UP)
+        told.append(f"{given_up} {most}deliveries of the last {math.ceil(window / DAY)} days were given up")
+    if not told:
+        return Check(status="ok", detail="no endpoint fails or is disabled because it failed, and nothing was given up")
+    advice = "their owners can enable repaired ones by PATCH, and get what was missed by POST …/recover"
+    return Check(status="ok", detail=f"{'; '.join(told)}: {advice}")
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN_ENDPOINTS]) + (", …" if len(ids) > SHOWN_ENDPOINTS else "")

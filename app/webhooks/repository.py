@@ -33,6 +33,8 @@ MAX_BATCH = 1000
 MAX_ERASED = 200
 # Up to this number, deliveries to be recovered are counted.
 MAX_COUNT = 10_000
+# The same for those that were given up.
+MAX_GIVEN_UP = 100
 IS_KEPT = WebhookEndpoint.deleted_at.is_(None)
 # Deliveries of a deleted endpoint are erased in batches, and are gone for callers at once.
 _IS_SHOWN = Delivery.endpoint_id.is_(None) | Delivery.endpoint_id.not_in(select(WebhookEndpoint.id).where(~IS_KEPT))
@@ -236,3 +238,20 @@ async def disabled_after_failures(session: Session, limit: int) -> Sequence[str]
     failed = or_(*(WebhookEndpoint.disabled_by == by for by in (DisabledBy.gone, DisabledBy.failing)))
     query = select(WebhookEndpoint.id).where(failed, IS_KEPT).order_by(WebhookEndpoint.disabled_at.desc()).limit(limit)
     return (await session.scalars(query)).all()
+
+
+async def failing_endpoints(session: Session, limit: int) -> Sequence[str]:
+    """The ids of up to `limit` enabled endpoints whose last attempt failed, those first that fail longest."""
+    failing = WebhookEndpoint.failing_since.isnot(None), WebhookEndpoint.disabled_at.is_(None), IS_KEPT
+    query = select(WebhookEndpoint.id).where(*failing).order_by(WebhookEndpoint.failing_since).limit(limit)
+    return (await session.scalars(query)).all()
+
+
+async def count_given_up(session: Session, since: datetime) -> int:
+    """How many deliveries that were created since then are given up; counts up to MAX_GIVEN_UP."""
+    # Ids begin with the time, and the index by which they are found with the caller.
+    first = f"{round(since.timestamp() * 1000):012x}"
+    given_up = select(Delivery.id).where(
+        Delivery.api_key_id.in_(select(ApiKey.id)), Delivery.status == DeliveryStatus.given_up, Delivery.id >= first
+    )
+    return await session.scalar(select(func.count()).select_from(given_up.limit(MAX_GIVEN_UP).subquery())) or 0

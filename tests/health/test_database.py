@@ -88,6 +88,41 @@ async def test_postgresql_that_is_read_only_is_down(database_url: str) -> None:
 
 
 @postgresql
+async def test_role_without_the_right_to_write_is_down(database_url: str) -> None:
+    url = make_url(database_url)
+    with another_session(database_url) as other:
+        other.execute(b"CREATE ROLE reader LOGIN")
+        other.execute(b"GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
+        reading = url.set(username="reader").render_as_string(hide_password=False)
+        async with serve(reading) as service:
+            found = await _database_of(service)
+        other.execute(b"DROP OWNED BY reader")
+        other.execute(b"DROP ROLE reader")
+
+    assert found == (
+        503,
+        "its role may not write the tables, so nothing can be stored: GRANT it SELECT, INSERT, UPDATE, DELETE ON ALL "
+        "TABLES, or name the role that ran `soundpost migrate`",
+    )
+
+
+@postgresql
+async def test_standby_is_down(database_url: str) -> None:
+    # A server says so by a function, whose name this session finds elsewhere first.
+    with another_session(database_url) as other:
+        other.execute(b"CREATE SCHEMA standby")
+        other.execute(b"CREATE FUNCTION standby.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'")
+    async with serve(f"{database_url}&options=-csearch_path=standby,pg_catalog,public") as service:
+        found = await _database_of(service)
+
+    assert found == (
+        503,
+        "it is a standby: let SOUNDPOST_DATABASE_URL name the primary, or all servers with "
+        "target_session_attrs=read-write",
+    )
+
+
+@postgresql
 @pytest.mark.parametrize(
     ("table", "check", "code"), [("alembic_version", "migrations", 503), ("periodic_jobs", "queue", 200)]
 )

@@ -10,7 +10,7 @@ from sqlalchemy import update
 
 from app.database.engine import Database
 from app.enums import Charge, ErrorCode, TaskStatus
-from app.health.upstream import check_upstream
+from app.health.upstream import UpstreamChecks
 from app.models import PeriodicJob
 from app.upstream.hold import (
     EXPLANATIONS,
@@ -121,7 +121,7 @@ async def test_refused_key_holds_only_the_replicas_that_have_it(database_url: st
         at_stale = (await submit_loop(stale.services).claim(1)).items
         at_good = (await submit_loop(good.services).claim(1)).items
         ready = [(await each.client.get("/readyz")).json()["checks"]["queue"] for each in (stale, good)]
-        checked = await check_upstream(good.services)
+        checked = await UpstreamChecks(good.services).key()
 
     keys = [each.services.settings.upstream_fingerprint for each in (stale, good)]
     host = upstream_url.removeprefix("http://")
@@ -219,7 +219,7 @@ async def test_request_that_can_never_be_sent_holds_the_queue_and_says_so(databa
         await eventually(is_held)
         detail, task = (await queue())["detail"], await service.task(task_id)
         usage = (await service.client.get("/v1/usage")).json()
-        upstream = await check_upstream(service.services)
+        upstream = await UpstreamChecks(service.services).key()
 
     assert upstream_host.requests == []
     assert "no request to the upstream can be sent" in detail
