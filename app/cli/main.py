@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from app import __version__
-from app.cli import callbacks, deliveries, keys, tasks
+from app.cli import callbacks, deliveries, keys, orders, tasks
 from app.cli.context import (
     block_hangups,
     fail,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 main = typer.Typer(name="soundpost", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 main.add_typer(keys.keys, name="keys")
+tasks.tasks.add_typer(orders.orders)
 main.add_typer(tasks.tasks, name="tasks")
 main.add_typer(callbacks.callbacks, name="callbacks")
 main.add_typer(deliveries.deliveries, name="deliveries")

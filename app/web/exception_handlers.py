@@ -126,10 +126,11 @@ def _invalid_request(exc: RequestValidationError) -> AppError:
         return UnreadableBody()
     # For optional query parameters pydantic also reports `none_required`, which a client cannot act on.
     relevant = [error for error in errors if error["type"] != "none_required"]
-    return InvalidRequest(errors=[_field_error(error) for error in relevant[:20]])
+    return InvalidRequest(errors=[field_error(error) for error in relevant[:20]])
 
 
-def _field_error(error: Mapping[str, Any]) -> FieldError:
+def field_error(error: Mapping[str, Any]) -> FieldError:
+    """One error of pydantic in our words; its place begins with `body`, `query`, `path` or `header`."""
     # A pointer into the body starts at its root, one to a parameter with "query", "path" or "header". "[key]" is
     # pydantic's, not a name, and so is what follows the name of a parameter: the type of the union that was tried.
     where, *names = (step for step in error["loc"] if step != "[key]")
