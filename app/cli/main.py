@@ -17,6 +17,7 @@ import typer
 from app import __version__
 from app.cli import callbacks, deliveries, keys, orders, tasks
 from app.cli.context import (
+    EXIT_CODES,
     block_hangups,
     fail,
     importing,
@@ -28,13 +29,16 @@ from app.cli.context import (
     warn_of_unknown_settings,
     with_services,
 )
+from app.cli.output import print_json
 
 if TYPE_CHECKING:
     from app.database.engine import Database
     from app.retention import Retention
     from app.services import Services
 
-main = typer.Typer(name="soundpost", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+main = typer.Typer(
+    name="soundpost", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, epilog=EXIT_CODES
+)
 main.add_typer(keys.keys, name="keys")
 tasks.tasks.add_typer(orders.orders)
 main.add_typer(tasks.tasks, name="tasks")
@@ -111,14 +115,14 @@ def worker() -> None:
     asyncio.run(run_worker(settings))
 
 
-@main.command()
+@main.command(epilog=EXIT_CODES)
 def migrate() -> None:
     """Upgrade the database to this release's schema."""
     upgrade_schema(load_settings())
     typer.echo("The schema is up to date.")
 
 
-@main.command()
+@main.command(epilog=EXIT_CODES)
 def backup(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; it must not exist yet.")],
 ) -> None:
@@ -149,9 +153,10 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
     raise typer.Exit(0 if examine(as_json=as_json) else 1)
 
 
-@main.command()
+@main.command(epilog=EXIT_CODES)
 def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as a JSON object.")] = False,
 ) -> None:
     """Delete what is older than SOUNDPOST_RETENTION_DAYS, as a running service does every hour."""
     from app.errors import StorageUnavailable
@@ -173,6 +178,9 @@ def prune(
         counts = with_services(work)
     except StorageUnavailable:
         fail("The rows are deleted, but the storage does not answer: check SOUNDPOST_STORAGE_URL and run this again.")
+    if as_json:
+        print_json({name.replace(" ", "_"): count for name, count in counts.items()})
+        return
     for name, count in counts.items():
         typer.echo(f"{count} {name} {'would be deleted' if dry_run else 'deleted'}")
 
