@@ -10,7 +10,7 @@ import typer
 
 from app.cli.context import EXIT_CODES, FAILED, with_services
 from app.cli.keys import key_of
-from app.cli.output import age, is_terminal, note, note_more, print_json, print_table
+from app.cli.output import WIDE, age, console, is_terminal, note, note_more, print_json, print_table
 from app.enums import DeliveryStatus
 from app.errors import NotFound
 from app.observability.redaction import printable
@@ -75,8 +75,23 @@ async def _read(
 
 def _print(found: Sequence[Delivery]) -> None:
     now = datetime.now(UTC)
-    rows = ((each.id, each.status, age(each.created_at, now), each.event_type, each.url) for each in found)
-    print_table(("DELIVERY", "STATUS", "AGE", "EVENT", "URL"), rows)
+    if console().width < WIDE:
+        rows = ((each.id, each.status, age(each.created_at, now), each.event_type, each.url) for each in found)
+        print_table(("DELIVERY", "STATUS", "AGE", "EVENT", "URL"), rows)
+        return
+    wide = (
+        (
+            each.id,
+            each.status,
+            age(each.created_at, now),
+            each.event_type,
+            each.attempts_made,
+            age(each.due_at, now),
+            each.url,
+        )
+        for each in found
+    )
+    print_table(("DELIVERY", "STATUS", "AGE", "EVENT", "ATTEMPTS", "NEXT", "URL"), wide)
 
 
 @deliveries.command("resend", epilog=EXIT_CODES)

@@ -130,10 +130,10 @@ def _submit(place: Any, wait: float | None, target: Target | None, *, as_json: b
     """Order, print, wait and write the files, as far as each is wanted; exit with the code that this has."""
     from app.cli.waiting import NotSaved, follow, save_clips
 
-    task_id, files = None, list[Path]()
+    task_id, files, words = None, list[Path](), ""
 
     async def run(services: Services) -> TaskRead:
-        nonlocal task_id
+        nonlocal task_id, words
         task: TaskRead = await place(services)
         task_id = task.id
         if target is None and not as_json:
@@ -141,7 +141,7 @@ def _submit(place: Any, wait: float | None, target: Target | None, *, as_json: b
         elif wait is not None:
             note(f"Task {task_id}")
         if wait is not None:
-            task = await follow(services, task, wait)
+            task, words = await follow(services, task, wait)
         if target is not None and task.status == "succeeded":
             files.extend(await save_clips(services, task, target))
         return task
@@ -165,10 +165,10 @@ def _submit(place: Any, wait: float | None, target: Target | None, *, as_json: b
         for path in files:
             typer.echo(str(path))
     if wait is not None:
-        _exit_by(task, len(files) if target else None)
+        _exit_by(task, words, len(files) if target else None)
 
 
-def _exit_by(task: TaskRead, files: int | None) -> None:
+def _exit_by(task: TaskRead, words: str, files: int | None) -> None:
     """Exit with the code of a task that was waited for; `files` counts those that were written, if any were wanted."""
     from app.cli.waiting import is_settled
     from app.tasks.transitions import FINAL
@@ -178,9 +178,9 @@ def _exit_by(task: TaskRead, files: int | None) -> None:
         why = f": {task.error.code}, {task.error.message}" if task.error else ""
         fail(f"The task is {task.status}{why}. {show} has more.", NO_SOUND)
     if not is_settled(task):
-        hint = " Is `soundpost serve` or `soundpost worker` running?" if task.status == "queued" else ""
-        what = "its audio is not stored yet" if task.status == "succeeded" else f"it is {task.status}"
-        fail(f"The task goes on, {what}: {show}.{hint}", UNDER_WAY)
+        is_untouched = task.status == "queued" and "held" not in words
+        hint = " Is `soundpost serve` or `soundpost worker` running?" if is_untouched else ""
+        fail(f"The task goes on ({words}): {show} shows it.{hint}", UNDER_WAY)
     if files is not None and files < len(task.clips):
         fail(f"{len(task.clips) - files} of {len(task.clips)} clips could not be copied from the upstream: {show}.")
 

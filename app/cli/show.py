@@ -23,6 +23,7 @@ from app.webhooks.schemas import AttemptRead, read_delivery
 MAX_EVENTS = 1_000
 MAX_DELIVERIES = 100
 MAX_ATTEMPTS = 50
+SHORT = "%m-%d %H:%M:%S"
 S = TaskStatus
 
 
@@ -154,12 +155,12 @@ def print_task(found: Details) -> None:
         calls = ([call.get(name) for name in names] for call in row.upstream_calls)
         print_table(("STARTED", "CALL", "MS", "OUTCOME"), calls, heading="Calls of the upstream")
     if found.callbacks:
-        heard = ((each.id, f"{each.received_at:%H:%M:%S}", each.size, each.outcome) for each in found.callbacks)
+        heard = ((each.id, f"{each.received_at:{SHORT}}", each.size, each.outcome) for each in found.callbacks)
         print_table(("CALLBACK", "AT", "BYTES", "OUTCOME"), heard, heading="Callbacks")
     if found.deliveries:
         print_table(("DELIVERY", "RESULT"), _delivery_rows(found.deliveries, now), heading="Deliveries")
-    happened = ((f"{event.created_at:%H:%M:%S}", event.version, event.type) for event in found.events)
-    print_table(("AT", "VERSION", "EVENT"), happened, heading=f"Events since {found.task.created_at:%Y-%m-%d}, in UTC")
+    happened = ((f"{event.created_at:{SHORT}}", event.version, event.type) for event in found.events)
+    print_table(("AT", "VERSION", "EVENT"), happened, heading="Events, in UTC")
 
 
 def _facts(found: Details) -> Iterator[tuple[str, object]]:
@@ -208,4 +209,4 @@ def _delivery_rows(
         for number, attempt in enumerate(attempts, 1):
             answer = f": {attempt.response}" if attempt.response else ""
             result = f"{attempt.status_code or attempt.error} in {attempt.duration_ms} ms{answer}"
-            yield f"  attempt {number} at {attempt.attempted_at:%H:%M:%S}", result
+            yield f"  attempt {number} at {attempt.attempted_at:{SHORT}}", result

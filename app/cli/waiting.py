@@ -68,19 +68,20 @@ def is_settled(task: TaskRead) -> bool:
     return task.status in FINAL and all(clip.archived_at or clip.audio_url is None for clip in task.clips)
 
 
-async def follow(services: Services, task: TaskRead, seconds: float) -> TaskRead:
-    """Show a task's progress until it is settled or this time is over; return it as it is then."""
+async def follow(services: Services, task: TaskRead, seconds: float) -> tuple[TaskRead, str]:
+    """Show a task's progress until it is settled or this time is over; return it as it is then, and that in words."""
     until = time.monotonic() + seconds
     with _progress() as show:
         while True:
             try:
                 task = await services.tasks.get(OPERATOR, task.id)
-                show(await _describe(services, task))
+                words = await _describe(services, task)
             except TRANSIENT:
-                show("the database does not answer; it is asked again")
+                words = "the database does not answer; it is asked again"
+            show(words)
             left = until - time.monotonic()
             if is_settled(task) or left <= 0:
-                return task
+                return task, words
             await asyncio.sleep(min(INTERVAL, left))
 
 
@@ -123,7 +124,7 @@ async def _describe(services: Services, task: TaskRead) -> str:
         async with services.database.reads() as session:
             hold = await current_hold(session, services.settings.upstream_fingerprint)
         place = f", place {task.queue_position}" if task.queue_position else ""
-        return f"queued{place}" + (f"; held: {EXPLANATIONS[hold.reason]}" if hold else "")
+        return f"queued{place}" + (f"; the queue is held: {EXPLANATIONS[hold.reason]}" if hold else "")
     if not task.clips:
         return task.status
     stored = sum(clip.archived_at is not None for clip in task.clips)

@@ -66,9 +66,11 @@ def test_terminal_gets_a_table(migrated_sqlite: Path, tmp_path: Path) -> None:
     environment = Processes(tmp_path, upstream_url=UNREACHABLE, database_url=url).environment()
 
     shown = run_on_terminal(["deliveries", "list"], tmp_path, environment)
+    wide = run_on_terminal(["deliveries", "list"], tmp_path, environment, columns=140)
 
     header, latest, *_, oldest = shown.lines
     assert header.split() == ["DELIVERY", "STATUS", "AGE", "EVENT", "URL"]
+    assert {"ATTEMPTS", "NEXT"} < set(wide.lines[0].split())
     assert latest.startswith(f"{of_task}  pending    ")
     assert oldest.startswith(f"{given_up}  given_up   ")
     assert ("\x1b[2J" in shown.raw, max(map(len, shown.lines)) <= 80) == (False, True)
