@@ -11,7 +11,8 @@ from app.enums import WebhookType
 from tests.api.document import document
 from tests.support.settings import ROOT
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/database.md", "docs/operations.md")
+NAMES = "README", "CONTRIBUTING", "SECURITY", "CHANGELOG", "docs/database", "docs/deployment", "docs/operations"
+DOCUMENTS = [f"{name}.md" for name in NAMES]
 CONFIGURATION = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"])
 PATHS = (r"`((?:app|tests|migrations|\.github|\.ci)/[\w./-]+)`", r"`(\.?[\w.-]+\.(?:toml|ya?ml|example|md))`")
 TESTS = re.compile(r"`tests/[\w/]+\.py`")
