@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from app.config import Settings
-from app.console import sign_in, task_list
+from app.console import sign_in, task_list, webhook_pages
 from app.console.assets import serve_asset
 from app.console.live import LiveStreams
 from app.console.mount import PATH
@@ -21,7 +21,7 @@ from app.console.session import Refused, Sessions, SignInNeeded
 from app.console.sign_in import FailedSignIns
 from app.console.task_list import TaskLists
 from app.database.engine import Database
-from app.errors import AppError
+from app.errors import AppError, InternalError
 from app.keyring import Keyring
 from app.tasks.service import TaskService
 from app.tasks.waiting import Waiters
@@ -44,14 +44,20 @@ def create_console(services: Mapping[type, Any]) -> FastAPI:
     )
     provide(console, *services.values(), *own)
     console.include_router(_router())
-    for page in (sign_in, task_list):
+    for page in (sign_in, task_list, webhook_pages):
         console.include_router(page.router)
 
     async def show_error(request: Request, exc: Exception) -> Response:
         return _error_page(pages, request, exc)
 
-    for kind in (AppError, HTTPException, RequestValidationError, SQLAlchemyError, OSError, Exception):
+    async def show_failure(request: Request, _: Exception) -> Response:
+        # The exception goes on to the application, which logs it.
+        return _error_page(pages, request, InternalError())
+
+    expected = AppError, HTTPException, RequestValidationError, SQLAlchemyError, OSError, Refused, SignInNeeded
+    for kind in expected:
         console.add_exception_handler(kind, show_error)
+    console.add_exception_handler(Exception, show_failure)
     return console
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlencode
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -13,7 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.responses import Response
 
-from app import __version__
 from app.config import Settings
 from app.console.assets import asset_path
 from app.console.mount import PATH
@@ -38,7 +38,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals |= {"url": self.url, "asset": self._asset, "version": __version__}
+        self._environment.globals |= {"url": self.url, "asset": self._asset, "link_with": link_with}
         self._environment.filters |= {"moment": moment, "ago": ago, "span": span, "for_form": for_form}
 
     def url(self, path: str) -> str:
@@ -62,8 +62,8 @@ class Pages:
             token = visitor.csrf_token if visitor else ""
             return Markup('<input type="hidden" name="csrf_token" value="{}">').format(token)
 
-        known = {"visitor": visitor, "csrf": csrf, "path": request.url.path, "now": datetime.now(UTC)}
-        return self._environment.get_template(template).render(**known, **values)
+        known: dict[str, Any] = {"visitor": visitor, "csrf": csrf, "path": request.url.path, "now": datetime.now(UTC)}
+        return self._environment.get_template(template).render(known | values)
 
     def redirect(self, path: str, notice: str = "") -> Response:
         """Go to a path of the service, after a form was handled, and show this notice there."""
@@ -117,11 +117,12 @@ def span(value: timedelta, units: int = 2) -> str:
 
 
 def with_zone(value: str) -> str:
-    """A moment that a form has sent, which has no zone, in UTC; anything else as it is."""
+    """A moment that a form has sent, without zone and seconds, as RFC 3339 has it; anything else as it is."""
     try:
-        return value if datetime.fromisoformat(value).tzinfo else f"{value}Z"
+        moment = datetime.fromisoformat(value)
     except ValueError:
         return value
+    return value if moment.tzinfo else moment.replace(tzinfo=UTC).isoformat(timespec="seconds")
 
 
 def for_form(value: str) -> str:
@@ -130,3 +131,9 @@ def for_form(value: str) -> str:
         return datetime.fromisoformat(with_zone(value)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M")
     except (ValueError, OverflowError):
         return ""
+
+
+def link_with(given: Mapping[str, str], **changes: str) -> str:
+    """The query of a URL with these parameters, but for these changes; what is empty is left out."""
+    query = urlencode({name: value for name, value in {**given, **changes}.items() if value})
+    return f"?{query}" if query else ""

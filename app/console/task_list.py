@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from fastapi import Request, Response
 from pydantic import ValidationError
@@ -17,7 +16,7 @@ from pydantic import ValidationError
 from app.config import Settings
 from app.console.live import LiveDep
 from app.console.mount import PATH
-from app.console.rendering import Pages, PagesDep, with_zone
+from app.console.rendering import Pages, PagesDep, link_with, with_zone
 from app.console.repository import LastHour, names_of_owners, read_last_hour, read_overview
 from app.console.session import FormDep, Visitor, VisitorDep
 from app.database.engine import Database
@@ -54,9 +53,7 @@ class Query:
 
     def link(self, **changes: str) -> str:
         """The query of a URL that asks for the same, but for these changes; an empty value takes one out."""
-        pairs = {**self.given, **changes}
-        query = urlencode({name: value for name, value in pairs.items() if value})
-        return f"?{query}" if query else ""
+        return link_with(self.given, **changes)
 
 
 class TaskLists:
@@ -150,7 +147,7 @@ def _canonical(request: Request) -> str:
     for _, value in (pair for pair in pairs if pair[0] == "metadata" and "=" in pair[1]):
         name, _, text = value.strip().partition("=")
         kept[f"{_LABEL}{name.strip()}"] = text.strip()
-    return f"{LIST}?{urlencode(kept)}" if kept else LIST
+    return LIST + link_with(kept)
 
 
 def _read_query(request: Request) -> Query:

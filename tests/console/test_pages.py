@@ -12,6 +12,7 @@ from app.models import PaceSlot, PeriodicJob
 from app.upstream.credits import ROW
 from app.upstream.hold import RECHECK
 from tests.console.conftest import Window
+from tests.console.test_webhook_pages import add_endpoint, add_failed_delivery
 from tests.support.service import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -97,3 +98,35 @@ async def test_filters_are_in_the_url_and_work_by_keyboard(window: Window) -> No
     await window.page.wait_for_url("**/console/tasks?status=failed")
 
     await window.check("tasks-filtered")
+
+
+async def test_failed_webhooks_are_sent_again(window: Window, served: Service) -> None:
+    await add_endpoint(served, url="https://quiet.example/sounds", description="Staging", disabled=True)
+    endpoint_id = await add_endpoint(served, url="https://shop.example/hooks/sounds?region=north-west")
+    await add_failed_delivery(served, endpoint_id)
+    page = window.page
+    await window.sign_in(window.admin_key)
+    await page.get_by_role("navigation", name="Console").get_by_role("link", name="Webhooks").click()
+    await page.get_by_role("heading", name="Webhooks of all keys").wait_for()
+    await window.check("webhooks")
+    await page.get_by_role("link", name="https://shop.example").click()
+    await page.get_by_role("heading", name="https://shop.example").wait_for()
+    await window.check("endpoint")
+    await page.get_by_role("link", name="webhook.test").click()
+    await page.get_by_role("cell", name="Service Unavailable").wait_for()
+    await window.check("delivery")
+
+    await page.get_by_role("button", name="Send again now").click()
+
+    await page.get_by_role("status").get_by_text("The delivery is due now.").wait_for()
+    await expect(page.locator(".facts")).to_contain_text("pending")
+
+
+async def test_errors_are_pages(window: Window) -> None:
+    await window.sign_in()
+    await window.page.get_by_role("heading", name="Your tasks").wait_for()
+    answer = await window.page.request.get(f"{window.url}/console/tasks/nothing")
+    await window.page.set_content(await answer.text())
+
+    assert answer.status == 404
+    await window.page.get_by_role("heading", name="There is nothing here.").wait_for()

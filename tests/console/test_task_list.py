@@ -64,6 +64,7 @@ async def test_the_url_filters_as_the_api_does(service: Service, query: str, sho
     async with browser_of(service) as browser:
         page = await browser.get(f"/console/tasks{query}")
 
+    assert page.status_code == 200
     assert prompts(page) == shown
 
 
