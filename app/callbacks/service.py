@@ -150,6 +150,10 @@ class CallbackService:
             return CallbackOutcome.unreadable
         return await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.callback)
 
+    def read(self, body: bytes) -> Report | None:
+        """What a stored callback reports, None where it cannot be read."""
+        return self._upstream.read_callback(body)
+
     async def tasks_to_replay(self, since: datetime | None) -> AsyncGenerator[str]:
         """The ids of the tasks that have callbacks since a time."""
         after, is_more = "", True

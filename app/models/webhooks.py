@@ -95,7 +95,7 @@ class Delivery(Due, Base):
             Index(None, "api_key_id", "id"),
             Index(None, "api_key_id", "status", "id"),
             Index(None, "endpoint_id", "id"),
-            Index(None, "task_id"),
+            Index(None, "task_id", "id"),
             # Those that retention deletes by themselves.
             Index("ix_deliveries_without_task", "created_at", postgresql_where=no_task, sqlite_where=no_task),
             {"postgresql_with": MANY_UPDATED_ROWS},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from sqlalchemy import (
     orm,
     select,
     tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.orm import InstrumentedAttribute
@@ -113,6 +114,27 @@ async def list_attempts(
     if after is not None:
         query = query.where(tuple_(DeliveryAttempt.attempted_at, DeliveryAttempt.id) > after)
     return (await session.scalars(query.order_by(DeliveryAttempt.attempted_at, DeliveryAttempt.id).limit(limit))).all()
+
+
+async def latest_attempts(
+    session: Session, delivery_ids: Sequence[str], each: int
+) -> Mapping[str, Sequence[DeliveryAttempt]]:
+    """The latest attempts of these deliveries, up to `each` of each, oldest first, by the delivery's id."""
+    latest = (
+        select(DeliveryAttempt.id)
+        .where(DeliveryAttempt.delivery_id == delivery_id)
+        .order_by(DeliveryAttempt.attempted_at.desc(), DeliveryAttempt.id.desc())
+        .limit(each)
+        .subquery()
+        for delivery_id in delivery_ids
+    )
+    found: dict[str, list[DeliveryAttempt]] = {delivery_id: [] for delivery_id in delivery_ids}
+    if found:
+        ids = (await session.scalars(union_all(*(select(one.c.id) for one in latest)))).all()
+        query = select(DeliveryAttempt).where(DeliveryAttempt.id.in_(ids))
+        for attempt in await session.scalars(query.order_by(DeliveryAttempt.attempted_at, DeliveryAttempt.id)):
+            found[attempt.delivery_id].append(attempt)
+    return found
 
 
 async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, WebhookEndpoint | ApiKey]:

@@ -400,7 +400,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("is_ready = 1"),
         )
         batch_op.create_index(batch_op.f("ix_deliveries_endpoint_id_id"), ["endpoint_id", "id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_deliveries_task_id"), ["task_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_deliveries_task_id_id"), ["task_id", "id"], unique=False)
         batch_op.create_index(
             "ix_deliveries_without_task",
             ["created_at"],
@@ -456,7 +456,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("task_id IS NULL"),
             sqlite_where=sa.text("task_id IS NULL"),
         )
-        batch_op.drop_index(batch_op.f("ix_deliveries_task_id"))
+        batch_op.drop_index(batch_op.f("ix_deliveries_task_id_id"))
         batch_op.drop_index(batch_op.f("ix_deliveries_endpoint_id_id"))
         batch_op.drop_index(
             "ix_deliveries_due",
