@@ -11,8 +11,9 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from app.clips.waveform import Waveforms
 from app.config import Settings
-from app.console import sign_in, task_list, webhook_pages
+from app.console import sign_in, task_list, task_page, webhook_pages
 from app.console.assets import serve_asset
 from app.console.live import LiveStreams
 from app.console.mount import PATH
@@ -23,6 +24,7 @@ from app.console.task_list import TaskLists
 from app.database.engine import Database
 from app.errors import AppError, InternalError
 from app.keyring import Keyring
+from app.storage.store import Storage
 from app.tasks.service import TaskService
 from app.tasks.waiting import Waiters
 from app.web.exception_handlers import as_app_error
@@ -41,10 +43,11 @@ def create_console(services: Mapping[type, Any]) -> FastAPI:
         FailedSignIns(),
         LiveStreams(services[Waiters]),
         TaskLists(services[Database], services[TaskService], settings),
+        Waveforms(services[Storage], services[Database]),
     )
     provide(console, *services.values(), *own)
     console.include_router(_router())
-    for page in (sign_in, task_list, webhook_pages):
+    for page in (sign_in, task_list, task_page, webhook_pages):
         console.include_router(page.router)
 
     async def show_error(request: Request, exc: Exception) -> Response:

@@ -96,8 +96,7 @@ class EdgeMiddleware:
     """
 
     def __init__(self, app: ASGIApp, rules: Sequence[BodyRule] = BODY_RULES) -> None:
-        self._app = app
-        self._rules = rules
+        self._app, self._rules = app, rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -154,7 +153,8 @@ class _Response:
             headers = MutableHeaders(scope=message)
             headers["X-Content-Type-Options"] = "nosniff"
             if headers.get("content-type", "").startswith("text/html"):
-                headers["Content-Security-Policy"], headers["X-Frame-Options"] = PAGE_POLICY, "DENY"
+                headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+                headers["X-Frame-Options"] = "DENY"
             headers.append("X-Request-Id", self._request_id)
         await self._send(message)
 

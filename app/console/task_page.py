@@ -1,0 +1,212 @@
+"""The page of a task: what it is, why it waits, what happened to it, its sounds, and what can be done about it."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from fastapi import Request, Response
+from pydantic import ValidationError
+
+from app.callbacks.service import CallbackService
+from app.clips import subtitles
+from app.clips.responses import CACHE_CONTROL, serve_file
+from app.clips.service import ClipService
+from app.clips.waveform import Waveforms
+from app.config import Settings
+from app.console.mount import PATH
+from app.console.rendering import PagesDep
+from app.console.session import FormDep, Refused, VisitorDep
+from app.console.task_repository import MAX_SHOWN, TaskRows, read_task_rows
+from app.console.task_view import CHARGES, curl_of, parameters_of, view_callback, why_it_waits
+from app.console.timeline import timeline_of
+from app.enums import TaskStatus
+from app.errors import TaskAlreadyFinal, TaskNotFinal
+from app.storage.store import Storage
+from app.tasks.schemas import TaskCreate, TaskId
+from app.tasks.service import CannotResolve, TaskService
+from app.tasks.transitions import FINAL
+from app.web.middleware import PAGE_POLICY
+from app.web.negotiation import matches
+from app.web.provided import DatabaseDep, provided
+from app.web.routing import Router
+from app.webhooks.service import WebhookService
+
+router = Router(prefix=f"{PATH}/tasks/{{task_id}}")
+TasksDep = Annotated[TaskService, provided(TaskService)]
+ClipsDep = Annotated[ClipService, provided(ClipService)]
+StorageDep = Annotated[Storage, provided(Storage)]
+SettingsDep = Annotated[Settings, provided(Settings)]
+CallbacksDep = Annotated[CallbackService, provided(CallbackService)]
+WaveformsDep = Annotated[Waveforms, provided(Waveforms)]
+WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
+# What an operator can set a task to, and from which states `tasks.service.resolve` takes it.
+RESOLUTIONS = (TaskStatus.generating, TaskStatus.succeeded, TaskStatus.failed, TaskStatus.canceled)
+
+
+@router.get("")
+async def show_task(
+    request: Request,
+    pages: PagesDep,
+    visitor: VisitorDep,
+    database: DatabaseDep,
+    settings: SettingsDep,
+    callbacks: CallbacksDep,
+    task_id: TaskId,
+) -> Response:
+    """One task, live until it has ended and all of it is stored."""
+    rows = await read_task_rows(database, visitor.caller, task_id, settings.upstream_fingerprint)
+    # The player writes its styles into the page: only those with this nonce are taken.
+    nonce = secrets.token_urlsafe(16)
+    read = (view_callback(each, callbacks.read(each.body) if each.body else None) for each in rows.callbacks)
+    reasons = why_it_waits(rows, settings)
+    response = pages.render(
+        request,
+        "task.html",
+        rows=rows,
+        task=rows.task,
+        reasons=reasons,
+        timeline=timeline_of(rows),
+        callbacks=list(read),
+        parameters=parameters_of(rows.task),
+        charge=CHARGES[rows.task.charge],
+        curl=curl_of(rows.task, settings.link_base or str(request.base_url).rstrip("/")),
+        max_shown=MAX_SHOWN,
+        resolutions=_resolutions(rows),
+        is_final=rows.task.status in FINAL,
+        is_live=bool(reasons),
+        nonce=nonce,
+        order_key=f"console-{secrets.token_urlsafe(16)}",
+    )
+    response.headers["Content-Security-Policy"] = PAGE_POLICY.replace(
+        "style-src 'self'", f"style-src 'self' 'nonce-{nonce}'"
+    )
+    return response
+
+
+def _resolutions(rows: TaskRows) -> list[TaskStatus]:
+    """What an operator may find out about a task that is open, or that was given up."""
+    if rows.task.status in FINAL:
+        return [TaskStatus.generating] if rows.task.due_at or rows.task.error_code else []
+    left_out = {rows.task.status} if rows.task.clips else {rows.task.status, TaskStatus.succeeded}
+    return [status for status in RESOLUTIONS if status not in left_out]
+
+
+@router.get("/clips/{index}/audio")
+async def get_audio(
+    request: Request, visitor: VisitorDep, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
+) -> Response:
+    """The stored audio of a clip, with ranges, for the player."""
+    return await serve_file(request, storage, await clips.audio(visitor.caller, task_id, index, request.receive))
+
+
+@router.get("/clips/{index}/peaks")
+async def get_peaks(
+    request: Request,
+    visitor: VisitorDep,
+    clips: ClipsDep,
+    waveforms: WaveformsDep,
+    task_id: TaskId,
+    index: str,
+) -> Response:
+    """The waveform of a clip as JSON: the loudest sample of each part, and the duration in seconds."""
+    audio = await clips.audio(visitor.caller, task_id, index, request.receive)
+    headers = {"ETag": f'"peaks-{audio.sha256}"', "Cache-Control": CACHE_CONTROL}
+    if matches(request.headers.get("if-none-match"), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(await waveforms.read(audio.key, audio.size), 200, headers, "application/json")
+
+
+@router.get("/clips/{index}/image")
+async def get_image(
+    request: Request, visitor: VisitorDep, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
+) -> Response:
+    """The stored cover of a clip."""
+    return await serve_file(request, storage, await clips.cover(visitor.caller, task_id, index))
+
+
+@router.get("/clips/{index}/lyrics.srt")
+async def get_lyrics(visitor: VisitorDep, clips: ClipsDep, task_id: TaskId, index: str) -> Response:
+    """The sung words of a clip as SubRip subtitles."""
+    words = await clips.lyrics(visitor.caller, task_id, index)
+    return Response(subtitles.srt(words), media_type="application/x-subrip; charset=utf-8")
+
+
+@router.post("/cancel")
+async def cancel_task(
+    pages: PagesDep, visitor: VisitorDep, _form: FormDep, tasks: TasksDep, task_id: TaskId
+) -> Response:
+    """Cancel a task."""
+    caller = visitor.acting_for(await tasks.get_row(visitor.caller, task_id))
+    try:
+        await tasks.cancel(caller, task_id)
+    except TaskAlreadyFinal:
+        return pages.redirect(_page(task_id), "The task had ended before it could be canceled.")
+    return pages.redirect(_page(task_id), "The task is canceled.")
+
+
+@router.post("/delete")
+async def delete_task(
+    pages: PagesDep, visitor: VisitorDep, _form: FormDep, tasks: TasksDep, task_id: TaskId
+) -> Response:
+    """Delete a task that has ended."""
+    caller = visitor.acting_for(await tasks.get_row(visitor.caller, task_id))
+    try:
+        await tasks.erase(caller, task_id)
+    except TaskNotFinal:
+        return pages.redirect(_page(task_id), "The task has not ended: cancel it first.")
+    return pages.redirect(f"{PATH}/tasks", f"The task {task_id} is deleted.")
+
+
+@router.post("/order-again")
+async def order_again(
+    pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, task_id: TaskId
+) -> Response:
+    """Order the same sound as a new task of the same key; a form that is sent twice orders once."""
+    row = await tasks.get_row(visitor.caller, task_id)
+    try:
+        order = TaskCreate.model_validate(parameters_of(row))
+    except ValidationError:
+        raise Refused(422, "The order is not valid any more", "This release takes no such order.") from None
+    placed = await tasks.place(visitor.acting_for(row), order, idempotency_key=form.get("order_key"))
+    return pages.redirect(_page(placed.task.id), "This is the new task.")
+
+
+@router.post("/resolve")
+async def resolve_task(
+    pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, task_id: TaskId
+) -> Response:
+    """Set a task to what an operator has found out elsewhere."""
+    await tasks.get_row(visitor.caller, task_id)
+    if not visitor.is_admin:
+        raise Refused(403, "Only admins may resolve tasks", "Sign in with the key of an admin.")
+    status, upstream_task_id = form.get("status", ""), form.get("upstream_task_id", "").strip() or None
+    if status not in RESOLUTIONS:
+        raise Refused(422, "There is no such resolution", f"Choose one of {', '.join(RESOLUTIONS)}.")
+    if status == TaskStatus.generating and upstream_task_id is None:
+        return pages.redirect(_page(task_id), "To be generating, the task needs the upstream's id.")
+    try:
+        await tasks.resolve(task_id, TaskStatus(status), upstream_task_id)
+    except CannotResolve as error:
+        return pages.redirect(_page(task_id), str(error))
+    return pages.redirect(_page(task_id), f"The task is resolved as {status}.")
+
+
+@router.post("/deliveries/{delivery_id}/resend")
+async def resend(
+    pages: PagesDep,
+    visitor: VisitorDep,
+    _form: FormDep,
+    tasks: TasksDep,
+    webhooks: WebhooksDep,
+    task_id: TaskId,
+    delivery_id: str,
+) -> Response:
+    """Make a delivery due now."""
+    caller = visitor.acting_for(await tasks.get_row(visitor.caller, task_id))
+    await webhooks.resend(caller, delivery_id)
+    return pages.redirect(f"{_page(task_id)}#deliveries", "The webhook is sent again now.")
+
+
+def _page(task_id: str) -> str:
+    return f"{PATH}/tasks/{task_id}"
