@@ -44,6 +44,11 @@ from app.web.pagination import link_to_next
 _TASKS_PATH = "/v1/tasks"
 _TASK_PATH = re.compile(f"{_TASKS_PATH}/([0-9a-f]{{32}})")
 _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
+# What the framework's routes are for who looks at the scope afterwards: all that is answered here has no other.
+_ROUTE_OF_TASKS, _ROUTE_OF_TASK, _ROUTE_OF_CALLBACK = (
+    SimpleNamespace(path=path)
+    for path in (_TASKS_PATH, f"{_TASKS_PATH}/{{task_id}}", f"{CALLBACKS_PATH}{{task_id}}/{{token}}")
+)
 # As the route's.
 PAGE_SIZE: int = TaskFilters.model_fields["limit"].default
 # Renderings of tasks on first pages: for how long, how many, and of which size.
@@ -183,17 +188,21 @@ class FastPath:
         """Answer a plain request; pass any other one on."""
         if scope["type"] == "http" and not scope["query_string"]:
             if scope["method"] == "GET" and (task := _TASK_PATH.fullmatch(scope["path"])) is not None:
+                scope["route"] = _ROUTE_OF_TASK
                 if await self._read_task(task[1], scope, receive, send):
                     return
             elif scope["method"] == "GET" and scope["path"] == _TASKS_PATH:
+                scope["route"] = _ROUTE_OF_TASKS
                 if await self._list_tasks(scope, receive, send):
                     return
             elif scope["method"] == "POST" and scope["path"] == _TASKS_PATH:
+                scope["route"] = _ROUTE_OF_TASKS
                 body = await self._create_task(scope, receive, send)
                 if body is None:
                     return
                 receive = replayed(body, receive)
             elif scope["method"] == "POST" and (callback := _CALLBACK_PATH.fullmatch(scope["path"])) is not None:
+                scope["route"] = _ROUTE_OF_CALLBACK
                 await self._receive_callback(callback[1], callback[2], scope, receive)
                 await _RECEIVED(scope, receive, send)
                 return

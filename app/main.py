@@ -20,6 +20,7 @@ from app.dropin.middleware import VendorEnvelopeMiddleware
 from app.fast_path import FastPath
 from app.health import routes as health
 from app.health.draining import CloseWhileDraining
+from app.health.metrics import MetricsPage
 from app.lifecycle import running
 from app.services import Services
 from app.tasks import event_stream, events
@@ -48,9 +49,9 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    every = (getattr(services, field.name) for field in fields(services))
+    every = [getattr(services, field.name) for field in fields(services)]
     # Routes send no HTTP requests, and the two clients are of one class.
-    provide(app, probe, *(service for service in every if not isinstance(service, httpx.AsyncClient)))
+    provide(app, probe, MetricsPage(services), *(each for each in every if not isinstance(each, httpx.AsyncClient)))
     rooms = [room.router for room in (tasks, event_stream, webhooks, upstream)]
     for router in (*rooms, tasks.account_router):
         app.include_router(router, dependencies=[Depends(check_accept), Depends(check_query)])
@@ -70,7 +71,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     plain = services.database, services.signed_urls, services.callbacks, services.tasks, services.waiters
     app.add_middleware(FastPath, *plain)
     app.add_middleware(DeferredResponses)
-    app.add_middleware(EdgeMiddleware)
+    app.add_middleware(EdgeMiddleware, observe=services.metrics.requests.observe)
     app.add_middleware(SignedLinksForAnyOrigin)
     app.add_middleware(VendorEnvelopeMiddleware)
     app.add_middleware(TolerantPaths)

@@ -20,12 +20,12 @@ from app.keyring import Keyring, KeyringUnusable, load_or_create_keyring
 from app.observability.metrics import Metrics
 from app.signed_urls import SignedUrls
 from app.storage.store import Storage
-from app.tasks.events import publish_to_webhook_url
+from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.service import TaskService
 from app.tasks.waiting import RetryAfterEstimate, Waiters
 from app.upstream.credits import CreditsCache
-from app.upstream.gateway import UpstreamGateway
+from app.upstream.gateway import MeasuredUpstream, UpstreamGateway
 from app.upstream.pacing import Pacer
 from app.upstream.suno.client import SunoApi
 from app.webhooks.lifecycle import WebhookLifecycle
@@ -105,16 +105,22 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     database = Database(settings.database_url, clock, settings.database_limits)
     wakeups = Wakeups(database)
     metrics = Metrics()
+    database.count_in(metrics)
     rng = random.Random()  # noqa: S311 - spreads retries, not for security
-    lifecycle = TaskLifecycle(settings, signed_urls, (publish_to_webhook_url, publish_to_callback_url), rng)
+    # The body of a webhook is made once, and sent again for days.
+    kept_urls = signed_urls.lasting(settings.webhook_link_ttl)
+    publishers = publish_to_webhook_url, publish_to_callback_url
+    recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0], metrics)
+    lifecycle = TaskLifecycle(settings, recorder, rng)
     webhook_lifecycle = WebhookLifecycle(settings, rng)
-    tasks = TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate())
+    tasks = TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate(), metrics)
     waiters = Waiters(database, wakeups, signed_urls)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     upstream_http = upstream_client(settings.upstream_url, settings.upstream_call_timeout)
     api_key, callback_key = _upstream_keys(settings)
     upstream = SunoApi(upstream_http, api_key, settings.upstream_call_timeout, callback_key, metrics)
-    gateway = UpstreamGateway(upstream, pacer, database, settings.hold_recheck, settings.upstream_fingerprint)
+    measured = MeasuredUpstream(upstream, metrics)
+    gateway = UpstreamGateway(measured, pacer, database, settings.hold_recheck, settings.upstream_fingerprint)
     return Services(
         settings=settings,
         database=database,

@@ -13,7 +13,7 @@ from app.database.engine import Session
 from app.enums import TaskStatus
 from app.models import ApiKey, Delivery, DeliveryAttempt, PaceSlot, Task
 from app.tasks.transitions import FINAL
-from app.upstream.credits import Credits, last_known
+from app.upstream.credits import Credits, known_credits
 from app.upstream.hold import EXPLANATIONS, Hold, current_hold
 from app.upstream.pacing import PAUSE_SLOT
 
@@ -64,7 +64,7 @@ async def read_overview(session: Session, settings: Settings, now: datetime) -> 
     due = min(((at, status) for at, status in oldest if at is not None), default=None)
     return Overview(
         hold=await current_hold(session, settings.upstream_fingerprint),
-        credits=await last_known(session),
+        credits=await known_credits(session),
         slots_used=used,
         slots=settings.upstream_rate.requests,
         paused_until=paused_until,

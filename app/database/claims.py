@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import BindParameter, ColumnElement, bindparam, exists, func, inspect, select, update
+from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, func, inspect, literal, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import raiseload
 from sqlalchemy.sql.functions import FunctionElement
@@ -21,8 +21,8 @@ from app.database.engine import Session
 Row = TypeVar("Row", bound=Base)
 
 CLAIMED_AT: BindParameter[datetime] = bindparam("claimed_at", type_=UtcDateTime())
-# Up to this number, overdue rows are counted.
-MAX_OVERDUE = 1000
+# Up to this number, overdue rows are counted; and rows of one kind that wait are looked at to count them.
+MAX_OVERDUE, MAX_COUNTED = 1000, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +133,15 @@ async def count_overdue(session: Session, kind: type[Row], late: datetime, *wher
     assert issubclass(kind, Due)  # noqa: S101 - as above
     overdue = select(inspect(kind).primary_key[0]).where(kind.due_at < late, *where).limit(MAX_OVERDUE)
     return await session.scalar(select(func.count()).select_from(overdue.subquery())) or 0
+
+
+def backlog(name: str, kind: type[Due], order: Sequence[Any], *where: ColumnElement[bool]) -> Select[*tuple[Any, ...]]:
+    """
+    A query of one row: this name, how many rows wait, how many of them are due at `now`, and since when one is.
+
+    It looks at the first MAX_COUNTED alone of an index that holds no others, whose columns are `order`.
+    """
+    waiting = select(kind.due_at).where(*(where or [kind.due_at.isnot(None)])).order_by(*order).limit(MAX_COUNTED)
+    due_at = waiting.subquery().c.due_at
+    is_due = due_at <= bindparam("now", type_=UtcDateTime())
+    return select(literal(name), func.count(), func.count(due_at).filter(is_due), func.min(due_at).filter(is_due))

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NoReturn, cast
 
+from prometheus_client import Gauge
 from sqlalchemy import Executable, QueuePool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
@@ -32,6 +34,7 @@ from app.database.connections import PING_TIMEOUT, credentials, postgres_engine
 from app.database.fetching import Fetcher, FixedQuery, is_checked
 from app.database.migrations import is_not_migrated, is_usable
 from app.database.turns import Admission, KeyedLocks
+from app.observability.metrics import Metrics, count_committed
 
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
@@ -207,6 +210,20 @@ class Database:
         async with self._engines[-1].connect() as connection:
             return await connection.run_sync(is_usable)
 
+    def count_in(self, metrics: Metrics) -> None:
+        """Count the commits, and the connections that are in use, in these metrics."""
+
+        def commit(session: orm.Session) -> None:
+            metrics.commits.inc()
+            count_committed(session)
+
+        event.listen(self.session_class, "after_commit", commit)
+        for name, engine in zip(("main", "urgent", "reads"), dict.fromkeys(self._engines), strict=False):
+            in_use, pool = metrics.connections.labels(name), cast("QueuePool", engine.pool)
+            metrics.max_connections.labels(name).set(pool.size() + max(0, pool._max_overflow))
+            for when, returned in (("checkout", 0), ("checkin", 1)):
+                event.listen(engine.sync_engine, when, partial(_note_connections, engine, in_use, returned))
+
     async def close(self) -> None:
         """
         Close every connection; nothing connects any more.
@@ -259,6 +276,11 @@ def _without_transactions(url: str, reader: AsyncEngine) -> AsyncEngine:
     if is_sqlite(url) or read_postgres_url(url).is_pooled:
         return reader
     return reader.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _note_connections(engine: AsyncEngine, in_use: Gauge, returned: int, *_: object) -> None:
+    # The pool may be another one by now. A connection that comes back still counts there.
+    in_use.set(cast("QueuePool", engine.pool).checkedout() - returned)
 
 
 def _refuse_to_connect(*_arguments: object) -> NoReturn:

@@ -42,6 +42,8 @@ class GroupCommit(Generic[Item, Outcome]):
     own, each is written by itself, apart: those that come meanwhile do not wait for it.
 
     More than `most` that wait at once are refused: they come back when there is room. Those of workers need no bound.
+
+    `observe` is called with the number of items of each commit.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class GroupCommit(Generic[Item, Outcome]):
         *,
         is_idempotent: bool,
         most: float = math.inf,
+        observe: Callable[[float], None] | None = None,
     ) -> None:
         self._write, self._limit, self._is_idempotent, self._most = write, limit, is_idempotent, most
+        self._observe = observe
         self._pending: list[_Waiting[Item, Outcome]] = []
         self._writer: asyncio.Task[None] | None = None
         # Those of failed commits come before those that failed alone before.
@@ -133,6 +137,8 @@ class GroupCommit(Generic[Item, Outcome]):
             else:
                 _refuse(take_waiting(), error)
             return
+        if self._observe is not None and batch:
+            self._observe(len(batch))
         for (_, waiting), outcome in zip(batch, outcomes, strict=True):
             # Its caller may have gone.
             if waiting.done():

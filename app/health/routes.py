@@ -9,12 +9,12 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 from app.health.checks import Limits, kind_of, no_answer, readiness_checks, run_checks
+from app.health.metrics import MetricsPage
 from app.health.results import Check, Skipped, State, worst
-from app.observability.metrics import Metrics
 from app.services import Services
 from app.web.openapi import response_headers
 from app.web.provided import provided
@@ -132,6 +132,6 @@ async def readyz(response: Response, probe: Annotated[ReadinessProbe, provided(R
 
 
 @router.get("/metrics", operation_id="getMetrics", include_in_schema=False)
-async def get_metrics(metrics: Annotated[Metrics, provided(Metrics)]) -> Response:
-    """The metrics of this process in Prometheus' text format."""
-    return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+async def get_metrics(page: Annotated[MetricsPage, provided(MetricsPage)]) -> Response:
+    """The metrics in Prometheus' text format: of all server processes here, and of what is stored."""
+    return Response(await page.render(), media_type=CONTENT_TYPE_LATEST)

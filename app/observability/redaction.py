@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from typing import AnyStr
+from urllib.parse import quote
 
 # A shorter secret protects nothing, and its removal would garble the text.
 MIN_SECRET_LENGTH = 8
@@ -35,6 +36,12 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(
         each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
     )
+
+
+def loggable_path(path: str) -> str:
+    """A path without control characters, and without what may be a callback's token, however the URL is misspelt."""
+    head, callback, _ = (path, "", "") if path.startswith("/v1/") else path.partition("callback")
+    return quote(head + callback, safe="/:@!$&'()*+,;=~") + ("…" if callback else "")
 
 
 def _redact(text: str, secrets: Sequence[str]) -> str:

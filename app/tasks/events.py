@@ -14,8 +14,9 @@ from app.database.base import new_id
 from app.database.engine import Session, on_commit
 from app.database.records import new_row
 from app.database.wakeups import notify_on_commit
-from app.enums import EventType, TaskStatus, WebhookType
+from app.enums import Charge, EventType, ResolvedBy, TaskStatus, WebhookType
 from app.models import Event, Task
+from app.observability.metrics import Metrics, count_on_commit
 from app.observability.redaction import redact
 from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskRead, read_task
@@ -97,9 +98,14 @@ class EventRecorder:
     """Writes in the transaction of its caller. `first_attempt_delay` comes before the first attempt of a webhook."""
 
     def __init__(
-        self, signed_urls: SignedUrls, publishers: Sequence[EventPublisher], first_attempt_delay: timedelta
+        self,
+        signed_urls: SignedUrls,
+        publishers: Sequence[EventPublisher],
+        first_attempt_delay: timedelta,
+        metrics: Metrics,
     ) -> None:
         self._signed_urls, self._publishers, self._first_attempt_delay = signed_urls, publishers, first_attempt_delay
+        self.metrics = metrics
 
     def transition(
         self, session: Session, task: Task, status: TaskStatus, now: datetime, changed: dict[str, Any] | None = None
@@ -108,11 +114,46 @@ class EventRecorder:
         if not can_move(task.status, status):
             raise AssertionError(f"no transition leads from {task.status} to {status}")
         task.status = status
+        self.count_transition(session, task, now)
         data = {"status": status, "charge": task.charge, **(changed or {})}
         if status in EVENT_BY_STATUS:
             self.record(session, task, EVENT_BY_STATUS[status], now, data)
         else:
             self.bump_version(session, task, now)
+
+    def count_created(self, session: Session, tasks: int) -> None:
+        """Count, once they are committed, tasks that were stored."""
+        count_on_commit(session, partial(self.metrics.created.inc, tasks))
+
+    def count_transition(self, session: Session, task: Task, now: datetime) -> None:
+        """Count, once it is committed, that a task has come to its state now."""
+        metrics, status = self.metrics, task.status
+        via = task.resolved_by if status in FINAL else None
+        created_at, submitted_at, code = task.created_at, task.submitted_at, task.error_code
+        is_first_post = status is TaskStatus.submitting and task.posts == 1
+
+        def count() -> None:
+            metrics.transitions[status, via].inc()
+            if is_first_post:
+                metrics.stages["queue"].observe((now - created_at).total_seconds())
+            if status not in FINAL:
+                return
+            metrics.durations[status].observe((now - created_at).total_seconds())
+            if via not in (None, ResolvedBy.operator) and submitted_at is not None:
+                metrics.stages["upstream"].observe((now - submitted_at).total_seconds())
+            if status is TaskStatus.failed and code is not None:
+                metrics.failures[code].inc()
+
+        count_on_commit(session, count)
+
+    def count_charge(self, session: Session, before: Charge, after: Charge) -> None:
+        """Count, once it is committed, what the upstream has charged or given back."""
+        charges, is_refunded = self.metrics.charges, after is Charge.refunded
+        # What is given back was charged, though no report may have said so.
+        if before not in charges and after in charges:
+            count_on_commit(session, charges[Charge.charged].inc)
+        if is_refunded and before is not after:
+            count_on_commit(session, charges[Charge.refunded].inc)
 
     def record(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
         """Insert an event and publish it."""

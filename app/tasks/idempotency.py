@@ -133,7 +133,7 @@ class PlainOrders:
     Stores orders that wait for no lock: without an Idempotency-Key, of a key without a rate.
 
     Those that arrive while one commit is under way share the next one; `read_estimates` is
-    called once for each group.
+    called once for each group, and `observe` with its size.
     """
 
     def __init__(
@@ -141,10 +141,11 @@ class PlainOrders:
         database: Database,
         lifecycle: TaskLifecycle,
         read_estimates: Callable[[Sequence[SimpleNamespace]], Coroutine[Any, Any, Estimates]],
+        observe: Callable[[float], None],
     ) -> None:
         self._database, self._lifecycle, self._read_estimates = database, lifecycle, read_estimates
         # An order whose commit has failed without an answer may be stored: nobody repeats it here.
-        self._group = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=False)
+        self._group = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=False, observe=observe)
         self._admission = Admission(MAX_IN_A_COMMIT)
 
     async def store(self, api_key_id: str, body: TaskCreate, callback_url: str | None) -> StoredOrder | None:

@@ -18,10 +18,9 @@ from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, notify_on_commit
 from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.errors import TaskAlreadyFinal
 from app.models import Task
-from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.clips import ClipLifecycle, lacks_clip, merge_clips, reported_facts, schedule_lyrics
-from app.tasks.events import EventPublisher, EventRecorder
+from app.tasks.events import EventRecorder
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.history import CallKind, with_call
@@ -39,18 +38,9 @@ _GENERATING, *_ENDED = (
 class TaskLifecycle:
     """The only writer of tasks. Its methods take a session and never commit; a task that they take is locked."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        signed_urls: SignedUrls,
-        publishers: Sequence[EventPublisher],
-        rng: random.Random,
-    ) -> None:
-        self._settings, self._rng = settings, rng
-        # The body of a webhook is made once, and sent again for days.
-        kept_urls = signed_urls.lasting(settings.webhook_link_ttl)
-        self._recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0])
-        self.clips = ClipLifecycle(self._recorder)
+    def __init__(self, settings: Settings, recorder: EventRecorder, rng: random.Random) -> None:
+        self._settings, self._recorder, self._rng = settings, recorder, rng
+        self.clips = ClipLifecycle(recorder)
 
     async def create(
         self, session: Session, orders: Sequence[repository.Order], now: datetime
@@ -61,6 +51,7 @@ class TaskLifecycle:
         Returns their columns and `clips`.
         """
         notify_on_commit(session, SUBMITS)
+        self._recorder.count_created(session, len(orders))
         return await repository.insert_tasks(session, orders, self._settings.default_model, now)
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
@@ -68,6 +59,7 @@ class TaskLifecycle:
         tasks = await _QUEUED.claim(session, claim)
         for task in tasks:
             notify_on_commit(session, task.id)
+            self._recorder.count_transition(session, task, claim.now)
         return tasks
 
     async def claim_polls(self, session: Session, claim: Claim, late: int) -> tuple[Sequence[Task], Sequence[Task]]:
@@ -122,7 +114,7 @@ class TaskLifecycle:
         if fresh:
             notify_on_commit(session, ARCHIVES)
         if report.stage is Stage.failed:
-            task.charge = Charge.refunded if report.refunded else task.charge
+            self._charge(session, task, Charge.refunded if report.refunded else task.charge)
             failure = Failure(report.error_code or ErrorCode.upstream_failed, report.message, report.code)
             self.fail(session, task, failure, now, via)
         elif report.stage is Stage.succeeded:
@@ -139,7 +131,7 @@ class TaskLifecycle:
     async def begin_generating(self, session: Session, task: Task, upstream_task_id: str | None, now: datetime) -> None:
         """The upstream has the task: its response to the submit says so, or a report adopts the task."""
         task.upstream_task_id = task.upstream_task_id or upstream_task_id
-        task.charge = Charge.charged
+        self._charge(session, task, Charge.charged)
         task.submitted_at = task.submitted_at or now
         task.attempts, task.fence = 0, None
         self._recorder.transition(session, task, S.generating, now, {"upstream_task_id": task.upstream_task_id})
@@ -238,8 +230,10 @@ class TaskLifecycle:
     def _revive(self, session: Session, task: Task, now: datetime) -> None:
         """A task that we gave up on is with the upstream after all."""
         task.error_code, task.error_message, task.upstream_code = None, None, None
-        task.charge, task.completed_at, task.resolved_by = Charge.charged, None, None
+        task.completed_at, task.resolved_by = None, None
+        self._charge(session, task, Charge.charged)
         task.status = S.generating
+        self._recorder.count_transition(session, task, now)
         self._recorder.record(session, task, EventType.task_revived, now, {"status": S.generating, "error": None})
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
@@ -248,12 +242,17 @@ class TaskLifecycle:
         charge = Charge.refunded if is_refunded else Charge.charged
         upstream_task_id = task.upstream_task_id or report.upstream_task_id
         if (task.charge, task.upstream_task_id) != (charge, upstream_task_id):
-            task.charge, task.upstream_task_id = charge, upstream_task_id
+            task.upstream_task_id = upstream_task_id
+            self._charge(session, task, charge)
             self._recorder.bump_version(session, task, now)
         if report.stage is Stage.failed:
             task.due_at, task.fence = None, None
         elif task.due_at is None:
             self._schedule_late_poll(task, now)
+
+    def _charge(self, session: Session, task: Task, charge: Charge) -> None:
+        self._recorder.count_charge(session, task.charge, charge)
+        task.charge = charge
 
     def _schedule_late_poll(self, task: Task, now: datetime) -> None:
         """Go on polling a task that we gave up on: it is paid for, and what hid its end may pass."""

@@ -19,6 +19,7 @@ from app.database.wakeups import ERASURES, notify_on_commit
 from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
+from app.observability.metrics import Metrics
 from app.signed_urls import SignedUrls
 from app.storage import references
 from app.tasks import repository
@@ -73,10 +74,12 @@ class TaskService:
         lifecycle: TaskLifecycle,
         signed_urls: SignedUrls,
         retry_after: RetryAfterEstimate,
+        metrics: Metrics,
     ) -> None:
         self._settings, self._database, self._lifecycle = settings, database, lifecycle
         self._signed_urls, self._retry_after = signed_urls, retry_after
-        self._plain_orders = PlainOrders(database, lifecycle, self._read_estimates)
+        observe = metrics.batches["orders"].observe
+        self._plain_orders = PlainOrders(database, lifecycle, self._read_estimates, observe)
 
     async def place(
         self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None

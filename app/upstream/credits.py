@@ -84,7 +84,7 @@ class CreditsCache:
                 asked_until = row.detail.get("asked_until")
                 is_mine = asked_until is None or datetime.fromisoformat(asked_until) <= now
                 if is_mine:
-                    row.detail = {"asked_until": (now + self._lease).isoformat()}
+                    row.detail = {"asked_until": (now + self._lease).isoformat(), "known": row.detail.get("known")}
             if is_mine:
                 return await self._ask()
             await asyncio.sleep(LOOK_EVERY.total_seconds())
@@ -93,22 +93,30 @@ class CreditsCache:
         result = await self._gateway.call(lambda upstream: upstream.credits(), credits_share)
         value = result.value if result else None
         async with self._database.transaction() as (session, now):
+            if value is not None:
+                await note_credits(session, value, now)
             row = await _lock(session)
             row.detail = {
                 "at": now.isoformat(),
                 "credits": None if value is None else str(value),
                 "code": result.code if result else None,
                 "message": result.message if result else None,
+                "known": row.detail.get("known"),
             }
             return row.detail
 
 
-async def last_known(session: Session) -> Credits | None:
-    """What the upstream answered last, however long ago; None if that was no number."""
+async def note_credits(session: Session, left: Decimal, now: datetime) -> None:
+    """Keep what the upstream has told of the credits, whoever asked. Never commits."""
+    row = await _lock(session)
+    row.detail = {**row.detail, "known": {"credits": str(left), "at": now.isoformat()}}
+
+
+async def known_credits(session: Session) -> Credits | None:
+    """What the upstream last told of the credits, however long ago; None if it never has."""
     row = await session.get(PeriodicJob, ROW)
-    if row is None or row.detail.get("credits") is None:
-        return None
-    return Credits(Decimal(row.detail["credits"]), datetime.fromisoformat(row.detail["at"]))
+    known = row.detail.get("known") if row else None
+    return Credits(Decimal(known["credits"]), datetime.fromisoformat(known["at"])) if known else None
 
 
 async def _lock(session: Session) -> PeriodicJob:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
 from app.database.engine import TRANSIENT, Database, Session, on_commit
+from app.observability.metrics import Metrics
 from app.upstream.hold import EXPLANATIONS, Hold, hold_submits
 from app.upstream.pacing import Pacer, Share, Slot, poll_share
-from app.upstream.types import HoldReason, Outcome, Result, Timing, Upstream
+from app.upstream.types import HoldReason, LyricWord, Outcome, Report, Result, SoundRequest, Timing, Upstream
 
 log = structlog.get_logger()
 Value = TypeVar("Value")
@@ -28,6 +30,49 @@ RELEASE_TIMEOUT = timedelta(seconds=0.5)
 # Codes of the upstream, and HTTP statuses: of refusals that our request deserves, and of an upstream that takes none.
 REFUSALS = range(400, 500)
 MAINTENANCE, UNAVAILABLE = 455, 503
+
+
+class MeasuredUpstream:
+    """An `Upstream` whose calls are counted by kind and outcome, and whose submits are timed."""
+
+    def __init__(self, upstream: Upstream, metrics: Metrics) -> None:
+        self._upstream, self._metrics = upstream, metrics
+        # Callbacks are no calls.
+        self.read_callback, self.is_signed = upstream.read_callback, upstream.is_signed
+
+    @property
+    def needs_signature(self) -> bool:
+        """Whether callbacks must be signed."""
+        return self._upstream.needs_signature
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """What must be redacted."""
+        return self._upstream.secrets
+
+    async def submit(self, request: SoundRequest) -> Result[str]:
+        """Request a sound."""
+        began = time.monotonic()
+        result = await self._counted("submit", self._upstream.submit(request))
+        self._metrics.stages["submit"].observe(time.monotonic() - began)
+        return result
+
+    async def record_info(self, upstream_task_id: str) -> Result[Report]:
+        """Poll a task."""
+        return await self._counted("poll", self._upstream.record_info(upstream_task_id))
+
+    async def credits(self) -> Result[Decimal]:
+        """The credits that are left."""
+        return await self._counted("credits", self._upstream.credits())
+
+    async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> Result[tuple[LyricWord, ...]]:
+        """The words of a finished clip."""
+        return await self._counted("lyrics", self._upstream.lyrics(upstream_task_id, upstream_clip_id))
+
+    async def _counted(self, kind: str, call: Awaitable[Result[Value]]) -> Result[Value]:
+        result = await call
+        self._metrics.calls[kind, result.outcome.value].inc()
+        return result
 
 
 class UpstreamGateway:

@@ -61,6 +61,14 @@ async def is_idle_since(session: Session, moment: datetime, share: float = 1.0) 
     return (last is None or last <= moment) and await session.scalar(slot.where(shared).limit(1)) is not None
 
 
+async def slots_in_use(session: Session, now: datetime) -> tuple[int, int]:
+    """How many slots of the ring cannot be reserved now, and how many there are."""
+    is_paused = select(PaceSlot.slot).where(PaceSlot.slot == PAUSE_SLOT, PaceSlot.free_at > now).exists()
+    used = func.count().filter(is_paused | (PaceSlot.free_at > now))
+    in_use, slots = (await session.execute(select(used, func.count()).where(PaceSlot.slot >= 0))).one()
+    return in_use, slots
+
+
 # Not a place in the ring: the row whose `free_at` says until when no slot may be reserved.
 PAUSE_SLOT = -1
 MIN_WAIT = timedelta(milliseconds=50)

@@ -49,12 +49,16 @@ class DeferredResponses:
         """Run the route in a copy of the scope, which is freed before a deferred response waits."""
         deferred: list[ASGIApp] = []
         inner = {**scope, _SCOPE_KEY: deferred, _ARRIVED_AT: asyncio.get_running_loop().time()}
-        if _may_wait(scope):
-            async with self._turn():
+        try:
+            if _may_wait(scope):
+                async with self._turn():
+                    await self._app(inner, receive, send)
+            else:
                 await self._app(inner, receive, send)
-        else:
-            await self._app(inner, receive, send)
-        del inner
+        finally:
+            # For what is outside, such as metrics.
+            scope["route"] = inner.get("route")
+            del inner
         for application in deferred:
             await application(scope, receive, send)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_plus, unquote_to_bytes
@@ -26,6 +26,7 @@ from app.errors import (
     UnreadableRequest,
     UnsupportedMediaType,
 )
+from app.observability.redaction import loggable_path
 from app.web.exception_handlers import as_app_error
 from app.web.negotiation import request_id_of
 from app.web.problems import pointer_to, problem
@@ -50,6 +51,8 @@ BODY_RULES = (
     BodyRule("/console/", max_bytes=64 * 1024, json=False),
     BodyRule("", max_bytes=64 * 1024, json=True),
 )
+# Is told of each request that has ended, its status, if it was answered, and the seconds that it took.
+Observe = Callable[[Scope, int | None, float], None]
 # What asks every few seconds.
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 # Of the upstream, which appends to our public URL, and of the vendor's clients, which append to a base URL.
@@ -95,8 +98,8 @@ class EdgeMiddleware:
     are checked before, and its refusal is plain text.
     """
 
-    def __init__(self, app: ASGIApp, rules: Sequence[BodyRule] = BODY_RULES) -> None:
-        self._app, self._rules = app, rules
+    def __init__(self, app: ASGIApp, rules: Sequence[BodyRule] = BODY_RULES, observe: Observe | None = None) -> None:
+        self._app, self._rules, self._observe = app, rules, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,7 +118,10 @@ class EdgeMiddleware:
         except Exception as exc:
             await response.fail(scope, receive, as_app_error(exc))
         finally:
-            _log_request(scope, response.status, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            _log_request(scope, response.status, seconds)
+            if self._observe is not None:
+                self._observe(scope, response.status, seconds)
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         """Raise the AppError for a request that no route could accept; return the `receive` for the routes."""
@@ -170,14 +176,8 @@ def _log_request(scope: Scope, status: int | None, seconds: float) -> None:
     if is_quiet and logging.getLogger().getEffectiveLevel() > logging.DEBUG:
         return
     write = log.debug if is_quiet else log.info
-    path = _loggable(scope["path"])
+    path = loggable_path(scope["path"])
     write("request", method=scope["method"], path=path, status=status, duration_ms=round(seconds * 1000))
-
-
-def _loggable(path: str) -> str:
-    """A path without control characters, and without what may be a callback's token, however the URL is misspelt."""
-    head, callback, _ = (path, "", "") if path.startswith("/v1/") else path.partition("callback")
-    return quote(head + callback, safe="/:@!$&'()*+,;=~") + ("…" if callback else "")
 
 
 def _check_target(scope: Scope) -> None:

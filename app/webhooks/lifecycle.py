@@ -53,10 +53,11 @@ class Attempted:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a delivery is after an attempt, and how many were made."""
+    """What a delivery is after an attempt, how many were made, and when this one was settled."""
 
     status: DeliveryStatus
     attempts_made: int
+    at: datetime
 
 
 def check_receiver(url: str, allow: Networks, pointer: str) -> None:
@@ -155,7 +156,7 @@ class WebhookLifecycle:
         # After all of them: an endpoint that one of them has disabled gets none of the others again.
         changes = [_change(each, endpoints, claims, delay, now) for each, delay in zip(settling, delays, strict=True)]
         await due.store_results(session, [_attempt(each) for each in settling], changes)
-        settled = (Settled(change["status"], change["attempts_made"]) for change in changes)
+        settled = (Settled(change["status"], change["attempts_made"], now) for change in changes)
         return [reason or next(settled) for reason in unsettled]
 
     async def _next_delay(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -23,6 +23,7 @@ from app.database.wakeups import ARCHIVES, notify_on_commit
 from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
 from app.models import QUESTIONS, Clip, Task
+from app.observability.metrics import count_on_commit
 from app.services import Services
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task
@@ -92,7 +93,8 @@ def archive_loop(services: Services) -> Loop[Clip]:
 
 class _ArchiveWorker:
     def __init__(self, services: Services) -> None:
-        self._services, self._commits = services, ClipCommits(services.database)
+        self._services, self._metrics = services, services.metrics
+        self._commits = ClipCommits(services.database, services.metrics)
         self._audio = audio_of(services.settings.audio_limit)
         self._in_flight: Counter[str] = Counter()
         # Whether a lane may have more due clips than were claimed.
@@ -125,7 +127,7 @@ class _ArchiveWorker:
 
     async def _archive(self, clip: Clip) -> None:
         problem, had_slot, changes = clip.archive_error, True, list[Change]()
-        with suppress(ClaimLost):
+        with self._counted_loss():
             async with self._extended_lease(clip):
                 if clip.lane == QUESTIONS:
                     had_slot = await self._ask(clip)
@@ -139,6 +141,13 @@ class _ArchiveWorker:
                         changes = await self._archive_cover(clip)
             release = partial(self._release, clip, problem, counts=had_slot)
             await self._change(clip, [*changes, release])
+
+    @contextmanager
+    def _counted_loss(self) -> Iterator[None]:
+        try:
+            yield
+        except ClaimLost:
+            self._metrics.leases_lost["archive"].inc()
 
     async def _change(self, clip: Clip, changes: Sequence[Change]) -> None:
         def change(held: LockedClip) -> None:
@@ -170,6 +179,7 @@ class _ArchiveWorker:
                 await self._store(clip, fetched, "storage_key")
         except (DownloadFailed, StorageUnavailable) as error:
             problem = str(error)
+            self._metrics.archived["audio", "failed"].inc()
         write = log.info if problem is None else log.warning
         write(
             "archive",
@@ -216,7 +226,12 @@ class _ArchiveWorker:
         held.clip.archive_started_at = held.now - timedelta(seconds=time.monotonic() - began)
         held.clip.content_type, held.clip.size = fetched.media_type, fetched.size
         held.clip.sha256, held.clip.duration = fetched.sha256, held.clip.duration or fetched.duration
+        self._count_stored(held, "audio", fetched.size)
         self._services.lifecycle.clips.archived(held.session, held.task, held.clip, held.now)
+
+    def _count_stored(self, held: LockedClip, file: str, size: int) -> None:
+        count_on_commit(held.session, self._metrics.archived[file, "stored"].inc)
+        count_on_commit(held.session, partial(self._metrics.archived_bytes[file].inc, size))
 
     async def _archive_cover(self, clip: Clip) -> list[Change]:
         """Return what to store of the file, nothing if there is none."""
@@ -225,12 +240,14 @@ class _ArchiveWorker:
             with fetched.file:
                 await self._store(clip, fetched, "image_key")
         except (DownloadFailed, StorageUnavailable) as error:
+            self._metrics.archived["cover", "failed"].inc()
             log.info("cover_not_archived", task_id=clip.task_id, clip=clip.index, problem=str(error))
             return []
 
         def settle(held: LockedClip) -> None:
             held.clip.image_type, held.clip.image_size = fetched.media_type, fetched.size
             held.clip.image_sha256, held.clip.image_archived_at = fetched.sha256, held.now
+            self._count_stored(held, "cover", fetched.size)
 
         return [settle]
 
@@ -250,6 +267,7 @@ class _ArchiveWorker:
         row.archive_error, row.attempts = problem, row.attempts - (not counts)
         if needs_audio(row) and is_too_late(row, held.now):
             self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
+            count_on_commit(held.session, self._metrics.archived["audio", "given_up"].inc)
             ids = {"task_id": row.task_id, "upstream_task_id": held.task.upstream_task_id, "clip": row.index}
             on_commit(held.session, partial(log.warning, "archive_given_up", **ids, problem=problem))
         is_archived = needs_audio(claimed) and not needs_audio(row)

@@ -14,6 +14,7 @@ from app.database.engine import Database, Session
 from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import record_sessions
 from app.models import Clip, Task
+from app.observability.metrics import Metrics
 from app.storage import references
 from app.tasks.locking import keep_free_tasks, lock_free_tasks, write_tasks
 
@@ -47,10 +48,11 @@ class _Reservation:
 class ClipCommits:
     """Writes claimed clips. Methods raise ClaimLost, TRANSIENT, and DatabaseUnavailable where the task is locked."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, metrics: Metrics) -> None:
         self._database, self._sessions = database, record_sessions(database.writes)
-        self._changes = GroupCommit(self._change, MAX_IN_A_COMMIT, is_idempotent=True)
-        self._reservations = GroupCommit(self._reserve, MAX_IN_A_COMMIT, is_idempotent=True)
+        observe = metrics.batches["clips"].observe
+        self._changes = GroupCommit(self._change, MAX_IN_A_COMMIT, is_idempotent=True, observe=observe)
+        self._reservations = GroupCommit(self._reserve, MAX_IN_A_COMMIT, is_idempotent=True, observe=observe)
 
     async def change(self, clip: Clip, change: Change) -> None:
         """Change a claimed clip; committed when this returns."""

@@ -65,7 +65,8 @@ class _DeliveryWorker:
         # The attempts under way, by key, host and lane; and those of the groups that may have more due deliveries.
         self._in_flight: Counter[str] = Counter()
         self._full: set[str] = set()
-        self._results = GroupCommit(self._store, CONCURRENCY, is_idempotent=True)
+        observe = services.metrics.batches["deliveries"].observe
+        self._results = GroupCommit(self._store, CONCURRENCY, is_idempotent=True, observe=observe)
 
     async def claim(self, limit: int) -> Claimed[ClaimedDelivery]:
         """Claim due deliveries, a share of each key, host and lane: a receiver's backlog delays no other."""
@@ -187,6 +188,7 @@ class _DeliveryWorker:
         with suppress(ClaimLost):
             patience = self._services.settings.webhook_lease
             settled = await self._results.add_patiently(Attempted(delivery, result), patience)
+        self._count(delivery, settled)
         is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
         write = log.info if is_delivered else log.warning
         write(
@@ -202,6 +204,15 @@ class _DeliveryWorker:
             error=result.error,
             duration_ms=round(result.duration.total_seconds() * 1000),
         )
+
+    def _count(self, delivery: Delivery, settled: Settled | None) -> None:
+        metrics = self._services.metrics
+        if settled is None:
+            metrics.leases_lost["deliver"].inc()
+            return
+        metrics.deliveries[settled.status].inc()
+        if settled.status is DeliveryStatus.delivered:
+            metrics.stages["delivery"].observe((settled.at - delivery.created_at).total_seconds())
 
     async def _store(self, take: Callable[[], Sequence[Attempted]]) -> Sequence[Settled | Exception]:
         """Store the results that have come, in one commit."""

@@ -14,8 +14,10 @@ from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
 from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
 from app.models import PeriodicJob
+from app.observability.metrics import count_on_commit
 from app.retention import Retention
 from app.services import Services
+from app.upstream.credits import note_credits
 from app.upstream.hold import RECHECK, Hold, forget_stale_holds, hold_submits, recheck_of, release_submits
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason, Outcome, Result
@@ -71,10 +73,13 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is None:
+            count_on_commit(session, services.metrics.leases_lost["periodic"].inc)
             return
         if result is None:
             claimed.fence, claimed.due_at = None, now + NO_SLOT_RETRY
             return
+        if result.value is not None:
+            await note_credits(session, result.value, now)
         reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
         write = log.info if reason is None else log.warning
         line = {"reason": reason and reason.value, "outcome": result.outcome.value, "upstream_code": result.code}
@@ -104,7 +109,9 @@ async def _prune(services: Services, job: PeriodicJob) -> None:
     retention = Retention(services.settings.retention_days)
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
-        if claimed is not None:
+        if claimed is None:
+            count_on_commit(session, services.metrics.leases_lost["periodic"].inc)
+        else:
             await forget_stale_holds(session, now - STALE_HOLD)
             added_up = await services.lifecycle.add_up_usage(session, now, USAGE_BATCH)
             added_up = max(added_up, await add_up_spent(session, USAGE_BATCH))

@@ -12,6 +12,7 @@ from app.database.engine import TRANSIENT
 from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
+from app.observability.metrics import count_on_commit
 from app.services import Services
 from app.tasks import locking
 from app.upstream.history import CallKind
@@ -86,6 +87,7 @@ class _PollWorker:
             now = await services.database.now(session)
             await self._gateway.finish(session, poll.slot, result, now)
             if task is None:
+                count_on_commit(session, services.metrics.leases_lost["poll"].inc)
                 return
             services.lifecycle.record_call(task, CallKind.poll, result, now)
             if result.value is not None:

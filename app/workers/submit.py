@@ -18,6 +18,7 @@ from app.database.records import record_sessions
 from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
+from app.observability.metrics import count_on_commit
 from app.services import Services
 from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.schedule import submit_retry_delay
@@ -62,7 +63,8 @@ class _SubmitWorker:
         self._services, self._gateway = services, services.gateway
         self._recorder = SubmitRecorder()
         self._sessions = record_sessions(services.database.writes)
-        self._results = GroupCommit(self._store, MAX_AT_ONCE, is_idempotent=True)
+        observe = services.metrics.batches["submits"].observe
+        self._results = GroupCommit(self._store, MAX_AT_ONCE, is_idempotent=True, observe=observe)
         # On the monotonic clock, in seconds: until then no slot can be free.
         self._none_free_until = 0.0
 
@@ -143,6 +145,7 @@ class _SubmitWorker:
                 if task is not None and task.fence == submit.task.fence:
                     await self._settle_task(session, task, result, now, hold)
                 elif task is not None:
+                    count_on_commit(session, self._services.metrics.leases_lost["submit"].inc)
                     await self._settle_late(session, task, submit, result, now, hold)
             await write_tasks(session, tasks.values())
             # Last, because all submits of all replicas share the row.

@@ -36,6 +36,7 @@ from tests.support.filling import (
     settle_statistics,
 )
 from tests.support.rows import add_key
+from tests.support.scrapes import scrape
 from tests.support.service import Service, serve
 from tests.support.statements import Statement, recorded
 
@@ -188,6 +189,8 @@ async def _operate(service: Service, owner: Owner) -> None:
     (await service.client.delete(endpoint)).raise_for_status()
     await _run(sweep_loop(service.services))
     (await service.client.get("/readyz")).raise_for_status()
+    seen = await scrape(service.client)
+    assert (seen("soundpost_database_up"), seen.total("soundpost_due_rows") > 1000) == (1, True)
 
 
 async def _replay(service: Service) -> None:

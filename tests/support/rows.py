@@ -13,8 +13,9 @@ from app.dropin.callbacks import publish_to_callback_url
 from app.enums import Charge, TaskStatus
 from app.keyring import load_or_create_keyring
 from app.models import ApiKey, Event, Task
+from app.observability.metrics import Metrics
 from app.signed_urls import SignedUrls
-from app.tasks.events import publish_to_webhook_url
+from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.schemas import TaskCreate
 from app.tasks.transitions import FINAL
@@ -42,7 +43,8 @@ def lifecycle_of(database: Database, **settings: Any) -> TaskLifecycle:
     chosen = settings_of(database.url, **settings)
     signed_urls = SignedUrls(load_or_create_keyring(chosen), chosen.link_base, chosen.link_ttl)
     rng = random.Random(0)  # noqa: S311 - spreads retries, not for security
-    return TaskLifecycle(chosen, signed_urls, (publish_to_webhook_url, publish_to_callback_url), rng)
+    publishers = publish_to_webhook_url, publish_to_callback_url
+    return TaskLifecycle(chosen, EventRecorder(signed_urls, publishers, chosen.webhook_schedule[0], Metrics()), rng)
 
 
 async def add_key(database: Database, name: str = "tests") -> str:

@@ -11,6 +11,7 @@ from app.database.claims import ClaimLost
 from app.database.engine import Database
 from app.enums import TaskStatus
 from app.models import Clip, StoredObject, Task
+from app.observability.metrics import Metrics
 from app.tasks.repository import delete_tasks, lock_task
 from app.workers.clip_commits import ClipCommits
 from tests.support.clock import MORNING
@@ -23,7 +24,7 @@ async def test_no_key_is_reserved_for_a_task_that_is_being_erased(database: Data
     async with database.writes.begin() as session:
         # With its clips: a key that one of them gets from here on would not be released.
         await lock_task(session, task.id)
-        reserving = asyncio.create_task(ClipCommits(database).reserve(clip, "storage_key", "sha256/1"))
+        reserving = asyncio.create_task(ClipCommits(database, Metrics()).reserve(clip, "storage_key", "sha256/1"))
         await asyncio.sleep(0.3)
         was_done = reserving.done()
         await delete_tasks(session, [task.id])
@@ -41,7 +42,7 @@ async def test_key_of_a_claim_that_is_lost_falls_due_to_be_removed(database: Dat
         await session.execute(update(Clip).values(fence="another's"))
 
     with pytest.raises(ClaimLost):
-        await ClipCommits(database).reserve(clip, "storage_key", "sha256/1")
+        await ClipCommits(database, Metrics()).reserve(clip, "storage_key", "sha256/1")
 
     async with database.reads() as session:
         [stored] = await session.scalars(select(StoredObject))

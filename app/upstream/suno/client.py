@@ -15,6 +15,7 @@ from app.egress import ResponseGarbled, decoded_chunks
 from app.observability.metrics import Metrics
 from app.observability.redaction import redact
 from app.upstream.suno import reports, signature
+from app.upstream.suno.envelope import KNOWN_CODES
 from app.upstream.types import HoldReason, LyricWord, Outcome, Report, Result, SoundRequest
 
 SUBMIT_PATH = "/api/v1/generate/sounds"
@@ -22,8 +23,6 @@ RECORD_INFO_PATH = "/api/v1/generate/record-info"
 CREDIT_PATH = "/api/v1/generate/credit"
 LYRICS_PATH = "/api/v1/generate/get-timestamped-lyrics"
 MAX_BODY_BYTES = 1024 * 1024
-# Different words that are told apart, so that nobody can fill the memory or the metrics with inventions.
-MAX_WORDS = 50
 # Raised before the first byte they are no fault of the network: a URL or a header that no request can carry.
 UNSENDABLE = (httpx.UnsupportedProtocol, httpx.InvalidURL, ValueError, TypeError)
 
@@ -72,7 +71,7 @@ class SunoApi:
         metrics: Metrics | None = None,
     ) -> None:
         self._http, self._timeout = http, timeout
-        self._metrics, self._words = metrics or Metrics(), set[str]()
+        self._metrics = metrics or Metrics()
         self.secrets: tuple[str, ...] = ()
         self.use_keys(api_key, callback_key)
 
@@ -92,7 +91,7 @@ class SunoApi:
         response = await self._exchange("POST", SUBMIT_PATH, body=_wire_format(request))
         if isinstance(response, NoResponse):
             return _unsubmitted(response)
-        result = _read(reports.read_submit, response)
+        result = self._read(reports.read_submit, response)
         return replace(result, message=self._redacted(result.message, request.callback_url.rpartition("/")[2]))
 
     async def record_info(self, upstream_task_id: str) -> Result[Report]:
@@ -100,8 +99,8 @@ class SunoApi:
         response = await self._exchange("GET", RECORD_INFO_PATH, query={"taskId": upstream_task_id})
         if isinstance(response, NoResponse):
             return _failed(response)
-        result = _read(reports.read_record_info, response)
-        self._note_word(result.value)
+        result = self._read(reports.read_record_info, response)
+        self._note_unknown(result.value)
         report = result.value and replace(result.value, message=self._redacted(result.value.message))
         return replace(result, value=report, message=self._redacted(result.message))
 
@@ -110,7 +109,7 @@ class SunoApi:
         response = await self._exchange("GET", CREDIT_PATH)
         if isinstance(response, NoResponse):
             return _failed(response)
-        result = _read(reports.read_credits, response)
+        result = self._read(reports.read_credits, response)
         return replace(result, message=self._redacted(result.message))
 
     async def lyrics(self, upstream_task_id: str, upstream_clip_id: str) -> Result[tuple[LyricWord, ...]]:
@@ -119,13 +118,13 @@ class SunoApi:
         response = await self._exchange("POST", LYRICS_PATH, body=body)
         if isinstance(response, NoResponse):
             return _failed(response)
-        result = _read(reports.read_lyrics, response)
+        result = self._read(reports.read_lyrics, response)
         return replace(result, message=self._redacted(result.message))
 
     def read_callback(self, body: bytes) -> Report | None:
         """What a callback reports, or None when it reports nothing that we can read."""
         report = reports.read_callback(body)
-        self._note_word(report)
+        self._note_unknown(report)
         return report
 
     def is_signed(self, headers: Mapping[str, str], report: Report | None, now: datetime) -> bool:
@@ -134,15 +133,24 @@ class SunoApi:
             return False
         return signature.callback_signature_matches(headers, report.upstream_task_id, self._callback_key, now)
 
-    def _note_word(self, report: Report | None) -> None:
-        """Count a status word that is in no list of ours, and log it the first time."""
+    def _note_unknown(self, report: Report | None) -> None:
+        """Count a code and a status word that are in no list of ours, and log the word the first time."""
+        if report is not None:
+            self._note_code(report.code)
         if report is None or report.unknown_word is None:
             return
         word = self._redacted(report.unknown_word) or ""
-        if word not in self._words and len(self._words) < MAX_WORDS:
-            self._words.add(word)
+        if self._metrics.unknown_words.count(word):
             log.warning("unknown_status_word", word=word, read_as=report.stage.value)
-        self._metrics.unknown_words.labels(word=word if word in self._words else "other").inc()
+
+    def _read(self, reader: Reader[Value], response: Response) -> Result[Value]:
+        result = reader(response.status, response.headers, response.body, datetime.now(UTC))
+        self._note_code(result.code)
+        return result
+
+    def _note_code(self, code: int | None) -> None:
+        if code is not None and code not in KNOWN_CODES:
+            self._metrics.unknown_codes.count(str(code))
 
     def _redacted(self, message: str | None, *secrets: str) -> str | None:
         """The upstream's message without the secrets of ours that it may repeat."""
@@ -178,10 +186,6 @@ class _Sending:
 
     async def watch(self, event: str, _info: Mapping[str, object]) -> None:
         self.has_begun = self.has_begun or event.endswith(".send_request_headers.started")
-
-
-def _read(reader: Reader[Value], response: Response) -> Result[Value]:
-    return reader(response.status, response.headers, response.body, datetime.now(UTC))
 
 
 def _unsubmitted(response: NoResponse) -> Result[Never]:

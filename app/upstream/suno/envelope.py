@@ -41,6 +41,8 @@ RESULTS_BY_BODY_CODE: Mapping[int, Result[Never]] = {
     503: THROTTLED,
     505: REJECTED,
 }
+# Those, what a failed task has, and what a proxy in front of the upstream answers.
+KNOWN_CODES = RESULTS_BY_BODY_CODE.keys() | {408, 451, 500, 501, 502, 504, 531}
 # Without an envelope, a redirect or a refusal comes from something in front of the upstream.
 RESULTS_BY_HTTP_STATUS: Mapping[int, Result[Never]] = dict.fromkeys(range(300, 500), BLOCKED) | {
     200: OK,
