@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
@@ -22,6 +23,7 @@ from app.config import Settings, SettingsUnusable
 from app.lifecycle import STAY
 from app.main import create_app
 from app.observability.logging import configure_logging
+from app.observability.multiprocess import count_in, shared_folder
 from app.services import build_services, read_secrets
 from app.web import HttpProtocol
 
@@ -44,8 +46,22 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
     `workers` is the number of server processes that share the port. `runs_workers` says
     whether each of them also submits, polls, archives and delivers.
     """
-    config = uvicorn.Config(
-        partial(make_app, settings, runs_workers),
+    print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
+    if workers == 1:
+        _run(_config(partial(make_app, settings, runs_workers), settings), bound)
+        return
+    configure_logging(settings)
+    with shared_folder() as folder:
+        config = _config(partial(make_app, settings, runs_workers, folder), settings, workers)
+        supervisor = Supervisor(config, [bound], settings)
+        supervisor.run()
+    if supervisor.has_failed:
+        sys.exit(STARTUP_FAILURE)
+
+
+def _config(factory: Callable[[], FastAPI], settings: Settings, workers: int = 1) -> uvicorn.Config:
+    return uvicorn.Config(
+        factory,
         factory=True,
         workers=workers,
         http=HttpProtocol,
@@ -61,23 +77,20 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(settings.grace.total_seconds() * RESPONSE_SHARE)),
     )
-    print(f"soundpost listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - the line that supervisors wait for
-    if workers > 1:
-        configure_logging(settings)
-        supervisor = Supervisor(config, [bound], settings)
-        supervisor.run()
-        if supervisor.has_failed:
-            sys.exit(STARTUP_FAILURE)
-        return
+
+
+def _run(config: uvicorn.Config, bound: socket.socket) -> None:
     # Uvicorn raises the signal again once it has stopped, which would kill the process: a clean stop must exit with 0.
     signal.signal(signal.SIGTERM, _ignore)
     signal.signal(signal.SIGINT, _ignore)
     uvicorn.Server(config).run([bound])
 
 
-def make_app(settings: Settings, runs_workers: bool) -> FastAPI:
-    """Build the application of one server process, with its own services and log."""
+def make_app(settings: Settings, runs_workers: bool, metrics_folder: str | None = None) -> FastAPI:
+    """Build the application of one server process, with its own services and log; the folder is for several."""
     configure_logging(settings)
+    if metrics_folder is not None:
+        count_in(metrics_folder)
     app = create_app(build_services(settings), runs_workers=runs_workers)
     # A full look of the collector takes 60 ms with all that is there from now on, in which nothing is answered.
     gc.freeze()

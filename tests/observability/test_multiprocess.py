@@ -1,0 +1,81 @@
+"""Several server processes count as one, whichever of them is asked, and whatever becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from app.observability import multiprocess
+from app.observability.multiprocess import shared_folder
+from tests.support.api import client_of, create_tasks
+from tests.support.processes import Process, Processes
+from tests.support.scrapes import Scrape, scrape
+
+PREFIX = "soundpost-metrics-"
+
+
+async def test_processes_count_as_one_although_one_is_killed(migrated_sqlite: Path, tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
+    before = _folders()
+    with Processes(tmp_path) as processes:
+        sandbox = await processes.sandbox()
+        service = await processes.serve(url, sandbox.url, "--workers", "2")
+        killed = _servers(service)[0]
+        await _order(service.url, 6)
+        counted = [await _scraped(service.url) for _ in range(6)]
+        os.kill(killed, signal.SIGKILL)
+        # Every scrape of these is of the other one, or of the one that takes the place of the killed one.
+        least = []
+        while killed in _servers(service) or len(_servers(service)) < 2:
+            least.append((await _scraped(service.url))("soundpost_tasks_created_total"))
+            await asyncio.sleep(0.1)
+        await _order(service.url, 4)
+        last = [await _scraped(service.url) for _ in range(6)]
+        made = _folders() - before
+        assert await service.stop() == 0
+
+    assert {seen("soundpost_tasks_created_total") for seen in counted} == {6}
+    assert all(value == 6 for value in least)
+    assert {seen("soundpost_tasks_created_total") for seen in last} == {10}
+    assert last[0]("soundpost_database_connections_max", pool="main") == 2
+    assert last[0]("soundpost_database_up") == 1
+    assert (len(made), _folders() & made) == (1, set())
+
+
+def test_folder_of_a_killed_service_is_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocess, "_SHARED_MEMORY", tmp_path)
+    left = tmp_path / f"{PREFIX}left"
+    left.mkdir()
+    (left / "owner.lock").touch()
+
+    with shared_folder() as used, shared_folder() as other:
+        folders = {str(folder) for folder in tmp_path.iterdir()}
+
+    assert folders == {used, other}
+    assert list(tmp_path.iterdir()) == []
+
+
+async def _order(url: str, tasks: int) -> None:
+    # Each over a connection of its own, so that the processes share them.
+    for _ in range(tasks):
+        async with client_of(url) as client:
+            await create_tasks(client, 1)
+
+
+async def _scraped(url: str) -> Scrape:
+    async with client_of(url, None) as client:
+        return await scrape(client)
+
+
+def _servers(service: Process) -> list[int]:
+    """Without multiprocessing's own helper."""
+    return [pid for pid in service.children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def _folders() -> set[Path]:
+    parent = multiprocess._SHARED_MEMORY
+    return set(parent.glob(f"{PREFIX}*"))
