@@ -82,6 +82,23 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     return app
 
 
+def create_worker_app(services: Services) -> FastAPI:
+    """Build what `soundpost worker` serves: whether it is well, and its metrics. The workers run with its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # No drain delay: nobody sends requests here that others could answer.
+        async with running(services, runs_workers=True):
+            yield
+
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    provide(app, health.ReadinessProbe(services), MetricsPage(services))
+    app.include_router(health.router)
+    install_error_handlers(app)
+    app.add_middleware(EdgeMiddleware)
+    return app
+
+
 async def _get_start() -> dict[str, str]:
     """What this is, and where its documents are, for whoever opens the bare address."""
     places = {"docs": "docs", "openapi": "openapi.json", "ready": "readyz"}

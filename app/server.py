@@ -21,7 +21,7 @@ from uvicorn.supervisors.multiprocess import Process
 
 from app.config import Settings, SettingsUnusable
 from app.lifecycle import STAY
-from app.main import create_app
+from app.main import create_app, create_worker_app
 from app.observability.logging import configure_logging
 from app.observability.multiprocess import count_in, shared_folder
 from app.services import build_services, read_secrets
@@ -57,6 +57,12 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
         supervisor.run()
     if supervisor.has_failed:
         sys.exit(STARTUP_FAILURE)
+
+
+def run_worker(settings: Settings, bound: socket.socket) -> None:
+    """Run the workers until SIGTERM or SIGINT, and say on a listening socket whether they are well. Prints the URL."""
+    print(f"soundpost worker listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - as above
+    _run(_config(lambda: create_worker_app(build_services(settings)), settings), bound)
 
 
 def _config(factory: Callable[[], FastAPI], settings: Settings, workers: int = 1) -> uvicorn.Config:

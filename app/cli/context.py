@@ -81,8 +81,8 @@ def require_upstream_key(settings: Settings) -> None:
         )
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on this address, for this process and its children, or fail."""
+def listen(host: str, port: int, choice: str = "--port or --host") -> socket.socket:
+    """Return a socket that listens on this address, for this process and its children, or fail: `choice` is another."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +90,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no name of a host"
-        fail(f"Cannot listen on {host} port {port}: {why}. Choose another with --port or --host.")
+        fail(f"Cannot listen on {host} port {port}: {why}. Choose another with {choice}.")
     listener.set_inheritable(True)
     return listener
 

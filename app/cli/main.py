@@ -101,18 +101,27 @@ def serve(
 
 @main.command()
 def worker() -> None:
-    """Run the workers without the REST API."""
+    """Run the workers without the REST API; SOUNDPOST_WORKER_PORT is for probes and metrics."""
+    block_hangups()
     with importing():
-        from app.lifecycle import run_worker
         from app.observability.logging import configure_logging
 
-    block_hangups()
-    settings = load_settings()
+        settings = load_settings()
+        if settings.worker_port is None:
+            from app.lifecycle import run_worker
+        else:
+            from app import server
+
     configure_logging(settings)
     warn_of_unknown_settings()
     require_upstream_key(settings)
+    # On every address: those who probe and scrape are elsewhere.
+    bound = listen("0.0.0.0", settings.worker_port, "SOUNDPOST_WORKER_PORT") if settings.worker_port else None  # noqa: S104
     prepare(settings)
-    asyncio.run(run_worker(settings))
+    if bound is None:
+        asyncio.run(run_worker(settings))
+    else:
+        server.run_worker(settings, bound)
 
 
 @main.command(epilog=EXIT_CODES)

@@ -186,6 +186,11 @@ class SettingsFields(BaseSettings):
         description="Days, 0 to 36500, for which ended tasks are kept with their events, callbacks, deliveries and"
         " audio; 0 keeps them for ever. Usage stays, as sums for each day.",
     )
+    worker_port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
+        default=None,
+        description="The port, 1 to 65535, on which `soundpost worker` answers /livez, /readyz and /metrics, on every"
+        " address. None by default.",
+    )
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="How log lines look. Without one it is `console` on a terminal and `json` elsewhere."
     )
