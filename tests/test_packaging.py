@@ -177,7 +177,7 @@ class Composition:
     """The services of docker-compose.yml with their very commands and environment, as processes on this machine."""
 
     def __init__(self, database_url: str, folder: Path) -> None:
-        ports = {name: str(_free_port()) for name in ("serve", "sandbox")}
+        ports = {name: str(_free_port()) for name in ("serve", "sandbox", "worker")}
         self._folder = folder
         self._ports = ports
         # What containers have for themselves and processes must share.
@@ -190,6 +190,7 @@ class Composition:
             "/app/var": str(folder / "var"),
             "0.0.0.0": "127.0.0.1",  # noqa: S104 - it is what is replaced
             "8001": ports["sandbox"],
+            "9100": ports["worker"],
         }
         (folder / "var").mkdir()
 

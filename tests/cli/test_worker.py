@@ -32,6 +32,8 @@ async def test_worker_tells_on_its_port_whether_it_is_well_and_what_it_did(datab
     assert seen("soundpost_task_transitions_total", status="submitting", resolved_by="") == 1
     assert (seen("soundpost_tasks_created_total"), of_service("soundpost_tasks_created_total")) == (0, 1)
     assert elsewhere.status_code == 404
+    # What a server counts alone is what only it has.
+    assert {name for name in of_service.names - seen.names if not name.startswith("soundpost_http_")} == set()
     assert code == 0
 
 
