@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from types import SimpleNamespace
 
 from starlette.responses import Response
 
-from app.auth.api_keys import Caller
+from app.auth.api_keys import Caller, list_keys
 from app.auth.rate_limit import spend
 from app.config import Settings
 from app.database.engine import TRANSIENT, Database, Session
@@ -138,8 +139,12 @@ class TaskService:
         All but the first have at most MAX_PAGE_WORDS of lyrics together.
         """
         async with self._database.reads() as session:
-            api_key_id = None if caller.is_admin else caller.api_key_id
-            found = await repository.list_tasks(session, api_key_id, filters, labels, after, limit + 1)
+            key_ids: Sequence[str | None] = [None if caller.is_admin else caller.api_key_id]
+            if caller.is_admin and (filters.status or filters.model) and not labels:
+                # No index has the tasks of all keys in one state, or of one model, by their creation.
+                key_ids = [key.id for key in await list_keys(session)]
+            lists = [await repository.list_tasks(session, id_, filters, labels, after, limit + 1) for id_ in key_ids]
+            found = sorted(chain(*lists), key=lambda task: (task.created_at, task.id), reverse=True)[: limit + 1]
             page = found[: min(limit, fitting(words_of(task.clips) for task in found))]
             positions = await repository.queue_positions(session, page)
             return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)

@@ -20,7 +20,7 @@ from tests.support.api import create_task
 from tests.support.clock import MORNING
 from tests.support.filling import Owner, add_owner, fill_queued
 from tests.support.rows import add_key, add_task, event_types, reread
-from tests.support.service import Service
+from tests.support.service import Service, client_with_key
 from tests.support.statements import COMMIT, recorded
 from tests.support.wait import eventually
 
@@ -504,3 +504,27 @@ async def test_orders_that_arrive_together_share_commits(service: Service) -> No
     assert len({task["id"] for task in placed}) == 30
     assert {tuple(await event_types(service.database, task["id"])) for task in placed} == {("task.created",)}
     assert statements.count(COMMIT) <= 15
+
+
+@pytest.mark.parametrize("filters", [{}, {"status": "generating"}, {"model": "V5"}])
+async def test_an_admin_lists_the_tasks_of_all_keys_in_order(service: Service, filters: dict[str, str]) -> None:
+    keys = [await add_key(service.database, f"caller {number}") for number in range(3)]
+    tasks = [
+        await add_task(
+            service.database, keys[number % 3], TaskStatus.generating, MORNING + timedelta(hours=number // 2)
+        )
+        for number in range(7)
+    ]
+    for key in keys:
+        await add_task(service.database, key, TaskStatus.failed, MORNING - timedelta(hours=1), model="V3")
+    shown: list[str] = []
+    cursor: dict[str, str] = {}
+    async with await client_with_key(service, "admin", is_admin=True) as admin:
+        for _ in range(4):
+            page = (await admin.get("/v1/tasks", params={**filters, **cursor, "limit": "2"})).raise_for_status().json()
+            shown += [item["id"] for item in page["items"]]
+            cursor = {"cursor": page["next_cursor"]}
+
+    expected = [task.id for task in sorted(tasks, key=lambda task: (task.created_at, task.id), reverse=True)]
+    assert shown[:7] == expected
+    assert len(shown) == (7 if filters else 8)
