@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
+import httpx
 import pytest
 from sqlalchemy import select
 
-from app.auth.api_keys import OPERATOR
+from app.auth.api_keys import OPERATOR, create_key
 from app.enums import TaskStatus
 from app.lifecycle import loops_of
 from app.models import ApiKey, WebhookEndpoint
@@ -38,6 +39,7 @@ from tests.support.filling import (
 from tests.support.rows import add_key
 from tests.support.scrapes import scrape
 from tests.support.service import Service, serve
+from tests.support.settings import KEY
 from tests.support.statements import Statement, recorded
 
 TASK_FILTERS = [
@@ -86,6 +88,8 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
         await _submit_and_receive(service)
         await _prune(service)
         await _deliver_archive_and_remove(service)
+        for key in (KEY, await _admin_key(service)):
+            await _look_at_pages(service, owner, key)
         await _operate(service, owner)
         await _replay(service)
 
@@ -176,6 +180,26 @@ async def _deliver_archive_and_remove(service: Service) -> None:
     await _run(deliver_loop(service.services))
     await _run(archive_loop(service.services))
     await _run(remove_files_loop(service.services))
+
+
+async def _admin_key(service: Service) -> str:
+    async with service.database.transaction() as (session, now):
+        return await create_key(session, "admin", now, is_admin=True)
+
+
+async def _look_at_pages(service: Service, owner: Owner, key: str) -> None:
+    async with httpx.AsyncClient(base_url=service.client.base_url, trust_env=False, timeout=30) as browser:
+        signed_in = await browser.post("/console/sign-in", data={"key": key})
+        assert signed_in.status_code == 303
+        delivery_id = (await service.client.get("/v1/deliveries?limit=1")).json()["items"][0]["id"]
+        filters = "", "?status=given_up", f"?endpoint_id={owner.endpoint_id}"
+        deliveries = f"webhooks/{owner.endpoint_id}?status=pending", f"deliveries/{delivery_id}"
+        for path in (
+            *(f"tasks?{query}" for query in TASK_FILTERS),
+            *(f"webhooks{each}" for each in filters),
+            *deliveries,
+        ):
+            (await browser.get(f"/console/{path}")).raise_for_status()
 
 
 async def _operate(service: Service, owner: Owner) -> None:
