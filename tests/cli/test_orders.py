@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
+from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from sqlalchemy import select
 
 from app.database.engine import Database
 from app.enums import Charge, TaskStatus
-from app.models import ApiKey, Task
+from app.models import ApiKey, Clip, StoredObject, Task
 from app.tasks.transitions import FINAL
+from app.upstream.hold import Hold, hold_submits
+from app.upstream.types import HoldReason
 from tests.support.clock import MORNING
 from tests.support.processes import CommandResult, Processes
 from tests.support.rows import add_key, add_task, stored
@@ -73,6 +77,56 @@ def test_progress_moves_in_one_line_on_a_terminal(migrated_sqlite: Path, tmp_pat
     said = " ".join(shown.lines)
     assert "The task goes on (queued, place 1):" in said
     assert "Is `soundpost serve` or `soundpost worker` running?" in said
+
+
+@pytest.mark.parametrize(
+    ("clip", "code", "said"),
+    [
+        ({"archived_at": MORNING, "storage_key": "kept", "sha256": sha256(b"RIFF").hexdigest()}, 0, ""),
+        ({"archived_at": MORNING, "storage_key": "kept", "sha256": 64 * "0"}, 1, "Our copy of clip 0 is damaged."),
+        ({"archived_at": MORNING, "storage_key": "gone", "sha256": 64 * "0"}, 1, "Our copy of clip 0 cannot be read: "),
+        ({"given_up_at": MORNING}, 1, "1 of 1 clips could not be copied from the upstream: `soundpost tasks show "),
+        ({}, 4, "The task goes on (succeeded, 1 clip, 0 stored): "),
+    ],
+)
+def test_files_are_whole_or_not_there(
+    command: Command, database_url: str, tmp_path: Path, clip: dict[str, Any], code: int, said: str
+) -> None:
+    stored(database_url, add_key)
+    (tmp_path / "var" / "audio").mkdir(parents=True)
+    (tmp_path / "var" / "audio" / "kept").write_bytes(b"RIFF")
+    words = ["tasks", "submit", "rain", "--idempotency-key", "once"]
+    task_id = command(*words).stdout.strip()
+
+    async def succeed(database: Database) -> None:
+        async with database.writes.begin() as session:
+            task = await session.get_one(Task, task_id)
+            task.status, task.due_at = S.succeeded, None
+            if key := clip.get("storage_key"):
+                session.add(StoredObject(key=key, attempts=0))
+                await session.flush()
+            session.add(Clip(task_id=task_id, index=0, created_at=MORNING, attempts=0, size=4, **clip))
+
+    stored(database_url, succeed)
+    ended = command(*words, "--wait", "0.1", "--output", "out/rain.wav")
+
+    assert (ended.exit_code, said in ended.stderr) == (code, True)
+    assert ended.stdout == ("" if code else f"{tmp_path}/out/rain.wav\n")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ([] if code else ["rain.wav"])
+
+
+def test_held_queue_is_told_to_who_waits(command: Command, database_url: str) -> None:
+    async def fill(database: Database) -> None:
+        await add_key(database)
+        async with database.writes.begin() as session:
+            await hold_submits(session, Hold(HoldReason.no_credits, MORNING, None), timedelta(seconds=30))
+
+    stored(database_url, fill)
+    ended = command("tasks", "submit", "rain", "--wait", "0")
+
+    assert ended.exit_code == 4
+    assert "(queued, place 1; the queue is held: the upstream account has no credits; buy some, " in ended.stderr
+    assert "running?" not in ended.stderr
 
 
 def test_order_has_what_its_options_say(command: Command, database_url: str) -> None:
