@@ -178,17 +178,17 @@ class CallbackService:
         ):
             task = await lock_task(session, task_id)
             callback_ids = await callbacks_of(session, task_id, since) if task else ()
-            replayed = [await self._replay(session, task, each) for each in callback_ids if task]
+            now = await self._database.now(session)
+            replayed = [await self._replay(session, task, each, now) for each in callback_ids if task]
             if not commits:
                 await transaction.rollback()
         return replayed
 
-    async def _replay(self, session: Session, task: Task, callback_id: str) -> Replayed:
+    async def _replay(self, session: Session, task: Task, callback_id: str, now: datetime) -> Replayed:
         callback = await session.get_one(Callback, callback_id)
         report, before = self._upstream.read_callback(callback.body), _facts(task)
         outcome = CallbackOutcome.unreadable
         if report is not None:
-            now = await self._database.now(session)
             outcome = await self._lifecycle.apply_report(session, task, report, now, ResolvedBy.replay)
         if outcome is CallbackOutcome.applied:
             callback.outcome = outcome

@@ -22,7 +22,7 @@ from app.webhooks.schemas import AttemptRead, read_delivery
 
 MAX_EVENTS = 1_000
 MAX_DELIVERIES = 100
-MAX_ATTEMPTS = 50
+MAX_ATTEMPTS = 200
 SHORT = "%m-%d %H:%M:%S"
 S = TaskStatus
 

@@ -16,6 +16,7 @@ from app.cli.output import (
     age,
     console,
     is_terminal,
+    note,
     note_more,
     parse_moment,
     print_json,
@@ -134,7 +135,7 @@ def show_task(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on a terminal too.")] = False,
 ) -> None:
     """Print one task with all that belongs to it: for people on a terminal, else as JSON."""
-    from app.cli.show import print_task, read_details
+    from app.cli.show import MAX_DELIVERIES, print_task, read_details
 
     try:
         found = with_services(lambda services: read_details(services, task_id))
@@ -144,6 +145,8 @@ def show_task(
         print_json(found.as_json())
     else:
         print_task(found)
+    if len(found.deliveries) == MAX_DELIVERIES:
+        note(f"These are the latest deliveries; `soundpost deliveries list --task {task_id}` lists all.")
 
 
 @tasks.command("resolve", epilog=EXIT_CODES)

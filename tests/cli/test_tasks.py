@@ -146,6 +146,21 @@ def test_show_has_all_that_belongs_to_a_task(command: Command, database_url: str
     assert [event["type"] for event in shown["events"]] == ["task.created"]
 
 
+def test_show_says_when_there_are_more_deliveries(command: Command, database_url: str) -> None:
+    async def fill(database: Database) -> str:
+        key_id = await add_key(database)
+        task = await add_task(database, key_id, S.succeeded)
+        async with database.writes.begin() as session:
+            session.add_all(_delivery(task) for _ in range(101))
+        return task.id
+
+    task_id = stored(database_url, fill)
+    ended = command("tasks", "show", task_id)
+
+    assert len(json.loads(ended.stdout)["deliveries"]) == 100
+    assert ended.stderr == f"These are the latest deliveries; `soundpost deliveries list --task {task_id}` lists all.\n"
+
+
 def test_terminal_gets_tables_that_fit_and_cannot_be_commanded(migrated_sqlite: Path, tmp_path: Path) -> None:
     (tmp_path / "soundpost.db").write_bytes(migrated_sqlite.read_bytes())
     url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
@@ -157,6 +172,10 @@ def test_terminal_gets_tables_that_fit_and_cannot_be_commanded(migrated_sqlite: 
     wide = run_on_terminal(["tasks", "list"], tmp_path, environment, columns=140)
     as_json = run_on_terminal(["tasks", "show", task_id, "--json"], tmp_path, environment)
 
+    keys = run_on_terminal(["keys", "list"], tmp_path, environment)
+
+    assert [line.split() for line in keys.lines[:1]] == [["ID", "NAME", "MAY", "STATE"]]
+    assert keys.lines[1].split()[1:] == ["tests", "active"]
     header, row = listed.lines
     assert header.split() == ["ID", "STATUS", "AGE", "KEY", "PROMPT"]
     assert row.startswith(f"{task_id}  succeeded  ")
@@ -182,21 +201,7 @@ def test_terminal_gets_tables_that_fit_and_cannot_be_commanded(migrated_sqlite: 
 async def _whole_task(database: Database) -> str:
     key_id = await add_key(database)
     task: Task = await add_task(database, key_id, S.succeeded, posts=2, charge=Charge.charged, prompt=HOSTILE)
-    delivery = Delivery(
-        api_key_id=key_id,
-        task_id=task.id,
-        event_id="e1",
-        event_type=WebhookType.task_succeeded,
-        url="https://example.com/hook",
-        host="h",
-        lane="l",
-        body=b"{}",
-        status=DeliveryStatus.pending,
-        attempts_made=1,
-        attempts=1,
-        created_at=MORNING,
-        due_at=MORNING + timedelta(hours=1),
-    )
+    delivery = _delivery(task)
     due = {"due_at": MORNING + timedelta(hours=1), "attempts": 4, "archive_error": "status 503"}
     async with database.writes.begin() as session:
         session.add(delivery)
@@ -210,3 +215,21 @@ async def _whole_task(database: Database) -> str:
         attempt = {"duration_ms": 12, "status_code": 503, "response": "busy \x1b[2J"}
         session.add(DeliveryAttempt(delivery_id=delivery.id, attempted_at=MORNING, **attempt))
     return task.id
+
+
+def _delivery(task: Task) -> Delivery:
+    return Delivery(
+        api_key_id=task.api_key_id,
+        task_id=task.id,
+        event_id="e1",
+        event_type=WebhookType.task_succeeded,
+        url="https://example.com/hook",
+        host="h",
+        lane="l",
+        body=b"{}",
+        status=DeliveryStatus.pending,
+        attempts_made=1,
+        attempts=1,
+        created_at=MORNING,
+        due_at=MORNING + timedelta(hours=1),
+    )
