@@ -151,6 +151,25 @@ def backup(
 
 
 @main.command()
+def after_restore(
+    yes: Annotated[
+        bool, typer.Option("--yes", help="No service runs on this database, and a copy was restored.")
+    ] = False,
+) -> None:
+    """Keep a restored database from submitting again what was submitted since its copy; run it before the service."""
+    from app.tasks.service import distrust_queue
+
+    if not yes:
+        fail(
+            "Every queued task becomes unconfirmed, and fails at its deadline unless a callback comes: stop every"
+            " service on this database, restore the copy, then run this once with --yes."
+        )
+
+    count = with_services(lambda services: distrust_queue(services.database, services.lifecycle))
+    typer.echo(f"{count} queued tasks are unconfirmed now; `soundpost tasks list --status unconfirmed` shows them.")
+
+
+@main.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """
     Check everything that the service needs, and say what to do.

@@ -57,6 +57,12 @@ async def keep_free_tasks(session: Session, task_ids: Collection[str]) -> Mappin
     return {**dict.fromkeys(locked, False), **dict.fromkeys(kept, True)}
 
 
+async def lock_queued(session: Session, limit: int) -> Sequence[Task]:
+    """Lock up to `limit` queued tasks, due or not."""
+    queued = select(Task).where(Task.status == TaskStatus.queued).limit(limit)
+    return (await session.scalars(queued.with_for_update())).all()
+
+
 async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:
     """The ids of due tasks that cannot be polled, the longest due first."""
     due = select(Task.id).where(Task.due_at <= now, UNPOLLABLE).order_by(Task.due_at).limit(limit)

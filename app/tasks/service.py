@@ -27,6 +27,7 @@ from app.tasks import repository
 from app.tasks.clips import fitting, storage_keys_of, words_of
 from app.tasks.idempotency import Estimates, PlainOrders, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
+from app.tasks.locking import lock_queued
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
 from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
 from app.tasks.waiting import RetryAfterEstimate, TaskSnapshot
@@ -35,6 +36,7 @@ from app.webhooks.lifecycle import check_receiver
 
 # How long the response to a stored task may wait for its queue position and its Retry-After.
 ESTIMATES_TIMEOUT = timedelta(seconds=5)
+DISTRUSTED_AT_ONCE = 500
 
 
 class CannotResolve(Exception):
@@ -231,6 +233,22 @@ class TaskService:
 
     async def _read(self, session: Session, task: Task) -> TaskRead:
         return read_task(task, await repository.queue_positions(session, [task]), self._signed_urls)
+
+
+async def distrust_queue(database: Database, lifecycle: TaskLifecycle) -> int:
+    """
+    Make every queued task unconfirmed, because it may have been sent since the copy that was restored; return how many.
+
+    Nothing may run on the database meanwhile.
+    """
+    count, tasks = 0, None
+    while tasks is None or tasks:
+        async with database.transaction() as (session, now):
+            tasks = await lock_queued(session, DISTRUSTED_AT_ONCE)
+            for task in tasks:
+                lifecycle.mark_unconfirmed(session, task, now)
+        count += len(tasks)
+    return count
 
 
 async def erase_tasks(session: Session, tasks: Sequence[Task], now: datetime) -> None:

@@ -12,8 +12,9 @@ from app.upstream.types import Report, Stage
 S = TaskStatus
 
 # A queued task can already be generating: the upstream may report that it refused a submit and yet have accepted it.
+# After a backup was restored it is unconfirmed: it may have been sent since.
 NEXT: Mapping[S, frozenset[S]] = {
-    S.queued: frozenset({S.submitting, S.generating, S.failed, S.canceled}),
+    S.queued: frozenset({S.submitting, S.unconfirmed, S.generating, S.failed, S.canceled}),
     S.submitting: frozenset({S.queued, S.unconfirmed, S.generating, S.failed, S.canceled}),
     # Queued again only by a late response which proves that the upstream created nothing.
     S.unconfirmed: frozenset({S.queued, S.generating, S.failed, S.canceled}),

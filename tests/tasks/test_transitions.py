@@ -8,7 +8,7 @@ S = TaskStatus
 BEFORE: dict[S, set[S]] = {
     S.queued: {S.submitting, S.unconfirmed},
     S.submitting: {S.queued},
-    S.unconfirmed: {S.submitting},
+    S.unconfirmed: {S.queued, S.submitting},
     S.generating: {S.queued, S.submitting, S.unconfirmed},
     S.succeeded: {S.generating},
     S.failed: {S.queued, S.submitting, S.unconfirmed, S.generating},
