@@ -32,6 +32,7 @@ from app.database.engine import TRANSIENT, Database
 from app.database.fetching import FixedQuery
 from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
+from app.observability.tracing import name_route, trace_context_of
 from app.signed_urls import SignedUrls
 from app.tasks.clips import fitting, words_of
 from app.tasks.repository import WHOLE_TASK, find_positions, to_task
@@ -44,8 +45,8 @@ from app.web.pagination import link_to_next
 _TASKS_PATH = "/v1/tasks"
 _TASK_PATH = re.compile(f"{_TASKS_PATH}/([0-9a-f]{{32}})")
 _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
-# What the framework's routes are for who looks at the scope afterwards: all that is answered here has no other.
-_ROUTE_OF_TASKS, _ROUTE_OF_TASK, _ROUTE_OF_CALLBACK = (
+# As the framework's routes are in the scope.
+_TASKS_ROUTE, _TASK_ROUTE, _CALLBACK_ROUTE = (
     SimpleNamespace(path=path)
     for path in (_TASKS_PATH, f"{_TASKS_PATH}/{{task_id}}", f"{CALLBACKS_PATH}{{task_id}}/{{token}}")
 )
@@ -188,21 +189,21 @@ class FastPath:
         """Answer a plain request; pass any other one on."""
         if scope["type"] == "http" and not scope["query_string"]:
             if scope["method"] == "GET" and (task := _TASK_PATH.fullmatch(scope["path"])) is not None:
-                scope["route"] = _ROUTE_OF_TASK
+                name_route(scope, _TASK_ROUTE)
                 if await self._read_task(task[1], scope, receive, send):
                     return
             elif scope["method"] == "GET" and scope["path"] == _TASKS_PATH:
-                scope["route"] = _ROUTE_OF_TASKS
+                name_route(scope, _TASKS_ROUTE)
                 if await self._list_tasks(scope, receive, send):
                     return
             elif scope["method"] == "POST" and scope["path"] == _TASKS_PATH:
-                scope["route"] = _ROUTE_OF_TASKS
+                name_route(scope, _TASKS_ROUTE)
                 body = await self._create_task(scope, receive, send)
                 if body is None:
                     return
                 receive = replayed(body, receive)
             elif scope["method"] == "POST" and (callback := _CALLBACK_PATH.fullmatch(scope["path"])) is not None:
-                scope["route"] = _ROUTE_OF_CALLBACK
+                name_route(scope, _CALLBACK_ROUTE)
                 await self._receive_callback(callback[1], callback[2], scope, receive)
                 await _RECEIVED(scope, receive, send)
                 return
@@ -215,7 +216,7 @@ class FastPath:
         caller = await self._find_caller(headers) if order else None
         if order is None or caller is None:
             return body
-        placed = await retried(partial(self._tasks.place, caller, order))
+        placed = await retried(partial(self._tasks.place, caller, order, trace_context=trace_context_of(scope)))
         await placed.respond_with(snapshot_of(placed.task))(scope, receive, send)
         return None
 

@@ -20,6 +20,7 @@ from app.auth.signing_keys import note_signing_key
 from app.config import PREFIX, SECRETS, Settings, SettingsUnusable
 from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
+from app.observability.tracing import flush_traces, is_tracing_wanted, start_tracing
 from app.services import Services, build_services
 from app.workers.archive import archive_loop
 from app.workers.deliver import deliver_loop
@@ -37,10 +38,14 @@ DATABASE_TIMEOUT = timedelta(seconds=5)
 # The fraction of the grace period for what is in flight. The rest is for closing connections.
 DRAIN_SHARE = 0.8
 STAY = "the former secrets stay: correct this and send SIGHUP again"
+# The fraction that a collector of traces has to take the last of them.
+FLUSH_SHARE = 0.1
 
 
 async def run_worker(settings: Settings) -> None:
     """Run the workers without a server until SIGTERM or SIGINT. Raises KeyringUnusable."""
+    if is_tracing_wanted():
+        start_tracing()
     async with running(build_services(settings), runs_workers=True) as stopping:
         await stopping.wait()
 
@@ -88,6 +93,7 @@ async def running(
             await asyncio.gather(*background, renewing, return_exceptions=True)
             await notifier.close()
             await services.close()
+            await flush_traces(services.settings.grace * FLUSH_SHARE)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from app import __version__
 from app.callbacks import routes as callbacks
@@ -22,12 +23,14 @@ from app.health import routes as health
 from app.health.draining import CloseWhileDraining
 from app.health.metrics import MetricsPage
 from app.lifecycle import running
+from app.observability.tracing import tracer_provider
 from app.services import Services
 from app.tasks import event_stream, events
 from app.tasks import routes as tasks
 from app.upstream import routes as upstream
 from app.web import EdgeMiddleware, TolerantPaths, install_error_handlers, problems
 from app.web.deferred import DeferredResponses
+from app.web.middleware import PROBES
 from app.web.negotiation import check_accept, check_query
 from app.web.openapi import complete_document
 from app.web.prefix import PrefixMiddleware, prefix_of
@@ -48,6 +51,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
+        telemetry=_telemetry(),
     )
     every = [getattr(services, field.name) for field in fields(services)]
     # Routes send no HTTP requests, and the two clients are of one class.
@@ -97,6 +101,22 @@ def create_worker_app(services: Services) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(EdgeMiddleware)
     return app
+
+
+def _telemetry() -> TelemetryConfig:
+    """The framework's own spans, one for each request but probes; where there is no tracing, nothing of it."""
+    provider = tracer_provider()
+    return TelemetryConfig(
+        tracer_provider=provider,
+        tracing=provider is not None,
+        # The spans within a request would be more than all others.
+        operation_spans=False,
+        # These are Prometheus's, and our own.
+        metrics=False,
+        logs=False,
+        auto_configure=False,
+        exclude=lambda scope: scope["path"] in PROBES,
+    )
 
 
 async def _get_start() -> dict[str, str]:

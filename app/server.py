@@ -24,6 +24,7 @@ from app.lifecycle import STAY
 from app.main import create_app, create_worker_app
 from app.observability.logging import configure_logging
 from app.observability.multiprocess import count_in, shared_folder
+from app.observability.tracing import is_tracing_wanted, start_tracing
 from app.services import build_services, read_secrets
 from app.web import HttpProtocol
 
@@ -97,6 +98,8 @@ def make_app(settings: Settings, runs_workers: bool, metrics_folder: str | None 
     configure_logging(settings)
     if metrics_folder is not None:
         count_in(metrics_folder)
+    if is_tracing_wanted():
+        start_tracing()
     app = create_app(build_services(settings), runs_workers=runs_workers)
     # A full look of the collector takes 60 ms with all that is there from now on, in which nothing is answered.
     gc.freeze()

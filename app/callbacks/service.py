@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from app.keyring import Keyring
 from app.models import Callback, Task
 from app.observability.metrics import Metrics
 from app.observability.redaction import redact
+from app.observability.tracing import record_span
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.repository import lock_task
@@ -67,6 +69,10 @@ class _Received:
     body: bytes
 
 
+# What came of a callback, and its task.
+_Applied = tuple[CallbackOutcome, Task]
+
+
 class CallbackService:
     """Authenticates, stores and applies the upstream's callbacks."""
 
@@ -98,6 +104,7 @@ class CallbackService:
         Raises NotAuthenticated, NotFound, DatabaseUnavailable. Our secrets are not
         stored, though a callback may repeat them.
         """
+        began = time.time_ns()
         report = self._upstream.read_callback(body)
         if self._upstream.needs_signature and not self._upstream.is_signed(headers, report, datetime.now(UTC)):
             self._metrics.callbacks["unsigned"].inc()
@@ -108,13 +115,22 @@ class CallbackService:
         if report is not None and report.message != (message := report.message and redact(report.message, *secrets)):
             report = replace(report, message=message)
         received = _Received(task_id, report, _redacted(headers, secrets), redact(body, *secrets))
-        outcome = await self._commits.add_patiently(received, self._database.limits.lock_timeout)
+        outcome, task = await self._commits.add_patiently(received, self._database.limits.lock_timeout)
         self._metrics.callbacks[outcome].inc()
+        line = {
+            "task_id": task_id,
+            "upstream_task_id": task.upstream_task_id,
+            "model": task.model,
+            "outcome": outcome.value,
+            "bytes": len(body),
+            "duration_ms": round((time.time_ns() - began) / 1e6),
+        }
         # As of requests: a line for each that is as it should be would cost a fifth of it.
         write = log.warning if outcome in UNUSABLE else log.debug
-        write("callback", task_id=task_id, outcome=outcome.value, bytes=len(body))
+        write("callback", **line)
+        record_span("callback", task.trace_context, began, line)
 
-    async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[CallbackOutcome | Exception]:
+    async def _store(self, take: Callable[[], Sequence[_Received]]) -> Sequence[_Applied | Exception]:
         """Store the callbacks that have come and apply their reports, in one commit."""
         async with self._sessions.begin() as session:
             await session.connection()
@@ -133,7 +149,7 @@ class CallbackService:
         kept: Counter[str],
         received: _Received,
         now: datetime,
-    ) -> CallbackOutcome | Exception:
+    ) -> _Applied | Exception:
         """`kept` counts the callbacks that are stored, of each task."""
         task = tasks.get(received.task_id)
         if task is None:
@@ -144,7 +160,7 @@ class CallbackService:
             content = {"headers": received.headers, "body": received.body}
             row = {"id": new_id(), "task_id": task.id, "received_at": now, "outcome": outcome, **content}
             session.insert(Callback, row)
-        return outcome
+        return outcome, task
 
     async def _apply(self, session: Session, task: Task, report: Report | None, now: datetime) -> CallbackOutcome:
         if report is None:

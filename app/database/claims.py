@@ -67,7 +67,7 @@ class Claims(Generic[Row]):
 
     Those come first that are first by `order`, and of them those that are due longest. In
     conditions and values CLAIMED_AT is the time of the claim, and a `bindparam` is a
-    parameter of `claim`.
+    parameter of `claim`. `beside` is what `claim_beside` returns with each row.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Claims(Generic[Row]):
         *where: ColumnElement[bool],
         order: Sequence[Any] = (),
         values: Mapping[str, Any] = MappingProxyType({}),
+        beside: Sequence[ColumnElement[Any]] = (),
     ) -> None:
         assert issubclass(kind, Due)  # noqa: S101 - narrows the type; there is no annotation for both bases
         key = inspect(kind).primary_key[0]
@@ -94,7 +95,7 @@ class Claims(Generic[Row]):
             update(kind)
             .where(key.in_(select(due.c.key)))
             .values(attempts=kind.attempts + 1, **lease, **values)
-            .returning(kind)
+            .returning(kind, *beside)
             # The rows alone: what belongs to them is read where it is needed, under their lock.
             .options(raiseload("*"))
             .execution_options(synchronize_session=False, populate_existing=True)
@@ -108,9 +109,15 @@ class Claims(Generic[Row]):
         On PostgreSQL concurrent claimers skip each other's locked rows; on SQLite there is
         one write transaction at a time.
         """
+        return [row for row, *_ in await self.claim_beside(session, claim, **parameters)]
+
+    async def claim_beside(
+        self, session: Session, claim: Claim, **parameters: object
+    ) -> Sequence[tuple[Row, *tuple[Any, ...]]]:
+        """Claim rows as `claim` does; return each with what is read beside it."""
         given = {"claimed_at": claim.now, "leased_until": claim.now + claim.lease, "claim_limit": claim.limit}
-        rows = await session.scalars(self._statement, {**given, "claim_fence": uuid4().hex, **parameters})
-        return rows.all()
+        rows = await session.execute(self._statement, {**given, "claim_fence": uuid4().hex, **parameters})
+        return [tuple(row) for row in rows]
 
 
 async def lock_claimed(session: Session, kind: type[Row], key: str, fence: str | None) -> Row | None:

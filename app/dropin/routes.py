@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
@@ -23,6 +23,7 @@ from app.dropin.schemas import (
     record_info,
 )
 from app.errors import ContentTooLarge, InvalidRequest
+from app.observability.tracing import trace_context_of
 from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskCreate, read_task
 from app.tasks.service import TaskService
@@ -59,13 +60,19 @@ router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENT
     "/sounds", operation_id="dropinGenerateSounds", summary="Request a sound as from the vendor", responses=PLACED
 )
 async def generate_sounds(
-    response: Response, tasks: TasksDep, settings: SettingsDep, caller: CallerDep, body: SoundsRequest
+    request: Request,
+    response: Response,
+    tasks: TasksDep,
+    settings: SettingsDep,
+    caller: CallerDep,
+    body: SoundsRequest,
 ) -> SoundsAnswer:
     """Create a task in the vendor's shapes. The `taskId` in the response is this service's task id."""
     task = _to_task(body, settings.models)
     if body.callback_url:
         check_receiver(body.callback_url, settings.egress_allow, "#/callBackUrl")
-    placed = await tasks.place(caller, task, callback_url=body.callback_url or None)
+    trace_context = trace_context_of(request.scope)
+    placed = await tasks.place(caller, task, callback_url=body.callback_url or None, trace_context=trace_context)
     response.headers.update({**placed.quota, "Cache-Control": "no-store"})
     return SoundsAnswer(data=TaskId(taskId=placed.task.id))
 

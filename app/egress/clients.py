@@ -20,6 +20,7 @@ import httpx
 from app import __version__
 from app.egress.http1 import Connection
 from app.egress.rules import Address, Networks, is_forbidden, refusal_of
+from app.observability.tracing import client_span, note_status
 
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 _Lookups = SimpleQueue[tuple[str, Future[Sequence[str]]]]
@@ -130,14 +131,16 @@ class _Transport(httpx.AsyncBaseTransport):
         ssl_context.set_alpn_protocols(["http/1.1"])
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        within = request.extensions.get("timeout", {}).get("connect")
-        try:
-            async with asyncio.timeout(within):
-                addresses = await self._addresses(request.url.raw_host.decode("ascii"))
-                connection = await self._dial(request.url, addresses, within)
-        except TimeoutError as error:
-            raise httpx.ConnectTimeout("no connection in time") from error
-        return await connection.exchange(request)
+        within, host = request.extensions.get("timeout", {}).get("connect"), request.url.raw_host.decode("ascii")
+        with client_span(request.method, host, request.url.port or PORTS[request.url.scheme]) as span:
+            try:
+                async with asyncio.timeout(within):
+                    connection = await self._dial(request.url, await self._addresses(host), within)
+            except TimeoutError as error:
+                raise httpx.ConnectTimeout("no connection in time") from error
+            response = await connection.exchange(request)
+            note_status(span, response.status_code)
+            return response
 
     async def _addresses(self, host: str) -> Sequence[Address]:
         try:

@@ -14,6 +14,7 @@ import structlog
 
 from app.config import Settings
 from app.observability.redaction import printable, redact_log_value
+from app.observability.tracing import name_span
 
 # In characters as written: a line with a few such values stays below 8 kB.
 MAX_VALUE_LENGTH = 3_000
@@ -22,7 +23,9 @@ MAX_ESCAPED = 12
 # A warning or error that repeats within this time is counted instead of written.
 FOLD_FOR = timedelta(minutes=1)
 # In these a repetition may differ from the first.
-_CIRCUMSTANCES = frozenset({"loop", "delay", "duration_ms", "request_id", "caller", "pid", "upstream_message"})
+_CIRCUMSTANCES = frozenset(
+    {"loop", "delay", "duration_ms", "request_id", "caller", "pid", "upstream_message", "trace_id", "span_id"}
+)
 _MAX_KEPT = 1_000
 
 
@@ -30,6 +33,7 @@ def configure_logging(settings: Settings) -> None:
     """Send the lines of every logger, those of the libraries too, through one renderer."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        name_span,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -48,9 +52,11 @@ def configure_logging(settings: Settings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     # Our pool of SQLAlchemy logs under its own module.
-    for name in ("httpx", "httpcore", "sqlalchemy", "app.database.turns", "aiosqlite", "asyncio", "alembic"):
+    for name in ("httpx", "httpcore", "sqlalchemy", "app.database.turns", "aiosqlite", "asyncio", "alembic", "urllib3"):
         # Below warnings they repeat URLs and statements, which our own lines summarise.
         logging.getLogger(name).setLevel(logging.WARNING)
+    # Its errors and warnings about a collector that is away are one line of ours.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     # Its warnings are about what follows an error, which it raises as well; each holds an address, so none is folded.
     logging.getLogger("psycopg").setLevel(logging.ERROR)
 

@@ -29,6 +29,12 @@ def redact_log_value(text: str) -> str:
     return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2] or match[3]}***", redact(text))
 
 
+def loggable_path(path: str) -> str:
+    """A path without control characters, and without what may be a callback's token, however the URL is misspelt."""
+    head, callback, _ = (path, "", "") if path.startswith("/v1/") else path.partition("callback")
+    return quote(head + callback, safe="/:@!$&'()*+,;=~") + ("…" if callback else "")
+
+
 def printable(text: str, kept: str = "") -> str:
     """Return the text with control and invisible characters escaped as in Python, but for those in `kept`."""
     if text.isprintable():
@@ -36,12 +42,6 @@ def printable(text: str, kept: str = "") -> str:
     return "".join(
         each if each.isprintable() or each in kept else each.encode("unicode_escape").decode() for each in text
     )
-
-
-def loggable_path(path: str) -> str:
-    """A path without control characters, and without what may be a callback's token, however the URL is misspelt."""
-    head, callback, _ = (path, "", "") if path.startswith("/v1/") else path.partition("callback")
-    return quote(head + callback, safe="/:@!$&'()*+,;=~") + ("…" if callback else "")
 
 
 def _redact(text: str, secrets: Sequence[str]) -> str:

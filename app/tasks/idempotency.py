@@ -148,11 +148,11 @@ class PlainOrders:
         self._group = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=False, observe=observe)
         self._admission = Admission(MAX_IN_A_COMMIT)
 
-    async def store(self, api_key_id: str, body: TaskCreate, callback_url: str | None) -> StoredOrder | None:
+    async def store(self, order: Order) -> StoredOrder | None:
         """The stored order, or None: nothing is stored, and it must be stored by itself. Raises DatabaseUnavailable."""
         try:
             async with self._admission.admitted():
-                task, reading = await self._group.add((api_key_id, body, callback_url))
+                task, reading = await self._group.add(order)
         except NotStored:
             return None
         return StoredOrder(task, asyncio.shield(reading))

@@ -17,13 +17,14 @@ from app.database.engine import Database, Session
 from app.database.fetching import FixedQuery
 from app.enums import Charge, EventType, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Event, Task, TaskLabel
+from app.observability.tracing import TraceContext
 from app.tasks.event_schemas import History
 from app.tasks.schemas import CLIP_COLUMNS, MAX_QUEUE_POSITION, TASK_COLUMNS, TaskCreate, TaskFilters
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.upstream_task_id.isnot(None)
-# Who orders, what, and where a client of the vendor's API wants its callbacks.
-Order = tuple[str, TaskCreate, str | None]
+# Who orders, what, where a client of the vendor's API wants its callbacks, and the trace that it is a part of.
+Order = tuple[str, TaskCreate, str | None, TraceContext | None]
 _UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
 # More than this many tasks with a label are not counted.
 MANY_TASKS = 1_000
@@ -59,7 +60,7 @@ async def insert_tasks(
 
 
 def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]:
-    api_key_id, body, callback_url = order
+    api_key_id, body, callback_url, trace_context = order
     return {
         **dict(body),
         "id": new_id(),
@@ -68,6 +69,7 @@ def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]
         "version": 1,
         "model": body.model or default_model,
         "callback_url": callback_url,
+        "trace_context": trace_context,
         "charge": Charge.none,
         "posts": 0,
         "audio_checks": 0,

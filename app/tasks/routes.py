@@ -22,6 +22,7 @@ from app.errors import (
     TooManyRequests,
 )
 from app.models import Callback
+from app.observability.tracing import trace_context_of
 from app.tasks.event_schemas import CallbackPage, CallbackRead
 from app.tasks.events import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.idempotency import KeyDep
@@ -86,7 +87,13 @@ TasksDep = Annotated[TaskService, provided(TaskService)]
     callbacks=final_webhooks.routes,
 )
 async def create_task(
-    tasks: TasksDep, waiters: WaitersDep, caller: CallerDep, body: TaskCreate, wait: WaitDep, key: KeyDep
+    request: Request,
+    tasks: TasksDep,
+    waiters: WaitersDep,
+    caller: CallerDep,
+    body: TaskCreate,
+    wait: WaitDep,
+    key: KeyDep,
 ) -> Response:
     """
     Request a sound.
@@ -94,7 +101,7 @@ async def create_task(
     The task is stored before the response, and then sent to the upstream once. Send an
     `Idempotency-Key` to be able to repeat the request safely.
     """
-    placed = await tasks.place(caller, body, idempotency_key=key)
+    placed = await tasks.place(caller, body, idempotency_key=key, trace_context=trace_context_of(request.scope))
     return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), placed.respond_with)
 
 

@@ -21,6 +21,7 @@ from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
 from app.observability.metrics import Metrics
+from app.observability.tracing import TraceContext
 from app.signed_urls import SignedUrls
 from app.storage import references
 from app.tasks import repository
@@ -85,18 +86,25 @@ class TaskService:
         self._plain_orders = PlainOrders(database, lifecycle, self._read_estimates, observe)
 
     async def place(
-        self, caller: Caller, body: TaskCreate, *, idempotency_key: str | None = None, callback_url: str | None = None
+        self,
+        caller: Caller,
+        body: TaskCreate,
+        *,
+        idempotency_key: str | None = None,
+        callback_url: str | None = None,
+        trace_context: TraceContext | None = None,
     ) -> PlacedTask:
         """
         Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted,
         TooManyRequests, and DatabaseUnavailable if too many others wait to be stored.
 
-        `callback_url` is where a client of the vendor's API wants its callbacks.
+        `callback_url` is where a client of the vendor's API wants its callbacks, `trace_context` what a new task keeps.
         """
         self._check(body)
         key_id, rate = caller.api_key_id, self._settings.key_rate
+        order = (key_id, body, callback_url, trace_context)
         is_plain = idempotency_key is None and rate is None
-        stored = await self._plain_orders.store(key_id, body, callback_url) if is_plain else None
+        stored = await self._plain_orders.store(order) if is_plain else None
         if stored is not None:
             positions, retry_after = await stored.estimates
             return PlacedTask(read_task(stored.task, positions, self._signed_urls), False, {}, retry_after)
@@ -112,7 +120,7 @@ class TaskService:
             digest = fingerprint(body, self._settings.default_model)
             claimed = await claim_key(session, key_id, idempotency_key, digest, now)
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
-            task = claimed.task or (await self._lifecycle.create(session, [(key_id, body, callback_url)], now))[0]
+            task = claimed.task or (await self._lifecycle.create(session, [order], now))[0]
             claimed.bind_to(task)
         positions, retry_after = await self._read_estimates([task])
         return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)

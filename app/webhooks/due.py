@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
 from app.database.engine import Session
-from app.models import Delivery, DeliveryAttempt, WebhookEndpoint
+from app.models import Delivery, DeliveryAttempt, Task, WebhookEndpoint
 from app.webhooks import repository
 from app.webhooks.repository import IS_KEPT
 from app.webhooks.retry import Lane
@@ -124,8 +124,12 @@ async def _walk(
 
 async def claim_lanes(
     session: Session, shares: Mapping[Lane, int], now: datetime, lease: timedelta
-) -> Sequence[Delivery]:
-    """Claim up to so many deliveries of each lane, those due longest, until `now + lease`: by one statement."""
+) -> Sequence[tuple[Delivery, str | None, Mapping[str, str] | None]]:
+    """
+    Claim up to so many deliveries of each lane, those due longest, until `now + lease`: by one statement.
+
+    Each comes with the upstream's id and the trace context of its task, if it has them.
+    """
     # Rounded up, so that few statements are compiled and prepared, whatever the number of lanes.
     size = 1 << max(0, len(shares) - 1).bit_length()
     values: dict[str, Any] = {"now": now, "until": now + lease, "new_fence": uuid4().hex}
@@ -133,8 +137,7 @@ async def claim_lanes(
     for number, (lane, share) in enumerate([*shares.items(), *[(nothing, 0)] * (size - len(shares))]):
         values |= {f"key_{number}": lane.api_key_id, f"host_{number}": lane.host}
         values |= {f"lane_{number}": lane.name, f"share_{number}": share}
-    claimed = await session.scalars(_claim_of(size), values)
-    return claimed.all()
+    return [tuple(row) for row in await session.execute(_claim_of(size), values)]
 
 
 @cache
@@ -147,9 +150,13 @@ def _claim_of(lanes: int) -> Executable:
         update(Delivery)
         .where(Delivery.id.in_(select(due.c.id)))
         .values(due_at=bindparam("until"), attempts=Delivery.attempts + 1, fence=bindparam("new_fence"), is_ready=False)
-        .returning(Delivery)
+        .returning(Delivery, _of_task(Task.upstream_task_id), _of_task(Task.trace_context))
         .execution_options(synchronize_session=False, populate_existing=True)
     )
+
+
+def _of_task(column: InstrumentedAttribute[Found]) -> ScalarSelect[Found]:
+    return select(column).where(Task.id == Delivery.task_id).correlate(Delivery).scalar_subquery()
 
 
 def _share_of(number: str) -> Select[str]:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import structlog
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, select
 
 from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, fetch
 from app.clips.repository import due_lanes, has_due_lane
-from app.database.backoff import exponential, jittered
+from app.database.backoff import jittered
 from app.database.claims import Claim, ClaimLost, Claims, extend_lease
 from app.database.engine import TRANSIENT, on_commit
 from app.database.wakeups import ARCHIVES, notify_on_commit
@@ -24,68 +25,40 @@ from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
 from app.models import QUESTIONS, Clip, Task
 from app.observability.metrics import count_on_commit
+from app.observability.tracing import TraceContext, describe, span
 from app.services import Services
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task
 from app.upstream.pacing import questions_share
 from app.workers.clip_commits import Change, ClipCommits, FileColumn, LockedClip
+from app.workers.clip_lanes import links_to_try, next_lane, retry_delay, share_places
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
 
 CONCURRENCY = 32
-_IN_LANE = Claims(Clip, Clip.lane == bindparam("claimed_lane"), order=(Clip.attempts,))
+_OF_TASK = [
+    select(column).where(Task.id == Clip.task_id).correlate(Clip).scalar_subquery()
+    for column in (Task.upstream_task_id, Task.trace_context)
+]
+_IN_LANE = Claims(Clip, Clip.lane == bindparam("claimed_lane"), order=(Clip.attempts,), beside=_OF_TASK)
 # Short, and extended during the work, so that what a crash leaves is taken over soon.
 LEASE = timedelta(seconds=30)
 EXTEND_EVERY = 10.0
-MIN_RETRY_DELAY = timedelta(seconds=2)
-MAX_RETRY_DELAY = timedelta(hours=1)
-# A link that failed once may have expired: the upstream is asked for a fresh one, and then the other link is tried too.
-BOTH_LINKS_FROM_ATTEMPT = 2
+# What came of a question for which the upstream's pace had no slot.
+NO_SLOT = "no_slot"
 
 
-def retry_delay(attempts: int) -> timedelta:
-    """The delay after this many attempts that did not get everything."""
-    return exponential(attempts - 1, MIN_RETRY_DELAY, MAX_RETRY_DELAY)
+@dataclass(frozen=True, slots=True)
+class ClaimedClip:
+    """A claimed clip, and the upstream's id and the trace context of its task."""
+
+    clip: Clip
+    upstream_task_id: str | None
+    trace_context: TraceContext | None
 
 
-def links_to_try(clip: Clip) -> list[str]:
-    """The links to the audio, best first: the deprecated one only after the other failed, never the stream's."""
-    links = [clip.upstream_audio_url]
-    if clip.attempts >= BOTH_LINKS_FROM_ATTEMPT or clip.upstream_audio_url is None:
-        links.append(clip.source_audio_url)
-    return list(dict.fromkeys(link for link in links if link is not None))
-
-
-def share_places(lanes: Sequence[str], in_flight: Mapping[str, int], places: int) -> Counter[str]:
-    """
-    How many clips of each lane to claim for the free places.
-
-    A lane gets one more while more places are free than it has: one host alone gets half
-    of them, and the next still finds half of the rest, however slow the others are.
-    """
-    shares: Counter[str] = Counter()
-    growing = list(lanes)
-    while growing:
-        for lane in list(growing):
-            if in_flight.get(lane, 0) + shares[lane] < places:
-                shares[lane] += 1
-                places -= 1
-            else:
-                growing.remove(lane)
-    return shares
-
-
-def next_lane(clip: Clip, task: Task, *, is_asked: bool) -> str | None:
-    """The lane of what a clip misses next, or None if it misses nothing; `is_asked`: the upstream was just asked."""
-    if needs_audio(clip):
-        return authority_of(next(iter(links_to_try(clip)), "")) if is_asked else QUESTIONS
-    if needs_lyrics(clip, task) and not (is_asked and needs_cover(clip)):
-        return QUESTIONS
-    return authority_of(clip.image_url or "") if needs_cover(clip) else None
-
-
-def archive_loop(services: Services) -> Loop[Clip]:
+def archive_loop(services: Services) -> Loop[ClaimedClip]:
     """The loop that archives clips."""
     worker = _ArchiveWorker(services)
     return Loop("archive", services.wakeups.event(ARCHIVES), CONCURRENCY, worker.claim, worker.work, has_due_lane())
@@ -100,45 +73,47 @@ class _ArchiveWorker:
         # Whether a lane may have more due clips than were claimed.
         self._is_crowded = False
 
-    async def claim(self, limit: int) -> Claimed[Clip]:
+    async def claim(self, limit: int) -> Claimed[ClaimedClip]:
         """Claim clips that still miss something, a share of each lane, those first that were tried least."""
         services = self._services
         async with services.database.transaction() as (session, now):
             lanes = list(await due_lanes(session, now))
             services.rng.shuffle(lanes)
-            claimed, self._is_crowded = list[Clip](), False
+            claimed, self._is_crowded = list[ClaimedClip](), False
             shares = share_places(lanes, self._in_flight, limit)
             for lane in lanes:
                 claim = Claim(now, LEASE, shares[lane])
-                clips = await _IN_LANE.claim(session, claim, claimed_lane=lane) if claim.limit else ()
-                self._is_crowded |= len(clips) == claim.limit
-                claimed += clips
-        self._in_flight.update(clip.lane for clip in claimed)
+                rows = await _IN_LANE.claim_beside(session, claim, claimed_lane=lane) if claim.limit else ()
+                self._is_crowded |= len(rows) == claim.limit
+                claimed += [ClaimedClip(clip, *of_task) for clip, *of_task in rows]
+        self._in_flight.update(each.clip.lane for each in claimed)
         return Claimed(claimed)
 
-    async def work(self, clip: Clip) -> None:
+    async def work(self, claimed: ClaimedClip) -> None:
         """Archive what one clip misses; what cannot be had now is retried later."""
         try:
-            await self._archive(clip)
+            await self._archive(claimed)
         finally:
-            self._in_flight -= Counter([clip.lane])
+            self._in_flight -= Counter([claimed.clip.lane])
             if self._is_crowded:
                 self._services.wakeups.notify(ARCHIVES)
 
-    async def _archive(self, clip: Clip) -> None:
+    async def _archive(self, claimed: ClaimedClip) -> None:
+        clip = claimed.clip
         problem, had_slot, changes = clip.archive_error, True, list[Change]()
         with self._counted_loss():
-            async with self._extended_lease(clip):
-                if clip.lane == QUESTIONS:
-                    had_slot = await self._ask(clip)
-                else:
-                    has_cover = needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane
-                    if needs_audio(clip):
-                        problem, changes = await self._archive_audio(clip)
-                    if has_cover:
-                        # The audio need not wait for the cover.
-                        await self._change(clip, changes)
-                        changes = await self._archive_cover(clip)
+            with _attempt(claimed) as line:
+                async with self._extended_lease(clip):
+                    if clip.lane == QUESTIONS:
+                        had_slot = await self._ask(clip, line)
+                    else:
+                        has_cover = needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane
+                        if needs_audio(clip):
+                            problem, changes = await self._archive_audio(clip, line)
+                        if has_cover:
+                            # The audio need not wait for the cover.
+                            await self._change(clip, changes)
+                            changes = await self._archive_cover(clip, line)
             release = partial(self._release, clip, problem, counts=had_slot)
             await self._change(clip, [*changes, release])
 
@@ -157,7 +132,7 @@ class _ArchiveWorker:
         if changes:
             await self._commits.change(clip, change)
 
-    async def _ask(self, clip: Clip) -> bool:
+    async def _ask(self, clip: Clip, line: dict[str, Any]) -> bool:
         """Ask the upstream for what no host has, in no place of a download; return whether its pace had a slot."""
         async with self._services.database.reads() as session:
             task = await find_task(session, clip.task_id)
@@ -165,14 +140,14 @@ class _ArchiveWorker:
             raise ClaimLost
         had_slot = True
         if needs_audio(clip):
-            had_slot = await self._refresh_links(task, clip)
+            had_slot = await self._refresh_links(task, clip, line)
         if had_slot and needs_lyrics(clip, task):
-            had_slot = await self._archive_lyrics(task, clip)
+            had_slot = await self._archive_lyrics(task, clip, line)
         return had_slot
 
-    async def _archive_audio(self, clip: Clip) -> tuple[str | None, list[Change]]:
+    async def _archive_audio(self, clip: Clip, line: dict[str, Any]) -> tuple[str | None, list[Change]]:
         """Return why it failed, or None, and what to store of the file."""
-        began, fetched, problem = time.monotonic(), None, None
+        fetched, problem, began = None, None, time.monotonic()
         try:
             fetched = await self._fetch_first(links_to_try(clip))
             with fetched.file:
@@ -180,28 +155,20 @@ class _ArchiveWorker:
         except (DownloadFailed, StorageUnavailable) as error:
             problem = str(error)
             self._metrics.archived["audio", "failed"].inc()
-        write = log.info if problem is None else log.warning
-        write(
-            "archive",
-            task_id=clip.task_id,
-            clip=clip.index,
-            attempt=clip.attempts,
-            problem=problem,
-            content_type=fetched and fetched.media_type,
-            size=fetched and fetched.size,
-            sha256=fetched and fetched.sha256,
-            duration_ms=round((time.monotonic() - began) * 1000),
-        )
-        return problem, [] if fetched is None or problem else [
-            partial(self._settle_audio, fetched=fetched, began=began)
-        ]
+        line["problem"] = problem
+        if fetched is not None:
+            line |= {"content_type": fetched.media_type, "size": fetched.size, "sha256": fetched.sha256}
+        if fetched is None or problem:
+            return problem, []
+        return None, [partial(self._settle_audio, fetched=fetched, began=began)]
 
-    async def _refresh_links(self, task: Task, clip: Clip) -> bool:
+    async def _refresh_links(self, task: Task, clip: Clip, line: dict[str, Any]) -> bool:
         upstream_task_id = task.upstream_task_id
         if upstream_task_id is None:
             return True
         call = self._services.gateway.call
         result = await call(lambda upstream: upstream.record_info(upstream_task_id), questions_share)
+        line["links"] = result.outcome.value if result else NO_SLOT
         if result is not None and (report := result.value) is not None:
             refresh = self._services.lifecycle.clips.refresh_links
             await self._commits.change(clip, lambda held: refresh(held.session, held.task, report, held.now))
@@ -233,7 +200,7 @@ class _ArchiveWorker:
         count_on_commit(held.session, self._metrics.archived[file, "stored"].inc)
         count_on_commit(held.session, partial(self._metrics.archived_bytes[file].inc, size))
 
-    async def _archive_cover(self, clip: Clip) -> list[Change]:
+    async def _archive_cover(self, clip: Clip, line: dict[str, Any]) -> list[Change]:
         """Return what to store of the file, nothing if there is none."""
         try:
             fetched = await fetch(self._services.egress_http, clip.image_url or "", COVER, self._services.storage)
@@ -241,8 +208,9 @@ class _ArchiveWorker:
                 await self._store(clip, fetched, "image_key")
         except (DownloadFailed, StorageUnavailable) as error:
             self._metrics.archived["cover", "failed"].inc()
-            log.info("cover_not_archived", task_id=clip.task_id, clip=clip.index, problem=str(error))
+            line["cover"] = str(error)
             return []
+        line["cover"] = "archived"
 
         def settle(held: LockedClip) -> None:
             held.clip.image_type, held.clip.image_size = fetched.media_type, fetched.size
@@ -251,10 +219,10 @@ class _ArchiveWorker:
 
         return [settle]
 
-    async def _archive_lyrics(self, task: Task, clip: Clip) -> bool:
+    async def _archive_lyrics(self, task: Task, clip: Clip, line: dict[str, Any]) -> bool:
         upstream_ids = task.upstream_task_id or "", clip.upstream_clip_id or ""
         result = await self._services.gateway.call(lambda upstream: upstream.lyrics(*upstream_ids), questions_share)
-        log.info("lyrics", task_id=clip.task_id, clip=clip.index, outcome=result and result.outcome.value)
+        line["lyrics"] = result.outcome.value if result else NO_SLOT
         if result is not None and result.value is not None:
             words = [asdict(word) for word in result.value]
             store = self._services.lifecycle.clips.store_lyrics
@@ -298,3 +266,24 @@ class _ArchiveWorker:
                 async with services.database.writes.begin() as session:
                     until = await services.database.now(session) + LEASE
                     await extend_lease(session, Clip, clip.id, clip.fence, until)
+
+
+@contextmanager
+def _attempt(claimed: ClaimedClip) -> Iterator[dict[str, Any]]:
+    """One line of the log and one span about what is done for a clip in the block, which adds to the line."""
+    began, clip = time.monotonic(), claimed.clip
+    name = "question" if clip.lane == QUESTIONS else "archive"
+    line: dict[str, Any] = {"task_id": clip.task_id, "upstream_task_id": claimed.upstream_task_id}
+    line |= {"clip": clip.index, "attempt": clip.attempts, "outcome": "interrupted"}
+    with span(name, claimed.trace_context) as attempt:
+        try:
+            yield line
+            line["outcome"] = "ok" if line.get("problem") is None else "failed"
+        except ClaimLost:
+            line["outcome"] = "claim_lost"
+            raise
+        finally:
+            line["duration_ms"] = round((time.monotonic() - began) * 1000)
+            write = log.info if line.get("problem") is None else log.warning
+            write(name, **line)
+            describe(attempt, line, None if line["outcome"] == "ok" else line["outcome"])

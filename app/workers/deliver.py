@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 import structlog
+from opentelemetry.trace import Span
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -20,6 +22,7 @@ from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, post_request, send_capped
 from app.enums import DeliveryStatus
 from app.models import Delivery, WebhookEndpoint
+from app.observability.tracing import TraceContext, current_context, describe, span
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import due, repository
@@ -41,11 +44,17 @@ IS_DUE = select(Delivery.id).where(Delivery.is_ready).limit(1).exists() | is_due
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
-    """A claimed delivery with the secrets that sign it; none if its endpoint is disabled."""
+    """
+    A claimed delivery with the secrets that sign it; none if its endpoint is disabled.
+
+    The last two are of its task, if it has one.
+    """
 
     delivery: Delivery
     secrets: tuple[bytes, ...]
     claimed_at: datetime
+    upstream_task_id: str | None
+    trace_context: TraceContext | None
 
     @property
     def lane(self) -> Lane:
@@ -90,7 +99,8 @@ class _DeliveryWorker:
     async def work(self, item: ClaimedDelivery) -> None:
         """Make one attempt and store its result."""
         try:
-            await self._settle(item, await self._attempt(item))
+            with span("deliver", item.trace_context) as attempt:
+                await self._settle(item, await self._attempt(item), attempt)
         finally:
             self._in_flight -= Counter(item.lane.groups)
             limits = zip(item.lane.groups, CLAIM_AGAIN_AT, strict=True)
@@ -139,10 +149,12 @@ class _DeliveryWorker:
         limits = zip(lane.groups, MAX_CONCURRENT, strict=True)
         return {group for group, most in limits if counts.get(group, 0) >= most}
 
-    async def _signed(self, session: Session, deliveries: Sequence[Delivery], now: datetime) -> list[ClaimedDelivery]:
-        owners = await repository.owners(session, deliveries)
+    async def _signed(
+        self, session: Session, claimed: Sequence[tuple[Delivery, Any, Any]], now: datetime
+    ) -> list[ClaimedDelivery]:
+        owners = await repository.owners(session, [delivery for delivery, *_ in claimed])
         items = []
-        for delivery in deliveries:
+        for delivery, upstream_task_id, trace_context in claimed:
             owner = owners[delivery.endpoint_id or delivery.api_key_id]
             is_disabled = False
             if isinstance(owner, WebhookEndpoint):
@@ -150,7 +162,7 @@ class _DeliveryWorker:
                 # It may have moved since.
                 delivery.url = owner.url
             secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.keyring)
-            items.append(ClaimedDelivery(delivery, secrets, now))
+            items.append(ClaimedDelivery(delivery, secrets, now, upstream_task_id, trace_context))
         return items
 
     async def _attempt(self, item: ClaimedDelivery) -> AttemptResult:
@@ -177,12 +189,14 @@ class _DeliveryWorker:
         headers = {
             "Content-Type": "application/json",
             **sign(item.secrets, delivery.event_id, item.claimed_at, delivery.body),
+            # Of the attempt, where it is traced, else as the caller sent it with the order.
+            **(current_context() or item.trace_context or {}),
         }
         request = post_request(delivery.url, headers, delivery.body)
         client, within = self._services.egress_http, self._services.settings.webhook_timeout
         return await send_capped(client, request, limit=MAX_RESPONSE, within=within)
 
-    async def _settle(self, item: ClaimedDelivery, result: AttemptResult) -> None:
+    async def _settle(self, item: ClaimedDelivery, result: AttemptResult, attempt: Span) -> None:
         delivery = item.delivery
         settled: Settled | None = None
         with suppress(ClaimLost):
@@ -190,20 +204,22 @@ class _DeliveryWorker:
             settled = await self._results.add_patiently(Attempted(delivery, result), patience)
         self._count(delivery, settled)
         is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
+        line = {
+            "delivery_id": delivery.id,
+            "event_id": delivery.event_id,
+            "event_type": delivery.event_type.value,
+            "task_id": delivery.task_id,
+            "upstream_task_id": item.upstream_task_id,
+            "endpoint_id": delivery.endpoint_id,
+            "attempt": settled.attempts_made if settled else None,
+            "status": settled.status.value if settled else "claim_lost",
+            "status_code": result.status_code,
+            "error": result.error,
+            "duration_ms": round(result.duration.total_seconds() * 1000),
+        }
         write = log.info if is_delivered else log.warning
-        write(
-            "delivery_attempted",
-            delivery_id=delivery.id,
-            event_id=delivery.event_id,
-            event_type=delivery.event_type.value,
-            task_id=delivery.task_id,
-            endpoint_id=delivery.endpoint_id,
-            attempt=settled.attempts_made if settled else None,
-            status=settled.status.value if settled else "claim_lost",
-            status_code=result.status_code,
-            error=result.error,
-            duration_ms=round(result.duration.total_seconds() * 1000),
-        )
+        write("delivery_attempted", **line)
+        describe(attempt, line, None if is_delivered else str(result.status_code or "no_response"))
 
     def _count(self, delivery: Delivery, settled: Settled | None) -> None:
         metrics = self._services.metrics

@@ -19,6 +19,8 @@ from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.observability.metrics import count_on_commit
+from app.observability.redaction import redact
+from app.observability.tracing import describe, span
 from app.services import Services
 from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.schedule import submit_retry_delay
@@ -100,19 +102,24 @@ class _SubmitWorker:
 
     async def work(self, submit: Submit) -> None:
         """Submit one task and settle the result."""
-        began = time.monotonic()
-        result = await self._send(submit)
-        log.info(
-            "submit",
-            task_id=submit.task.id,
-            upstream_task_id=result.value,
-            attempt=submit.task.attempts,
-            outcome=result.outcome.value,
-            hold_reason=result.hold_reason and result.hold_reason.value,
-            upstream_code=result.code,
-            upstream_message=result.message,
-            duration_ms=round((time.monotonic() - began) * 1000),
-        )
+        began, task = time.monotonic(), submit.task
+        with span("submit", task.trace_context) as attempt:
+            result = await self._send(submit)
+            line = {
+                "task_id": task.id,
+                "upstream_task_id": result.value,
+                "model": task.model,
+                "attempt": task.attempts,
+                "outcome": result.outcome.value,
+                "hold_reason": result.hold_reason and result.hold_reason.value,
+                "upstream_code": result.code,
+                # The upstream may repeat the prompt.
+                "upstream_message": result.message and redact(result.message, task.prompt),
+                "duration_ms": round((time.monotonic() - began) * 1000),
+            }
+            # Before it is settled: where that is cut off, this line says what was paid for.
+            log.info("submit", **line)
+            describe(attempt, line, None if result.outcome is Outcome.ok else result.outcome.value)
         await insist(lambda: self._results.add_patiently((submit, result), None))
 
     async def _send(self, submit: Submit) -> Result[str]:

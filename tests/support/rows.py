@@ -81,7 +81,7 @@ async def create_task(
     session: Session, lifecycle: TaskLifecycle, api_key_id: str, body: TaskCreate, now: datetime
 ) -> Task:
     """Order a task in this transaction."""
-    [created] = await lifecycle.create(session, [(api_key_id, body, None)], now)
+    [created] = await lifecycle.create(session, [(api_key_id, body, None, None)], now)
     return await session.get_one(Task, created.id)
 
 

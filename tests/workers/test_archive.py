@@ -21,7 +21,8 @@ from app.sandbox.audio import Sound, synthesise
 from app.services import Services
 from app.tasks.clips import MAX_EXTRA_ATTEMPTS
 from app.upstream.pacing import questions_share
-from app.workers.archive import archive_loop, share_places
+from app.workers.archive import archive_loop
+from app.workers.clip_lanes import share_places
 from app.workers.runner import run_loop, wake_when_due
 from tests.support.clock import MORNING
 from tests.support.receivers import Reply, hang, receiving
@@ -271,7 +272,7 @@ async def test_young_clip_is_tried_before_those_of_its_host_that_failed(database
 
         claimed = await archive_loop(services).claim(32)
 
-    assert young.id in {clip.id for clip in claimed.items}
+    assert young.id in {each.clip.id for each in claimed.items}
     assert len(claimed.items) == 16
 
 
