@@ -43,7 +43,9 @@ def expressions() -> dict[str, str]:
     found = {rule.get("alert") or rule["record"]: rule["expr"] for rule in rules()}
     for panel in DASHBOARD["panels"]:
         for target in panel.get("targets", ()):
-            found[f"{panel['title']}/{target['refId']}"] = target["expr"].replace("$__rate_interval", "5m")
+            found[f"{panel['id']} {panel['title']}/{target['refId']}"] = target["expr"].replace(
+                "$__rate_interval", "5m"
+            )
     for annotation in DASHBOARD["annotations"]["list"]:
         found[annotation["name"]] = annotation["expr"]
     return found

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,8 @@ from app.upstream.credits import note_credits
 from app.upstream.hold import Hold, hold_submits
 from app.upstream.types import HoldReason, Outcome, Report, Stage
 from app.workers.poll import poll_loop
+from app.workers.runner import Loop
+from app.workers.submit import submit_loop
 from tests.support.clock import MORNING
 from tests.support.receivers import receiving
 from tests.support.rows import add_key, add_task, reread
@@ -260,21 +263,22 @@ def test_label_values_are_those_of_the_service() -> None:
     assert set(metrics.failures) == set(ErrorCode)
 
 
-async def test_result_that_comes_after_its_lease_is_counted(database_url: str) -> None:
+@pytest.mark.parametrize(("kind", "status"), [("submit", S.queued), ("poll", S.generating)])
+async def test_result_that_comes_after_its_lease_is_counted(database_url: str, kind: str, status: TaskStatus) -> None:
     async with services_of(database_url) as services:
         async with services.database.transaction() as (session, now):
             await services.gateway.pacer.prepare(session, now)
-        task = await add_task(
-            services.database, await add_key(services.database), S.generating, now - LATE, upstream_task_id="u1"
-        )
-        loop = poll_loop(services)
-        [poll] = (await loop.claim(1)).items
+        upstream_task_id = "u1" if status is S.generating else None
+        key_id = await add_key(services.database)
+        task = await add_task(services.database, key_id, status, now - LATE, upstream_task_id=upstream_task_id)
+        loop: Loop[Any] = submit_loop(services) if kind == "submit" else poll_loop(services)
+        [claimed] = (await loop.claim(1)).items
         await _take_over(services, task)
-        await loop.work(poll)
+        await loop.work(claimed)
         seen = await _seen(services)
 
-    assert seen("soundpost_leases_lost_total", kind="poll") == 1
-    assert seen("soundpost_upstream_calls_total", kind="poll", outcome="failed") == 1
+    assert seen("soundpost_leases_lost_total", kind=kind) == 1
+    assert seen.total("soundpost_upstream_calls_total", kind=kind) == 1
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Debian's prometheus package")
