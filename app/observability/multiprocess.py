@@ -6,29 +6,33 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
 from prometheus_client import values
 
 # In memory, where no disk can make a write wait.
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there, for this user alone
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there, for this user alone
 _PREFIX = "soundpost-metrics-"
+BEING_MADE = timedelta(minutes=1)
 
 
 @contextmanager
-def shared_folder() -> Iterator[str]:
+def shared_folder(memory: Path = SHARED_MEMORY) -> Iterator[str]:
     """
-    A folder in which several processes count together, removed at the end of the block.
+    A folder in `memory`, or where temporary files are, in which processes count together; removed after the block.
 
     One whose processes were all killed is removed by the next start: their locks ended with them.
     """
-    parent = _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    parent = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
     for left in parent.glob(f"{_PREFIX}*"):
-        if os.access(left, os.W_OK) and all(map(_is_left, left.glob("*.lock"))):
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            if _is_left(left):
+                shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=parent, ignore_cleanup_errors=True) as folder:
         owner = _lock(Path(folder) / "owner.lock")
         try:
@@ -61,8 +65,12 @@ def _lock(file: Path) -> int | None:
     return descriptor
 
 
-def _is_left(file: Path) -> bool:
-    descriptor = _lock(file)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is not None
+def _is_left(folder: Path) -> bool:
+    # A service that starts at this moment has a folder already, and no lock yet.
+    if time.time() - folder.stat().st_mtime < BEING_MADE.total_seconds():
+        return False
+    held = [_lock(file) for file in folder.glob("*.lock")]
+    for descriptor in held:
+        if descriptor is not None:
+            os.close(descriptor)
+    return None not in held

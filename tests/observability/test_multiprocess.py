@@ -7,10 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
-from app.observability import multiprocess
-from app.observability.multiprocess import shared_folder
+from app.observability.multiprocess import SHARED_MEMORY, shared_folder
 from tests.support.api import client_of, create_tasks
 from tests.support.processes import Process, Processes
 from tests.support.scrapes import Scrape, scrape
@@ -46,17 +43,20 @@ async def test_processes_count_as_one_although_one_is_killed(migrated_sqlite: Pa
     assert (len(made), _folders() & made) == (1, set())
 
 
-def test_folder_of_a_killed_service_is_removed_by_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(multiprocess, "_SHARED_MEMORY", tmp_path)
-    left = tmp_path / f"{PREFIX}left"
-    left.mkdir()
+def test_folder_of_a_killed_service_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    left, being_made = tmp_path / f"{PREFIX}left", tmp_path / f"{PREFIX}being_made"
+    for folder in (left, being_made):
+        folder.mkdir()
     (left / "owner.lock").touch()
+    os.utime(left, (0, 0))
 
-    with shared_folder() as used, shared_folder() as other:
-        folders = {str(folder) for folder in tmp_path.iterdir()}
+    with shared_folder(tmp_path) as used:
+        os.utime(used, (0, 0))
+        with shared_folder(tmp_path) as other:
+            folders = set(tmp_path.iterdir())
 
-    assert folders == {used, other}
-    assert list(tmp_path.iterdir()) == []
+    assert folders == {Path(used), Path(other), being_made}
+    assert set(tmp_path.iterdir()) == {being_made}
 
 
 async def _order(url: str, tasks: int) -> None:
@@ -77,5 +77,4 @@ def _servers(service: Process) -> list[int]:
 
 
 def _folders() -> set[Path]:
-    parent = multiprocess._SHARED_MEMORY
-    return set(parent.glob(f"{PREFIX}*"))
+    return set(SHARED_MEMORY.glob(f"{PREFIX}*"))
