@@ -97,7 +97,13 @@ def test_hooks_before_a_commit_are_targets_of_make_and_download_nothing() -> Non
 def test_all_that_is_pinned_is_watched_for_updates() -> None:
     updates = _yaml(".github/dependabot.yml")["updates"]
 
-    assert {update["package-ecosystem"] for update in updates} == {"pip", "github-actions", "docker", "npm"}
+    assert {update["package-ecosystem"] for update in updates} == {
+        "pip",
+        "github-actions",
+        "docker",
+        "docker-compose",
+        "npm",
+    }
 
 
 def test_changelog_begins_with_what_is_unreleased() -> None:
