@@ -1,7 +1,9 @@
 """Secrets are replaced by `***` before text is stored, shown or logged, and controls escaped for a terminal."""
 
+import json
 import re
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import AnyStr
 from urllib.parse import quote
 
@@ -16,6 +18,10 @@ _CREDENTIAL = re.compile(
 )
 
 
+# The prompt of the task that an attempt is for.
+_hidden: ContextVar[tuple[str, ...]] = ContextVar("hidden", default=())
+
+
 def redact(body: AnyStr, *secrets: str) -> AnyStr:
     """Return the text without the tokens of callback URLs and without these secrets."""
     if isinstance(body, bytes):
@@ -25,8 +31,23 @@ def redact(body: AnyStr, *secrets: str) -> AnyStr:
 
 
 def redact_log_value(text: str) -> str:
-    """Return the text without the tokens of callback URLs, and without anything written like a credential."""
-    return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2] or match[3]}***", redact(text))
+    """Return the text without tokens of callback URLs, anything written like a credential, and what is hidden here."""
+    return _CREDENTIAL.sub(lambda match: f"{match[1] or match[2] or match[3]}***", redact(text, *_hidden.get()))
+
+
+def hide_in_log(prompt: str) -> None:
+    """Leave a prompt, which the upstream may repeat, out of every line that is logged in this context from now on."""
+    _hidden.set(_forms(prompt))
+
+
+def without_prompt(text: str, prompt: str) -> str:
+    """Return a text of the upstream without the prompt, which it may repeat."""
+    return redact(text, *_forms(prompt))
+
+
+def _forms(prompt: str) -> tuple[str, ...]:
+    """A prompt as it is, and as JSON writes it."""
+    return prompt, json.dumps(prompt)[1:-1], json.dumps(prompt, ensure_ascii=False)[1:-1]
 
 
 def loggable_path(path: str) -> str:

@@ -17,7 +17,7 @@ from app.database.wakeups import notify_on_commit
 from app.enums import Charge, EventType, ResolvedBy, TaskStatus, WebhookType
 from app.models import Event, Task
 from app.observability.metrics import Metrics, count_on_commit
-from app.observability.redaction import redact
+from app.observability.redaction import without_prompt
 from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL, can_move
@@ -163,9 +163,8 @@ class EventRecorder:
         session.add(event)
         if kind is EventType.task_failed:
             ids = {"task_id": task.id, "upstream_task_id": task.upstream_task_id, "api_key_id": task.api_key_id}
-            # Messages may repeat the prompt.
             message = data["error"]["message"]
-            error = {**data["error"], "message": message and redact(message, task.prompt)}
+            error = {**data["error"], "message": message and without_prompt(message, task.prompt)}
             on_commit(session, partial(log.warning, "task_failed", **ids, **error))
         for publish in self._publishers:
             publish(session, task, event, self._signed_urls, now + self._first_attempt_delay)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import structlog
+
 from app.database.engine import Database, Session, insert_new
 from app.errors import UpstreamUnavailable
 from app.models import PeriodicJob
 from app.upstream.gateway import UpstreamGateway
 from app.upstream.pacing import credits_share
+
+log = structlog.get_logger()
 
 # The row that holds the latest answer. It never falls due.
 ROW = "last:credits"
@@ -90,8 +95,16 @@ class CreditsCache:
             await asyncio.sleep(LOOK_EVERY.total_seconds())
 
     async def _ask(self) -> Mapping[str, Any]:
+        began = time.monotonic()
         result = await self._gateway.call(lambda upstream: upstream.credits(), credits_share)
         value = result.value if result else None
+        log.info(
+            "credits",
+            outcome=result.outcome.value if result else "no_slot",
+            credits=None if value is None else str(value),
+            upstream_code=result and result.code,
+            duration_ms=round((time.monotonic() - began) * 1000),
+        )
         async with self._database.transaction() as (session, now):
             if value is not None:
                 await note_credits(session, value, now)

@@ -25,6 +25,7 @@ from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
 from app.models import QUESTIONS, Clip, Task
 from app.observability.metrics import count_on_commit
+from app.observability.redaction import hide_in_log
 from app.observability.tracing import TraceContext, describe, span
 from app.services import Services
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
@@ -138,6 +139,7 @@ class _ArchiveWorker:
             task = await find_task(session, clip.task_id)
         if task is None:
             raise ClaimLost
+        hide_in_log(task.prompt)
         had_slot = True
         if needs_audio(clip):
             had_slot = await self._refresh_links(task, clip, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -69,7 +70,9 @@ def periodic_loop(services: Services) -> Loop[PeriodicJob]:
 
 async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
     """Ask for the credits whether the upstream takes submits again: they are looked up, not guessed by a timer."""
+    began = time.monotonic()
     result = await services.gateway.call(lambda upstream: upstream.credits(), full_share)
+    duration_ms = round((time.monotonic() - began) * 1000)
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is None:
@@ -83,7 +86,7 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
         reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
         write = log.info if reason is None else log.warning
         line = {"reason": reason and reason.value, "outcome": result.outcome.value, "upstream_code": result.code}
-        on_commit(session, partial(write, "hold_rechecked", **line))
+        on_commit(session, partial(write, "hold_rechecked", **line, duration_ms=duration_ms))
         hold = Hold(reason, now, claimed.detail["message"], services.gateway.key) if reason else None
         if hold is None or hold.job != job.name:
             await release_submits(session, job.name)

@@ -13,6 +13,7 @@ from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
 from app.observability.metrics import count_on_commit
+from app.observability.redaction import hide_in_log
 from app.observability.tracing import describe, span
 from app.services import Services
 from app.tasks import locking
@@ -72,6 +73,7 @@ class _PollWorker:
     async def work(self, poll: Poll) -> None:
         """Poll one task and settle the result."""
         began, services, upstream_task_id = time.monotonic(), self._services, poll.task.upstream_task_id or ""
+        hide_in_log(poll.task.prompt)
         with span("poll", poll.task.trace_context) as attempt:
             result = await self._gateway.call_in(poll.slot, lambda upstream: upstream.record_info(upstream_task_id))
             line = {

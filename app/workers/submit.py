@@ -19,7 +19,7 @@ from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.observability.metrics import count_on_commit
-from app.observability.redaction import redact
+from app.observability.redaction import hide_in_log
 from app.observability.tracing import describe, span
 from app.services import Services
 from app.tasks.locking import lock_free_tasks, write_tasks
@@ -103,6 +103,7 @@ class _SubmitWorker:
     async def work(self, submit: Submit) -> None:
         """Submit one task and settle the result."""
         began, task = time.monotonic(), submit.task
+        hide_in_log(task.prompt)
         with span("submit", task.trace_context) as attempt:
             result = await self._send(submit)
             line = {
@@ -113,8 +114,7 @@ class _SubmitWorker:
                 "outcome": result.outcome.value,
                 "hold_reason": result.hold_reason and result.hold_reason.value,
                 "upstream_code": result.code,
-                # The upstream may repeat the prompt.
-                "upstream_message": result.message and redact(result.message, task.prompt),
+                "upstream_message": result.message,
                 "duration_ms": round((time.monotonic() - began) * 1000),
             }
             # Before it is settled: where that is cut off, this line says what was paid for.
