@@ -98,7 +98,7 @@ async def test_a_task_is_one_trace_from_its_caller_to_its_webhook(
 async def test_calls_that_fail_are_spans_that_say_how(
     database_url: str, tmp_path: Path, spans: InMemorySpanExporter
 ) -> None:
-    polling = {"poll_after": 0, "poll_every": 0.1}
+    polling: dict[str, Any] = {"poll_after": 0, "poll_every": 0.1}
     async with receiving(500) as receiver, serve_with_sandbox(database_url, tmp_path, **polling) as service:
         refused = await service.create_task(f"{PROMPT} [fault:code-400]", webhook_url=receiver.url)
         lost = await service.create_task(f"{PROMPT} [fault:accept-then-reset,drop-callbacks]")
