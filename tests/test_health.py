@@ -12,6 +12,7 @@ from app.enums import TaskStatus
 from app.health.addresses import check_public_url
 from app.health.results import Check, State, worst
 from app.health.routes import ReadinessProbe
+from app.health.work import NO_WORKER
 from app.keyring import Keyring
 from app.models import Clip, Delivery, PaceSlot, PeriodicJob, WebhookEndpoint
 from app.upstream.pacing import PAUSE_SLOT
@@ -61,7 +62,7 @@ async def test_overdue_tasks_degrade_readiness(service: Service) -> None:
     answer = await service.client.get("/readyz")
 
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
-    assert answer.json()["checks"]["overdue"]["detail"] == "overdue: 2 tasks; does a worker run?"
+    assert answer.json()["checks"]["overdue"]["detail"] == f"overdue: 2 tasks; {NO_WORKER}"
 
 
 async def test_tasks_that_wait_for_the_pace_are_not_overdue(service: Service) -> None:
@@ -75,9 +76,9 @@ async def test_tasks_that_wait_for_the_pace_are_not_overdue(service: Service) ->
             await session.execute(update(PaceSlot).where(*used).values(free_at=recently))
         return str((await service.client.get("/readyz")).json()["checks"]["overdue"]["detail"])
 
-    assert await overdue(PaceSlot.slot > 100) == "overdue: 2 tasks; does a worker run?"
+    assert await overdue(PaceSlot.slot > 100) == f"overdue: 2 tasks; {NO_WORKER}"
     # Polls may use the first quarter of the ring alone.
-    assert await overdue(PaceSlot.slot.between(0, 4)) == "overdue: 1 tasks; does a worker run?"
+    assert await overdue(PaceSlot.slot.between(0, 4)) == f"overdue: 1 tasks; {NO_WORKER}"
     assert await overdue(PaceSlot.slot >= 0) == "nothing is overdue"
     assert await overdue(PaceSlot.slot == PAUSE_SLOT) == "nothing is overdue"
 
@@ -114,10 +115,10 @@ async def test_overdue_rows_of_every_table_are_counted(service: Service) -> None
         detail: str | None = (await service.client.get("/readyz")).json()["checks"]["overdue"]["detail"]
         return detail
 
-    assert await overdue() == "overdue: 1 clips, 1 deliveries, 1 periodic jobs; does a worker run?"
+    assert await overdue() == f"overdue: 1 clips, 1 deliveries, 1 periodic jobs; {NO_WORKER}"
     async with service.database.writes.begin() as session:
         await session.execute(update(WebhookEndpoint).values(paused_until=datetime.now(UTC) + timedelta(hours=1)))
-    assert await overdue() == "overdue: 1 clips, 1 periodic jobs; does a worker run?"
+    assert await overdue() == f"overdue: 1 clips, 1 periodic jobs; {NO_WORKER}"
 
 
 async def test_what_waits_for_a_slow_host_is_not_overdue(service: Service) -> None:
@@ -141,7 +142,7 @@ async def test_what_waits_for_a_slow_host_is_not_overdue(service: Service) -> No
         await session.execute(update(Delivery).where(Delivery.id == first).values(is_ready=False, **claimed))
         await session.execute(update(Clip).where(Clip.index == 0).values(claimed))
 
-    assert before == "overdue: 2 clips, 2 deliveries; does a worker run?"
+    assert before == f"overdue: 2 clips, 2 deliveries; {NO_WORKER}"
     assert await overdue() == "nothing is overdue"
 
 

@@ -71,10 +71,12 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings, k
 def all_checks(services: Services) -> Checks:
     """Those of readiness, and those that look at what changes seldom, or call the upstream and the public URL."""
     database, upstream = services.database, UpstreamChecks(services)
+    readiness = readiness_checks(database, services.storage, services.settings, services.keyring)
     return {
-        **readiness_checks(database, services.storage, services.settings, services.keyring),
+        **{name: readiness[name] for name in ("database", "migrations")},
         "database_setup": partial(check_database_setup, database),
         "timeouts": partial(check_timeouts, database, services.settings),
+        **readiness,
         "upstream": upstream.key,
         "credits": upstream.credits,
         "clock": upstream.clock,

@@ -27,12 +27,12 @@ _ADVICE = (
 ROOM = 100_000_000
 
 
-async def check_database(database: Database) -> Check:
-    """Whether the database answers and takes writes. Raises what the driver raises."""
+async def check_database(database: Database, room: int = ROOM) -> Check:
+    """Whether the database answers and takes writes, and SQLite has `room` to grow. Raises what the driver raises."""
     async with database.reads() as session:
         if session.get_bind().dialect.name == "sqlite":
             file = await file_of(session)
-            return await asyncio.to_thread(_check_file, file)
+            return await asyncio.to_thread(_check_file, file, room)
         access = await read_access(session)
     if access.is_standby:
         advice = "the primary, or all servers with target_session_attrs=read-write"
@@ -59,7 +59,7 @@ async def check_migrations(database: Database) -> Check:
     return Check(status="down", detail="the schema is not this release's: run `soundpost migrate`")
 
 
-def _check_file(file: Path) -> Check:
+def _check_file(file: Path, room: int) -> Check:
     """Whether an SQLite file is where it was opened and can grow. Paths are left out: anybody may read /readyz."""
     if not file.exists():
         advice = "put the file of SOUNDPOST_DATABASE_URL back, or a copy of it, and restart every process"
@@ -70,7 +70,7 @@ def _check_file(file: Path) -> Check:
         advice = "let the user of this process write the file of SOUNDPOST_DATABASE_URL and its folder"
         return Check(status="down", detail=f"its file or folder is read-only, so nothing can be stored: {advice}")
     free = shutil.disk_usage(file.parent).free
-    if free < ROOM:
-        amounts = f"only {free // 1_000_000} MB are free on its disk, less than {ROOM // 1_000_000} MB"
+    if free < room:
+        amounts = f"only {free // 1_000_000} MB are free on its disk, less than {room // 1_000_000} MB"
         return Check(status="degraded", detail=f"it answers, but {amounts}: make room there")
     return Check(status="ok", detail="it answers")

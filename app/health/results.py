@@ -17,7 +17,8 @@ class Check(BaseModel):
         description="`ok`; `degraded`, if some work waits; or `down`, if no request can be accepted.", examples=["ok"]
     )
     detail: str = Field(
-        description="What was found, and what to do about it.", examples=["overdue: 12 tasks; does a worker run?"]
+        description="What was found, and what to do about it.",
+        examples=["overdue: 12 tasks; does a worker run? Start `soundpost worker`, or `serve` without --no-loops"],
     )
 
 

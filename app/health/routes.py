@@ -31,7 +31,7 @@ class Readiness(BaseModel):
         description="The checks by name: `database` and `storage`; while the database answers, `migrations`; while its"
         " schema is this release's, `queue`, `submits`, `overdue`, `webhooks` and `secret_keys`. While the process is"
         " stopping, `process` alone.",
-        examples=[{"overdue": {"status": "degraded", "detail": "overdue: 12 tasks; does a worker run?"}}],
+        examples=[{"storage": {"status": "ok", "detail": "a small file was written, read and removed"}}],
     )
 
 

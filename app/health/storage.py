@@ -12,7 +12,10 @@ from app.storage.store import Storage
 # As many of the largest files are stored and spooled at once: with less room the storage is nearly full.
 FILES_WITH_ROOM = 2
 WRITE_EVERY = timedelta(seconds=30)
-ADVICE = "it does not store a file: check SOUNDPOST_STORAGE_URL, its free space and its permissions"
+ADVICE = (
+    "it does not store a file: check SOUNDPOST_STORAGE_URL (for S3 the AWS_* variables too), its free space and its"
+    " permissions"
+)
 
 
 class StorageCheck:

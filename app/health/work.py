@@ -28,6 +28,7 @@ from app.webhooks.repository import (
 
 # How long a row may be late, and how long a failed submit counts if none follows it.
 OVERDUE_AFTER, FAILING_FOR = timedelta(seconds=60), timedelta(minutes=10)
+NO_WORKER = "does a worker run? Start `soundpost worker`, or `serve` without --no-loops"
 SHOWN_ENDPOINTS = 5
 DAY = timedelta(days=1)
 
@@ -89,7 +90,7 @@ async def check_overdue(database: Database, settings: Settings) -> Check:
     overdue = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
     if not overdue:
         return Check(status="ok", detail="nothing is overdue")
-    return Check(status="degraded", detail=f"overdue: {overdue}; does a worker run?")
+    return Check(status="degraded", detail=f"overdue: {overdue}; {NO_WORKER}")
 
 
 async def check_webhooks(database: Database, settings: Settings) -> Check:

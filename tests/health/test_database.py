@@ -1,6 +1,7 @@
 """A database that answers may still be unusable: read-only, on standby, removed, full, or held by somebody else."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +14,8 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from app.database.engine import Database
+from app.health.database import check_database
 from app.health.routes import ReadinessProbe
 from tests.support.service import Service, serve
 
@@ -69,6 +72,17 @@ async def test_sqlite_file_or_folder_that_is_read_only_is_down(
         503,
         "its file or folder is read-only, so nothing can be stored: let the user of this process write the file of "
         "SOUNDPOST_DATABASE_URL and its folder",
+    )
+
+
+@sqlite
+async def test_sqlite_whose_disk_is_nearly_full_is_degraded(database: Database) -> None:
+    enough, nearly_full = await check_database(database), await check_database(database, 10**18)
+
+    assert (enough.status, nearly_full.status) == ("ok", "degraded")
+    assert re.fullmatch(
+        r"it answers, but only \d+ MB are free on its disk, less than 1000000000000 MB: make room there",
+        nearly_full.detail,
     )
 
 

@@ -14,7 +14,10 @@ from app.health.storage import StorageCheck
 from app.storage.store import Storage
 from tests.support.service import serve
 
-ADVICE = "it does not store a file: check SOUNDPOST_STORAGE_URL, its free space and its permissions"
+ADVICE = (
+    "it does not store a file: check SOUNDPOST_STORAGE_URL (for S3 the AWS_* variables too), its free space and its "
+    "permissions"
+)
 
 
 @pytest.fixture
