@@ -30,8 +30,8 @@ class Subscription:
     A subscription to one topic, active inside its `with` block.
 
     Uses `__slots__` because a process may hold thousands. `version` is the latest
-    version of the topic's task that the waiter has read, `key_hash` is of the caller's
-    key where the wait must end with it.
+    version of the topic's task that the waiter has read, or None where it finds lost
+    wake-ups by itself; `key_hash` is of the caller's key where the wait must end with it.
     """
 
     __slots__ = ("_is_notified", "_registry", "_timeout", "_topic", "is_closed", "key_hash", "version")
@@ -40,7 +40,8 @@ class Subscription:
         self._topic, self._registry = topic, registry
         self._is_notified = self.is_closed = is_closed
         self._timeout: asyncio.Timeout | None = None
-        self.version, self.key_hash = 0, ""
+        self.version: int | None = 0
+        self.key_hash = ""
 
     def __enter__(self) -> Subscription:
         self._registry.setdefault(self._topic, set()).add(self)

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app.auth.api_keys import working_keys
 from app.database.engine import TRANSIENT, Database, Session, advice
 from app.database.fetching import SharedReads
-from app.database.wakeups import EVERY_TASK, Wakeups
+from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
 from app.tasks import repository
@@ -191,7 +191,7 @@ class Waiters:
 
     async def _check(self) -> None:
         """Notify, by one query, every waiter whose task has another version than it has read, or is deleted."""
-        watched = [each for each in self.wakeups.subscriptions() if each[0] != EVERY_TASK]
+        watched = [each for each in self.wakeups.subscriptions() if each[1].version is not None]
         if not watched:
             return
         task_ids = {task_id for task_id, _ in watched}

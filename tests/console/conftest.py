@@ -54,8 +54,10 @@ class Window:
             await self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
             for size, (width, height) in SIZES.items():
                 await self.page.set_viewport_size({"width": width, "height": height})
-                found = await Axe().run(self.page)
-                assert found.violations_count == 0, f"{name}, {scheme}, {size}:\n{found.generate_report()}"
+                # Each scheme and each size once: a look takes most of a second.
+                if (scheme == "dark") == (size == "phone"):
+                    found = await Axe().run(self.page)
+                    assert found.violations_count == 0, f"{name}, {scheme}, {size}:\n{found.generate_report()}"
                 wide = await self.page.evaluate("document.documentElement.scrollWidth - innerWidth")
                 assert wide <= 0, f"{name} is {wide} px too wide on a {size}"
                 await self.page.screenshot(path=SCREENSHOTS / f"{name}-{size}-{scheme}.png", full_page=True)

@@ -92,6 +92,10 @@ async def test_list_of_tasks_is_live(window: Window, served: Service) -> None:
 
 async def test_filters_are_in_the_url_and_work_by_keyboard(window: Window) -> None:
     await window.sign_in()
+    await window.page.keyboard.press("Tab")
+    await expect(window.page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    await window.page.keyboard.press("Enter")
+    await expect(window.page.locator("main")).to_be_focused()
     await window.page.get_by_role("combobox", name="State").focus()
     await window.page.keyboard.type("failed")
     await window.page.get_by_role("button", name="Filter").press("Enter")
@@ -124,9 +128,9 @@ async def test_failed_webhooks_are_sent_again(window: Window, served: Service) -
 
 async def test_errors_are_pages(window: Window) -> None:
     await window.sign_in()
-    await window.page.get_by_role("heading", name="Your tasks").wait_for()
-    answer = await window.page.request.get(f"{window.url}/console/tasks/nothing")
-    await window.page.set_content(await answer.text())
-
-    assert answer.status == 404
+    await window.open("/console/tasks/nothing")
     await window.page.get_by_role("heading", name="There is nothing here.").wait_for()
+    await window.check("error")
+
+    assert len(window.problems) == 1
+    assert "404" in window.problems.pop()

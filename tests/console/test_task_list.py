@@ -231,3 +231,11 @@ async def test_credits_are_asked_for_on_demand_alone(service: Service) -> None:
 
     assert "not known yet" in page.text
     assert "The upstream did not report its credits" in after.text
+
+
+async def test_head_of_a_stream_has_no_end_to_wait_for(service: Service) -> None:
+    async with browser_of(service) as browser:
+        head = await browser.head("/console/live/tasks")
+
+    assert head.status_code == 200
+    assert head.headers["content-type"].startswith("text/event-stream")
