@@ -7,6 +7,7 @@ from app.database.wakeups import (
     ARCHIVES,
     DELIVERIES,
     ERASURES,
+    EVERY_TASK,
     POLLS,
     SUBMITS,
     SWEEPS,
@@ -65,3 +66,17 @@ async def test_commit_of_another_database_is_not_notified(database: Database, da
     await other.close()
 
     assert not wakeups.event(SUBMITS).is_set()
+
+
+async def test_who_subscribes_to_every_task_hears_of_every_topic(database: Database) -> None:
+    wakeups = Wakeups(database)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    with wakeups.subscribe(EVERY_TASK) as everything, wakeups.subscribe("another task") as other:
+        async with database.writes.begin() as session:
+            notify_on_commit(session, "a task")
+
+        assert await everything.wait(10, never)
+        assert not await other.wait(0, never)
