@@ -12,7 +12,7 @@ from app.models import PaceSlot, PeriodicJob
 from app.upstream.credits import ROW
 from app.upstream.hold import RECHECK
 from tests.console.conftest import Window
-from tests.console.test_webhook_pages import add_endpoint, add_failed_delivery
+from tests.console.visiting import add_endpoint, add_failed_delivery
 from tests.support.service import Service
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -2,8 +2,6 @@
 
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -14,22 +12,13 @@ from app.auth.api_keys import hash_key, revoke_key, rotate_key
 from app.console.session import LIFETIME
 from app.console.sign_in import MAX_FAILURES
 from app.models import ApiKey
+from tests.console.visiting import browser_of
 from tests.support.clock import MORNING
 from tests.support.service import Service, serve
 from tests.support.settings import KEY
 
 HOUR = 3600
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-
-
-@asynccontextmanager
-async def browser_of(service: Service, key: str | None = KEY, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client that keeps cookies, signed in with this key."""
-    async with httpx.AsyncClient(base_url=service.client.base_url, headers=headers, trust_env=False) as client:
-        if key is not None:
-            answer = await client.post("/console/sign-in", data={"key": key})
-            assert answer.status_code == 303, answer.text
-        yield client
 
 
 async def _key_id(service: Service) -> str:

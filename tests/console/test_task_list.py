@@ -14,17 +14,9 @@ from sqlalchemy import update
 from app.console.live import MAX_STREAMS
 from app.enums import TaskStatus
 from app.models import ApiKey
-from tests.console.test_session import browser_of
-from tests.support.service import Service, client_with_key, serve
+from tests.console.visiting import HOSTILE, browser_of, key_of
+from tests.support.service import Service, serve
 from tests.support.wait import eventually
-
-HOSTILE = "<script>alert(1)</script>'\"><img src=x onerror=alert(1)>"
-
-
-async def key_of(service: Service, name: str, *, is_admin: bool = False) -> str:
-    """A new key of this name."""
-    async with await client_with_key(service, name, is_admin=is_admin) as client:
-        return str(client.headers["Authorization"]).removeprefix("Bearer ")
 
 
 def prompts(page: httpx.Response) -> list[str]:

@@ -4,42 +4,12 @@ import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
 
-import httpx
 import pytest
 
-from app.enums import DeliveryStatus, DisabledBy
-from app.models import Delivery, DeliveryAttempt, WebhookEndpoint
-from tests.console.test_session import browser_of
-from tests.console.test_task_list import HOSTILE, key_of
+from app.enums import DisabledBy
+from app.models import WebhookEndpoint
+from tests.console.visiting import HOSTILE, URL, act, add_endpoint, add_failed_delivery, browser_of, key_of
 from tests.support.service import Service, serve
-
-URL = "https://receiver.example/hook"
-
-
-async def add_endpoint(service: Service, **fields: object) -> str:
-    """An endpoint of the caller of the tests; returns its id."""
-    answer = await service.client.post("/v1/webhook-endpoints", json={"url": URL, **fields})
-    return str(answer.raise_for_status().json()["id"])
-
-
-async def add_failed_delivery(service: Service, endpoint_id: str, response: str = "Service Unavailable") -> str:
-    """A delivery to the endpoint that was given up after one attempt; returns its id."""
-    sent = (await service.client.post(f"/v1/webhook-endpoints/{endpoint_id}/test")).raise_for_status().json()
-    async with service.database.transaction() as (session, now):
-        delivery = await session.get_one(Delivery, sent["id"])
-        delivery.status, delivery.due_at, delivery.is_ready = DeliveryStatus.given_up, None, False
-        delivery.attempts_made = 1
-        failed = {"status_code": 503, "error": None, "response": response, "duration_ms": 184}
-        session.add(DeliveryAttempt(delivery_id=delivery.id, attempted_at=now, **failed))
-        (await session.get_one(WebhookEndpoint, endpoint_id)).failing_since = now - timedelta(hours=3)
-    return str(sent["id"])
-
-
-async def act(browser: httpx.AsyncClient, path: str, **fields: str) -> httpx.Response:
-    """Send a form with the token that the list has; return the page that follows, or the refusal."""
-    token = re.findall('name="csrf_token" value="([^"]+)"', (await browser.get("/console/tasks")).text)[0]
-    answer = await browser.post(path, data={"csrf_token": token, **fields})
-    return await browser.get(answer.headers["location"]) if answer.status_code == 303 else answer
 
 
 async def test_a_caller_sees_its_own_webhooks_and_an_admin_all(service: Service) -> None:
