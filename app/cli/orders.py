@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -106,14 +106,8 @@ def submit_task(
     from app.cli.waiting import Target
 
     text = sys.stdin.read().rstrip("\r\n") if prompt == "-" else prompt
-    sound = {
-        "model": model,
-        "sound_loop": loop,
-        "sound_tempo": tempo,
-        "sound_key": key_signature,
-        "grab_lyrics": lyrics,
-    }
-    fields = {"prompt": text, **sound, "webhook_url": webhook_url, "metadata": labels}
+    wishes = {"sound_loop": loop, "sound_tempo": tempo, "sound_key": key_signature, "grab_lyrics": lyrics}
+    fields = {"prompt": text, "model": model, **wishes, "webhook_url": webhook_url, "metadata": labels}
     body, key = _read_order(fields), _read_idempotency_key(idempotency_key)
     target = None if output is None else Target.prepare(output)
     if wait is None and target is not None:
@@ -126,7 +120,9 @@ def submit_task(
     _submit(run, wait, target, as_json=as_json)
 
 
-def _submit(place: Any, wait: float | None, target: Target | None, *, as_json: bool) -> None:
+def _submit(
+    place: Callable[[Services], Awaitable[TaskRead]], wait: float | None, target: Target | None, *, as_json: bool
+) -> None:
     """Order, print, wait and write the files, as far as each is wanted; exit with the code that this has."""
     from app.cli.waiting import NotSaved, follow, save_clips
 
@@ -134,7 +130,7 @@ def _submit(place: Any, wait: float | None, target: Target | None, *, as_json: b
 
     async def run(services: Services) -> TaskRead:
         nonlocal task_id, words
-        task: TaskRead = await place(services)
+        task = await place(services)
         task_id = task.id
         if target is None and not as_json:
             typer.echo(task_id)
@@ -148,15 +144,15 @@ def _submit(place: Any, wait: float | None, target: Target | None, *, as_json: b
 
     try:
         task = with_services(run)
+    except NotFound:
+        fail("The task was deleted meanwhile." if task_id else NO_SUCH_TASK)
     except AppError as error:
         _refuse(error)
     except NotSaved as error:
         fail(f"{error} The task has succeeded: `soundpost tasks show {task_id}`.")
     except KeyboardInterrupt:
         where = (
-            f"`soundpost tasks show {task_id}` shows it"
-            if task_id
-            else "if it was ordered, `soundpost tasks list` does"
+            f"`soundpost tasks show {task_id}` shows it" if task_id else "if it is stored, `soundpost tasks list` does"
         )
         fail(f"Nobody waits any more, and the task goes on: {where}.", INTERRUPTED)
     if as_json:
@@ -208,10 +204,7 @@ def retry_task(
             note(f"It was ordered again already: that task is {placed.task.status}.")
         return placed.task
 
-    try:
-        _submit(run, None, None, as_json=as_json)
-    except NotFound:
-        fail(NO_SUCH_TASK)
+    _submit(run, None, None, as_json=as_json)
 
 
 def _check_retry(old: Task, *, is_confirmed: bool) -> None:
@@ -281,8 +274,6 @@ def _read_idempotency_key(text: str | None) -> str | None:
 
 def _refuse(error: AppError) -> NoReturn:
     """Fail as REST would, in words."""
-    if isinstance(error, NotFound):
-        raise error
     if error.errors:
         lines = (f"{_option(each['pointer'])}: {each['detail']}" for each in error.errors)
         fail("\n".join(lines), REFUSED)

@@ -4,12 +4,14 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import delete as delete_from
 from sqlalchemy import select
 
 from app.database.engine import Database
@@ -113,6 +115,31 @@ def test_files_are_whole_or_not_there(
     assert (ended.exit_code, said in ended.stderr) == (code, True)
     assert ended.stdout == ("" if code else f"{tmp_path}/out/rain.wav\n")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ([] if code else ["rain.wav"])
+
+
+def test_task_that_is_deleted_ends_the_wait_and_keeps_its_idempotency_key(command: Command, database_url: str) -> None:
+    stored(database_url, add_key)
+    words = ["tasks", "submit", "rain", "--idempotency-key", "once"]
+
+    async def delete(database: Database) -> None:
+        async with database.writes.begin() as session:
+            assert (await session.execute(delete_from(Task).returning(Task.id))).all()
+
+    async def is_ordered(database: Database) -> bool:
+        async with database.reads() as session:
+            return await session.scalar(select(Task.id)) is not None
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(command, *words, "--wait", "30")
+        while not stored(database_url, is_ordered):
+            assert not waiting.done(), waiting.result().stderr
+        stored(database_url, delete)
+        ended = waiting.result(30)
+    again = command(*words)
+
+    assert (ended.exit_code, ended.stderr.splitlines()[-1]) == (1, "The task was deleted meanwhile.")
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert again.stderr.startswith("The task of this idempotency key was deleted. No new task was created.")
 
 
 def test_held_queue_is_told_to_who_waits(command: Command, database_url: str) -> None:
