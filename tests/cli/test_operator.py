@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from app.callbacks.service import PAGE
+from app.database.base import id_floor
 from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
@@ -150,6 +151,21 @@ def test_replay_since_a_time_leaves_earlier_callbacks_alone(command: Callable[..
 
     assert (later["task_id"], later["received_at"]) == (task_id, "2026-03-01T08:00:01Z")
     assert {"status", "clips.0.upstream_audio_url"} < later["changes"].keys()
+
+
+async def test_callback_whose_id_was_made_by_a_late_clock_is_found(database_url: str) -> None:
+    async with services_of(database_url) as services:
+        task = await add_task(services.database, await add_key(services.database))
+        now = datetime.now(UTC)
+        async with services.database.writes.begin() as session:
+            for ago, late in ((timedelta(hours=3), timedelta()), (timedelta(), timedelta(minutes=59))):
+                kept = {"headers": {}, "body": b"{}", "outcome": CallbackOutcome.unreadable}
+                made = f"{id_floor(now - ago, late)}{20 * '0'}"
+                session.add(Callback(id=made, task_id=task.id, received_at=now - ago, **kept))
+        minute_ago = now - timedelta(minutes=1)
+        found = [task_id async for task_id in services.callbacks.tasks_to_replay(minute_ago)]
+
+    assert found == [task.id]
 
 
 async def test_tasks_are_found_once_however_many_there_are(database_url: str) -> None:
