@@ -26,6 +26,7 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 a problem, which standard error explains; 2 the command cannot be understood or taken; "
     "130 interrupted."
 )
+LOCKED = "Others have locked in the database what this needs, and not released it in time. Run it again."
 NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
 
 
@@ -127,7 +128,7 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.database.engine import reason
+    from app.database.engine import is_locked, reason
     from app.database.migrations import is_not_migrated
     from app.errors import DatabaseUnavailable
     from app.observability.logging import configure_logging
@@ -150,10 +151,10 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     except BrokenPipeError:
         raise
     except DatabaseUnavailable:
-        fail("The database has no time for this now: others have locked what it needs. Run this again.")
+        fail(LOCKED)
     except (SQLAlchemyError, OSError) as error:
-        if str(getattr(error, "orig", None)) == "database is locked":
-            fail("The database is locked by another process for too long. Run this again.")
+        if is_locked(error) or getattr(getattr(error, "orig", None), "sqlite_errorname", None) == "SQLITE_BUSY":
+            fail(LOCKED)
         if is_not_migrated(error):
             fail("The database's schema is not this release's: run `soundpost migrate`.")
         why = reason(error, settings.database_url)

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import main
 from app.database.engine import Database
+from app.tasks.repository import lock_task
 from tests.support.processes import Processes
 from tests.support.rows import add_key, add_task, stored
 from tests.support.settings import ROOT, SECRET_KEY, UNREACHABLE
@@ -100,6 +101,26 @@ def test_prune_counts_as_json(database_url: str, tmp_path: Path, monkeypatch: py
     counts = json.loads(CliRunner().invoke(main, ["prune", "--dry-run", "--json"]).stdout)
 
     assert counts == dict.fromkeys(("tasks", "events", "callbacks", "deliveries", "audio", "idempotency_keys"), 0)
+
+
+# SQLite waits for its busy timeout.
+@pytest.mark.parametrize("database_url", ["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)], indirect=True)
+async def test_locked_row_is_a_sentence(database_url: str, tmp_path: Path) -> None:
+    database = Database(database_url)
+    task = await add_task(database, await add_key(database))
+    with Processes(tmp_path, database_url=database_url, database_lock_timeout="0.2") as processes:
+        async with database.writes.begin() as session:
+            await lock_task(session, task.id)
+            locked = await processes.run("tasks", "resolve", task.id, "--status", "failed")
+            listed = await processes.run("tasks", "list")
+        done = await processes.run("tasks", "resolve", task.id, "--status", "failed")
+    await database.close()
+
+    assert (locked.code, locked.stdout) == (1, "")
+    assert locked.stderr.startswith("Others have locked in the database what this needs, and not released it in time.")
+    # Reads wait for nobody.
+    assert (listed.code, listed.stdout.split()[0]) == (0, task.id)
+    assert (done.code, done.stdout) == (0, f"{task.id} is failed.\n")
 
 
 async def _two_tasks(database: Database) -> None:
