@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
@@ -26,6 +27,8 @@ from tests.support.settings import ROOT, UNREACHABLE, settings_of
 from tests.support.wait import eventually
 
 GRACE = 5.0
+# The upstream takes it, and never says that it is ready.
+SLOW = "rain [fault: drop-callbacks]"
 
 
 async def test_sigterm_answers_waits_ends_streams_and_exits_within_the_grace_period(
@@ -80,6 +83,46 @@ async def test_drain_delay_answers_requests_while_readyz_is_503(tmp_path: Path, 
     assert waited.json()["status"] == "succeeded"
     assert answered < 3 <= seconds < 3 + GRACE
     assert code == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_every_request_is_answered_that_comes_while_the_service_says_that_it_is_ready(
+    tmp_path: Path, database_url: str, workers: str
+) -> None:
+    answers: Counter[str] = Counter()
+    leaving = asyncio.Event()
+
+    async def call(client: httpx.AsyncClient) -> None:
+        while not leaving.is_set():
+            for request in (client.post("/v1/tasks", json={"prompt": "rain"}), client.get("/v1/tasks")):
+                try:
+                    answers[str((await request).status_code)] += 1
+                except httpx.TransportError as error:
+                    answers[repr(error)] += 1
+            await asyncio.sleep(0.02)
+
+    with Processes(tmp_path, grace=str(GRACE), drain_delay="2", upstream_rate="500/1") as processes:
+        sandbox = await processes.sandbox(rate=1000)
+        service = await processes.serve(database_url, sandbox.url, "--workers", workers)
+        async with client_of(service.url) as client:
+            callers = [asyncio.create_task(call(client)) for _ in range(4)]
+            prefer = {"Prefer": "wait=60"}
+            held = asyncio.create_task(client.post("/v1/tasks", json={"prompt": SLOW}, headers=prefer))
+            await eventually(lambda: answers["202"] > 20, within=30)
+            os.kill(service.pid, signal.SIGTERM)
+            began = time.monotonic()
+            await eventually(partial(_is_draining, client))
+            # As a load balancer, which has seen it.
+            leaving.set()
+            await asyncio.gather(*callers)
+            waited = await held
+            code = await service.wait()
+            seconds = time.monotonic() - began
+
+    assert set(answers) == {"200", "202"}, answers
+    assert (waited.status_code, waited.json()["status"]) == (202, "generating")
+    assert code == 0
+    assert seconds < 2 + GRACE
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
