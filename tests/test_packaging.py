@@ -157,6 +157,14 @@ def test_services_wait_for_the_migration(name: str) -> None:
     assert awaited["migrate"]["condition"] == "service_completed_successfully"
 
 
+@pytest.mark.parametrize("name", ["keys", "migrate", "serve", "worker"])
+def test_containers_can_write_to_their_volume_and_the_temporary_folder_alone(name: str) -> None:
+    container = COMPOSE["services"][name]
+
+    assert container["read_only"] is True
+    assert [mount.partition(":")[2] for mount in container["volumes"]] + container["tmpfs"] == ["/app/var", "/tmp"]  # noqa: S108
+
+
 @pytest.mark.parametrize("empty_database_url", ["postgresql"], indirect=True)
 def test_composition_makes_a_sound_with_no_key_and_no_settings(empty_database_url: str, tmp_path: Path) -> None:
     composition = Composition(empty_database_url, tmp_path)
