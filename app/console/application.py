@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from app.callbacks.service import CallbackService
 from app.clips.waveform import Waveforms
 from app.config import Settings
 from app.console import sign_in, task_list, task_page, webhook_pages
@@ -21,6 +22,7 @@ from app.console.rendering import Pages
 from app.console.session import Refused, Sessions, SignInNeeded
 from app.console.sign_in import FailedSignIns
 from app.console.task_list import TaskLists
+from app.console.task_page import TaskPages
 from app.database.engine import Database
 from app.errors import AppError, InternalError
 from app.keyring import Keyring
@@ -43,6 +45,7 @@ def create_console(services: Mapping[type, Any]) -> FastAPI:
         FailedSignIns(),
         LiveStreams(services[Waiters]),
         TaskLists(services[Database], services[TaskService], settings),
+        TaskPages(services[Database], settings, services[CallbackService]),
         Waveforms(services[Storage], services[Database]),
     )
     provide(console, *services.values(), *own)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from fastapi import Request, Response
 from pydantic import ValidationError
@@ -14,12 +15,14 @@ from app.clips.responses import CACHE_CONTROL, serve_file
 from app.clips.service import ClipService
 from app.clips.waveform import Waveforms
 from app.config import Settings
+from app.console.live import LiveDep
 from app.console.mount import PATH
 from app.console.rendering import PagesDep
-from app.console.session import FormDep, Refused, VisitorDep
-from app.console.task_repository import MAX_SHOWN, TaskRows, read_task_rows
+from app.console.session import FormDep, Refused, Visitor, VisitorDep
+from app.console.task_repository import TaskRows, read_task_rows
 from app.console.task_view import CHARGES, curl_of, parameters_of, view_callback, why_it_waits
 from app.console.timeline import timeline_of
+from app.database.engine import Database
 from app.enums import TaskStatus
 from app.errors import TaskAlreadyFinal, TaskNotFinal
 from app.storage.store import Storage
@@ -28,60 +31,82 @@ from app.tasks.service import CannotResolve, TaskService
 from app.tasks.transitions import FINAL
 from app.web.middleware import PAGE_POLICY
 from app.web.negotiation import matches
-from app.web.provided import DatabaseDep, provided
+from app.web.provided import provided
 from app.web.routing import Router
 from app.webhooks.service import WebhookService
 
-router = Router(prefix=f"{PATH}/tasks/{{task_id}}")
+router = Router(prefix=PATH)
 TasksDep = Annotated[TaskService, provided(TaskService)]
 ClipsDep = Annotated[ClipService, provided(ClipService)]
 StorageDep = Annotated[Storage, provided(Storage)]
-SettingsDep = Annotated[Settings, provided(Settings)]
-CallbacksDep = Annotated[CallbackService, provided(CallbackService)]
 WaveformsDep = Annotated[Waveforms, provided(Waveforms)]
 WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
 # What an operator can set a task to, and from which states `tasks.service.resolve` takes it.
 RESOLUTIONS = (TaskStatus.generating, TaskStatus.succeeded, TaskStatus.failed, TaskStatus.canceled)
 
 
-@router.get("")
+@dataclass(frozen=True, slots=True)
+class TaskPages:
+    """Reads what the page of a task shows."""
+
+    database: Database
+    settings: Settings
+    callbacks: CallbackService
+
+    async def read(self, visitor: Visitor, task_id: str, base_url: str) -> dict[str, Any]:
+        """The values of the page's template. Raises NotFound."""
+        settings = self.settings
+        rows = await read_task_rows(self.database, visitor.caller, task_id, settings.upstream_fingerprint)
+        reasons = why_it_waits(rows, settings)
+        read = self.callbacks.read
+        return {
+            "rows": rows,
+            "task": rows.task,
+            "now": rows.now,
+            "reasons": reasons,
+            "timeline": timeline_of(rows),
+            "callbacks": [view_callback(each, read(each.body) if each.body else None) for each in rows.callbacks],
+            "charge": CHARGES[rows.task.charge],
+            "curl": curl_of(rows.task, settings.link_base or base_url),
+            "resolutions": _resolutions(rows),
+            "is_final": rows.task.status in FINAL,
+            "is_live": bool(reasons),
+            "order_key": f"console-{secrets.token_urlsafe(16)}",
+        }
+
+
+TaskPagesDep = Annotated[TaskPages, provided(TaskPages)]
+
+
+@router.get("/tasks/{task_id}")
 async def show_task(
-    request: Request,
-    pages: PagesDep,
-    visitor: VisitorDep,
-    database: DatabaseDep,
-    settings: SettingsDep,
-    callbacks: CallbacksDep,
-    task_id: TaskId,
+    request: Request, pages: PagesDep, visitor: VisitorDep, task_pages: TaskPagesDep, task_id: TaskId
 ) -> Response:
-    """One task, live until it has ended and all of it is stored."""
-    rows = await read_task_rows(database, visitor.caller, task_id, settings.upstream_fingerprint)
+    """One task, live until it has ended and all of it is stored and delivered."""
     # The player writes its styles into the page: only those with this nonce are taken.
     nonce = secrets.token_urlsafe(16)
-    read = (view_callback(each, callbacks.read(each.body) if each.body else None) for each in rows.callbacks)
-    reasons = why_it_waits(rows, settings)
-    response = pages.render(
-        request,
-        "task.html",
-        rows=rows,
-        task=rows.task,
-        reasons=reasons,
-        timeline=timeline_of(rows),
-        callbacks=list(read),
-        parameters=parameters_of(rows.task),
-        charge=CHARGES[rows.task.charge],
-        curl=curl_of(rows.task, settings.link_base or str(request.base_url).rstrip("/")),
-        max_shown=MAX_SHOWN,
-        resolutions=_resolutions(rows),
-        is_final=rows.task.status in FINAL,
-        is_live=bool(reasons),
-        nonce=nonce,
-        order_key=f"console-{secrets.token_urlsafe(16)}",
-    )
+    values = await task_pages.read(visitor, task_id, _base(request))
+    response = pages.render(request, "task.html", nonce=nonce, **values)
     response.headers["Content-Security-Policy"] = PAGE_POLICY.replace(
         "style-src 'self'", f"style-src 'self' 'nonce-{nonce}'"
     )
     return response
+
+
+@router.get("/live/tasks/{task_id}")
+async def stream_task(
+    request: Request, pages: PagesDep, visitor: VisitorDep, task_pages: TaskPagesDep, live: LiveDep, task_id: TaskId
+) -> Response:
+    """The same again and again, as it changes."""
+
+    async def render() -> str:
+        return pages.text(request, "_task_live.html", **await task_pages.read(visitor, task_id, _base(request)))
+
+    return live.respond(visitor, task_id, render)
+
+
+def _base(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
 
 
 def _resolutions(rows: TaskRows) -> list[TaskStatus]:
@@ -92,7 +117,7 @@ def _resolutions(rows: TaskRows) -> list[TaskStatus]:
     return [status for status in RESOLUTIONS if status not in left_out]
 
 
-@router.get("/clips/{index}/audio")
+@router.get("/tasks/{task_id}/clips/{index}/audio")
 async def get_audio(
     request: Request, visitor: VisitorDep, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
 ) -> Response:
@@ -100,7 +125,7 @@ async def get_audio(
     return await serve_file(request, storage, await clips.audio(visitor.caller, task_id, index, request.receive))
 
 
-@router.get("/clips/{index}/peaks")
+@router.get("/tasks/{task_id}/clips/{index}/peaks")
 async def get_peaks(
     request: Request,
     visitor: VisitorDep,
@@ -117,7 +142,7 @@ async def get_peaks(
     return Response(await waveforms.read(audio.key, audio.size), 200, headers, "application/json")
 
 
-@router.get("/clips/{index}/image")
+@router.get("/tasks/{task_id}/clips/{index}/image")
 async def get_image(
     request: Request, visitor: VisitorDep, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
 ) -> Response:
@@ -125,14 +150,14 @@ async def get_image(
     return await serve_file(request, storage, await clips.cover(visitor.caller, task_id, index))
 
 
-@router.get("/clips/{index}/lyrics.srt")
+@router.get("/tasks/{task_id}/clips/{index}/lyrics.srt")
 async def get_lyrics(visitor: VisitorDep, clips: ClipsDep, task_id: TaskId, index: str) -> Response:
     """The sung words of a clip as SubRip subtitles."""
     words = await clips.lyrics(visitor.caller, task_id, index)
     return Response(subtitles.srt(words), media_type="application/x-subrip; charset=utf-8")
 
 
-@router.post("/cancel")
+@router.post("/tasks/{task_id}/cancel")
 async def cancel_task(
     pages: PagesDep, visitor: VisitorDep, _form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
@@ -145,7 +170,7 @@ async def cancel_task(
     return pages.redirect(_page(task_id), "The task is canceled.")
 
 
-@router.post("/delete")
+@router.post("/tasks/{task_id}/delete")
 async def delete_task(
     pages: PagesDep, visitor: VisitorDep, _form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
@@ -158,7 +183,7 @@ async def delete_task(
     return pages.redirect(f"{PATH}/tasks", f"The task {task_id} is deleted.")
 
 
-@router.post("/order-again")
+@router.post("/tasks/{task_id}/order-again")
 async def order_again(
     pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
@@ -172,7 +197,7 @@ async def order_again(
     return pages.redirect(_page(placed.task.id), "This is the new task.")
 
 
-@router.post("/resolve")
+@router.post("/tasks/{task_id}/resolve")
 async def resolve_task(
     pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
@@ -192,7 +217,7 @@ async def resolve_task(
     return pages.redirect(_page(task_id), f"The task is resolved as {status}.")
 
 
-@router.post("/deliveries/{delivery_id}/resend")
+@router.post("/tasks/{task_id}/deliveries/{delivery_id}/resend")
 async def resend(
     pages: PagesDep,
     visitor: VisitorDep,

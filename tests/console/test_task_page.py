@@ -104,3 +104,62 @@ async def window_of(browser: Browser, service: Service) -> AsyncIterator[Window]
     watch(page, window.problems)
     yield window
     await context.close()
+
+
+async def test_everything_can_be_done_by_keyboard(window: Window, served: Service) -> None:
+    task_id = await stories.unconfirmed(served)
+    await opened(window, task_id, as_admin=True)
+    keyboard = window.page.keyboard
+
+    async def reach(name: str) -> None:
+        for _ in range(30):
+            await keyboard.press("Tab")
+            if name == await window.page.evaluate("document.activeElement.textContent.trim()"):
+                return
+        raise AssertionError(f"Tab does not lead to {name}")
+
+    await reach("Cancel")
+    # A disclosure opens by Enter, and its button comes next.
+    await keyboard.press("Enter")
+    await window.page.get_by_text("may charge for it all the same").wait_for()
+    await reach("Cancel the task")
+    await keyboard.press("Enter")
+
+    await window.page.get_by_text("The task is canceled.").wait_for()
+    assert (await served.task(task_id))["status"] == "canceled"
+
+
+async def test_disclosures_and_typed_text_survive_updates(window: Window, served: Service) -> None:
+    task_id = await stories.unconfirmed(served)
+    await opened(window, task_id, as_admin=True)
+    await window.page.locator("summary", has_text="Resolve").click()
+    await window.page.get_by_label("The upstream's id").fill("up-typed")
+    before = await window.page.locator(".took").last.inner_text()
+
+    async def is_updated() -> bool:
+        return await window.page.locator(".took").last.inner_text() != before
+
+    await eventually(is_updated, 20)
+
+    assert await window.page.get_by_label("The upstream's id").input_value() == "up-typed"
+    assert await window.page.get_by_role("button", name="Resolve the task").is_visible()
+
+
+async def test_page_needs_no_scripts(browser: Browser, served: Service) -> None:
+    task_id = await served.create_task("rain")
+    context = await browser.new_context(java_script_enabled=False)
+    page = await context.new_page()
+    url = str(served.client.base_url).rstrip("/")
+    await page.goto(f"{url}/console/sign-in")
+    await page.get_by_label("API key").fill(KEY)
+    await page.get_by_role("button", name="Sign in").click()
+    await page.goto(f"{url}/console/tasks/{task_id}")
+    await page.locator("summary", has_text="Order again").click()
+    await page.get_by_role("button", name="Order a new task").click()
+    await page.get_by_text("This is the new task.").wait_for()
+    await page.locator("summary", has_text="Cancel").click()
+    await page.get_by_role("button", name="Cancel the task").click()
+    await page.get_by_text("The task is canceled.").wait_for()
+    await context.close()
+
+    assert (await served.task(page.url.rsplit("/", 1)[1]))["status"] == "canceled"
