@@ -62,6 +62,16 @@ async def test_file_is_written_once(storage_url: str) -> None:
     assert await read_all(storage, CHUNK - 3, CHUNK + 3) == content[CHUNK - 3 : CHUNK + 3]
 
 
+async def test_small_file_is_read_whole_or_not_at_all(storage_url: str) -> None:
+    storage = Storage(storage_url)
+    missing = await storage.read_small(KEY, 5)
+    await storage.write(KEY, io.BytesIO(b"whole"), 5, "application/json")
+
+    assert missing is None
+    assert await storage.read_small(KEY, 5) == b"whole"
+    assert await storage.read_small(KEY, 4) is None
+
+
 async def test_file_that_lost_its_end_is_written_again(storage_url: str) -> None:
     storage = Storage(storage_url)
     await storage.write(KEY, io.BytesIO(b""), 0, "audio/wav")
