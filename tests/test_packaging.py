@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import shutil
 import signal
 import socket
@@ -275,10 +274,10 @@ def _await_end(client: httpx.Client, task_id: str) -> dict[str, Any]:
 
 
 def _requirements(lock: str) -> dict[str, str]:
-    """Each requirement with its hashes, without the remarks on who asked for it."""
+    """Each requirement with its hashes, without who asked for it, and without where it is needed."""
     lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.lstrip().startswith("#")]
     pins = "\n".join(lines).replace("\\\n", "").splitlines()
-    return {re.split(r"[\[= ;]", pin)[0]: " ".join(shlex.split(pin)) for pin in pins if pin}
+    return {re.split(r"[\[= ;]", pin)[0]: re.sub(r" ;.*?(?= --hash)", "", " ".join(pin.split())) for pin in pins if pin}
 
 
 def _example() -> dict[str, str]:
