@@ -15,7 +15,7 @@ import pytest
 
 from app.enums import CallbackOutcome, Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.health.metrics import MetricsPage
-from app.models import Task
+from app.models import Clip, Task
 from app.observability.metrics import CALL_OUTCOMES, MAX_TOLD_APART, Inventions, Metrics, count_on_commit
 from app.services import Services
 from app.tasks.repository import lock_task
@@ -23,6 +23,7 @@ from app.tasks.transitions import Failure
 from app.upstream.credits import note_credits
 from app.upstream.hold import Hold, hold_submits
 from app.upstream.types import HoldReason, Outcome, Report, Stage
+from app.workers.archive import archive_loop
 from app.workers.poll import poll_loop
 from app.workers.runner import Loop
 from app.workers.submit import submit_loop
@@ -292,6 +293,24 @@ async def test_names_and_units_are_those_of_the_conventions(service: Service) ->
 def _promtool(*arguments: str, given: str) -> tuple[int, str]:
     done = subprocess.run([str(shutil.which("promtool")), *arguments], input=given, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
+
+
+async def test_file_of_a_clip_that_another_worker_has_is_counted_as_lost(database_url: str) -> None:
+    async with services_of(database_url) as services:
+        task = await add_task(services.database, await add_key(services.database), S.succeeded)
+        async with services.database.writes.begin() as session:
+            link = "http://127.0.0.1:9/audio.mp3"
+            session.add(Clip(task_id=task.id, index=0, upstream_audio_url=link, created_at=MORNING, due_at=MORNING))
+        loop = archive_loop(services)
+        [clip] = (await loop.claim(1)).items
+        async with services.database.writes.begin() as session:
+            (await session.get_one(Clip, clip.id)).fence = "another"
+        await loop.work(clip)
+        seen = await _seen(services)
+
+    assert seen("soundpost_leases_lost_total", kind="archive") == 1
+    assert seen("soundpost_archive_attempts_total", file="audio", outcome="failed") == 1
+    assert seen("soundpost_archive_attempts_total", file="audio", outcome="stored") == 0
 
 
 async def _take_over(services: Services, task: Task) -> None:
