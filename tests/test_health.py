@@ -20,6 +20,7 @@ from tests.support.processes import Processes
 from tests.support.sandbox import serve_sandbox
 from tests.support.service import Service, serve
 from tests.support.settings import SECRET_KEY, UNREACHABLE, UPSTREAM_KEY, settings_of
+from tests.support.statements import recorded
 from tests.support.wait import eventually
 
 
@@ -185,6 +186,17 @@ async def test_many_looks_at_once_are_one_and_its_result_is_kept(
 
     assert {answer.json()["status"] for answer in [*first, kept]} == {"ok"}
     assert (await probe.read()).status == "degraded"
+
+
+async def test_many_looks_at_once_send_the_statements_of_one(service: Service) -> None:
+    probe = ReadinessProbe(service.services)
+    await probe.read()
+    with recorded(service.database) as once:
+        await probe.read()
+    with recorded(service.database) as many:
+        await asyncio.gather(*(probe.read() for _ in range(10)))
+
+    assert len(many) == len(once) > 0
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ class StorageCheck:
         """The state of the storage now."""
         try:
             if self._failures != self._storage.failures or time.monotonic() >= self._write_at:
-                self._failures = None
                 failures = self._storage.failures
                 await self._storage.probe()
                 self._failures = failures
