@@ -28,7 +28,8 @@ from app.auth.api_keys import Caller, find_caller, hash_key
 from app.callbacks.service import CallbackService
 from app.config import CALLBACKS_PATH
 from app.config.database_url import is_sqlite
-from app.database.engine import TRANSIENT, Database
+from app.database.engine import Database
+from app.database.failures import TRANSIENT
 from app.database.fetching import FixedQuery
 from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
@@ -46,10 +47,8 @@ _TASKS_PATH = "/v1/tasks"
 _TASK_PATH = re.compile(f"{_TASKS_PATH}/([0-9a-f]{{32}})")
 _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
 # As the framework's routes are in the scope.
-_TASKS_ROUTE, _TASK_ROUTE, _CALLBACK_ROUTE = (
-    SimpleNamespace(path=path)
-    for path in (_TASKS_PATH, f"{_TASKS_PATH}/{{task_id}}", f"{CALLBACKS_PATH}{{task_id}}/{{token}}")
-)
+_ROUTES = _TASKS_PATH, f"{_TASKS_PATH}/{{task_id}}", f"{CALLBACKS_PATH}{{task_id}}/{{token}}"
+_TASKS_ROUTE, _TASK_ROUTE, _CALLBACK_ROUTE = (SimpleNamespace(path=path) for path in _ROUTES)
 # As the route's.
 PAGE_SIZE: int = TaskFilters.model_fields["limit"].default
 # Renderings of tasks on first pages: for how long, how many, and of which size.
@@ -276,11 +275,7 @@ class FastPath:
 
 
 def _plain_headers(scope: Scope, negotiated: Collection[bytes] = ()) -> Mapping[bytes, bytes] | None:
-    """
-    The headers that an answer depends on.
-
-    None where one comes twice, another form of the answer is asked for, or one that is `negotiated` is there.
-    """
+    """The headers that an answer depends on. None where one comes twice or is `negotiated`, or JSON is not wanted."""
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
         if name in _HEADERS:

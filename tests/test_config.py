@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from app.cli.main import main
 from app.config import PREFIX, SECRETS, Rate, Settings, unknown_settings
-from app.database.engine import reason
+from app.database.failures import reason
 
 SPAN = "must be a number of seconds, such as 30 or 0.5"
 POSITIVE = "must be more than 0 seconds"

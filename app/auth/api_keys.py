@@ -18,7 +18,8 @@ from sqlalchemy import bindparam, or_, select, update
 
 from app.config import parse_api_keys
 from app.database.base import new_id
-from app.database.engine import TRANSIENT, Database, Session, insert_new
+from app.database.engine import Database, Session, insert_new
+from app.database.failures import TRANSIENT
 from app.database.fetching import FixedQuery
 from app.errors import NotAuthenticated, NotFound
 from app.models import ApiKey, Delivery, FormerKey, Task, WebhookEndpoint

@@ -112,7 +112,7 @@ def upgrade_schema(settings: Settings, *, accepts_newer: bool = False) -> None:
     """Upgrade the database to this release's schema, or fail with a sentence that says why not."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.database.engine import reason
+    from app.database.failures import reason
     from app.database.migrations import UnknownSchema, migrate
 
     try:
@@ -128,7 +128,7 @@ def with_services(work: Callable[[Services], Awaitable[Value]]) -> Value:
     """Run `work` with the services of a process, or fail if the database does not answer."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from app.database.engine import is_locked, reason
+    from app.database.failures import is_locked, reason
     from app.database.migrations import is_not_migrated
     from app.errors import DatabaseUnavailable
     from app.observability.logging import configure_logging

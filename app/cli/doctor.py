@@ -20,7 +20,7 @@ from app.auth.api_keys import doubts_about
 from app.config import Settings, SettingsUnusable, read_settings, unknown_settings
 from app.config.database_url import ignored_parameters
 from app.config.listing import ListedSetting, list_settings
-from app.database.engine import reason
+from app.database.failures import reason
 from app.health.checks import Limits, all_checks, run_checks
 from app.health.results import Check, Skipped
 from app.keyring import KeyringUnusable

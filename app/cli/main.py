@@ -138,7 +138,7 @@ def backup(
     """Write a consistent copy of the SQLite database to a file, while the service runs."""
     import sqlite3
 
-    from app.database.backup import back_up
+    from app.database.sqlite import back_up
 
     settings = load_settings()
     if not settings.is_sqlite:

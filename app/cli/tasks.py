@@ -159,7 +159,7 @@ def resolve_task(
 ) -> None:
     """Set the status of a task by hand, with what you found out elsewhere, for example on the upstream's website."""
 
-    from app.tasks.service import CannotResolve
+    from app.tasks.transitions import CannotResolve
 
     async def resolve(services: Services) -> None:
         await services.tasks.resolve(task_id, status, upstream_task_id)

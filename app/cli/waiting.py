@@ -16,7 +16,7 @@ from app.auth.api_keys import OPERATOR
 from app.cli.context import REFUSED, fail
 from app.cli.output import note
 from app.clips.media_types import SUFFIXES
-from app.database.engine import TRANSIENT
+from app.database.failures import TRANSIENT
 from app.errors import StorageUnavailable
 from app.models import Clip
 from app.observability.redaction import printable

@@ -12,7 +12,7 @@ import structlog
 from starlette.responses import Response
 
 from app.console.session import Visitor
-from app.database.engine import TRANSIENT
+from app.database.failures import TRANSIENT
 from app.database.wakeups import Subscription
 from app.errors import AppError
 from app.tasks.waiting import Waiters, wait_for_disconnect

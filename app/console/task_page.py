@@ -27,8 +27,8 @@ from app.enums import TaskStatus
 from app.errors import TaskAlreadyFinal, TaskNotFinal
 from app.storage.store import Storage
 from app.tasks.schemas import TaskCreate, TaskId
-from app.tasks.service import CannotResolve, TaskService
-from app.tasks.transitions import FINAL
+from app.tasks.service import TaskService
+from app.tasks.transitions import FINAL, CannotResolve
 from app.web.middleware import PAGE_POLICY
 from app.web.negotiation import matches
 from app.web.provided import provided

@@ -15,26 +15,16 @@ from typing import Any, NoReturn, cast
 from prometheus_client import Gauge
 from sqlalchemy import Executable, QueuePool, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import (
-    DataError,
-    DBAPIError,
-    IntegrityError,
-    InvalidatePoolError,
-    NotSupportedError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-    StatementError,
-)
+from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
-from app.config.database_url import DatabaseLimits, is_sqlite, read_postgres_url, without_password
+from app.config.database_url import DatabaseLimits, is_sqlite, read_postgres_url
 from app.database.connections import PING_TIMEOUT, credentials, postgres_engine
 from app.database.fetching import Fetcher, FixedQuery, is_checked
-from app.database.migrations import is_not_migrated, is_usable
+from app.database.migrations import is_usable
 from app.database.turns import Admission, KeyedLocks
-from app.observability.metrics import Metrics, count_committed
+from app.observability.metrics import Metrics
 
 Session = AsyncSession
 Sessions = async_sessionmaker[AsyncSession]
@@ -55,13 +45,8 @@ _BEGIN_BRIEFLY = select(
 )
 # On SQLite they take turns with the workers: even with commits of half a second, none waits longer than POOL_TIMEOUT.
 SQLITE_ORDERS = 8
-# Exceptions that mean "the database is unreachable for now".
-TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
-# Those of them that the same transaction meets again: what it does is wrong, or the schema is not the one it expects.
-# By SQLSTATE's class (PostgreSQL), by SQLite's name, and by SQLAlchemy's class where a driver says neither.
-_REFUSED_STATES = frozenset({"0A", "21", "22", "23", "42"})
-_REFUSED_NAMES = ("SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_RANGE", "SQLITE_TOOBIG")
-_REFUSED = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
+# What a session has to call once it is committed.
+_COMMITTED = "on_commit"
 
 
 async def database_clock(session: Session) -> datetime:
@@ -72,46 +57,20 @@ async def database_clock(session: Session) -> datetime:
     return now.astimezone(UTC)
 
 
-def reason(error: Exception, url: str = "") -> str:
-    """The first line of a driver's error, without the statement and without the password of the URL that was opened."""
-    return without_password(str(getattr(error, "orig", None) or error), url).partition("\n")[0]
-
-
-def can_pass(error: Exception) -> bool:
-    """Whether the transaction that raised this may succeed later, with nothing but the database's state changed."""
-    if not isinstance(error, DBAPIError):
-        return not isinstance(error, StatementError)
-    cause = error.orig
-    state, name = getattr(cause, "sqlstate", None), getattr(cause, "sqlite_errorname", None)
-    if state is not None:
-        return state[:2] not in _REFUSED_STATES
-    if name is not None:
-        return not name.startswith(_REFUSED_NAMES)
-    # asyncpg's own check of a parameter is an InterfaceError, like a lost connection, and a ValueError.
-    return not isinstance(error, _REFUSED) and not isinstance(getattr(cause, "__cause__", None), ValueError)
-
-
-def is_locked(error: Exception) -> bool:
-    """Whether a statement waited for a lock until its `lock_timeout`."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
-
-
-def advice(error: Exception) -> str | None:
-    """What a log may say of a driver's error: what to do, or why there is no connection. Never a statement's values."""
-    if is_not_migrated(error):
-        return "the schema is not this release's: run `soundpost migrate`"
-    return reason(error) if isinstance(error, OSError | OperationalError) else None
-
-
 def on_commit(session: Session, call: Callable[[], None]) -> None:
     """Call this once, and only if, this transaction is committed: it may be rolled back and repeated until then."""
-    event.listen(session.sync_session, "after_commit", lambda _: call(), once=True)
+    session.info.setdefault(_COMMITTED, []).append(call)
 
 
 async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict[str, Any]) -> None:
     """Insert rows and skip those whose key exists. Waits for a concurrent transaction that inserts the same key."""
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     await session.execute(insert(table).on_conflict_do_nothing(), list(rows))
+
+
+def _call_committed(session: orm.Session) -> None:
+    for call in session.info.pop(_COMMITTED, ()):
+        call()
 
 
 class Database:
@@ -135,6 +94,7 @@ class Database:
                 event.listen(engine.sync_engine, "do_connect", self._take_credentials)
         # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
+        event.listen(self.session_class, "after_commit", _call_committed)
         writer, urgent, reader = self._engines
         self.writes: Sessions = async_sessionmaker(
             writer, expire_on_commit=False, sync_session_class=self.session_class
@@ -212,12 +172,7 @@ class Database:
 
     def count_in(self, metrics: Metrics) -> None:
         """Count the commits, and the connections that are in use, in these metrics."""
-
-        def commit(session: orm.Session) -> None:
-            metrics.commits.inc()
-            count_committed(session)
-
-        event.listen(self.session_class, "after_commit", commit)
+        event.listen(self.session_class, "after_commit", lambda _: metrics.commits.inc())
         for name, engine in zip(("main", "urgent", "reads"), dict.fromkeys(self._engines), strict=False):
             in_use, pool = metrics.connections.labels(name), cast("QueuePool", engine.pool)
             metrics.max_connections.labels(name).set(pool.size() + max(0, pool._max_overflow))

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from app.database.engine import TRANSIENT, is_locked
+from app.database.failures import TRANSIENT, is_locked
 from app.errors import DatabaseUnavailable
 
 Item = TypeVar("Item")

@@ -17,7 +17,8 @@ from sqlalchemy.pool import NullPool
 from app.config.database_url import is_sqlite, read_postgres_url
 from app.database.backoff import exponential
 from app.database.connections import postgres_engine
-from app.database.engine import TRANSIENT, Database
+from app.database.engine import Database
+from app.database.failures import TRANSIENT
 from app.database.wakeups import WORKER_TOPICS, Wakeups
 
 log = structlog.get_logger()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
-from sqlalchemy import Connection, Pool, event, text
+from sqlalchemy import Connection, Pool, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from app.database.fetching import SINGLE_STATEMENT
@@ -123,3 +124,32 @@ def _begin_with(statement: str) -> Callable[[Connection], None]:
             connection.exec_driver_sql(statement)
 
     return begin
+
+
+def back_up(url: str, file: Path) -> None:
+    """
+    Write a consistent copy of an SQLite database to a new file, while processes use it.
+
+    Copying the file itself misses what is still in its write-ahead log. The copy appears whole or not at all.
+    Raises OSError, sqlite3.Error.
+    """
+    source = Path(str(make_url(url).database))
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist")
+    if file.exists():
+        raise FileExistsError(f"{file} exists already")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {file.parent.absolute()}")
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=rw", uri=True, timeout=30)) as connection:
+            try:
+                connection.execute("VACUUM INTO ?", (str(draft),))
+            except sqlite3.Error as error:
+                # It names the draft, of which nobody has heard.
+                raise OSError(str(error).replace(str(draft), str(file))) from error
+        with draft.open("rb") as copy:
+            os.fsync(copy.fileno())
+        draft.rename(file)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import structlog
 
 from app.config import Settings
-from app.database.engine import TRANSIENT, Database
+from app.database.engine import Database
+from app.database.failures import TRANSIENT
 from app.health.addresses import check_base_url, check_public_url
 from app.health.database import advice_on, check_database, check_migrations
 from app.health.database_setup import check_database_setup, check_timeouts

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Row, Select, union_all
 
 from app import __version__
 from app.database.claims import backlog
-from app.database.engine import advice
+from app.database.failures import advice
 from app.enums import TaskStatus
 from app.models import Clip, Delivery, PeriodicJob, StoredObject, Task
 from app.services import Services

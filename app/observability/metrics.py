@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -17,8 +17,6 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
-from sqlalchemy import orm
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.enums import CallbackOutcome, Charge, DeliveryStatus, ErrorCode, ResolvedBy, TaskStatus
 
@@ -230,14 +228,3 @@ class Inventions:
             self._known.add(value)
         self._counter.labels(value if value in self._known else OTHER).inc()
         return is_new
-
-
-def count_on_commit(session: AsyncSession | orm.Session, measure: Callable[[], None]) -> None:
-    """Call `measure` once, and only if, this transaction is committed."""
-    session.info.setdefault("measures", []).append(measure)
-
-
-def count_committed(session: orm.Session) -> None:
-    """Call what was to be called when this transaction is committed, which it is."""
-    for measure in session.info.pop("measures", ()):
-        measure()

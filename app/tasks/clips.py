@@ -12,11 +12,10 @@ from typing import Any
 
 from sqlalchemy import inspect
 
-from app.database.engine import Session
+from app.database.engine import Session, on_commit
 from app.database.records import new_row
 from app.enums import EventType, TaskStatus
 from app.models import QUESTIONS, Clip, Task
-from app.observability.metrics import count_on_commit
 from app.tasks.events import EventRecorder
 from app.tasks.transitions import is_about_another
 from app.upstream.types import Report, ReportedClip
@@ -156,7 +155,7 @@ class ClipLifecycle:
         facts = {"index": clip.index, "content_type": clip.content_type, "size": clip.size, "sha256": clip.sha256}
         self._recorder.record(session, task, EventType.clip_archived, now, {"clips": [facts]})
         took = (now - clip.created_at).total_seconds()
-        count_on_commit(session, partial(self._recorder.metrics.stages["archive"].observe, took))
+        on_commit(session, partial(self._recorder.metrics.stages["archive"].observe, took))
 
     def give_up(self, session: Session, task: Task, clip: Clip, now: datetime) -> None:
         """No copy of a clip's audio could be made, and the upstream no longer has it."""

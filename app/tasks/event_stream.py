@@ -11,7 +11,7 @@ from fastapi import Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.api_keys import CallerDep
-from app.database.engine import TRANSIENT
+from app.database.failures import TRANSIENT
 from app.database.wakeups import Subscription
 from app.enums import TaskStatus
 from app.models import Event

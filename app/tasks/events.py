@@ -16,7 +16,7 @@ from app.database.records import new_row
 from app.database.wakeups import notify_on_commit
 from app.enums import Charge, EventType, ResolvedBy, TaskStatus, WebhookType
 from app.models import Event, Task
-from app.observability.metrics import Metrics, count_on_commit
+from app.observability.metrics import Metrics
 from app.observability.redaction import without_prompt
 from app.signed_urls import SignedUrls
 from app.tasks.schemas import TaskRead, read_task
@@ -123,7 +123,7 @@ class EventRecorder:
 
     def count_created(self, session: Session, tasks: int) -> None:
         """Count, once they are committed, tasks that were stored."""
-        count_on_commit(session, partial(self.metrics.created.inc, tasks))
+        on_commit(session, partial(self.metrics.created.inc, tasks))
 
     def count_transition(self, session: Session, task: Task, now: datetime) -> None:
         """Count, once it is committed, that a task has come to its state now."""
@@ -144,16 +144,16 @@ class EventRecorder:
             if status is TaskStatus.failed and code is not None:
                 metrics.failures[code].inc()
 
-        count_on_commit(session, count)
+        on_commit(session, count)
 
     def count_charge(self, session: Session, before: Charge, after: Charge) -> None:
         """Count, once it is committed, what the upstream has charged or given back."""
         charges, is_refunded = self.metrics.charges, after is Charge.refunded
         # What is given back was charged, though no report may have said so.
         if before not in charges and after in charges:
-            count_on_commit(session, charges[Charge.charged].inc)
+            on_commit(session, charges[Charge.charged].inc)
         if is_refunded and before is not after:
-            count_on_commit(session, charges[Charge.refunded].inc)
+            on_commit(session, charges[Charge.refunded].inc)
 
     def record(self, session: Session, task: Task, kind: EventType, now: datetime, data: dict[str, Any]) -> None:
         """Insert an event and publish it."""

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from app.auth.api_keys import Caller, list_keys
 from app.auth.rate_limit import spend
 from app.config import Settings
-from app.database.engine import TRANSIENT, Database, Session
+from app.database.engine import Database, Session
+from app.database.failures import TRANSIENT
 from app.database.wakeups import ERASURES, notify_on_commit
-from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
+from app.enums import Charge, ResolvedBy, TaskStatus
 from app.errors import InvalidRequest, NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
 from app.observability.metrics import Metrics
@@ -30,7 +31,7 @@ from app.tasks.idempotency import Estimates, PlainOrders, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.locking import lock_queued
 from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
-from app.tasks.transitions import FINAL, REVIVABLE, Failure, can_move
+from app.tasks.transitions import FINAL, GIVEN_UP, check_resolution
 from app.tasks.waiting import RetryAfterEstimate, TaskSnapshot
 from app.usage import sum_usage
 from app.webhooks.lifecycle import check_receiver
@@ -38,10 +39,6 @@ from app.webhooks.lifecycle import check_receiver
 # How long the response to a stored task may wait for its queue position and its Retry-After.
 ESTIMATES_TIMEOUT = timedelta(seconds=5)
 DISTRUSTED_AT_ONCE = 500
-
-
-class CannotResolve(Exception):
-    """The task cannot take the requested transition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,28 +287,10 @@ async def resolve(
     `generating` attaches it to an upstream task, which is then polled. A task that an
     operator fails is still revived by a late success.
     """
-    is_revivable = task.status is TaskStatus.failed and task.error_code in REVIVABLE
-    if (
-        status is TaskStatus.generating
-        and upstream_task_id
-        and (is_revivable or can_move(task.status, TaskStatus.generating))
-    ):
+    check_resolution(task, status, upstream_task_id)
+    if status is TaskStatus.generating and upstream_task_id is not None:
         await lifecycle.attach(session, task, upstream_task_id, now)
-    elif status is TaskStatus.succeeded and task.clips and can_move(task.status, TaskStatus.succeeded):
-        lifecycle.finish(session, task, TaskStatus.succeeded, now, ResolvedBy.operator)
-    elif status is TaskStatus.failed and can_move(task.status, TaskStatus.failed):
-        message = "An operator gave up on this task."
-        lifecycle.fail(session, task, Failure(ErrorCode.outcome_unknown, message), now, ResolvedBy.operator)
-    elif status is TaskStatus.canceled and can_move(task.status, TaskStatus.canceled):
-        lifecycle.finish(session, task, TaskStatus.canceled, now, ResolvedBy.operator)
+    elif status is TaskStatus.failed:
+        lifecycle.fail(session, task, GIVEN_UP, now, ResolvedBy.operator)
     else:
-        raise CannotResolve(
-            f"A task that is {task.status} cannot be made {status}{_needs(task, status, upstream_task_id)}."
-        )
-
-
-def _needs(task: Task, status: TaskStatus, upstream_task_id: str | None) -> str:
-    """What the transition needs and the task does not have, as the end of a sentence."""
-    if status is TaskStatus.generating and upstream_task_id is None:
-        return " without --upstream-task-id"
-    return " without clips" if status is TaskStatus.succeeded and not task.clips else ""
+        lifecycle.finish(session, task, status, now, ResolvedBy.operator)

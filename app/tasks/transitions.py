@@ -78,3 +78,22 @@ EXPIRIES: Mapping[S, Failure] = {
     S.generating: Failure(ErrorCode.deadline_exceeded, "The upstream took the task and did not finish it in time."),
 }
 NO_AUDIO = Failure(ErrorCode.audio_missing, "The upstream said that the sound is ready, but no audio appeared.")
+GIVEN_UP = Failure(ErrorCode.outcome_unknown, "An operator gave up on this task.")
+
+
+class CannotResolve(Exception):
+    """The task cannot take the transition that an operator has asked for."""
+
+
+def check_resolution(task: Task, status: TaskStatus, upstream_task_id: str | None) -> None:
+    """Raise CannotResolve unless an operator may set a task to this status."""
+    is_revivable = task.status is S.failed and task.error_code in REVIVABLE
+    lacks = {
+        S.generating: " without --upstream-task-id" if upstream_task_id is None else "",
+        S.succeeded: "" if task.clips else " without clips",
+        S.failed: "",
+        S.canceled: "",
+    }
+    can_be = can_move(task.status, status) or (is_revivable and status is S.generating)
+    if not can_be or lacks.get(status, " by hand"):
+        raise CannotResolve(f"A task that is {task.status} cannot be made {status}{lacks.get(status, '')}.")

@@ -19,7 +19,8 @@ from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from app.auth.api_keys import working_keys
-from app.database.engine import TRANSIENT, Database, Session, advice
+from app.database.engine import Database, Session
+from app.database.failures import TRANSIENT, advice
 from app.database.fetching import SharedReads
 from app.database.wakeups import Wakeups
 from app.errors import AppError, NotFound

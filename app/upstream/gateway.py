@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from app.database.engine import TRANSIENT, Database, Session, on_commit
+from app.database.engine import Database, Session, on_commit
+from app.database.failures import TRANSIENT
 from app.observability.metrics import Metrics
 from app.upstream.hold import EXPLANATIONS, Hold, hold_submits
 from app.upstream.pacing import Pacer, Share, Slot, poll_share

@@ -19,12 +19,12 @@ from app.clips.download import COVER, DownloadedFile, DownloadFailed, audio_of, 
 from app.clips.repository import due_lanes, has_due_lane
 from app.database.backoff import jittered
 from app.database.claims import Claim, ClaimLost, Claims, extend_lease
-from app.database.engine import TRANSIENT, on_commit
+from app.database.engine import on_commit
+from app.database.failures import TRANSIENT
 from app.database.wakeups import ARCHIVES, notify_on_commit
 from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
 from app.models import QUESTIONS, Clip, Task
-from app.observability.metrics import count_on_commit
 from app.observability.redaction import hide_in_log
 from app.observability.tracing import TraceContext, describe, span
 from app.services import Services
@@ -199,8 +199,8 @@ class _ArchiveWorker:
         self._services.lifecycle.clips.archived(held.session, held.task, held.clip, held.now)
 
     def _count_stored(self, held: LockedClip, file: str, size: int) -> None:
-        count_on_commit(held.session, self._metrics.archived[file, "stored"].inc)
-        count_on_commit(held.session, partial(self._metrics.archived_bytes[file].inc, size))
+        on_commit(held.session, self._metrics.archived[file, "stored"].inc)
+        on_commit(held.session, partial(self._metrics.archived_bytes[file].inc, size))
 
     async def _archive_cover(self, clip: Clip, line: dict[str, Any]) -> list[Change]:
         """Return what to store of the file, nothing if there is none."""
@@ -237,7 +237,7 @@ class _ArchiveWorker:
         row.archive_error, row.attempts = problem, row.attempts - (not counts)
         if needs_audio(row) and is_too_late(row, held.now):
             self._services.lifecycle.clips.give_up(held.session, held.task, row, held.now)
-            count_on_commit(held.session, self._metrics.archived["audio", "given_up"].inc)
+            on_commit(held.session, self._metrics.archived["audio", "given_up"].inc)
             ids = {"task_id": row.task_id, "upstream_task_id": held.task.upstream_task_id, "clip": row.index}
             on_commit(held.session, partial(log.warning, "archive_given_up", **ids, problem=problem))
         is_archived = needs_audio(claimed) and not needs_audio(row)

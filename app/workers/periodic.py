@@ -15,7 +15,6 @@ from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
 from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
 from app.models import PeriodicJob
-from app.observability.metrics import count_on_commit
 from app.retention import Retention
 from app.services import Services
 from app.upstream.credits import note_credits
@@ -76,7 +75,7 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is None:
-            count_on_commit(session, services.metrics.leases_lost["periodic"].inc)
+            on_commit(session, services.metrics.leases_lost["periodic"].inc)
             return
         if result is None:
             claimed.fence, claimed.due_at = None, now + NO_SLOT_RETRY
@@ -113,7 +112,7 @@ async def _prune(services: Services, job: PeriodicJob) -> None:
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is None:
-            count_on_commit(session, services.metrics.leases_lost["periodic"].inc)
+            on_commit(session, services.metrics.leases_lost["periodic"].inc)
         else:
             await forget_stale_holds(session, now - STALE_HOLD)
             added_up = await services.lifecycle.add_up_usage(session, now, USAGE_BATCH)

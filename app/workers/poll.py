@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import structlog
 
 from app.database.claims import Claim, is_due, lock_claimed
-from app.database.engine import TRANSIENT
+from app.database.engine import on_commit
+from app.database.failures import TRANSIENT
 from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
-from app.observability.metrics import count_on_commit
 from app.observability.redaction import hide_in_log
 from app.observability.tracing import describe, span
 from app.services import Services
@@ -94,7 +94,7 @@ class _PollWorker:
             now = await services.database.now(session)
             await self._gateway.finish(session, poll.slot, result, now)
             if task is None:
-                count_on_commit(session, services.metrics.leases_lost["poll"].inc)
+                on_commit(session, services.metrics.leases_lost["poll"].inc)
                 return
             services.lifecycle.record_call(task, CallKind.poll, result, now)
             if result.value is not None:

@@ -14,7 +14,8 @@ import structlog
 from sqlalchemy import ColumnElement, select
 
 from app.database.backoff import exponential
-from app.database.engine import TRANSIENT, Database, advice, can_pass, reason
+from app.database.engine import Database
+from app.database.failures import TRANSIENT, advice, can_pass, reason
 from app.errors import DatabaseUnavailable
 
 log = structlog.get_logger()

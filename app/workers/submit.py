@@ -12,13 +12,12 @@ import structlog
 from app.config import CALLBACKS_PATH
 from app.database.backoff import jittered
 from app.database.claims import Claim, is_due
-from app.database.engine import Session
+from app.database.engine import Session, on_commit
 from app.database.group_commit import GroupCommit, RowLocked
 from app.database.records import record_sessions
 from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
-from app.observability.metrics import count_on_commit
 from app.observability.redaction import hide_in_log
 from app.observability.tracing import describe, span
 from app.services import Services
@@ -152,7 +151,7 @@ class _SubmitWorker:
                 if task is not None and task.fence == submit.task.fence:
                     await self._settle_task(session, task, result, now, hold)
                 elif task is not None:
-                    count_on_commit(session, self._services.metrics.leases_lost["submit"].inc)
+                    on_commit(session, self._services.metrics.leases_lost["submit"].inc)
                     await self._settle_late(session, task, submit, result, now, hold)
             await write_tasks(session, tasks.values())
             # Last, because all submits of all replicas share the row.

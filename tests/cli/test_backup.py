@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
-from app.database.backup import back_up
+from app.database.sqlite import back_up
 from tests.support.api import client_of, create_task, create_tasks, until_final
 from tests.support.processes import Processes
 from tests.support.settings import ROOT

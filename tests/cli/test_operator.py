@@ -15,7 +15,8 @@ from app.database.engine import Database
 from app.enums import CallbackOutcome, ErrorCode, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Task
 from app.tasks.repository import lock_task
-from app.tasks.service import CannotResolve, resolve
+from app.tasks.service import resolve
+from app.tasks.transitions import CannotResolve
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task, event_types, lifecycle_of, reread
 from tests.support.service import services_of

@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from app.database.engine import Database, can_pass, database_clock, insert_new, on_commit
+from app.database.engine import Database, database_clock, insert_new, on_commit
+from app.database.failures import can_pass
 from app.models import PeriodicJob
 from tests.support.clock import MORNING, Clock
 

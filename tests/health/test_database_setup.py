@@ -9,7 +9,7 @@ from sqlalchemy import make_url
 
 from app.config.database_url import DatabaseLimits
 from app.database.connections import ServerFacts, SessionLimits, wanted_limits
-from app.database.engine import reason
+from app.database.failures import reason
 from app.health.checks import Limits, all_checks, run_checks
 from app.health.database import advice_on
 from app.health.database_setup import (

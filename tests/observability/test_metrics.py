@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from app.database.engine import on_commit
 from app.enums import CallbackOutcome, Charge, ErrorCode, ResolvedBy, TaskStatus
 from app.health.metrics import MetricsPage
 from app.models import Clip, Task
-from app.observability.metrics import CALL_OUTCOMES, MAX_TOLD_APART, Inventions, Metrics, count_on_commit
+from app.observability.metrics import CALL_OUTCOMES, MAX_TOLD_APART, Inventions, Metrics
 from app.services import Services
 from app.tasks.repository import lock_task
 from app.tasks.transitions import Failure
@@ -110,7 +111,7 @@ async def test_what_is_rolled_back_is_not_counted(database_url: str) -> None:
 async def test_measure_of_a_session_is_taken_once_however_often_it_commits(database_url: str) -> None:
     taken: list[int] = []
     async with services_of(database_url) as services, services.database.writes() as session:
-        count_on_commit(session, lambda: taken.append(1))
+        on_commit(session, lambda: taken.append(1))
         await session.connection()
         await session.commit()
         await session.connection()
@@ -302,10 +303,10 @@ async def test_file_of_a_clip_that_another_worker_has_is_counted_as_lost(databas
             link = "http://127.0.0.1:9/audio.mp3"
             session.add(Clip(task_id=task.id, index=0, upstream_audio_url=link, created_at=MORNING, due_at=MORNING))
         loop = archive_loop(services)
-        [clip] = (await loop.claim(1)).items
+        [claimed] = (await loop.claim(1)).items
         async with services.database.writes.begin() as session:
-            (await session.get_one(Clip, clip.id)).fence = "another"
-        await loop.work(clip)
+            (await session.get_one(Clip, claimed.clip.id)).fence = "another"
+        await loop.work(claimed)
         seen = await _seen(services)
 
     assert seen("soundpost_leases_lost_total", kind="archive") == 1
