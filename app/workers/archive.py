@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -26,11 +25,12 @@ from app.egress.rules import authority_of
 from app.errors import StorageUnavailable
 from app.models import QUESTIONS, Clip, Task
 from app.observability.redaction import hide_in_log
-from app.observability.tracing import TraceContext, describe, span
+from app.observability.tracing import TraceContext
 from app.services import Services
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
 from app.tasks.repository import find_task
 from app.upstream.pacing import questions_share
+from app.workers.attempts import INTERRUPTED, Attempt, attempt
 from app.workers.clip_commits import Change, ClipCommits, FileColumn, LockedClip
 from app.workers.clip_lanes import links_to_try, next_lane, retry_delay, share_places
 from app.workers.runner import Claimed, Loop
@@ -103,18 +103,21 @@ class _ArchiveWorker:
         clip = claimed.clip
         problem, had_slot, changes = clip.archive_error, True, list[Change]()
         with self._counted_loss():
-            with _attempt(claimed) as line:
+            with _attempt(claimed) as made:
                 async with self._extended_lease(clip):
                     if clip.lane == QUESTIONS:
-                        had_slot = await self._ask(clip, line)
+                        had_slot = await self._ask(clip, made.line)
                     else:
                         has_cover = needs_cover(clip) and authority_of(clip.image_url or "") == clip.lane
                         if needs_audio(clip):
-                            problem, changes = await self._archive_audio(clip, line)
+                            problem, changes = await self._archive_audio(clip, made.line)
                         if has_cover:
                             # The audio need not wait for the cover.
                             await self._change(clip, changes)
-                            changes = await self._archive_cover(clip, line)
+                            changes = await self._archive_cover(clip, made.line)
+                made.is_alarming = made.line.get("problem") is not None
+                made.failure = "failed" if made.is_alarming else None
+                made.line["outcome"] = made.failure or "ok"
             release = partial(self._release, clip, problem, counts=had_slot)
             await self._change(clip, [*changes, release])
 
@@ -270,22 +273,9 @@ class _ArchiveWorker:
                     await extend_lease(session, Clip, clip.id, clip.fence, until)
 
 
-@contextmanager
-def _attempt(claimed: ClaimedClip) -> Iterator[dict[str, Any]]:
-    """One line of the log and one span about what is done for a clip in the block, which adds to the line."""
-    began, clip = time.monotonic(), claimed.clip
+def _attempt(claimed: ClaimedClip) -> AbstractContextManager[Attempt]:
+    """One line of the log and one span about what is done for a clip."""
+    clip = claimed.clip
+    ids = {"task_id": clip.task_id, "upstream_task_id": claimed.upstream_task_id, "clip": clip.index}
     name = "question" if clip.lane == QUESTIONS else "archive"
-    line: dict[str, Any] = {"task_id": clip.task_id, "upstream_task_id": claimed.upstream_task_id}
-    line |= {"clip": clip.index, "attempt": clip.attempts, "outcome": "interrupted"}
-    with span(name, claimed.trace_context) as attempt:
-        try:
-            yield line
-            line["outcome"] = "ok" if line.get("problem") is None else "failed"
-        except ClaimLost:
-            line["outcome"] = "claim_lost"
-            raise
-        finally:
-            line["duration_ms"] = round((time.monotonic() - began) * 1000)
-            write = log.info if line.get("problem") is None else log.warning
-            write(name, **line)
-            describe(attempt, line, None if line["outcome"] == "ok" else line["outcome"])
+    return attempt(name, claimed.trace_context, {**ids, "attempt": clip.attempts, "outcome": INTERRUPTED})

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import structlog
-from opentelemetry.trace import Span
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -22,16 +20,15 @@ from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, post_request, send_capped
 from app.enums import DeliveryStatus
 from app.models import Delivery, WebhookEndpoint
-from app.observability.tracing import TraceContext, current_context, describe, span
+from app.observability.tracing import TraceContext, current_context
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import due, repository
 from app.webhooks.lifecycle import Attempted, Settled
 from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
 from app.webhooks.signing import secret_of, sign
+from app.workers.attempts import INTERRUPTED, Attempt, attempt
 from app.workers.runner import Claimed, Loop
-
-log = structlog.get_logger()
 
 CONCURRENCY = 100
 # The attempts under way at which a key, a host and a lane that were full get more: a claim for each single place would
@@ -99,8 +96,8 @@ class _DeliveryWorker:
     async def work(self, item: ClaimedDelivery) -> None:
         """Make one attempt and store its result."""
         try:
-            with span("deliver", item.trace_context) as attempt:
-                await self._settle(item, await self._attempt(item), attempt)
+            with attempt("deliver", item.trace_context, _fields(item), "delivery_attempted") as made:
+                await self._settle(item, await self._attempt(item), made)
         finally:
             self._in_flight -= Counter(item.lane.groups)
             limits = zip(item.lane.groups, CLAIM_AGAIN_AT, strict=True)
@@ -196,30 +193,21 @@ class _DeliveryWorker:
         client, within = self._services.egress_http, self._services.settings.webhook_timeout
         return await send_capped(client, request, limit=MAX_RESPONSE, within=within)
 
-    async def _settle(self, item: ClaimedDelivery, result: AttemptResult, attempt: Span) -> None:
-        delivery = item.delivery
+    async def _settle(self, item: ClaimedDelivery, result: AttemptResult, made: Attempt) -> None:
+        made.line |= {"status_code": result.status_code, "error": result.error}
         settled: Settled | None = None
         with suppress(ClaimLost):
             patience = self._services.settings.webhook_lease
-            settled = await self._results.add_patiently(Attempted(delivery, result), patience)
-        self._count(delivery, settled)
+            settled = await self._results.add_patiently(Attempted(item.delivery, result), patience)
+        self._count(item.delivery, settled)
         is_delivered = settled is not None and settled.status is DeliveryStatus.delivered
-        line = {
-            "delivery_id": delivery.id,
-            "event_id": delivery.event_id,
-            "event_type": delivery.event_type.value,
-            "task_id": delivery.task_id,
-            "upstream_task_id": item.upstream_task_id,
-            "endpoint_id": delivery.endpoint_id,
+        made.is_alarming = not is_delivered
+        made.failure = None if is_delivered else str(result.status_code or "no_response")
+        made.line |= {
             "attempt": settled.attempts_made if settled else None,
             "status": settled.status.value if settled else "claim_lost",
-            "status_code": result.status_code,
-            "error": result.error,
             "duration_ms": round(result.duration.total_seconds() * 1000),
         }
-        write = log.info if is_delivered else log.warning
-        write("delivery_attempted", **line)
-        describe(attempt, line, None if is_delivered else str(result.status_code or "no_response"))
 
     def _count(self, delivery: Delivery, settled: Settled | None) -> None:
         metrics = self._services.metrics
@@ -236,6 +224,19 @@ class _DeliveryWorker:
         async with database.writes.begin() as session:
             now = await database.begin_briefly(session)
             return await self._services.webhook_lifecycle.settle(session, take(), now)
+
+
+def _fields(item: ClaimedDelivery) -> Mapping[str, Any]:
+    delivery = item.delivery
+    return {
+        "delivery_id": delivery.id,
+        "event_id": delivery.event_id,
+        "event_type": delivery.event_type.value,
+        "task_id": delivery.task_id,
+        "upstream_task_id": item.upstream_task_id,
+        "endpoint_id": delivery.endpoint_id,
+        "status": INTERRUPTED,
+    }
 
 
 def _since(started: float) -> timedelta:

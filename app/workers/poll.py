@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import structlog
@@ -14,12 +13,12 @@ from app.database.wakeups import POLLS
 from app.enums import ResolvedBy, TaskStatus
 from app.models import Task
 from app.observability.redaction import hide_in_log
-from app.observability.tracing import describe, span
 from app.services import Services
 from app.tasks import locking
 from app.upstream.history import CallKind
 from app.upstream.pacing import LATE_SHARE, Slot, poll_share
 from app.upstream.types import Outcome
+from app.workers.attempts import INTERRUPTED, attempt
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
@@ -72,22 +71,18 @@ class _PollWorker:
 
     async def work(self, poll: Poll) -> None:
         """Poll one task and settle the result."""
-        began, services, upstream_task_id = time.monotonic(), self._services, poll.task.upstream_task_id or ""
+        services, upstream_task_id = self._services, poll.task.upstream_task_id or ""
         hide_in_log(poll.task.prompt)
-        with span("poll", poll.task.trace_context) as attempt:
+        ids = {"task_id": poll.task.id, "upstream_task_id": upstream_task_id, "model": poll.task.model}
+        fields = {**ids, "attempt": poll.task.attempts, "outcome": INTERRUPTED}
+        with attempt("poll", poll.task.trace_context, fields) as made:
             result = await self._gateway.call_in(poll.slot, lambda upstream: upstream.record_info(upstream_task_id))
-            line = {
-                "task_id": poll.task.id,
-                "upstream_task_id": upstream_task_id,
-                "model": poll.task.model,
-                "attempt": poll.task.attempts,
+            made.failure = None if result.outcome in (Outcome.ok, Outcome.pending) else result.outcome.value
+            made.line |= {
                 "outcome": result.outcome.value,
                 "stage": result.value and result.value.stage.value,
                 "upstream_code": result.code,
-                "duration_ms": round((time.monotonic() - began) * 1000),
             }
-            log.info("poll", **line)
-            describe(attempt, line, None if result.outcome in (Outcome.ok, Outcome.pending) else result.outcome.value)
         async with services.database.writes.begin() as session:
             task = await lock_claimed(session, Task, poll.task.id, poll.task.fence)
             # The lock may have been waited for.

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-import structlog
-
 from app.config import CALLBACKS_PATH
 from app.database.backoff import jittered
 from app.database.claims import Claim, is_due
@@ -19,7 +17,6 @@ from app.database.wakeups import SUBMITS
 from app.enums import ErrorCode, ResolvedBy, TaskStatus
 from app.models import Task
 from app.observability.redaction import hide_in_log
-from app.observability.tracing import describe, span
 from app.services import Services
 from app.tasks.locking import lock_free_tasks, write_tasks
 from app.tasks.schedule import submit_retry_delay
@@ -28,9 +25,8 @@ from app.upstream.history import CallKind, SubmitRecorder, read_history
 from app.upstream.hold import Hold, current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
+from app.workers.attempts import INTERRUPTED, attempt
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
-
-log = structlog.get_logger()
 
 # The lease outlives a request that begins this long after its claim; one that would begin later does not begin.
 MAX_START_DELAY = timedelta(seconds=10)
@@ -101,24 +97,20 @@ class _SubmitWorker:
 
     async def work(self, submit: Submit) -> None:
         """Submit one task and settle the result."""
-        began, task = time.monotonic(), submit.task
+        task = submit.task
         hide_in_log(task.prompt)
-        with span("submit", task.trace_context) as attempt:
+        ids = {"task_id": task.id, "upstream_task_id": None, "model": task.model, "attempt": task.attempts}
+        # The line is there before the result is settled: where that is cut off, it says what was paid for.
+        with attempt("submit", task.trace_context, {**ids, "outcome": INTERRUPTED}) as made:
             result = await self._send(submit)
-            line = {
-                "task_id": task.id,
+            made.failure = None if result.outcome is Outcome.ok else result.outcome.value
+            made.line |= {
                 "upstream_task_id": result.value,
-                "model": task.model,
-                "attempt": task.attempts,
                 "outcome": result.outcome.value,
                 "hold_reason": result.hold_reason and result.hold_reason.value,
                 "upstream_code": result.code,
                 "upstream_message": result.message,
-                "duration_ms": round((time.monotonic() - began) * 1000),
             }
-            # Before it is settled: where that is cut off, this line says what was paid for.
-            log.info("submit", **line)
-            describe(attempt, line, None if result.outcome is Outcome.ok else result.outcome.value)
         await insist(lambda: self._results.add_patiently((submit, result), None))
 
     async def _send(self, submit: Submit) -> Result[str]:

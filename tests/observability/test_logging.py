@@ -23,10 +23,10 @@ from structlog.testing import capture_logs
 from app.database.engine import Database, insert_new
 from app.models import PeriodicJob
 from app.observability.logging import MAX_VALUE_LENGTH, FoldRepeats, configure_logging
-from tests.support.api import client_of, create_task, until_final
+from tests.support.api import client_of, create_task, until_final, until_status
 from tests.support.processes import Process, Processes, free_port
 from tests.support.receivers import Reply, receiving
-from tests.support.sandbox import control
+from tests.support.sandbox import control, submits_at
 from tests.support.service import Service
 from tests.support.settings import settings_of
 from tests.support.wait import eventually
@@ -240,6 +240,21 @@ async def test_lines_of_a_request_say_whose_it_is_and_which(migrated_sqlite: Pat
     assert "/readyz" not in lines
 
 
+async def test_attempt_that_the_stop_cuts_off_is_a_line_too(migrated_sqlite: Path, tmp_path: Path) -> None:
+    database_url = f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'x.db')}"
+    with Processes(tmp_path, log_format="json", grace="1") as processes:
+        sandbox = await processes.sandbox()
+        service = await processes.serve(database_url, sandbox.url)
+        async with client_of(service.url) as client:
+            task = await create_task(client, "soft rain [fault:hang]")
+            await until_status(client, task["id"], "submitting")
+        await eventually(partial(_is_submitted, sandbox.url))
+        assert await service.stop() == 0
+
+    [submit] = [line for line in _lines(service) if line["event"] == "submit"]
+    assert (submit["task_id"], submit["attempt"], submit["outcome"]) == (task["id"], 1, "interrupted")
+
+
 def _lines(process: Process) -> list[dict[str, Any]]:
     return [json.loads(line) for line in process.log.splitlines()]
 
@@ -249,6 +264,10 @@ async def _insert(database: Database) -> None:
         # Several rows: psycopg sends them as a pipeline.
         rows: list[dict[str, Any]] = [{"name": name, "due_at": now, "attempts": 0, "detail": {}} for name in ("a", "b")]
         await insert_new(session, PeriodicJob, *rows)
+
+
+async def _is_submitted(sandbox_url: str) -> bool:
+    return len(await submits_at(sandbox_url)) == 1
 
 
 async def _is_answered(client: httpx.AsyncClient, path: str) -> bool:
