@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
+from fastapi.telemetry import TelemetryConfig
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
@@ -37,7 +38,9 @@ from app.web.routing import Router
 def create_console(services: Mapping[type, Any]) -> FastAPI:
     """Build the console on the long-lived objects of the application that it is a part of."""
     settings: Settings = services[Settings]
-    console = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    # Its requests are the application's, which tells of them.
+    silent: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+    console = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, telemetry=silent)
     pages = Pages(settings)
     own = (
         pages,
