@@ -59,8 +59,10 @@ async def keep_free_tasks(session: Session, task_ids: Collection[str]) -> Mappin
 
 async def lock_queued(session: Session, limit: int) -> Sequence[Task]:
     """Lock up to `limit` queued tasks, due or not."""
-    queued = select(Task).where(Task.status == TaskStatus.queued).limit(limit)
-    return (await session.scalars(queued.with_for_update())).all()
+    # Each has a time at which it is due; the index of due tasks finds them.
+    queued = select(Task).where(Task.status == TaskStatus.queued, Task.due_at.isnot(None))
+    found = queued.order_by(Task.due_at, Task.id).limit(limit).with_for_update()
+    return (await session.scalars(found)).all()
 
 
 async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:

@@ -16,6 +16,7 @@ from app.enums import TaskStatus
 from app.lifecycle import loops_of
 from app.models import ApiKey, WebhookEndpoint
 from app.retention import Retention
+from app.tasks.locking import lock_queued
 from app.tasks.schemas import TaskFilters
 from app.workers.archive import archive_loop
 from app.workers.deliver import deliver_loop
@@ -203,6 +204,8 @@ async def _look_at_pages(service: Service, owner: Owner, key: str) -> None:
 
 
 async def _operate(service: Service, owner: Owner) -> None:
+    async with service.database.transaction() as (session, _):
+        await lock_queued(session, 10)
     endpoint = f"/v1/webhook-endpoints/{owner.endpoint_id}"
     pending = (await service.client.get("/v1/deliveries?limit=1&status=pending")).json()["items"]
     (await service.client.post(f"/v1/deliveries/{pending[0]['id']}/resend")).raise_for_status()
