@@ -47,8 +47,7 @@ async def _hold(service: Service) -> None:
         at = (now - timedelta(minutes=12)).isoformat()
         hold = {"reason": "no_credits", "since": at, "message": "Insufficient credits"}
         session.add(PeriodicJob(name=RECHECK, attempts=0, due_at=now + timedelta(hours=1), detail=hold))
-        answer = {"at": at, "credits": "0.4", "code": 200, "message": None}
-        session.add(PeriodicJob(name=ROW, attempts=0, detail=answer))
+        session.add(PeriodicJob(name=ROW, attempts=0, detail={"known": {"at": at, "credits": "0.4"}}))
         for slot in range(7):
             (await session.get_one(PaceSlot, slot)).free_at = now + timedelta(hours=1)
 
