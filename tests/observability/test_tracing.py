@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanKind, StatusCode, format_span_id, format_trace_id
 
-from app.observability.tracing import start_tracing, stop_tracing
+from app.egress import plain_client
+from app.observability.tracing import span, start_tracing, stop_tracing
 from tests.support.receivers import receiving
 from tests.support.rows import reread
 from tests.support.service import Service, is_archived, serve, serve_with_sandbox
@@ -121,6 +123,16 @@ async def test_calls_that_fail_are_spans_that_say_how(
     assert {span.status.description for span in failed(spans)} == {None}
     assert [event for span in spans.get_finished_spans() for event in span.events] == []
     assert "x" * 32 not in json.dumps([json.loads(span.to_json()) for span in spans.get_finished_spans()])
+
+
+async def test_requests_to_strangers_carry_no_context(spans: InMemorySpanExporter) -> None:
+    async with receiving() as stranger, plain_client(timedelta(seconds=5)) as client:
+        with span("submit", CALLER):
+            await client.post(stranger.url, json={})
+
+    [request] = stranger.requests
+    assert {"traceparent", "tracestate", "baggage"} & {*request.headers} == set()
+    assert [trace_of(each) for each in spans.get_finished_spans()] == [TRACE, TRACE]
 
 
 @pytest.mark.parametrize(
