@@ -69,7 +69,7 @@ async def test_credits_that_soon_end_are_found(database_url: str) -> None:
         (Reply(403, ("Content-Type: text/html",), b"<html>no</html>"), "a block page; check SOUNDPOST_UPSTREAM_URL"),
         (Reply(200, ("Content-Type: text/html",), b"<html>hello</html>"), "check SOUNDPOST_UPSTREAM_URL"),
         (Reply(404, (), b""), "its answer is not usable: check SOUNDPOST_UPSTREAM_URL"),
-        (credits_reply(0), "the upstream account has no credits; buy some"),
+        (Reply(200, (), b'{"code":200,"msg":"success","data":0}'), "the upstream account has no credits; buy some"),
     ],
 )
 async def test_broken_upstream_is_one_finding(database_url: str, reply: Reply, words: str) -> None:
