@@ -95,7 +95,7 @@ def create_worker_app(services: Services) -> FastAPI:
         async with running(services, runs_workers=True):
             yield
 
-    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False)
+    app = FastAPI(lifespan=lifespan, openapi_url=None, redirect_slashes=False, telemetry=_telemetry())
     provide(app, health.ReadinessProbe(services), MetricsPage(services))
     app.include_router(health.router)
     install_error_handlers(app)

@@ -62,6 +62,8 @@ def serve(settings: Settings, bound: socket.socket, workers: int, *, runs_worker
 
 def run_worker(settings: Settings, bound: socket.socket) -> None:
     """Run the workers until SIGTERM or SIGINT, and say on a listening socket whether they are well. Prints the URL."""
+    if is_tracing_wanted():
+        start_tracing()
     print(f"soundpost worker listening on http://{_authority(bound)}", flush=True)  # noqa: T201 - as above
     _run(_config(lambda: create_worker_app(build_services(settings)), settings), bound)
 

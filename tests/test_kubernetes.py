@@ -91,7 +91,7 @@ def test_image_is_that_of_this_release() -> None:
 def test_every_variable_is_a_setting_that_can_be_read() -> None:
     files = {f"{name}_FILE" for name in SECRETS}
     # The last is of `worker` alone.
-    settings = {name.upper() for name in Settings.model_fields} | files | {"WORKER_PORT"}
+    settings = {name.upper() for name in Settings.model_fields} | files
 
     assert {name.removeprefix(PREFIX) for name in CONFIG} - settings == set()
     values = {name: value for name, value in CONFIG.items() if not name.endswith("_FILE")}

@@ -179,8 +179,7 @@ class TaskLifecycle:
         """Whether it was sent is not known: never submit it again, and wait for a callback until the deadline."""
         task.was_unconfirmed, task.fence, task.charge = True, None, Charge.possible
         self._recorder.transition(session, task, S.unconfirmed, now)
-        task.submitted_at = task.submitted_at or now
-        task.due_at = task.submitted_at + self._settings.submit_deadline
+        task.due_at = (task.submitted_at or now) + self._settings.submit_deadline
 
     def fail(
         self, session: Session, task: Task, failure: Failure, now: datetime, via: ResolvedBy | None = None

@@ -19,7 +19,8 @@ RECHECK = "recheck_hold"
 NO_KEY = "SOUNDPOST_UPSTREAM_API_KEY is not set, so no task can be submitted"
 EXPLANATIONS: Mapping[HoldReason, str] = {
     HoldReason.no_credits: "the upstream account has no credits; buy some, submits go on by themselves",
-    HoldReason.bad_key: "the upstream refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works and restart",
+    HoldReason.bad_key: "the upstream refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works, and"
+    " restart or, if it is in a file, send SIGHUP",
     HoldReason.blocked: "the upstream answers with a block page; check SOUNDPOST_UPSTREAM_URL and this host's address",
     HoldReason.unsendable: "no request to the upstream can be sent as it is set; correct SOUNDPOST_UPSTREAM_URL or"
     " SOUNDPOST_UPSTREAM_API_KEY and restart",

@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from app import __version__
 from app.observability.tracing import client_span, is_tracing_wanted, span
 from tests.support.api import client_of, create_task, until_final
-from tests.support.processes import Processes
+from tests.support.processes import Processes, free_port
 from tests.support.receivers import Received, full_backlog, receiving
 from tests.support.settings import KEY, ROOT, UNREACHABLE
 from tests.support.wait import eventually
@@ -26,8 +26,9 @@ SDK = "opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto", "goo
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("has_port", [False, True])
 async def test_every_process_exports_its_part_of_a_trace_before_it_ends(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_port: bool
 ) -> None:
     async with receiving() as collector, receiving() as receiver:
         monkeypatch.setenv(ENDPOINT, collector.url)
@@ -38,7 +39,8 @@ async def test_every_process_exports_its_part_of_a_trace_before_it_ends(
         with Processes(tmp_path, log_level="debug", log_format="json") as processes:
             sandbox = await processes.sandbox()
             service = await processes.serve(database_url, sandbox.url, "--no-loops", "--workers", "2")
-            worker = processes.worker(database_url, sandbox.url, public_url=service.url)
+            port = str(free_port()) if has_port else None
+            worker = processes.worker(database_url, sandbox.url, public_url=service.url, worker_port=port)
             async with client_of(service.url, headers={"Authorization": f"Bearer {KEY}", **CALLER}) as client:
                 task = await create_task(client, webhook_url=receiver.url)
                 await until_final(client, task["id"])

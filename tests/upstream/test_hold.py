@@ -128,8 +128,8 @@ async def test_refused_key_holds_only_the_replicas_that_have_it(database_url: st
     assert (len(at_stale), len(at_good)) == (0, 1)
     assert [each["status"] for each in ready] == ["degraded", "ok"]
     assert (
-        f"refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works and restart (key {keys[0]} at {host})"
-        in (ready[0]["detail"])
+        "refuses our key; set SOUNDPOST_UPSTREAM_API_KEY to one that works, and restart or, if it is in a file, send"
+        f" SIGHUP (key {keys[0]} at {host})" in (ready[0]["detail"])
     )
     assert f"submits are not held; those of processes with another key ({keys[0]}) are" in ready[1]["detail"]
     assert (checked.status, f"(key {keys[1]} at {host})" in checked.detail) == ("ok", True)
