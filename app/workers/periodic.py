@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -14,6 +15,7 @@ from sqlalchemy import String, bindparam
 from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
 from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
+from app.errors import UpstreamUnavailable
 from app.models import PeriodicJob
 from app.retention import Retention
 from app.services import Services
@@ -33,6 +35,8 @@ NO_SLOT_RETRY = timedelta(seconds=1)
 PRUNE = "prune"
 # It goes on at once while there is more; what is added up later is counted row by row meanwhile.
 PRUNE_EVERY = timedelta(minutes=5)
+# For who watches the balance: nobody else may ask for it for days.
+CREDITS, CREDITS_EVERY = "look_at_credits", timedelta(minutes=5)
 # Rows that are added up in one commit.
 USAGE_BATCH = 500
 STALE_HOLD = timedelta(hours=1)
@@ -41,13 +45,19 @@ Job = Callable[[PeriodicJob], Awaitable[None]]
 
 async def prepare_jobs(session: Session, now: datetime) -> None:
     """Insert the rows of the periodic jobs; replicas may do so at the same time."""
-    await insert_new(session, PeriodicJob, {"name": PRUNE, "due_at": now, "attempts": 0, "detail": {}})
+    due = {PRUNE: now, CREDITS: now + CREDITS_EVERY}
+    rows = [{"name": name, "due_at": due_at, "attempts": 0, "detail": {}} for name, due_at in due.items()]
+    await insert_new(session, PeriodicJob, *rows)
 
 
 def periodic_loop(services: Services) -> Loop[PeriodicJob]:
     """The loop that runs periodic jobs."""
     recheck = partial(_recheck_hold, services)
-    kinds: Mapping[str, Job] = {RECHECK: recheck, PRUNE: partial(_prune, services)}
+    kinds: Mapping[str, Job] = {
+        RECHECK: recheck,
+        PRUNE: partial(_prune, services),
+        CREDITS: partial(_look_at_credits, services),
+    }
     # The key may change while the process runs.
     own_recheck = bindparam(None, callable_=lambda: recheck_of(services.gateway.key), type_=String())
     is_ours = PeriodicJob.name.in_(kinds) | (PeriodicJob.name == own_recheck)
@@ -122,6 +132,18 @@ async def _prune(services: Services, job: PeriodicJob) -> None:
             if is_more:
                 # A backlog does not wait for the next look of the loop after each batch.
                 notify_on_commit(session, PERIODIC_JOBS)
+
+
+async def _look_at_credits(services: Services, job: PeriodicJob) -> None:
+    """Have the balance known that metrics and pages show, unless somebody has just asked for it."""
+    with suppress(UpstreamUnavailable):
+        await services.credits.credits()
+    async with services.database.transaction() as (session, now):
+        claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
+        if claimed is None:
+            on_commit(session, services.metrics.leases_lost["periodic"].inc)
+        else:
+            claimed.fence, claimed.due_at = None, now + CREDITS_EVERY
 
 
 def reason_to_hold(result: Result[Decimal], reason: HoldReason) -> HoldReason | None:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from app.errors import UpstreamUnavailable
+from app.models import PeriodicJob
 from app.services import Services
-from app.upstream.credits import FAILURE_KEPT_FOR, FRESH_FOR
+from app.upstream.credits import FAILURE_KEPT_FOR, FRESH_FOR, known_credits
+from app.workers.periodic import PRUNE, periodic_loop, prepare_jobs
 from tests.support.clock import Clock
 from tests.support.service import services_of
 from tests.upstream.suno.servers import answering, hang, serving
@@ -35,6 +37,31 @@ async def test_all_replicas_share_one_look(database_url: str, body: bytes) -> No
 
     assert set(map(str, first + later)) == {"12.5" if body is GOOD else "broken"}
     assert (looks, server.connections) == (1, 2)
+
+
+@pytest.mark.parametrize("body", [GOOD, BAD])
+async def test_balance_is_looked_at_every_five_minutes_whoever_asks(database_url: str, body: bytes) -> None:
+    clock = Clock()
+    async with (
+        serving(answering(200, body)) as server,
+        services_of(database_url, clock, upstream_url=server.url) as services,
+    ):
+        await _prepare(services)
+        async with services.database.transaction() as (session, now):
+            await prepare_jobs(session, now)
+            await session.delete(await session.get_one(PeriodicJob, PRUNE))
+        loop = periodic_loop(services)
+        looks = list[int]()
+        for _ in range(11):
+            for job in (await loop.claim(2)).items:
+                await loop.work(job)
+            looks.append(server.connections)
+            clock.advance(seconds=60)
+        async with services.database.reads() as session:
+            known = await known_credits(session)
+
+    assert looks == [0] * 5 + [1] * 5 + [2]
+    assert (known and str(known.credits)) == ("12.5" if body is GOOD else None)
 
 
 async def test_callers_do_not_wait_in_line_for_an_upstream_that_is_silent(
