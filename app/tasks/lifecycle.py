@@ -76,7 +76,7 @@ class TaskLifecycle:
 
     def record_call(self, task: Task, kind: CallKind, result: Result[Any], now: datetime) -> None:
         """Keep what came of a call about a task, for its operator: callers see nothing of it."""
-        task.upstream_calls = with_call(task.upstream_calls, kind, result, now)
+        task.upstream_calls = with_call(task.upstream_calls, kind, result, now, task.submitted_at)
 
     async def apply_report(
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy

@@ -31,17 +31,26 @@ class CallKind(StrEnum):
 
 
 def with_call(
-    calls: list[dict[str, Any]] | None, kind: CallKind, result: Result[Any], now: datetime
+    calls: list[dict[str, Any]] | None,
+    kind: CallKind,
+    result: Result[Any],
+    now: datetime,
+    since: datetime | None = None,
 ) -> list[dict[str, Any]] | None:
-    """These calls about a task, and one whose result is here `now`; without the middle ones where they are many."""
+    """
+    These calls about a task, and one whose result is here `now`; without the middle ones where they are many.
+
+    None began before the claim of the submit, which is `since`.
+    """
     if result.timing is None:
         return calls
     known = calls or []
-    # On the database's clock, as all times of a task.
+    # On the database's clock, as all times of a task; it was read a little before this.
     began = now - timedelta(seconds=time.monotonic() - result.timing.began)
+    began = began if since is None else max(began, since)
     call = {
         "kind": kind.value,
-        "started_at": began.isoformat(timespec="milliseconds"),
+        "started_at": began.isoformat(),
         "duration_ms": round(result.timing.took.total_seconds() * 1000),
         "outcome": result.outcome.value,
         **({} if result.code is None else {"code": result.code}),

@@ -46,5 +46,13 @@ def test_first_and_last_calls_of_a_task_are_kept() -> None:
     assert [call["code"] for call in calls or ()] == [*range(FIRST_CALLS), *range(200 - LAST_CALLS, 200)]
 
 
+def test_call_does_not_begin_before_its_claim_where_the_clock_was_read_early() -> None:
+    result: Result[str] = Result(Outcome.ok, timing=Timing(time.monotonic() - 5, timedelta(seconds=4)))
+
+    [call] = with_call(None, CallKind.submit, result, MORNING, since=MORNING - timedelta(seconds=3)) or []
+
+    assert call["started_at"] == (MORNING - timedelta(seconds=3)).isoformat()
+
+
 def test_call_that_was_not_made_is_not_kept() -> None:
     assert with_call(None, CallKind.submit, Result(Outcome.not_sent), MORNING) is None
