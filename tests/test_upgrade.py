@@ -252,7 +252,7 @@ async def test_release_that_does_not_work_on_the_new_schema_is_not_ready(databas
 
     assert migrated.code == 0
     assert ready.status_code == 503
-    assert ready.json()["checks"]["database"]["detail"].startswith("its schema is not this release's")
+    assert ready.json()["checks"]["migrations"]["detail"].startswith("the schema is not this release's")
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)

@@ -150,7 +150,7 @@ def backup(
     typer.echo(str(file.absolute()))
 
 
-@main.command()
+@main.command(epilog=EXIT_CODES)
 def after_restore(
     yes: Annotated[
         bool, typer.Option("--yes", help="No service runs on this database, and a copy was restored.")

@@ -36,6 +36,7 @@ COMMANDS = [
     ["keys", "rotate", ID],
     ["keys", "revoke", ID],
     ["prune"],
+    ["after-restore", "--yes"],
     ["migrate"],
 ]
 NO_DATABASE = [["demo"], ["serve"], ["worker"], ["sandbox"], ["doctor"], ["backup"]]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 from app.observability.multiprocess import SHARED_MEMORY, shared_folder
 from tests.support.api import client_of, create_tasks
 from tests.support.processes import Process, Processes
 from tests.support.scrapes import Scrape, scrape
+from tests.support.wait import eventually
 
 PREFIX = "soundpost-metrics-"
 
@@ -30,6 +32,7 @@ async def test_processes_count_as_one_although_one_is_killed(migrated_sqlite: Pa
         while killed in _servers(service) or len(_servers(service)) < 2:
             least.append((await _scraped(service.url))("soundpost_tasks_created_total"))
             await asyncio.sleep(0.1)
+        await eventually(partial(_is_of_two, service.url))
         await _order(service.url, 4)
         last = [await _scraped(service.url) for _ in range(6)]
         made = _folders() - before
@@ -57,6 +60,10 @@ def test_folder_of_a_killed_service_is_removed_by_the_next_one(tmp_path: Path) -
 
     assert folders == {Path(used), Path(other), being_made}
     assert set(tmp_path.iterdir()) == {being_made}
+
+
+async def _is_of_two(url: str) -> bool:
+    return (await _scraped(url))("soundpost_database_connections_max", pool="main") == 2
 
 
 async def _order(url: str, tasks: int) -> None:
