@@ -163,3 +163,17 @@ async def test_page_needs_no_scripts(browser: Browser, served: Service) -> None:
     await context.close()
 
     assert (await served.task(page.url.rsplit("/", 1)[1]))["status"] == "canceled"
+
+
+async def test_form_that_orders_again_stays_one_form_through_updates(window: Window, served: Service) -> None:
+    await opened(window, await stories.unconfirmed(served))
+    before = await window.page.locator(".took").last.inner_text()
+    key = await window.page.locator("[name=order_key]").input_value()
+
+    async def is_updated() -> bool:
+        return await window.page.locator(".took").last.inner_text() != before
+
+    await eventually(is_updated, 10)
+
+    # Sent once more, because the answer was slow, it orders nothing more.
+    assert await window.page.locator("[name=order_key]").input_value() == key
