@@ -83,7 +83,7 @@ class Storage:
 
     async def read_small(self, key: str, limit: int) -> bytes | None:
         """A whole file of at most `limit` bytes, None if there is none or a larger one."""
-        with raise_as_unavailable():
+        with self._counting_failures():
             try:
                 found = await self._store().get_async(key)
                 return bytes(await found.bytes_async()) if found.meta["size"] <= limit else None

@@ -155,6 +155,24 @@ async def test_storage_that_is_back_is_used_again(tmp_path: Path) -> None:
     await storage.probe()
 
 
+@pytest.mark.parametrize("use", ["read", "read_small", "write", "remove", "probe", "free_space", "spool"])
+async def test_every_use_that_fails_has_the_next_check_write_again(tmp_path: Path, use: str) -> None:
+    blocker = tmp_path / "audio"
+    blocker.write_text("a file where the folder should be")
+    storage = Storage(f"file:{blocker}")
+    arguments = {
+        "read": (KEY, 0, 1),
+        "read_small": (KEY, 1),
+        "write": (KEY, io.BytesIO(b"x"), 1, "audio/wav"),
+        "remove": (KEY,),
+    }
+
+    with pytest.raises(StorageUnavailable):
+        await getattr(storage, use)(*arguments.get(use, ()))
+
+    assert storage.failures == 1
+
+
 async def test_relative_folder_is_under_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     await Storage("file:var/audio").write(KEY, io.BytesIO(b"whole"), 5, "audio/wav")
