@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm.attributes import set_committed_value
 
+from app.database.base import id_floor
 from app.database.engine import Session
 from app.enums import DeliveryStatus, DisabledBy, Sweep
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint
@@ -272,7 +273,7 @@ async def failing_endpoints(session: Session, limit: int) -> Sequence[str]:
 async def count_given_up(session: Session, since: datetime) -> int:
     """How many deliveries that were created since then are given up; counts up to MAX_GIVEN_UP."""
     # Ids begin with the time, and the index by which they are found with the caller.
-    first = f"{round(since.timestamp() * 1000):012x}"
+    first = id_floor(since, timedelta())
     given_up = select(Delivery.id).where(
         Delivery.api_key_id.in_(select(ApiKey.id)), Delivery.status == DeliveryStatus.given_up, Delivery.id >= first
     )
