@@ -58,7 +58,11 @@ async def database_clock(session: Session) -> datetime:
 
 
 def on_commit(session: Session, call: Callable[[], None]) -> None:
-    """Call this once, and only if, this transaction is committed: it may be rolled back and repeated until then."""
+    """
+    Call this once, and only if, this transaction is committed: it may be rolled back and repeated until then.
+
+    The session is one that writes; those of reads commit nothing.
+    """
     session.info.setdefault(_COMMITTED, []).append(call)
 
 
@@ -69,8 +73,15 @@ async def insert_new(session: Session, table: type[DeclarativeBase], *rows: dict
 
 
 def _call_committed(session: orm.Session) -> None:
-    for call in session.info.pop(_COMMITTED, ()):
-        call()
+    # The release of a savepoint commits nothing.
+    if not session.in_nested_transaction():
+        for call in session.info.pop(_COMMITTED, ()):
+            call()
+
+
+def _forget_uncommitted(session: orm.Session, transaction: orm.SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.info.pop(_COMMITTED, None)
 
 
 class Database:
@@ -95,6 +106,7 @@ class Database:
         # A class of its own, so that listeners to its commits do not see those of another database.
         self.session_class = type("Session", (orm.Session,), {})
         event.listen(self.session_class, "after_commit", _call_committed)
+        event.listen(self.session_class, "after_transaction_end", _forget_uncommitted)
         writer, urgent, reader = self._engines
         self.writes: Sessions = async_sessionmaker(
             writer, expire_on_commit=False, sync_session_class=self.session_class

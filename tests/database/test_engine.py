@@ -59,6 +59,38 @@ async def test_what_waits_for_a_commit_is_called_once_and_only_by_it(database: D
     assert (before, called) == ([], ["committed"])
 
 
+async def test_session_that_is_used_again_forgets_what_waited_for_the_commit_that_did_not_come(
+    database: Database,
+) -> None:
+    called: list[str] = []
+    async with database.writes() as session:
+        async with session.begin() as transaction:
+            await session.connection()
+            on_commit(session, lambda: called.append("rolled back"))
+            await transaction.rollback()
+        await session.connection()
+        on_commit(session, lambda: called.append("closed"))
+        await session.close()
+        async with session.begin():
+            on_commit(session, lambda: called.append("committed"))
+
+    assert called == ["committed"]
+
+
+async def test_release_of_a_savepoint_is_no_commit(database: Database) -> None:
+    called: list[str] = []
+    async with database.writes() as session, session.begin() as transaction:
+        async with session.begin_nested():
+            on_commit(session, lambda: called.append("rolled back"))
+        await transaction.rollback()
+    async with database.writes.begin() as session:
+        async with session.begin_nested():
+            on_commit(session, lambda: called.append("committed"))
+        before = list(called)
+
+    assert (before, called) == ([], ["committed"])
+
+
 async def test_time_without_a_zone_is_refused(database: Database) -> None:
     with pytest.raises(StatementError, match="a naive datetime has no time zone"):
         await _add(database, "it", datetime(2026, 3, 1))  # noqa: DTZ001 - what is refused
