@@ -79,28 +79,37 @@ class Keyring:
         return self.derive("reach", challenge).hex()
 
 
-def load_or_create_keyring(settings: Settings) -> Keyring:
+def load_or_create_keyring(settings: Settings, *, may_create: bool = True) -> Keyring:
     """
     Return the keyring of SOUNDPOST_SECRET_KEYS, or of the key in a file beside the SQLite database.
 
-    The file is created where there is none yet. Replicas on PostgreSQL must be given
-    the setting, or each would create a key of its own. Raises KeyringUnusable.
+    The file is created where there is none yet, if that may be. Replicas on PostgreSQL must
+    be given the setting, or each would create a key of its own. Raises KeyringUnusable.
     """
     if settings.secret_keys:
         return Keyring(*(key.strip() for key in settings.secret_keys.get_secret_value().split(",") if key.strip()))
     if not settings.is_sqlite:
         raise KeyringUnusable("SOUNDPOST_SECRET_KEYS must be set when the database is not SQLite")
+    database = Path(str(make_url(settings.database_url).database))
+    path = database.with_name(database.name + ".secret")
     try:
-        return Keyring(_key_beside(Path(str(make_url(settings.database_url).database))))
+        if may_create:
+            _create_key(path)
     except OSError as error:
         raise KeyringUnusable(
             f"No key file can be created beside the database ({error.strerror}): check SOUNDPOST_DATABASE_URL and who "
             "may write there, or set SOUNDPOST_SECRET_KEYS"
         ) from error
+    try:
+        return Keyring(path.read_text().strip())
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise KeyringUnusable(
+            f"The key file {path.name} beside the database cannot be read ({why}): put it back, or a copy of it"
+        ) from error
 
 
-def _key_beside(database: Path) -> str:
-    path = database.with_name(database.name + ".secret")
+def _create_key(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -115,7 +124,6 @@ def _key_beside(database: Path) -> str:
         pass
     finally:
         draft.unlink()
-    return path.read_text().strip()
 
 
 def _derive(key: bytes, purpose: str, subject: str) -> bytes:

@@ -93,7 +93,8 @@ def read_secrets(settings: Settings) -> tuple[Settings, Keyring]:
     if not is_same_database(settings.database_url, fresh.database_url):
         raise SettingsUnusable(f"{PREFIX}DATABASE_URL names another database: restart to change more than its password")
     try:
-        return fresh, load_or_create_keyring(fresh)
+        # One that is made now would refuse every callback that is under way.
+        return fresh, load_or_create_keyring(fresh, may_create=False)
     except KeyringUnusable as error:
         raise SettingsUnusable(str(error)) from error
 

@@ -211,6 +211,31 @@ async def test_secrets_that_cannot_be_used_change_nothing_and_say_what_to_do(
     assert (is_ours, signs, code) == (True, True, 0)
 
 
+@pytest.mark.parametrize("content", [None, b"\xff" * 40], ids=["gone", "damaged"])
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")], ids=["one", "several"])
+async def test_key_file_that_is_gone_or_damaged_is_not_made_anew_while_the_service_runs(
+    migrated: str, tmp_path: Path, arguments: tuple[str, ...], content: bytes | None
+) -> None:
+    file = tmp_path / "soundpost.db.secret"
+    file.write_text(OLD)
+    with Processes(tmp_path, secret_keys=None, log_format="json") as processes:
+        service = await processes.serve(migrated, "http://127.0.0.1:9", "--no-loops", *arguments)
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        os.kill(service.pid, signal.SIGHUP)
+        await eventually(lambda: "secrets_not_renewed" in service.log)
+        refused, is_there = service.log, file.exists()
+        file.write_text(f"{OLD}\n")
+        os.kill(service.pid, signal.SIGHUP)
+        await eventually(lambda: "secrets_renewed" in service.log)
+        async with client_of(service.url) as client:
+            assert await _signs_with(OLD, client)
+
+    assert f"The key file {file.name} beside the database cannot be read" in refused
+    assert is_there is (content is not None)
+
+
 async def test_another_key_of_the_upstreams_signatures_counts_from_sighup_on(migrated: str, tmp_path: Path) -> None:
     files = Files(tmp_path, callback_hmac_key=HMAC_KEYS[0])
     with Processes(tmp_path, **files.settings, secret_keys=OLD) as processes:
