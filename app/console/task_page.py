@@ -19,16 +19,17 @@ from app.console.live import LiveDep
 from app.console.mount import PATH
 from app.console.rendering import PagesDep
 from app.console.session import FormDep, Refused, Visitor, VisitorDep
-from app.console.task_repository import TaskRows, read_task_rows
+from app.console.task_repository import read_task_rows
 from app.console.task_view import CHARGES, curl_of, parameters_of, view_callback, why_it_waits
 from app.console.timeline import timeline_of
 from app.database.engine import Database
 from app.enums import TaskStatus
 from app.errors import TaskAlreadyFinal, TaskNotFinal
+from app.models import Task
 from app.storage.store import Storage
 from app.tasks.schemas import TaskCreate, TaskId
 from app.tasks.service import TaskService
-from app.tasks.transitions import FINAL, CannotResolve
+from app.tasks.transitions import FINAL, CannotResolve, check_resolution
 from app.web.middleware import PAGE_POLICY
 from app.web.negotiation import matches
 from app.web.provided import provided
@@ -41,7 +42,7 @@ ClipsDep = Annotated[ClipService, provided(ClipService)]
 StorageDep = Annotated[Storage, provided(Storage)]
 WaveformsDep = Annotated[Waveforms, provided(Waveforms)]
 WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
-# What an operator can set a task to, and from which states `tasks.service.resolve` takes it.
+# What an operator can set a task to; `check_resolution` knows from which states.
 RESOLUTIONS = (TaskStatus.generating, TaskStatus.succeeded, TaskStatus.failed, TaskStatus.canceled)
 
 
@@ -68,7 +69,7 @@ class TaskPages:
             "callbacks": [view_callback(each, read(each.body) if each.body else None) for each in rows.callbacks],
             "charge": CHARGES[rows.task.charge],
             "curl": curl_of(rows.task, settings.link_base or base_url),
-            "resolutions": _resolutions(rows),
+            "resolutions": _resolutions(rows.task),
             "is_final": rows.task.status in FINAL,
             "is_live": bool(reasons),
             "order_key": f"console-{secrets.token_urlsafe(16)}",
@@ -109,12 +110,17 @@ def _base(request: Request) -> str:
     return str(request.base_url).rstrip("/")
 
 
-def _resolutions(rows: TaskRows) -> list[TaskStatus]:
-    """What an operator may find out about a task that is open, or that was given up."""
-    if rows.task.status in FINAL:
-        return [TaskStatus.generating] if rows.task.due_at or rows.task.error_code else []
-    left_out = {rows.task.status} if rows.task.clips else {rows.task.status, TaskStatus.succeeded}
-    return [status for status in RESOLUTIONS if status not in left_out]
+def _resolutions(task: Task) -> list[TaskStatus]:
+    """What an operator may find out about this task, whose id at the upstream can be found out too."""
+    return [status for status in RESOLUTIONS if _can_be(task, status)]
+
+
+def _can_be(task: Task, status: TaskStatus) -> bool:
+    try:
+        check_resolution(task, status, "an id")
+    except CannotResolve:
+        return False
+    return True
 
 
 @router.get("/tasks/{task_id}/clips/{index}/audio")

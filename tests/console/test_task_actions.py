@@ -124,6 +124,25 @@ async def test_admin_resolves_a_task_of_somebody_else(service: Service) -> None:
     assert (task.status, task.upstream_task_id) == (S.generating, "up-found")
 
 
+async def test_only_what_a_task_can_be_is_offered(service: Service) -> None:
+    offered: dict[str, list[str]] = {}
+    for story in (stories.held, stories.unconfirmed, stories.generating, stories.failed, stories.expired):
+        task_id = await story(service)
+        async with admin_of(service) as browser:
+            page = (await browser.get(f"/console/tasks/{task_id}")).text
+        select_ = re.search('<select id="status".*?</select>', page, re.DOTALL)
+        offered[story.__name__] = re.findall("<option>(\\w+)</option>", select_[0]) if select_ else []
+
+    assert offered == {
+        "held": ["generating", "failed", "canceled"],
+        "unconfirmed": ["generating", "failed", "canceled"],
+        "generating": ["succeeded", "failed", "canceled"],
+        # The upstream refused it: no id will be found.
+        "failed": [],
+        "expired": ["generating"],
+    }
+
+
 async def test_admin_acts_for_the_owner(service: Service) -> None:
     task_id = await stories.failed(service, "no")
     async with service.database.reads() as session:
