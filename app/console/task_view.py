@@ -33,6 +33,8 @@ CHARGES: Mapping[Charge, str] = {
     Charge.charged: "charged: the upstream accepted it",
     Charge.refunded: "refunded: the upstream gave the credits back",
 }
+# Callbacks of the upstream grow by half when they are indented.
+SHORT, MAX_GROWTH = 4096, 4
 HELD: Mapping[str, str] = {
     "no_credits": "The upstream account has no credits.",
     "bad_key": "The upstream refuses the key of this service.",
@@ -195,11 +197,26 @@ def view_callback(callback: StoredCallback, report: Report | None) -> CallbackVi
 
 
 def pretty(body: bytes) -> str:
-    """A body as text: JSON indented, bytes that are no text escaped."""
+    """A body as text: JSON indented unless that makes it many times as long, what is no text escaped."""
     try:
-        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
+        text = _indented(json.loads(body), max(SHORT, MAX_GROWTH * len(body)))
     except (ValueError, RecursionError):
+        text = None
+    if text is None:
         return body.decode("utf-8", "backslashreplace")
+    # Half of a character, which JSON can escape, is no text that could be sent.
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _indented(value: object, limit: int) -> str | None:
+    """As JSON, or None beyond the limit: the indentation of what is deeply nested grows with its square."""
+    parts, length = [], 0
+    for part in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):
+        parts.append(part)
+        length += len(part)
+        if length > limit:
+            return None
+    return "".join(parts)
 
 
 def facts_of(report: Report) -> Iterator[tuple[str, str]]:

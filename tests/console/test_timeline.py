@@ -291,6 +291,8 @@ def test_callback_stands_beside_what_it_reports() -> None:
         (b"\xff\x00", "\\xff\x00"),
         (b"[" * 100_000, "[" * 100_000),
         (b'{"a": NaN}', '{\n  "a": NaN\n}'),
+        (b'"cut \\ud83d"', '"cut \\ud83d"'),
+        (b"[" * 300 + b"]" * 300, "[" * 300 + "]" * 300),
     ],
 )
 def test_any_body_is_shown(body: bytes, text: str) -> None:
