@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,8 @@ E, S = EventType, TaskStatus
 WIDTH, LATER = 1000, 60
 # A bar is at least so wide, and a mark exactly.
 NARROWEST, MARK = 3, 6
+# Of a lane, in words.
+MAX_OUTCOMES = 3
 
 OUTCOMES: dict[Outcome, tuple[str, Tone]] = {
     Outcome.ok: ("answered", "good"),
@@ -104,6 +107,16 @@ class Lane:
     def is_of_marks(self) -> bool:
         """Whether all of it happened in moments."""
         return all(placed.bar.is_mark for placed in self.bars)
+
+    @property
+    def outcome(self) -> str:
+        """What goes on, or else what came of all bars: how often each, where they differ."""
+        going_on = [placed.bar for placed in self.bars if placed.bar.end is None]
+        said = Counter(bar.outcome for bar in going_on or [placed.bar for placed in self.bars] if bar.outcome)
+        if len(said) < 2:
+            return "".join(said)
+        listed = ", ".join(f"{number} {outcome}" for outcome, number in said.most_common(MAX_OUTCOMES))
+        return listed + (" …" if len(said) > MAX_OUTCOMES else "")
 
 
 @dataclass(frozen=True, slots=True)

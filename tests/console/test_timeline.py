@@ -256,6 +256,17 @@ def test_what_came_days_later_stands_beyond_the_scale() -> None:
     assert places[0] < WIDTH - LATER < places[1]
 
 
+def test_lane_says_what_came_of_all_its_bars_or_what_goes_on() -> None:
+    stored = Clip(index=0, created_at=at(3), archived_at=at(4))
+    failing = Clip(index=1, created_at=at(3), archive_error="HTTP 404", image_archived_at=at(5))
+    polls = [call("poll", start, 0.1, outcome) for start, outcome in enumerate(("failed", "failed", "ok"))]
+    task = task_of(S.succeeded, submitted_at=at(1), completed_at=at(3), clips=[stored, failing], upstream_calls=polls)
+
+    said = {lane.name: lane.outcome for lane in timeline_of(rows_of(task, 9)).lanes}
+
+    assert said == {"Queue": "", "Polls": "2 failed, 1 answered", "Clip 0": "stored", "Clip 1": "fails"}
+
+
 def test_every_bar_is_inside_the_picture() -> None:
     task = task_of(S.queued, upstream_calls=[call("submit", -1, 0, "held"), call("submit", 5, 1, "throttled")])
     for now in (0, 0.001, 6, 1e7):
