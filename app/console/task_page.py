@@ -199,7 +199,8 @@ async def order_again(
         order = TaskCreate.model_validate(parameters_of(row))
     except ValidationError:
         raise Refused(422, "The order is not valid any more", "This release takes no such order.") from None
-    placed = await tasks.place(visitor.acting_for(row), order, idempotency_key=form.get("order_key"))
+    caller, key = visitor.acting_for(row), form.get("order_key")
+    placed = await tasks.place(caller, order, idempotency_key=key, callback_url=row.callback_url)
     return pages.redirect(_page(placed.task.id), "This is the new task.")
 
 

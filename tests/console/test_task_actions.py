@@ -108,6 +108,17 @@ async def test_same_sound_is_ordered_anew_and_once_for_each_form(service: Servic
     assert {name: old[name] for name in (*order, "prompt")} == {name: new[name] for name in (*order, "prompt")}
 
 
+async def test_sound_of_the_vendors_api_is_ordered_anew_for_the_same_receiver(service: Service) -> None:
+    order = {"prompt": "rain", "model": "V5", "callBackUrl": "https://caller.example/sounds"}
+    answer = (await service.client.post("/api/v1/generate/sounds", json=order)).json()
+    async with browser_of(service) as browser:
+        ordered = await browser.act(answer["data"]["taskId"], "order-again")
+
+    async with service.database.reads() as session:
+        new = await session.get_one(Task, ordered.headers["location"].rsplit("/", 1)[1])
+    assert new.callback_url == order["callBackUrl"]
+
+
 async def test_admin_resolves_a_task_of_somebody_else(service: Service) -> None:
     task_id = await stories.unconfirmed(service)
     async with admin_of(service) as browser:
