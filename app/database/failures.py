@@ -22,6 +22,8 @@ TRANSIENT = (SQLAlchemyError, OSError, TimeoutError)
 # By SQLSTATE's class (PostgreSQL), by SQLite's name, and by SQLAlchemy's class where a driver says neither.
 _REFUSED_STATES = frozenset({"0A", "21", "22", "23", "42"})
 _REFUSED_NAMES = ("SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISMATCH", "SQLITE_RANGE", "SQLITE_TOOBIG")
+# Why there is no connection, or no longer one: such messages name roles and databases, and no values.
+_DISCONNECTED_STATES = frozenset({"08", "28", "3D", "53", "57"})
 _REFUSED = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
@@ -53,4 +55,7 @@ def advice(error: Exception) -> str | None:
     """What a log may say of a driver's error: what to do, or why there is no connection. Never a statement's values."""
     if is_not_migrated(error):
         return "the schema is not this release's: run `soundpost migrate`"
-    return reason(error) if isinstance(error, OSError | OperationalError) else None
+    # asyncpg's refused connections are no OperationalError, as those of psycopg are.
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    is_plain = isinstance(error, OSError | OperationalError) or state[:2] in _DISCONNECTED_STATES
+    return reason(error) if is_plain else None

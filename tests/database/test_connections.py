@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from app.config.database_url import DatabaseLimits, read_postgres_url
 from app.database.engine import Database
+from app.database.failures import advice
 from app.database.migrations import migrate
 from app.database.pg_notify import PostgresNotifier
 from app.database.wakeups import Wakeups
@@ -255,3 +256,15 @@ async def _shown(url: str, *names: str) -> dict[str, str]:
 
 def _with_driver(url: str, driver: str) -> str:
     return make_url(url).set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+
+
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg"])
+async def test_log_says_why_a_connection_is_refused_with_either_driver(database_url: str, driver: str) -> None:
+    url = make_url(database_url).set(drivername=driver, username="nobody-of-this-name")
+    database = Database(url.render_as_string(hide_password=False))
+    with pytest.raises(DBAPIError) as refused:
+        async with database.reads() as session:
+            await session.execute(text("SELECT 1"))
+    await database.close()
+
+    assert 'role "nobody-of-this-name" does not exist' in str(advice(refused.value))
