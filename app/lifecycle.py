@@ -176,16 +176,18 @@ async def _prepare(services: Services, *, serves: bool) -> None:
 
 async def _renew_secrets(services: Services, hangup: asyncio.Event, *, serves: bool) -> None:
     """Read the secrets again at each SIGHUP, until cancelled; those that cannot be used change nothing."""
-    while True:
-        await hangup.wait()
-        hangup.clear()
-        try:
-            changed = [name.upper() for name in services.renew_secrets()]
-        except SettingsUnusable as error:
-            log.error("secrets_not_renewed", problem=str(error), advice=STAY)
-            continue
-        log.info("secrets_renewed", changed=[f"{PREFIX}{name}" for name in changed])
-        await insist(partial(_note_secrets, services, changed, serves=serves), max_refusals=None)
+    async with asyncio.TaskGroup() as noting:
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            try:
+                changed = [name.upper() for name in services.renew_secrets()]
+            except SettingsUnusable as error:
+                log.error("secrets_not_renewed", problem=str(error), advice=STAY)
+                continue
+            log.info("secrets_renewed", changed=[f"{PREFIX}{name}" for name in changed])
+            # Beside the next SIGHUP: it may bring the password without which this waits for the database for ever.
+            noting.create_task(insist(partial(_note_secrets, services, changed, serves=serves), max_refusals=None))
 
 
 async def _note_secrets(services: Services, changed: Collection[str], *, serves: bool) -> None:

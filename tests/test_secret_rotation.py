@@ -300,6 +300,39 @@ async def test_new_connections_use_the_new_credentials_of_the_database(
     assert done["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("driver", ["postgresql+asyncpg", "postgresql+psycopg"])
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_secrets_are_corrected_by_another_sighup_while_the_database_refuses_the_former_ones(
+    database_url: str, driver: str, tmp_path: Path
+) -> None:
+    good = make_url(database_url).set(drivername=driver)
+    bad = good.set(username=f"nobody_{uuid4().hex}").render_as_string(hide_password=False)
+    files = Files(tmp_path, secret_keys=OLD, database_url=good.render_as_string(hide_password=False))
+    plain = good.set(drivername="postgresql").render_as_string(hide_password=False)
+    with Processes(tmp_path, log_format="json", **files.settings) as processes, psycopg.connect(plain) as admin:
+        service = await processes.serve(database_url, "http://127.0.0.1:9", "--no-loops")
+
+        async def is_refused() -> bool:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            return any("commit_retried" in line and "does not exist" in line for line in service.log.splitlines())
+
+        # What is noted of the new key waits for this lock, until its connection is lost.
+        admin.execute("LOCK TABLE periodic_jobs")
+        files.write("database_url", bad)
+        files.write("secret_keys", f"{NEW},{OLD}")
+        os.kill(service.pid, signal.SIGHUP)
+        await eventually(lambda: "secrets_renewed" in service.log)
+        await eventually(is_refused)
+        admin.rollback()
+        files.write("database_url", good.render_as_string(hide_password=False))
+        os.kill(service.pid, signal.SIGHUP)
+        async with client_of(service.url) as client:
+            await eventually(partial(_is_answered, client))
+
+
 async def test_sighup_while_processes_start_ends_none_of_them(migrated: str, tmp_path: Path) -> None:
     files = Files(tmp_path, secret_keys=OLD)
     with Processes(tmp_path, **files.settings) as processes:
