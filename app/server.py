@@ -7,10 +7,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from multiprocessing import parent_process
 
 import structlog
 import uvicorn
@@ -99,6 +101,7 @@ def make_app(settings: Settings, runs_workers: bool, metrics_folder: str | None 
     """Build the application of one server process, with its own services and log; the folder is for several."""
     configure_logging(settings)
     if metrics_folder is not None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         count_in(metrics_folder)
     if is_tracing_wanted():
         start_tracing()
@@ -182,6 +185,13 @@ class Supervisor(Multiprocess):
             self._asked_at[process] = time.monotonic()
         is_late = time.monotonic() - self._asked_at[process] > PROCESS_TIMEOUT.total_seconds()
         return f"no answer within {PROCESS_TIMEOUT.total_seconds():.0f} s" if is_late else None
+
+
+def _end_with_parent() -> None:
+    """Stop as at SIGTERM once the parent is gone: nobody could stop this process, and none start at its port."""
+    if parent := parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _authority(bound: socket.socket) -> str:

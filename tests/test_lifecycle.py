@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -187,6 +188,24 @@ async def test_server_processes_that_take_long_to_start_are_waited_for(migrated_
     assert "Started parent process" in said
     replaced = [line for line in map(json.loads, said.splitlines()[1:]) if line["event"] == "server_process_replaced"]
     assert [(line["problem"], line["exit_code"]) for line in replaced] == [("it ended", -signal.SIGKILL)]
+
+
+async def test_server_processes_end_with_their_parent(migrated_sqlite: Path, tmp_path: Path) -> None:
+    with Processes(tmp_path, log_format="json") as processes:
+        database_url = f"sqlite+aiosqlite:///{shutil.copy(migrated_sqlite, tmp_path / 'soundpost.db')}"
+        service = await processes.serve(database_url, UNREACHABLE, "--no-loops", "--workers", "2")
+        children = _server_processes(service.pid)
+        service.kill()
+        try:
+            await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))
+        finally:
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        log = service.log
+
+    assert len(children) == 2
+    assert log.count("Application shutdown complete.") == 2
 
 
 @pytest.mark.usefixtures("_signal_handlers_stay_as_they_are")
