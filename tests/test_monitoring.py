@@ -110,7 +110,7 @@ def _can_match(seen: Scrape, name: str, matcher: tuple[str, str, str]) -> bool:
     values = {dict(labels).get(label) for each, labels in seen.samples if each == name}
     wanted = value.split("|") if "~" in operator else [value]
     is_a_pattern = "~" in operator and "." in value
-    return values != {None} and (is_a_pattern or operator == "!=" or set(wanted) <= values)
+    return values != {None} and (is_a_pattern or operator.startswith("!") or set(wanted) <= values)
 
 
 def test_selectors_are_read_as_they_are_meant() -> None:
