@@ -11,6 +11,7 @@ import yaml
 from app import __version__
 from app.cli.main import main
 from app.config import PREFIX, SECRETS, Settings
+from app.health.database_setup import BESIDE_POOL
 from tests.api.document import document
 from tests.support.settings import ROOT
 
@@ -171,6 +172,15 @@ def test_pod_is_given_the_time_to_drain_and_to_stop(name: str) -> None:
     assert needed < _pod(_workload(name))["terminationGracePeriodSeconds"]
     assert readiness["periodSeconds"] * readiness["failureThreshold"] < float(CONFIG["SOUNDPOST_DRAIN_DELAY"])
     assert _workload(name)["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_connections_of_all_pods_fit_into_a_server_as_it_comes() -> None:
+    serve, worker = (_workload(f"soundpost-{name}")["spec"] for name in ("serve", "worker"))
+    most = serve["replicas"] + _one("HorizontalPodAutoscaler", "soundpost-worker")["spec"]["maxReplicas"]
+    surge = sum(each["strategy"]["rollingUpdate"]["maxSurge"] for each in (serve, worker))
+    each = int(CONFIG["SOUNDPOST_DATABASE_POOL_SIZE"]) + int(CONFIG["SOUNDPOST_DATABASE_MAX_OVERFLOW"])
+
+    assert (most + surge) * (each + BESIDE_POOL) < 100 - 3
 
 
 def test_selectors_select_what_they_are_for() -> None:
