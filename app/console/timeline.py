@@ -23,10 +23,8 @@ E, S = EventType, TaskStatus
 
 # Of the picture: its width, and what of it is for all that came long after the rest, such as retried webhooks.
 WIDTH, LATER = 1000, 60
-# A bar is at least so wide, and a mark exactly.
-NARROWEST, MARK = 3, 6
-# Of a lane, in words.
-MAX_OUTCOMES = 3
+# A bar is at least so wide, and a mark exactly; of so many outcomes of a lane is told.
+NARROWEST, MARK, MAX_OUTCOMES = 3, 6, 3
 
 OUTCOMES: dict[Outcome, tuple[str, Tone]] = {
     Outcome.ok: ("answered", "good"),
