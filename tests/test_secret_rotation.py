@@ -224,11 +224,11 @@ async def test_key_file_that_is_gone_or_damaged_is_not_made_anew_while_the_servi
         if content is not None:
             file.write_bytes(content)
         os.kill(service.pid, signal.SIGHUP)
-        await eventually(lambda: "secrets_not_renewed" in service.log)
+        await eventually(lambda: "secrets_not_renewed" in service.log, within=30)
         refused, is_there = service.log, file.exists()
         file.write_text(f"{OLD}\n")
         os.kill(service.pid, signal.SIGHUP)
-        await eventually(lambda: "secrets_renewed" in service.log)
+        await eventually(lambda: "secrets_renewed" in service.log, within=30)
         async with client_of(service.url) as client:
             assert await _signs_with(OLD, client)
 
