@@ -111,6 +111,7 @@ class CallbackService:
             raise NotAuthenticated(
                 detail="The callback's signature, which SOUNDPOST_CALLBACK_HMAC_KEY requires, is missing or wrong."
             )
+        self._upstream.note_unknown(report)
         secrets = (token, *self._upstream.secrets)
         if report is not None and report.message != (message := report.message and redact(report.message, *secrets)):
             report = replace(report, message=message)

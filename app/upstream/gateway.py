@@ -40,6 +40,7 @@ class MeasuredUpstream:
         self._upstream, self._metrics = upstream, metrics
         # Callbacks are no calls.
         self.read_callback, self.is_signed = upstream.read_callback, upstream.is_signed
+        self.note_unknown = upstream.note_unknown
 
     @property
     def needs_signature(self) -> bool:

@@ -174,5 +174,8 @@ class Upstream(Protocol):
     def read_callback(self, body: bytes) -> Report | None:
         """What a callback reports, or None when it reports nothing that we can read."""
 
+    def note_unknown(self, report: Report | None) -> None:
+        """Count what of a report that has just come is in no list of ours."""
+
     def is_signed(self, headers: Mapping[str, str], report: Report | None, now: datetime) -> bool:
         """Whether the upstream signed the callback that these headers and this report come from."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -250,6 +251,9 @@ async def test_code_in_no_list_is_counted(database_url: str, tmp_path: Path) -> 
         report = {"code": 599, "msg": "?", "data": {"callbackType": "error", "task_id": "u", "data": None}}
         await service.anonymous.post(service.callback_path(task_id), json=report)
         await service.anonymous.post(service.callback_path(task_id), json={**report, "code": 531})
+        # To look at it again, as a page of the console does every second, is no news.
+        assert service.services.callbacks.read(json.dumps(report).encode())
+        assert await service.services.callbacks.replay(task_id, None, commits=False)
         seen = await scrape(service.client)
 
     assert seen("soundpost_unknown_codes_total", code="599") == 1

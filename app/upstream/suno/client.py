@@ -100,7 +100,7 @@ class SunoApi:
         if isinstance(response, NoResponse):
             return _failed(response)
         result = self._read(reports.read_record_info, response)
-        self._note_unknown(result.value)
+        self.note_unknown(result.value)
         report = result.value and replace(result.value, message=self._redacted(result.value.message))
         return replace(result, value=report, message=self._redacted(result.message))
 
@@ -123,9 +123,7 @@ class SunoApi:
 
     def read_callback(self, body: bytes) -> Report | None:
         """What a callback reports, or None when it reports nothing that we can read."""
-        report = reports.read_callback(body)
-        self._note_unknown(report)
-        return report
+        return reports.read_callback(body)
 
     def is_signed(self, headers: Mapping[str, str], report: Report | None, now: datetime) -> bool:
         """Whether a callback has a signature of ours within its time; never without a key to verify it."""
@@ -133,7 +131,7 @@ class SunoApi:
             return False
         return signature.callback_signature_matches(headers, report.upstream_task_id, self._callback_key, now)
 
-    def _note_unknown(self, report: Report | None) -> None:
+    def note_unknown(self, report: Report | None) -> None:
         """Count a code and a status word that are in no list of ours, and log the word the first time."""
         if report is not None:
             self._note_code(report.code)

@@ -273,7 +273,7 @@ async def test_unknown_status_word_is_logged_once_and_counted() -> None:
             for _ in range(2):
                 await upstream.record_info("a-b")
             for number in range(100):
-                upstream.read_callback(b'{"code":200,"data":{"callbackType":"new%d"}}' % number)
+                upstream.note_unknown(upstream.read_callback(b'{"code":200,"data":{"callbackType":"new%d"}}' % number))
 
     def counted(word: str) -> float | None:
         return metrics.registry.get_sample_value("soundpost_unknown_status_words_total", {"word": word})
