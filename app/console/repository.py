@@ -11,7 +11,7 @@ from sqlalchemy import Integer, cast, extract, func, select
 from app.config import Settings
 from app.database.engine import Session
 from app.enums import TaskStatus
-from app.models import ApiKey, Delivery, DeliveryAttempt, PaceSlot, Task
+from app.models import ApiKey, PaceSlot, Task
 from app.tasks.transitions import FINAL
 from app.upstream.credits import Credits, known_credits
 from app.upstream.hold import EXPLANATIONS, Hold, current_hold
@@ -97,21 +97,6 @@ async def names_of_owners(session: Session, task_ids: Collection[str]) -> Mappin
     """The names of the keys that created these tasks, by the tasks' ids."""
     owners = select(Task.id, ApiKey.name).join(ApiKey, ApiKey.id == Task.api_key_id).where(Task.id.in_(task_ids))
     return dict((await session.execute(owners)).all())
-
-
-async def last_attempts(session: Session, delivery_ids: Collection[str]) -> Mapping[str, DeliveryAttempt]:
-    """The last attempt of each of these deliveries that was attempted, by its id."""
-    latest = (
-        select(DeliveryAttempt.id)
-        .where(DeliveryAttempt.delivery_id == Delivery.id)
-        .order_by(DeliveryAttempt.attempted_at.desc(), DeliveryAttempt.id.desc())
-        .limit(1)
-        .correlate(Delivery)
-        .scalar_subquery()
-    )
-    ids = select(latest).where(Delivery.id.in_(delivery_ids))
-    found = await session.scalars(select(DeliveryAttempt).where(DeliveryAttempt.id.in_(ids)))
-    return {attempt.delivery_id: attempt for attempt in found}
 
 
 async def names_of_keys(session: Session, key_ids: Collection[str]) -> Mapping[str, str]:

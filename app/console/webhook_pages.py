@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.console.mount import PATH
 from app.console.rendering import PagesDep, link_with, with_zone
-from app.console.repository import last_attempts, names_of_keys
+from app.console.repository import names_of_keys
 from app.console.session import FormDep, Refused, Visitor, VisitorDep
 from app.database.engine import Database
 from app.enums import DeliveryStatus
@@ -19,6 +19,7 @@ from app.models import Delivery, WebhookEndpoint
 from app.web.pagination import decode_cursor, decode_time_cursor, encode_cursor
 from app.web.provided import DatabaseDep, provided
 from app.web.routing import Router
+from app.webhooks.repository import latest_attempts
 from app.webhooks.schemas import EndpointUpdate, Recovery
 from app.webhooks.service import WebhookService
 
@@ -156,10 +157,11 @@ async def _explained(
 ) -> dict[str, Any]:
     """The last attempts of deliveries, and for an admin the names of the keys that rows belong to."""
     async with database.reads() as session:
-        attempts = await last_attempts(session, [delivery.id for delivery in deliveries])
+        latest = await latest_attempts(session, [delivery.id for delivery in deliveries], 1)
         keys = {endpoint.api_key_id for endpoint in endpoints} | {delivery.api_key_id for delivery in deliveries}
         owners = await names_of_keys(session, keys) if visitor.is_admin else {}
-        return {"last": attempts, "owners": owners, "now": await database.now(session)}
+        last = {delivery_id: found[-1] for delivery_id, found in latest.items() if found}
+        return {"last": last, "owners": owners, "now": await database.now(session)}
 
 
 def _read_filters(request: Request) -> dict[str, str]:
