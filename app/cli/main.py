@@ -186,7 +186,7 @@ def prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as a JSON object.")] = False,
 ) -> None:
-    """Delete what is older than SOUNDPOST_RETENTION_DAYS, as a running service does every hour."""
+    """Delete what is older than SOUNDPOST_RETENTION_DAYS, as a running service does every five minutes."""
     from app.errors import StorageUnavailable
     from app.retention import Retention, remove_due_files
 
