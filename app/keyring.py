@@ -93,7 +93,8 @@ def load_or_create_keyring(settings: Settings, *, may_create: bool = True) -> Ke
     database = Path(str(make_url(settings.database_url).database))
     path = database.with_name(database.name + ".secret")
     try:
-        if may_create:
+        # Where it exists nothing is written, so that a full or read-only disk keeps nobody from reading it.
+        if may_create and not path.exists():
             _create_key(path)
     except OSError as error:
         raise KeyringUnusable(

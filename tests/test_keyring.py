@@ -1,5 +1,7 @@
 """What derives from the secret keys, and where these come from."""
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +59,20 @@ def test_key_beside_sqlite_is_made_once_and_for_its_owner_alone(tmp_path: Path) 
     [file] = (tmp_path / "var").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     assert first.callback_token(TASK) == second.callback_token(TASK)
+
+
+def test_key_beside_sqlite_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(f"sqlite+aiosqlite:///{tmp_path}/soundpost.db", secret_keys=None)
+    made = load_or_create_keyring(settings)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", refuse)
+
+    assert load_or_create_keyring(settings).signer == made.signer
 
 
 def test_processes_that_start_at_once_agree_on_one_key(tmp_path: Path) -> None:
