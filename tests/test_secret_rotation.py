@@ -8,8 +8,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
+from app.cli.main import main
 from app.keyring import Keyring
 from tests.support.api import Json, client_of, create_task, until_final, until_status
 from tests.support.processes import Process, Processes
@@ -353,6 +354,24 @@ async def test_sighup_while_processes_start_ends_none_of_them(migrated: str, tmp
         log = service.log
 
     assert log.count("server_process_replaced") == 1
+
+
+@pytest.mark.parametrize("command", [["serve"], ["worker"]])
+def test_sighup_waits_from_before_the_service_is_imported(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    @contextmanager
+    def importing() -> Iterator[None]:
+        assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        raise InterruptedError
+        yield
+
+    monkeypatch.setattr("app.cli.main.importing", importing)
+    try:
+        with pytest.raises(InterruptedError):
+            main(command, standalone_mode=False)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture

@@ -84,11 +84,11 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the REST API and the callbacks, and run the workers."""
+    block_hangups()
     with importing():
         from app.observability.logging import configure_logging
         from app.server import serve as run_server
 
-    block_hangups()
     settings = load_settings()
     configure_logging(settings)
     warn_of_unknown_settings()
