@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
@@ -26,8 +27,8 @@ PAUSE, LOOK_EVERY = timedelta(seconds=1), timedelta(seconds=5)
 # Then the browser asks again, with a session that may have ended.
 MAX_AGE = timedelta(minutes=15)
 # In one process: while tasks change, each costs some 15 ms of CPU a second. Who comes later sees a page that stays as
-# it is.
-MAX_STREAMS = 16
+# it is. No key takes all of them.
+MAX_STREAMS, MAX_STREAMS_EACH = 16, 8
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),
@@ -42,7 +43,7 @@ class LiveStreams:
 
     def __init__(self, waiters: Waiters) -> None:
         self._waiters = waiters
-        self._open = 0
+        self._open = Counter[str]()
 
     def respond(self, visitor: Visitor, topic: str, render: Render) -> Response:
         """
@@ -51,14 +52,15 @@ class LiveStreams:
         It gives `<hx-partial>` elements, each with the place in the page that it is for. The stream ends with the
         visitor's key and with the process.
         """
-        if self._open >= MAX_STREAMS:
+        key_hash = visitor.caller.key_hash
+        if self._open[key_hash] >= MAX_STREAMS_EACH or self._open.total() >= MAX_STREAMS:
             # Nothing is put into the page, and nobody comes back for it.
             return Response(status_code=204, headers={"Cache-Control": "no-store"})
-        return DeferredResponse(partial(self._stream, visitor.caller.key_hash, topic, render))
+        return DeferredResponse(partial(self._stream, key_hash, topic, render))
 
     async def _stream(self, key_hash: str, topic: str, render: Render, *asgi: Any) -> None:
         scope, receive, send = asgi
-        self._open += 1
+        self._open[key_hash] += 1
         try:
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
             with self._waiters.wakeups.subscribe(topic) as subscription:
@@ -68,7 +70,9 @@ class LiveStreams:
             await _write(send, "retry: 1000\n\n")
             await send({"type": "http.response.body"})
         finally:
-            self._open -= 1
+            self._open[key_hash] -= 1
+            # Of keys without streams nothing is kept.
+            self._open += Counter()
 
 
 LiveDep = Annotated[LiveStreams, provided(LiveStreams)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from html import unescape
@@ -11,7 +11,7 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from app.console.live import MAX_STREAMS
+from app.console.live import MAX_STREAMS_EACH
 from app.enums import TaskStatus
 from app.models import ApiKey
 from tests.console.visiting import HOSTILE, browser_of, key_of
@@ -177,25 +177,44 @@ async def test_stream_ends_with_its_key(service: Service) -> None:
     assert rest[-1] == "retry: 1000"
 
 
-async def test_streams_are_bounded(service: Service) -> None:
-    async with browser_of(service) as browser, AsyncExitStack() as stack:
+async def test_streams_of_one_key_are_bounded(service: Service) -> None:
+    key = await key_of(service, "other")
+    async with browser_of(service) as browser, browser_of(service, key) as other, AsyncExitStack() as stack:
         # A stream is closed when nobody holds its messages any more.
         streams = []
-        for _ in range(MAX_STREAMS):
+        for _ in range(MAX_STREAMS_EACH):
             stream = await stack.enter_async_context(browser.stream("GET", "/console/live/tasks", timeout=20))
             streams.append((stream, _messages(stream)))
             await anext(streams[-1][1])
         too_many = await browser.get("/console/live/tasks")
         await streams[0][0].aclose()
-        await eventually(lambda: len(service.services.wakeups.subscriptions()) < MAX_STREAMS)
+        await eventually(lambda: len(service.services.wakeups.subscriptions()) < MAX_STREAMS_EACH)
         async with browser.stream("GET", "/console/live/tasks", timeout=20) as again:
             status = again.status_code
+        async with other.stream("GET", "/console/live/tasks", timeout=20) as one_of_another:
+            status_of_another = one_of_another.status_code
 
     assert too_many.status_code == 204
-    assert status == 200
+    assert (status, status_of_another) == (200, 200)
 
 
-async def _messages(stream: httpx.Response) -> AsyncIterator[str]:
+async def test_streams_of_all_keys_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.console.live.MAX_STREAMS", 1)
+    key = await key_of(service, "other")
+    async with (
+        browser_of(service) as browser,
+        browser_of(service, key) as other,
+        browser.stream("GET", "/console/live/tasks", timeout=20) as stream,
+    ):
+        messages = _messages(stream)
+        await anext(messages)
+        too_many = await other.get("/console/live/tasks")
+        await messages.aclose()
+
+    assert too_many.status_code == 204
+
+
+async def _messages(stream: httpx.Response) -> AsyncGenerator[str]:
     """What comes between two empty lines, as it comes."""
     lines: list[str] = []
     async for line in stream.aiter_lines():
