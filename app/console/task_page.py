@@ -96,9 +96,16 @@ async def show_task(
 
 @router.get("/live/tasks/{task_id}")
 async def stream_task(
-    request: Request, pages: PagesDep, visitor: VisitorDep, task_pages: TaskPagesDep, live: LiveDep, task_id: TaskId
+    request: Request,
+    pages: PagesDep,
+    visitor: VisitorDep,
+    task_pages: TaskPagesDep,
+    tasks: TasksDep,
+    live: LiveDep,
+    task_id: TaskId,
 ) -> Response:
     """The same again and again, as it changes."""
+    await tasks.get_row(visitor.caller, task_id)
 
     async def render() -> str:
         return pages.text(request, "_task_live.html", **await task_pages.read(visitor, task_id, _base(request)))

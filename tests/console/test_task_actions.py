@@ -236,6 +236,8 @@ async def test_task_of_another_key_is_not_found_on_any_page(service: Service, pa
         key = await create_key(session, "others", MORNING, is_admin=False)
     async with browser_of(service, key) as browser:
         assert (await browser.get(f"/console/tasks/{task_id}{page}")).status_code == 404
+        async with browser.stream("GET", f"/console/live/tasks/{task_id}") as stream:
+            assert stream.status_code == 404
     async with Browser(base_url=service.client.base_url, trust_env=False) as nobody:
         assert (await nobody.get(f"/console/tasks/{task_id}{page}")).status_code == 303
 
