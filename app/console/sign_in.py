@@ -22,7 +22,7 @@ router = Router(prefix=PATH)
 # So many wrong keys from one address in this time, and no key is looked at until the time has passed.
 MAX_FAILURES, WINDOW = 10, timedelta(minutes=1)
 MAX_ADDRESSES = 1000
-_OWN_PATH = re.compile(rf"{PATH}/[\w/.-]*(\?[\w=&%.:+-]*)?", re.ASCII)
+_OWN_PATH = re.compile(rf"{PATH}/(?!\.|[^?]*/\.)[\w/.-]*(\?[\w=&%.:+-]*)?", re.ASCII)
 
 
 class FailedSignIns:

@@ -44,7 +44,17 @@ async def test_who_is_not_signed_in_is_led_to_the_form_and_back(service: Service
     assert signed_in.headers["location"] == "/console/tasks?status=failed"
 
 
-@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/console/../v1/tasks\\@evil", "/docs"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://evil.example/",
+        "//evil.example",
+        "/console/../v1/tasks\\@evil",
+        "/docs",
+        "/console/../x",
+        "/console/a/../..//x",
+    ],
+)
 async def test_nobody_is_led_elsewhere_by_signing_in(service: Service, target: str) -> None:
     async with browser_of(service, None) as browser:
         signed_in = await browser.post("/console/sign-in", data={"key": KEY, "next": target})
