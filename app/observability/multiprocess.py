@@ -49,6 +49,9 @@ def count_in(folder: str) -> None:
     Each process has a place there of its own, for as long as it runs; the next one to have it counts on from where
     it ended. So no counter goes down where a process is replaced, and the folder does not grow.
     """
+    # Something may have tidied it away, as systemd-logind does in /dev/shm at the logout of a user: not to count is
+    # no reason not to serve.
+    Path(folder).mkdir(mode=0o700, exist_ok=True)
     place = next(place for place in count() if _lock(Path(folder) / f"{place}.lock") is not None)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     values.ValueClass = values.MultiProcessValue(lambda: place)  # type: ignore[no-untyped-call]

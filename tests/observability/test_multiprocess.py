@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
+
+import httpx
 
 from app.observability.multiprocess import SHARED_MEMORY, shared_folder
 from tests.support.api import client_of, create_tasks
 from tests.support.processes import Process, Processes
 from tests.support.scrapes import Scrape, scrape
+from tests.support.settings import UNREACHABLE
 from tests.support.wait import eventually
 
 PREFIX = "soundpost-metrics-"
@@ -46,6 +50,21 @@ async def test_processes_count_as_one_although_one_is_killed(migrated_sqlite: Pa
     assert (len(made), _folders() & made) == (1, set())
 
 
+async def test_process_is_replaced_although_the_folder_was_removed(migrated_sqlite: Path, tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/soundpost.db"
+    before = _folders()
+    with Processes(tmp_path) as processes:
+        service = await processes.serve(url, UNREACHABLE, "--no-loops", "--workers", "2")
+        [folder] = {each for each in _folders() - before if _is_held_by(service, each)}
+        shutil.rmtree(folder)
+        for pid in _servers(service):
+            os.kill(pid, signal.SIGKILL)
+        await eventually(partial(_is_scraped, service.url), within=30)
+        assert await service.stop() == 0
+
+    assert not folder.exists()
+
+
 def test_folder_of_a_killed_service_is_removed_by_the_next_one(tmp_path: Path) -> None:
     left, being_made = tmp_path / f"{PREFIX}left", tmp_path / f"{PREFIX}being_made"
     for folder in (left, being_made):
@@ -76,6 +95,18 @@ async def _order(url: str, tasks: int) -> None:
 async def _scraped(url: str) -> Scrape:
     async with client_of(url, None) as client:
         return await scrape(client)
+
+
+async def _is_scraped(url: str) -> bool:
+    try:
+        return (await _scraped(url))("soundpost_database_up") == 1
+    except httpx.HTTPError:
+        return False
+
+
+def _is_held_by(service: Process, folder: Path) -> bool:
+    held = Path(f"/proc/{service.pid}/fd").iterdir()
+    return any(os.readlink(each).startswith(str(folder)) for each in held if each.is_symlink())
 
 
 def _servers(service: Process) -> list[int]:
