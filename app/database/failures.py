@@ -28,8 +28,9 @@ _REFUSED = (DataError, IntegrityError, NotSupportedError, ProgrammingError)
 
 
 def reason(error: Exception, url: str = "") -> str:
-    """The first line of a driver's error, without the statement and without the password of the URL that was opened."""
-    return without_password(str(getattr(error, "orig", None) or error), url).partition("\n")[0]
+    """The first line of a driver's error, or else its class, without the statement and the password of the URL."""
+    said = without_password(str(getattr(error, "orig", None) or error), url).partition("\n")[0]
+    return said or type(error).__name__
 
 
 def can_pass(error: Exception) -> bool:

@@ -187,3 +187,7 @@ def test_file_system_is_told_by_the_device(device: str, kind: str | None) -> Non
 )
 def test_refusal_of_a_server_has_its_advice(message: str, advice: str) -> None:
     assert advice_on(ConnectionError(message)).startswith(advice)
+
+
+def test_error_without_a_message_is_told_by_its_kind() -> None:
+    assert reason(TimeoutError()) == "TimeoutError"
