@@ -18,6 +18,7 @@ from app import __version__
 from app.cli import callbacks, deliveries, keys, orders, tasks
 from app.cli.context import (
     EXIT_CODES,
+    REFUSED,
     block_hangups,
     fail,
     importing,
@@ -162,7 +163,8 @@ def after_restore(
     if not yes:
         fail(
             "Every queued task becomes unconfirmed, and fails at its deadline unless a callback comes: stop every"
-            " service on this database, restore the copy, then run this once with --yes."
+            " service on this database, restore the copy, then run this once with --yes.",
+            REFUSED,
         )
 
     count = with_services(lambda services: distrust_queue(services.database, services.lifecycle))

@@ -129,7 +129,7 @@ async def test_queue_is_not_touched_without_being_told_that_nothing_runs(databas
             refused = await processes.run("after-restore", database_url=database_url)
             status = (await client.get(f"/v1/tasks/{task['id']}")).json()["status"]
 
-    assert (refused.code, status) == (1, "queued")
+    assert (refused.code, status) == (2, "queued")
     assert "--yes" in refused.stderr
 
 
