@@ -140,11 +140,19 @@ async def read_form(request: Request, sessions: SessionsDep) -> Mapping[str, str
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM_TYPE:
         raise Refused(415, "This is not a form of the console", f"Send {FORM_TYPE}.")
     try:
-        fields = dict(parse_qsl((await request.body()).decode(), max_num_fields=MAX_FIELDS, strict_parsing=False))
+        fields = _parsed(await request.body())
     except ValueError:
         raise Refused(400, "The form cannot be read", "Reload the page and try again.") from None
     if not sessions.is_from_us(request):
         raise Refused(403, "The form came from another site", "Open the console itself and try again there.")
+    return fields
+
+
+def _parsed(body: bytes) -> dict[str, str]:
+    """The fields of a form. Raises ValueError."""
+    fields = dict(parse_qsl(body.decode(), max_num_fields=MAX_FIELDS, strict_parsing=False))
+    if any("\0" in value for value in fields.values()):
+        raise ValueError("PostgreSQL stores no NUL")
     return fields
 
 

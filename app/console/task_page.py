@@ -42,6 +42,8 @@ ClipsDep = Annotated[ClipService, provided(ClipService)]
 StorageDep = Annotated[Storage, provided(Storage)]
 WaveformsDep = Annotated[Waveforms, provided(Waveforms)]
 WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
+# As long as a key of an order may be.
+MAX_KEY = 255
 # What an operator can set a task to; `check_resolution` knows from which states.
 RESOLUTIONS = (TaskStatus.generating, TaskStatus.succeeded, TaskStatus.failed, TaskStatus.canceled)
 
@@ -206,7 +208,7 @@ async def order_again(
         order = TaskCreate.model_validate(parameters_of(row))
     except ValidationError:
         raise Refused(422, "The order is not valid any more", "This release takes no such order.") from None
-    caller, key = visitor.acting_for(row), form.get("order_key")
+    caller, key = visitor.acting_for(row), form.get("order_key", "")[:MAX_KEY] or None
     placed = await tasks.place(caller, order, idempotency_key=key, callback_url=row.callback_url)
     return pages.redirect(_page(placed.task.id), "This is the new task.")
 

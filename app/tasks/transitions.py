@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -79,6 +80,8 @@ EXPIRIES: Mapping[S, Failure] = {
 }
 NO_AUDIO = Failure(ErrorCode.audio_missing, "The upstream said that the sound is ready, but no audio appeared.")
 GIVEN_UP = Failure(ErrorCode.outcome_unknown, "An operator gave up on this task.")
+# What is read of the upstream's own reports as an id.
+_UPSTREAM_ID = re.compile("[A-Za-z0-9_-]{1,200}")
 
 
 class CannotResolve(Exception):
@@ -97,3 +100,5 @@ def check_resolution(task: Task, status: TaskStatus, upstream_task_id: str | Non
     can_be = can_move(task.status, status) or (is_revivable and status is S.generating)
     if not can_be or lacks.get(status, " by hand"):
         raise CannotResolve(f"A task that is {task.status} cannot be made {status}{lacks.get(status, '')}.")
+    if status is S.generating and not _UPSTREAM_ID.fullmatch(upstream_task_id or ""):
+        raise CannotResolve("An id of the upstream has up to 200 letters, digits, hyphens and underscores.")

@@ -188,6 +188,26 @@ async def test_failed_delivery_is_due_again_at_once(service: Service) -> None:
     assert abs((after.due_at - now).total_seconds()) < 5
 
 
+@pytest.mark.parametrize("typed", ["a\0", 300 * "a", "two words"])
+async def test_no_task_is_attached_to_what_is_no_id(service: Service, typed: str) -> None:
+    task_id = await stories.unconfirmed(service)
+    async with admin_of(service) as browser:
+        answer = await browser.act(task_id, "resolve", status="generating", upstream_task_id=typed)
+        said = answer.text if answer.status_code == 400 else await browser.notice(answer)
+
+    assert "An id of the upstream has up to 200" in said or "The form cannot be read" in said
+    assert (await service.task(task_id))["status"] == "unconfirmed"
+
+
+@pytest.mark.parametrize(("key", "status"), [("a\0", 400), (300 * "a", 303)])
+async def test_forged_key_of_an_order_is_no_error_of_ours(service: Service, key: str, status: int) -> None:
+    task_id = await service.create_task("rain")
+    async with browser_of(service) as browser:
+        answer = await browser.act(task_id, "order-again", order_key=key)
+
+    assert answer.status_code == status
+
+
 async def test_callers_may_not_resolve(service: Service) -> None:
     task_id = await stories.unconfirmed(service)
     async with browser_of(service) as browser:
