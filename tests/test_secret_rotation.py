@@ -104,13 +104,8 @@ async def test_service_takes_new_keys_from_their_files_without_a_failed_request(
                 await _everywhere(service, partial(_answers, "a-key-that-was-not-there", 200))
                 await _everywhere(service, partial(_answers, OTHER_KEY, 401))
             refused = await leaver.get("/v1/tasks")
-<<<<<<< HEAD
-            # Its result is kept for a second.
-            await eventually(partial(_is_ready_to, "ok", client), within=3)
-=======
             # What it tells may be a second old.
             await eventually(partial(_is_ready_to, "ok", client))
->>>>>>> fd7b27d (Let the test of new keys wait for a look at the queue that is new)
             ready = (await client.get("/readyz")).json()
         log = service.log
 

@@ -126,7 +126,7 @@ def _resolutions(task: Task) -> list[TaskStatus]:
 
 def _can_be(task: Task, status: TaskStatus) -> bool:
     try:
-        check_resolution(task, status, "an id")
+        check_resolution(task, status, "any")
     except CannotResolve:
         return False
     return True
