@@ -35,6 +35,8 @@ HEADERS = [
     # Some proxies buffer responses without this header.
     (b"x-accel-buffering", b"no"),
 ]
+LAST = {name.decode(): value.decode() for name, value in HEADERS}
+COME_BACK = timedelta(hours=1)
 Render = Callable[[], Awaitable[str]]
 
 
@@ -108,6 +110,11 @@ async def _rest(subscription: Subscription, disconnected: Callable[[], Awaitable
         if left <= 0:
             return
         is_changed |= await subscription.wait(left, disconnected)
+
+
+def last_message(text: str) -> Response:
+    """These parts, once, to a page that is not to ask again before somebody does something."""
+    return Response(f"retry: {int(COME_BACK.total_seconds() * 1000)}\n{_message(text)}", headers=LAST)
 
 
 def _message(text: str) -> str:

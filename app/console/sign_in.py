@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Response
 
 from app.auth.api_keys import find_caller, hash_key
+from app.console.live import last_message
 from app.console.mount import PATH
 from app.console.rendering import Pages, PagesDep
 from app.console.session import FormDep, SessionsDep, VisitorDep, read_form
@@ -94,6 +95,9 @@ def ask_to_sign_in(pages: Pages, request: Request) -> Response:
 
     Browsers send a strict cookie with no request that another site's link causes: then the page asks again for itself.
     """
+    if request.url.path.startswith(f"{PATH}/live/"):
+        # An open page would go on asking, and look as if it were live.
+        return last_message(pages.text(request, "_signed_out.html"))
     is_visit = request.method == "GET" and "hx-request" not in request.headers
     if is_visit and request.headers.get("sec-fetch-site") == "cross-site":
         return pages.render(request, "reload.html")

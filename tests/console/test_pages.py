@@ -89,6 +89,20 @@ async def test_list_of_tasks_is_live(window: Window, served: Service) -> None:
     await expect(window.page.locator("#strip")).to_contain_text("going out", timeout=10_000)
 
 
+async def test_open_page_says_that_its_session_is_over(window: Window, served: Service) -> None:
+    await window.sign_in()
+    await expect(window.page.locator("#live")).to_contain_text("Live, as of")
+    await window.context.clear_cookies()
+
+    # As a stream does after a quarter of an hour, or where its key is revoked: then the page asks again.
+    for _, subscription in served.services.wakeups.subscriptions():
+        subscription.close()
+
+    await window.page.get_by_text("This page is not live any more").wait_for()
+    await window.page.get_by_role("link", name="Sign in again").click()
+    await window.page.get_by_label("API key").wait_for()
+
+
 async def test_filters_are_in_the_url_and_work_by_keyboard(window: Window) -> None:
     await window.sign_in()
     await window.page.keyboard.press("Tab")
