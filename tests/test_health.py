@@ -116,10 +116,10 @@ async def test_overdue_rows_of_every_table_are_counted(service: Service) -> None
         detail: str | None = (await service.client.get("/readyz")).json()["checks"]["overdue"]["detail"]
         return detail
 
-    assert await overdue() == f"overdue: 1 clips, 1 deliveries, 1 periodic jobs; {NO_WORKER}"
+    assert await overdue() == f"overdue: 1 clips, 1 deliveries, 2 periodic jobs; {NO_WORKER}"
     async with service.database.writes.begin() as session:
         await session.execute(update(WebhookEndpoint).values(paused_until=datetime.now(UTC) + timedelta(hours=1)))
-    assert await overdue() == f"overdue: 1 clips, 1 periodic jobs; {NO_WORKER}"
+    assert await overdue() == f"overdue: 1 clips, 2 periodic jobs; {NO_WORKER}"
 
 
 async def test_what_waits_for_a_slow_host_is_not_overdue(service: Service) -> None:
