@@ -1,11 +1,12 @@
 """Every page in a browser: nothing refused, inaccessible or too wide; its pictures are in var/screenshots."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from app.enums import Charge, ErrorCode, TaskStatus
 from app.models import PaceSlot, PeriodicJob
@@ -87,6 +88,17 @@ async def test_list_of_tasks_is_live(window: Window, served: Service) -> None:
     await window.check("tasks")
     await _end_hold(served)
     await expect(window.page.locator("#strip")).to_contain_text("going out", timeout=10_000)
+
+
+async def test_page_is_live_although_a_script_comes_late(window: Window) -> None:
+    async def come_late(route: Route) -> None:
+        await asyncio.sleep(1)
+        await route.continue_()
+
+    await window.page.route("**/hx-sse.min.js", come_late)
+    await window.sign_in()
+
+    await expect(window.page.locator("#live")).to_contain_text("Live, as of", timeout=10_000)
 
 
 async def test_open_page_says_that_its_session_is_over(window: Window, served: Service) -> None:
