@@ -34,6 +34,54 @@ class Charge(StrEnum):
     refunded = "refunded"
 
 
+class Priority(StrEnum):
+    """
+    Which of one key's own queued tasks goes first.
+
+    `high`: before the others. `normal`: the default. `low`: after the others. Those of other keys are not affected.
+    """
+
+    high = "high"
+    normal = "normal"
+    low = "low"
+
+
+class Scope(StrEnum):
+    """
+    What a key may do.
+
+    `submit`: place, cancel and delete orders. `read`: read tasks, audio, usage and credits. `webhooks`: manage webhook
+    endpoints and deliveries. `admin`: read and manage what belongs to all keys.
+    """
+
+    submit = "submit"
+    read = "read"
+    webhooks = "webhooks"
+    admin = "admin"
+
+
+class Window(StrEnum):
+    """For how long a budget is given, in UTC. `day`: from midnight. `month`: from the first day of the month."""
+
+    day = "day"
+    month = "month"
+
+
+class EntryKind(StrEnum):
+    """
+    What an entry of the ledger says.
+
+    `reserve`: a task was stored that may cost this much. `settle`: the upstream charged it. `release`: nothing was
+    charged, and what was reserved is free again. `refund`: the upstream gave the credits back. `adjust`: a correction.
+    """
+
+    reserve = "reserve"
+    settle = "settle"
+    release = "release"
+    refund = "refund"
+    adjust = "adjust"
+
+
 class Period(StrEnum):
     """What a sum of usage is over. `hour`: an hour. `day`: a day in UTC."""
 

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.auth.api_keys import Caller, find_caller, hash_key
+from app.auth.callers import Caller, find_caller, hash_key
 from app.callbacks.service import CallbackService
 from app.config import CALLBACKS_PATH
 from app.config.database_url import is_sqlite
@@ -36,9 +36,11 @@ from app.models import ApiKey, Clip, Task
 from app.observability.tracing import name_route, trace_context_of
 from app.signed_urls import SignedUrls
 from app.tasks.clips import fitting, words_of
-from app.tasks.repository import WHOLE_TASK, find_positions, to_task
-from app.tasks.schemas import TaskCreate, TaskFilters, read_task
-from app.tasks.service import TaskService
+from app.tasks.order_schemas import TaskCreate
+from app.tasks.orders.service import OrderService
+from app.tasks.queue.positions import find_positions
+from app.tasks.repository import WHOLE_TASK, to_task
+from app.tasks.schemas import TaskFilters, read_task
 from app.tasks.waiting import TaskSnapshot, Waiters, read_wait, snapshot_of
 from app.web import read_body, replayed, retried
 from app.web.pagination import link_to_next
@@ -177,11 +179,11 @@ class FastPath:
         database: Database,
         signed_urls: SignedUrls,
         callbacks: CallbackService,
-        tasks: TaskService,
+        orders: OrderService,
         waiters: Waiters,
     ) -> None:
         self._app, self._database, self._signed_urls = app, database, signed_urls
-        self._callbacks, self._tasks, self._waiters = callbacks, tasks, waiters
+        self._callbacks, self._orders, self._waiters = callbacks, orders, waiters
         self._pages = FirstPages(database, signed_urls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,7 +217,7 @@ class FastPath:
         caller = await self._find_caller(headers) if order else None
         if order is None or caller is None:
             return body
-        placed = await retried(partial(self._tasks.place, caller, order, trace_context=trace_context_of(scope)))
+        placed = await retried(partial(self._orders.place, caller, order, trace_context=trace_context_of(scope)))
         await placed.respond_with(snapshot_of(placed.task))(scope, receive, send)
         return None
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from app.auth.api_keys import insert_configured_keys
+from app.auth.configured_keys import insert_configured_keys
 from app.auth.signing_keys import note_signing_key
 from app.config import PREFIX, SECRETS, Settings, SettingsUnusable
 from app.database.pg_notify import PostgresNotifier

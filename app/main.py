@@ -70,9 +70,9 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     if services.settings.console:
         app.router.routes.extend(mount.console_routes(app.state.provided))
     install_error_handlers(app)
-    complete_document(app, services.settings.models)
+    complete_document(app, list(services.settings.models))
     # The last of these is the outermost.
-    plain = services.database, services.signed_urls, services.callbacks, services.tasks, services.waiters
+    plain = services.database, services.signed_urls, services.callbacks, services.orders, services.waiters
     app.add_middleware(FastPath, *plain)
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware, observe=services.metrics.requests.observe)

@@ -7,15 +7,15 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
+from app.budgets.usage import forget_spent
 from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
 from app.models import Callback, Clip, Delivery, Event, IdempotencyKey, StoredObject, Task
 from app.storage import references
 from app.storage.store import Storage, waveform_key
-from app.tasks import idempotency
+from app.tasks.orders import idempotency
 from app.tasks.service import erase_tasks
-from app.usage import forget_spent
 
 BATCH = 100
 # Of the tasks of a batch.

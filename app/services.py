@@ -22,6 +22,7 @@ from app.signed_urls import SignedUrls
 from app.storage.store import Storage
 from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
+from app.tasks.orders.service import OrderService
 from app.tasks.service import TaskService
 from app.tasks.waiting import RetryAfterEstimate, Waiters
 from app.upstream.credits import CreditsCache
@@ -44,6 +45,7 @@ class Services:
     metrics: Metrics
     rng: random.Random
     lifecycle: TaskLifecycle
+    orders: OrderService
     tasks: TaskService
     clips: ClipService
     waiters: Waiters
@@ -114,7 +116,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0], metrics)
     lifecycle = TaskLifecycle(settings, recorder, rng)
     webhook_lifecycle = WebhookLifecycle(settings, rng)
-    tasks = TaskService(settings, database, lifecycle, signed_urls, RetryAfterEstimate(), metrics)
+    tasks = TaskService(database, lifecycle, signed_urls)
     waiters = Waiters(database, wakeups, signed_urls)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     upstream_http = upstream_client(settings.upstream_url, settings.upstream_call_timeout)
@@ -131,6 +133,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         metrics=metrics,
         rng=rng,
         lifecycle=lifecycle,
+        orders=OrderService(settings, database, lifecycle, signed_urls, RetryAfterEstimate(), metrics),
         tasks=tasks,
         clips=ClipService(tasks, signed_urls, waiters),
         waiters=waiters,

@@ -17,6 +17,8 @@ POSITIVE = "must be more than 0 seconds"
 RATE = "must be requests/seconds, such as 20/10"
 ADDRESS = "must be an address such as https://sounds.example.com"
 CHOICE = "Input should be"
+PRICE = "must be credits such as 2.5, or by model"
+ORIGINS = "must be origins such as https://app.example.com"
 KEY_ALONE = "must be the key alone, in visible ASCII characters"
 INVISIBLE = "must not contain control or invisible characters"
 # What surrounds a value that was copied, read from a file or given by `docker --env-file`.
@@ -35,6 +37,10 @@ GOOD = {
     "SECRET_KEYS": "a-secret-key-of-the-tests-alone",
     "API_KEYS": "shop:planted-key",
     "MODELS": "V6",
+    "CREDIT_PRICE": "V6=4,2",
+    "QUEUE": "fifo",
+    "CORS_ORIGINS": "https://app.example",
+    "AUDIT_DAYS": "1",
     "UPSTREAM_RATE": "5/1",
     "POLL_AFTER": "1",
     "POLL_EVERY": "1",
@@ -108,6 +114,22 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("UPSTREAM_URL", "https://exa\nmple", INVISIBLE),
     ("UPSTREAM_URL", "https://exä..mple", ADDRESS),
     ("MODELS", ",", "must name at least one model"),
+    ("MODELS", "V6,V5=", "must be models such as V6, and aliases"),
+    ("MODELS", "V6,V5=V6=V4", "must be models such as V6, and aliases"),
+    ("MODELS", "V6,V6", "must name each model once"),
+    ("CREDIT_PRICE", "much", PRICE),
+    ("CREDIT_PRICE", "-1", PRICE),
+    ("CREDIT_PRICE", "2.5555", PRICE),
+    ("CREDIT_PRICE", "V6=", PRICE),
+    ("CREDIT_PRICE", "=4", PRICE),
+    ("CREDIT_PRICE", "V6=4,V6=5", PRICE),
+    ("CREDIT_PRICE", "4,5", "must have one price for all models"),
+    ("QUEUE", "lifo", CHOICE),
+    ("CORS_ORIGINS", "*", ORIGINS),
+    ("CORS_ORIGINS", "app.example", ORIGINS),
+    ("CORS_ORIGINS", "https://app.example/page", ORIGINS),
+    ("CORS_ORIGINS", "https://u:canary@app.example", ORIGINS),
+    ("AUDIT_DAYS", "-1", CHOICE),
     ("UPSTREAM_RATE", "20", RATE),
     ("UPSTREAM_RATE", "0/10", RATE),
     ("UPSTREAM_RATE", "²/10", RATE),
@@ -261,7 +283,7 @@ def test_values_are_read_as_the_settings_say(monkeypatch: pytest.MonkeyPatch) ->
     settings = Settings()
 
     assert settings.upstream_rate == Rate(5, timedelta(seconds=2.5))
-    assert settings.models == ("V6", "V5")
+    assert list(settings.models) == ["V6", "V5"]
     assert settings.poll_after == timedelta(seconds=0.5)
     assert [str(network) for network in settings.egress_allow] == ["10.0.0.0/8", "::1/128"]
     assert settings.link_base == settings.callback_base == "https://sounds.example/below"
@@ -274,7 +296,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert [span.total_seconds() for span in spans] == [45, 30, 900, 1800]
     assert settings.upstream_rate == Rate(20, timedelta(seconds=10))
     assert (settings.hold_recheck, settings.grace) == (timedelta(seconds=30), timedelta(seconds=10))
-    assert (settings.models, settings.callback_trust, settings.log_level) == (("V5", "V5_5"), "token", "info")
+    assert (list(settings.models), settings.callback_trust, settings.log_level) == (["V5", "V5_5"], "token", "info")
     assert settings.upstream_url == "https://api.sunoapi.org"
     assert settings.callback_base == "https://soundpost.invalid"
 
@@ -333,7 +355,7 @@ def test_environment_wins_over_the_file_in_the_current_folder(folder: Path, monk
 
     settings = Settings()
 
-    assert (settings.grace, settings.models) == (timedelta(seconds=4), ("V6",))
+    assert (settings.grace, list(settings.models)) == (timedelta(seconds=4), ["V6"])
 
 
 def test_lease_outlives_the_request_it_is_taken_for() -> None:
@@ -352,4 +374,4 @@ def _defaults() -> Settings:
 
 def test_value_given_in_code_is_checked_too() -> None:
     with pytest.raises(ValidationError, match="must name at least one model"):
-        Settings(models=())
+        Settings(models={})

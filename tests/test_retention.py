@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select, update
 
+from app.budgets.usage import add_up_spent
 from app.database.base import Base
 from app.database.claims import Claim
 from app.database.engine import Database, Session
@@ -32,7 +33,6 @@ from app.models import (
 from app.retention import Retention, remove_due_files
 from app.storage import references
 from app.storage.store import Storage
-from app.usage import add_up_spent
 from app.workers.periodic import periodic_loop, prepare_jobs
 from tests.support.processes import Processes
 from tests.support.rows import add_key, add_task

@@ -65,7 +65,7 @@ async def _replay(
     services: Services, task_id: str | None, since: datetime | None, *, commits: bool
 ) -> AsyncGenerator[Replayed]:
     """Each callback once it is replayed, task by task. Raises NotFound for an unknown task."""
-    from app.auth.api_keys import OPERATOR
+    from app.auth.callers import OPERATOR
 
     if task_id is not None:
         await services.tasks.get_row(OPERATOR, task_id)

@@ -57,7 +57,8 @@ async def _read(
     services: Services, key: str | None, filters: dict[str, str], after: str | None, limit: int
 ) -> tuple[list[Delivery], bool]:
     """Up to `limit` deliveries, and whether more follow."""
-    from app.auth.api_keys import OPERATOR, Caller, list_keys
+    from app.auth.api_keys import list_keys
+    from app.auth.callers import OPERATOR, Caller
 
     caller = OPERATOR
     found: list[Delivery] = []
@@ -121,7 +122,7 @@ def resend_deliveries(
 
 async def _resend(services: Services, delivery_id: str) -> None:
     """Send one again in the name of its caller. Raises NotFound."""
-    from app.auth.api_keys import Caller
+    from app.auth.callers import Caller
     from app.webhooks.repository import find_delivery
 
     async with services.database.reads() as session:

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from app.auth.api_keys import doubts_about
+from app.auth.configured_keys import doubts_about
 from app.config import Settings, SettingsUnusable, read_settings, unknown_settings
 from app.config.database_url import ignored_parameters
 from app.config.listing import ListedSetting, list_settings

@@ -28,11 +28,12 @@ from app.enums import Charge
 from app.errors import AppError, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
-    from app.auth.api_keys import Caller
+    from app.auth.callers import Caller
     from app.cli.waiting import Target
     from app.models import Task
     from app.services import Services
-    from app.tasks.schemas import TaskCreate, TaskRead
+    from app.tasks.order_schemas import TaskCreate
+    from app.tasks.schemas import TaskRead
 
 orders = typer.Typer()
 
@@ -114,7 +115,7 @@ def submit_task(
         wait = DEFAULT_WAIT
 
     async def run(services: Services) -> TaskRead:
-        placed = await services.tasks.place(await _find_caller(services, caller), body, idempotency_key=key)
+        placed = await services.orders.place(await _find_caller(services, caller), body, idempotency_key=key)
         return placed.task
 
     _submit(run, wait, target, as_json=as_json)
@@ -190,14 +191,15 @@ def retry_task(
     """Order the sound of a task that has ended again, as a new task of the same caller, and print its id."""
 
     async def run(services: Services) -> TaskRead:
-        from app.auth.api_keys import OPERATOR, Caller, list_keys
+        from app.auth.api_keys import list_keys
+        from app.auth.callers import OPERATOR, Caller
 
         old = await services.tasks.get_row(OPERATOR, task_id)
         _check_retry(old, is_confirmed=yes)
         async with services.database.reads() as session:
             owner = key_of(await list_keys(session), old.api_key_id, is_active=True)
         body, key = _order_of(old), f"retry of {old.id}"
-        placed = await services.tasks.place(
+        placed = await services.orders.place(
             Caller(owner.id, is_admin=False), body, idempotency_key=key, callback_url=old.callback_url
         )
         if placed.is_replay:
@@ -219,7 +221,7 @@ def _check_retry(old: Task, *, is_confirmed: bool) -> None:
 
 def _order_of(old: Task) -> TaskCreate:
     """What a task was ordered with."""
-    from app.tasks.schemas import TaskCreate
+    from app.tasks.order_schemas import TaskCreate
 
     same = {name: getattr(old, name) for name in TaskCreate.model_fields if name != "metadata"}
     return TaskCreate.model_validate({**same, "metadata": old.labels})
@@ -227,7 +229,8 @@ def _order_of(old: Task) -> TaskCreate:
 
 async def _find_caller(services: Services, name_or_id: str | None) -> Caller:
     """The active caller of this name or id; without one the only one that there is."""
-    from app.auth.api_keys import Caller, list_keys
+    from app.auth.api_keys import list_keys
+    from app.auth.callers import Caller
 
     async with services.database.reads() as session:
         keys = await list_keys(session)
@@ -254,7 +257,7 @@ def _read_order(fields: Mapping[str, object]) -> TaskCreate:
     """The order, by the rules of REST; or fail with a line for each field that breaks one."""
     from pydantic import ValidationError
 
-    from app.tasks.schemas import TaskCreate
+    from app.tasks.order_schemas import TaskCreate
     from app.web.exception_handlers import field_error
 
     try:
@@ -264,7 +267,7 @@ def _read_order(fields: Mapping[str, object]) -> TaskCreate:
 
 
 def _read_idempotency_key(text: str | None) -> str | None:
-    from app.tasks.idempotency import read_key
+    from app.tasks.orders.idempotency import read_key
 
     try:
         return None if text is None else read_key([text])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from app.auth.api_keys import OPERATOR
+from app.auth.callers import OPERATOR
 from app.cli.context import REFUSED, fail
 from app.cli.output import note
 from app.clips.media_types import SUFFIXES

@@ -9,7 +9,7 @@ from fastapi import Depends, Path, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 
-from app.auth.api_keys import CallerDep, authenticate, bearer
+from app.auth.callers import CallerDep, authenticate, bearer
 from app.clips import subtitles
 from app.clips.media_types import SUFFIXES
 from app.clips.responses import serve_file

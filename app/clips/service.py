@@ -9,7 +9,7 @@ from functools import partial
 
 from starlette.types import Receive
 
-from app.auth.api_keys import OPERATOR, Caller
+from app.auth.callers import OPERATOR, Caller
 from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound
 from app.models import Clip, Task
 from app.signed_urls import SignedUrls

@@ -26,7 +26,13 @@ class Settings(SettingsFields):
     @property
     def default_model(self) -> str:
         """The model of a task whose request names none."""
-        return self.models[0]
+        return next(iter(self.models))
+
+    def price_of(self, model: str) -> int:
+        """What a task of this model costs, in thousandths of credits: the price of what is sent for it."""
+        prices = self.credit_price.by_model
+        price = prices.get(self.models.get(model, model), prices.get(model, self.credit_price.other))
+        return int(price * 1000)
 
     @property
     def upstream_call_timeout(self) -> timedelta:

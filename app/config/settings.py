@@ -13,14 +13,17 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.config.database_url import check_database_url
 from app.config.sources import PREFIX, SecretFiles
 from app.config.values import (
+    Models,
     Networks,
     OptionalRateSetting,
+    Origins,
     PositiveSpan,
+    Prices,
+    PriceSetting,
     Rate,
     RateSetting,
     Span,
     Spans,
-    StringList,
     cleaned,
     fits_header,
     parse_api_keys,
@@ -94,9 +97,19 @@ class SettingsFields(BaseSettings):
         description="Callers' API keys, as name:key pairs separated by commas. A key that is"
         " not listed any more is revoked when a service starts. More are made with `soundpost keys create`.",
     )
-    models: StringList = Field(
-        default=("V5", "V5_5"),
-        description="The models that callers may request, separated by commas, at least one; the first is the default.",
+    models: Models = Field(
+        default={"V5": "V5", "V5_5": "V5_5"},
+        description="The models that callers may request, separated by commas, at least one; the first is the default."
+        " V5=V6 sends V6 for requests of V5.",
+    )
+    credit_price: PriceSetting = Field(
+        default=Prices({}),
+        description="The credits that a task costs, with up to three decimals: 2.5, or by model, V6=4,V5=2.5.",
+    )
+    queue: Literal["fair", "fifo"] = Field(
+        default="fair",
+        description="Which task is submitted next: `fair` shares the upstream's rate among the keys by their weights,"
+        " `fifo` takes the oldest, whosever it is.",
     )
     upstream_rate: RateSetting = Field(
         default=Rate(20, timedelta(seconds=10)),
@@ -164,6 +177,11 @@ class SettingsFields(BaseSettings):
         description="The tasks that each API key may create in any window, as requests/seconds: 1 to 10000 requests."
         " Without one there is no limit.",
     )
+    cors_origins: Origins = Field(
+        default=(),
+        description="The origins, such as https://app.example.com and separated by commas, whose pages may read signed"
+        " links and send GET requests from a browser. None by default.",
+    )
     storage_url: str = Field(
         default="file:var/audio",
         description="Where audio is stored: file: and a folder, or s3://bucket/prefix with the usual AWS_* variables.",
@@ -185,6 +203,9 @@ class SettingsFields(BaseSettings):
         default=90,
         description="Days, 0 to 36500, for which ended tasks are kept with their events, callbacks, deliveries and"
         " audio; 0 keeps them for ever. Usage stays, as sums for each day.",
+    )
+    audit_days: Annotated[float, Field(ge=0, le=36_500)] = Field(
+        default=365, description="Days, 0 to 36500, for which the audit log is kept; 0 keeps it for ever."
     )
     worker_port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         default=None,
@@ -218,7 +239,7 @@ class SettingsFields(BaseSettings):
         """A value given in code wins over a secret's file, which wins over the environment and .env."""
         return init_settings, SecretFiles(settings_cls), env_settings, dotenv_settings
 
-    @field_validator("log_level", "log_format", "callback_trust", mode="before")
+    @field_validator("log_level", "log_format", "callback_trust", "queue", mode="before")
     @classmethod
     def _is_read_in_any_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -269,13 +290,6 @@ class SettingsFields(BaseSettings):
     def _names_a_storage_we_know(cls, value: str) -> str:
         if not re.fullmatch(r"file:.+|s3://[^/@]+(/.*)?", value):
             raise ValueError("must be file: and a folder, such as file:var/audio, or s3://bucket/prefix")
-        return value
-
-    @field_validator("models")
-    @classmethod
-    def _names_a_model(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("must name at least one model")
         return value
 
     @field_validator("webhook_schedule")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
@@ -15,6 +18,7 @@ from pydantic_settings import NoDecode
 # White space, and the marks without width that a copy from a web page brings along.
 _EDGE = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]+|[\\s\u200b-\u200f\u2060\ufeff]+$")
 _VISIBLE_ASCII = re.compile("[!-~]+")
+_PRICE = re.compile(r"[0-9]{1,6}(\.[0-9]{1,3})?")
 
 
 class Rate(NamedTuple):
@@ -106,9 +110,68 @@ def _network(value: object) -> IPv4Network | IPv6Network:
         raise ValueError("must be networks such as 10.0.0.0/8, separated by commas") from None
 
 
+def parse_models(value: object) -> dict[str, str]:
+    """
+    Read `V6,V5=V6`: each model that may be ordered, with the one that is sent for it. Raises ValueError.
+
+    A name alone is sent as it is.
+    """
+    words = _split(value)
+    if isinstance(words, dict):
+        words = [f"{ordered}={sent}" for ordered, sent in words.items()]
+    pairs = [[part.strip() for part in str(word).split("=")] for word in words]  # type: ignore[attr-defined]
+    if not pairs:
+        raise ValueError("must name at least one model")
+    if any(len(pair) > 2 or not all(pair) for pair in pairs):
+        raise ValueError("must be models such as V6, and aliases such as V5=V6, separated by commas")
+    if len({ordered for ordered, *_ in pairs}) < len(pairs):
+        raise ValueError("must name each model once")
+    return {ordered: (sent or [ordered])[0] for ordered, *sent in pairs}
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a task costs, in credits: by model, and for all others."""
+
+    by_model: Mapping[str, Decimal]
+    other: Decimal = Decimal("2.5")
+
+
+def parse_prices(value: object) -> Prices:
+    """Read `2.5`, `V6=4,V5=2.5` or `2.5,V6=4`, with at most three decimals. Raises ValueError."""
+    if isinstance(value, Prices):
+        return value
+    by_model, other = dict[str, Decimal](), list[Decimal]()
+    for word in str(value).split(","):
+        model, equals, price = word.strip().rpartition("=")
+        if not _PRICE.fullmatch(price.strip()) or bool(equals) != bool(model.strip()) or model.strip() in by_model:
+            raise ValueError("must be credits such as 2.5, or by model, such as V6=4,V5=2.5")
+        if equals:
+            by_model[model.strip()] = Decimal(price.strip())
+        else:
+            other.append(Decimal(price.strip()))
+    if len(other) > 1:
+        raise ValueError("must have one price for all models, or one for each")
+    return Prices(by_model, *other)
+
+
+def _origin(value: object) -> str:
+    """Read the origin of a web page (RFC 6454 §6.2). Raises ValueError."""
+    try:
+        url = urlsplit(str(value))
+        is_origin = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
+        if not is_origin or url.path or url.query or url.fragment or not str(value).isascii():
+            raise ValueError
+    except ValueError:
+        raise ValueError("must be origins such as https://app.example.com, separated by commas") from None
+    return str(value).lower()
+
+
 Span = Annotated[timedelta, PlainValidator(parse_span)]
 PositiveSpan = Annotated[timedelta, PlainValidator(_positive_span)]
-StringList = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Models = Annotated[dict[str, str], NoDecode, PlainValidator(parse_models)]
+PriceSetting = Annotated[Prices, NoDecode, PlainValidator(parse_prices)]
+Origins = Annotated[tuple[Annotated[str, PlainValidator(_origin)], ...], NoDecode, BeforeValidator(_split)]
 Spans = Annotated[tuple[Span, ...], NoDecode, BeforeValidator(_split)]
 RateSetting = Annotated[Rate, NoDecode, PlainValidator(parse_rate)]
 OptionalRateSetting = Annotated[

@@ -13,7 +13,7 @@ import structlog
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from app.auth.api_keys import Caller, Row, find_callers
+from app.auth.callers import Caller, Row, find_callers
 from app.config import Settings
 from app.database.engine import Database
 from app.keyring import Keyring

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from app.auth.api_keys import find_caller, hash_key
+from app.auth.callers import find_caller, hash_key
 from app.console.live import last_message
 from app.console.mount import PATH
 from app.console.rendering import Pages, PagesDep

@@ -27,7 +27,9 @@ from app.enums import TaskStatus
 from app.errors import TaskAlreadyFinal, TaskNotFinal
 from app.models import Task
 from app.storage.store import Storage
-from app.tasks.schemas import TaskCreate, TaskId
+from app.tasks.order_schemas import TaskCreate
+from app.tasks.orders.service import OrderService
+from app.tasks.schemas import TaskId
 from app.tasks.service import TaskService
 from app.tasks.transitions import FINAL, CannotResolve, check_resolution
 from app.web.middleware import PAGE_POLICY
@@ -37,6 +39,7 @@ from app.web.routing import Router
 from app.webhooks.service import WebhookService
 
 router = Router(prefix=PATH)
+OrdersDep = Annotated[OrderService, provided(OrderService)]
 TasksDep = Annotated[TaskService, provided(TaskService)]
 ClipsDep = Annotated[ClipService, provided(ClipService)]
 StorageDep = Annotated[Storage, provided(Storage)]
@@ -200,7 +203,7 @@ async def delete_task(
 
 @router.post("/tasks/{task_id}/order-again")
 async def order_again(
-    pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, task_id: TaskId
+    pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, orders: OrdersDep, task_id: TaskId
 ) -> Response:
     """Order the same sound as a new task of the same key; a form that is sent twice orders once."""
     row = await tasks.get_row(visitor.caller, task_id)
@@ -209,7 +212,7 @@ async def order_again(
     except ValidationError:
         raise Refused(422, "The order is not valid any more", "This release takes no such order.") from None
     caller, key = visitor.acting_for(row), form.get("order_key", "")[:MAX_KEY] or None
-    placed = await tasks.place(caller, order, idempotency_key=key, callback_url=row.callback_url)
+    placed = await orders.place(caller, order, idempotency_key=key, callback_url=row.callback_url)
     return pages.redirect(_page(placed.task.id), "This is the new task.")
 
 

@@ -9,11 +9,12 @@ from itertools import accumulate
 
 from sqlalchemy import func, select
 
-from app.auth.api_keys import Caller
+from app.auth.callers import Caller
 from app.database.engine import Database, Session
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import ApiKey, Callback, Delivery, DeliveryAttempt, Event, PaceSlot, Task
-from app.tasks.repository import find_task, queue_positions
+from app.tasks.queue.positions import queue_positions
+from app.tasks.repository import find_task
 from app.upstream.hold import Hold, current_hold
 from app.upstream.pacing import PAUSE_SLOT
 from app.webhooks import repository as webhooks

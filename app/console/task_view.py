@@ -15,8 +15,9 @@ from app.console.timeline import CALLBACKS, OUTCOMES, QUEUED_AGAIN, Tone, calls_
 from app.enums import Charge, DeliveryStatus, TaskStatus
 from app.models import Clip, Task
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
+from app.tasks.order_schemas import TaskCreate
 from app.tasks.schedule import deadline_of
-from app.tasks.schemas import MAX_QUEUE_POSITION, TaskCreate
+from app.tasks.schemas import MAX_QUEUE_POSITION
 from app.tasks.transitions import REVIVABLE
 from app.upstream.history import CallKind
 from app.upstream.hold import EXPLANATIONS

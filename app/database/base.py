@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, Index, MetaData, String, Text, TypeDecorator
+from sqlalchemy import JSON, DateTime, Dialect, Enum, Index, MetaData, SmallInteger, String, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils import compat
 
@@ -54,6 +54,26 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Ordered(TypeDecorator[StrEnum]):
+    """The members of an enumeration as their places in it, by which the database sorts them."""
+
+    impl = SmallInteger
+    cache_ok = True
+
+    def __init__(self, kind: type[StrEnum]) -> None:
+        super().__init__()
+        self.kind = kind
+        self._members = tuple(kind)
+
+    def process_bind_param(self, value: StrEnum | None, dialect: Dialect) -> int | None:
+        """The place of a member, from 0."""
+        return None if value is None else self._members.index(self.kind(value))
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> StrEnum | None:
+        """The member at a place."""
+        return None if value is None else self._members[value]
 
 
 def to_utc(value: datetime) -> datetime:

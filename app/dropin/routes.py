@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.api_keys import CallerDep
+from app.auth.callers import CallerDep
 from app.config import Settings
 from app.dropin.schemas import (
     MAX_PROMPT_LENGTH,
@@ -25,7 +26,9 @@ from app.dropin.schemas import (
 from app.errors import ContentTooLarge, InvalidRequest
 from app.observability.tracing import trace_context_of
 from app.signed_urls import SignedUrls
-from app.tasks.schemas import TaskCreate, read_task
+from app.tasks.order_schemas import TaskCreate
+from app.tasks.orders.service import OrderService
+from app.tasks.schemas import read_task
 from app.tasks.service import TaskService
 from app.upstream.credits import CreditsCache
 from app.web.fields import EXAMPLE_TASK_ID
@@ -52,6 +55,7 @@ VendorTaskId = Annotated[
     ),
 ]
 SettingsDep = Annotated[Settings, provided(Settings)]
+OrdersDep = Annotated[OrderService, provided(OrderService)]
 TasksDep = Annotated[TaskService, provided(TaskService)]
 router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENTICATED)
 
@@ -62,7 +66,7 @@ router = Router(prefix="/api/v1/generate", tags=["drop-in"], responses=UNAUTHENT
 async def generate_sounds(
     request: Request,
     response: Response,
-    tasks: TasksDep,
+    orders: OrdersDep,
     settings: SettingsDep,
     caller: CallerDep,
     body: SoundsRequest,
@@ -72,7 +76,7 @@ async def generate_sounds(
     if body.callback_url:
         check_receiver(body.callback_url, settings.egress_allow, "#/callBackUrl")
     trace_context = trace_context_of(request.scope)
-    placed = await tasks.place(caller, task, callback_url=body.callback_url or None, trace_context=trace_context)
+    placed = await orders.place(caller, task, callback_url=body.callback_url or None, trace_context=trace_context)
     response.headers.update({**placed.quota, "Cache-Control": "no-store"})
     return SoundsAnswer(data=TaskId(taskId=placed.task.id))
 
@@ -97,7 +101,7 @@ async def get_credit(cache: Annotated[CreditsCache, provided(CreditsCache)], cal
     return CreditAnswer(data=float((await cache.credits()).credits))
 
 
-def _to_task(body: SoundsRequest, models: tuple[str, ...]) -> TaskCreate:
+def _to_task(body: SoundsRequest, models: Collection[str]) -> TaskCreate:
     if len(body.prompt) > MAX_PROMPT_LENGTH:
         raise ContentTooLarge(detail=f"prompt must be at most {MAX_PROMPT_LENGTH} characters")
     if body.model not in models:

@@ -1,7 +1,8 @@
 """The schema: every table, and which rows fall due."""
 
-from app.models.keys import ApiKey, FormerKey, IdempotencyKey, RateLimitHit
-from app.models.shared import CompatibleRevision, PaceSlot, PeriodicJob
+from app.models.budgets import Budget, LedgerEntry
+from app.models.keys import ApiKey, AuditEntry, FormerKey, IdempotencyKey, RateLimitHit
+from app.models.shared import CompatibleRevision, PaceSlot, PeriodicJob, QueueTag
 from app.models.tasks import QUESTIONS, Callback, Clip, Event, StoredObject, Task, TaskLabel
 from app.models.usage import SpentCharge, UsageSum
 from app.models.webhooks import Delivery, DeliveryAttempt, WebhookEndpoint
@@ -9,6 +10,8 @@ from app.models.webhooks import Delivery, DeliveryAttempt, WebhookEndpoint
 __all__ = [
     "QUESTIONS",
     "ApiKey",
+    "AuditEntry",
+    "Budget",
     "Callback",
     "Clip",
     "CompatibleRevision",
@@ -17,8 +20,10 @@ __all__ = [
     "Event",
     "FormerKey",
     "IdempotencyKey",
+    "LedgerEntry",
     "PaceSlot",
     "PeriodicJob",
+    "QueueTag",
     "RateLimitHit",
     "SpentCharge",
     "StoredObject",

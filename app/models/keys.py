@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database.base import ID_LENGTH, Base, new_id
+from app.enums import Scope
+
+DEFAULT_SCOPES = ",".join((Scope.submit, Scope.read, Scope.webhooks))
 
 
 class ApiKey(Base):
@@ -18,7 +22,11 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(String(100))
     key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    # The scope `admin`; `scopes` holds the others, separated by commas.
     is_admin: Mapped[bool] = mapped_column(default=False)
+    scopes: Mapped[str] = mapped_column(String(64), default=DEFAULT_SCOPES)
+    # Its share of the upstream's rate where several keys have tasks in the queue.
+    weight: Mapped[int] = mapped_column(default=1)
     # SOUNDPOST_API_KEYS lists the key, or did when a service started last: then `is_delisted`, and revoked until it is
     # listed again.
     is_configured: Mapped[bool] = mapped_column(default=False)
@@ -29,7 +37,26 @@ class ApiKey(Base):
     # The fingerprint of the secret key that the secret was made with; null until it was first given out.
     secret_key: Mapped[str | None] = mapped_column(String(8))
     created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    # To the minute.
+    last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class AuditEntry(Base):
+    """One change that a key or an operator made: written with it, and never changed."""
+
+    __tablename__ = "audit_entries"
+    __table_args__ = (Index(None, "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True, default=new_id)
+    created_at: Mapped[datetime]
+    # The id of a key, or OPERATOR.
+    actor: Mapped[str] = mapped_column(String(ID_LENGTH))
+    action: Mapped[str] = mapped_column(String(64))
+    # What was changed: the id of a key, a task, an endpoint; null for all.
+    target: Mapped[str | None] = mapped_column(String(ID_LENGTH))
+    detail: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
 class FormerKey(Base):

@@ -29,6 +29,21 @@ class CompatibleRevision(Base):
     revision: Mapped[str] = mapped_column(String(64), primary_key=True)
 
 
+class QueueTag(Base):
+    """
+    Where a key stands in the fair queue: its next task's start tag, in virtual time.
+
+    The row with an empty key holds the virtual time itself, which is the start tag of the task that was served last.
+    """
+
+    __tablename__ = "queue_tags"
+    __table_args__ = ({"postgresql_with": FEW_BUSY_ROWS},)
+
+    # No foreign key, for the row that is no key's.
+    api_key_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    tag: Mapped[float]
+
+
 class PaceSlot(Base):
     """One request in any window of the upstream's rate: reserved until `free_at`."""
 

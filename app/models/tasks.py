@@ -9,12 +9,14 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, LargeBinary, String, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, declared_attr, mapped_column, relationship
 
-from app.database.base import ID_LENGTH, MANY_UPDATED_ROWS, Base, Due, due_index, new_id
+from app.database.base import ID_LENGTH, MANY_UPDATED_ROWS, Base, Due, Ordered, due_index, new_id
 from app.egress.rules import authority_of
 from app.enums import (
     CallbackOutcome,
+    EntryKind,
     ErrorCode,
     EventType,
+    Priority,
     ResolvedBy,
     TaskStatus,
 )
@@ -40,6 +42,7 @@ class Task(Due, Counted, Base):
     sound_tempo: Mapped[int | None]
     sound_key: Mapped[str] = mapped_column(String(8))
     grab_lyrics: Mapped[bool]
+    priority: Mapped[Priority] = mapped_column(Ordered(Priority), default=Priority.normal)
     webhook_url: Mapped[str | None]
     # The `callBackUrl` of a task from the drop-in API, which gets callbacks in the vendor's format.
     callback_url: Mapped[str | None]
@@ -56,6 +59,15 @@ class Task(Due, Counted, Base):
     upstream_calls: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
     # The W3C trace context of the request that created the task, which continues in callbacks and webhooks.
     trace_context: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
+    # The SHA-256 of what it is to sound like, by which an equal one is found; and of the whole order, where its id is
+    # its caller's.
+    sound_digest: Mapped[str] = mapped_column(String(64))
+    order_digest: Mapped[str | None] = mapped_column(String(64))
+    # Thousandths of credits, what the ledger says of them last, and when they were reserved: in that window they count.
+    # A queued task without an entry is held until its key's budget has room: it is not due.
+    price: Mapped[int] = mapped_column(BigInteger, default=0)
+    booked: Mapped[EntryKind | None]
+    reserved_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -66,7 +78,8 @@ class Task(Due, Counted, Base):
     @declared_attr.directive
     @classmethod
     def __table_args__(cls) -> tuple[Index | Mapping[str, Any], ...]:
-        resolved = text("resolved_by IS NOT NULL")
+        resolved, succeeded = text("resolved_by IS NOT NULL"), text("status = 'succeeded'")
+        queued, held = (text(f"status = 'queued' AND due_at IS {null}") for null in ("NOT NULL", "NULL"))
         return (
             # Workers claim by status: polls must not scan the queue, however long it is.
             due_index(cls.__tablename__, cls, "status", "due_at", "id"),
@@ -76,6 +89,17 @@ class Task(Due, Counted, Base):
             Index(None, "api_key_id", "created_at", "id", "charge", "posts"),
             Index(None, "api_key_id", "status", "created_at", "id"),
             Index(None, "api_key_id", "model", "created_at", "id"),
+            # What is next of each key, and what waits for its budget.
+            Index(
+                "ix_tasks_queue", "api_key_id", "priority", "due_at", "id", postgresql_where=queued, sqlite_where=queued
+            ),
+            Index("ix_tasks_held", "api_key_id", "priority", "id", postgresql_where=held, sqlite_where=held),
+            Index(
+                "ix_tasks_reusable",
+                *("api_key_id", "sound_digest", "completed_at"),
+                postgresql_where=succeeded,
+                sqlite_where=succeeded,
+            ),
             Index(None, "completed_at"),
             # The latest tasks to be resolved, however many were canceled since.
             Index("ix_tasks_resolved", "completed_at", postgresql_where=resolved, sqlite_where=resolved),

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.api_keys import CallerDep
+from app.auth.callers import CallerDep
 from app.database.failures import TRANSIENT
 from app.database.wakeups import Subscription
 from app.enums import TaskStatus

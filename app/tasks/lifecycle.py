@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import update
 
+from app.budgets.usage import REST, add_up
 from app.config import Settings
 from app.database.claims import CLAIMED_AT, Claim, Claims
 from app.database.engine import Session
@@ -25,7 +26,6 @@ from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, nex
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.history import CallKind, with_call
 from app.upstream.types import Report, Result, Stage
-from app.usage import REST, add_up
 
 S = TaskStatus
 _SENT = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": CLAIMED_AT}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from hashlib import sha256
 from itertools import accumulate
 from operator import eq, gt, lt
 from types import SimpleNamespace
@@ -19,13 +21,16 @@ from app.enums import Charge, EventType, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Event, Task, TaskLabel
 from app.observability.tracing import TraceContext
 from app.tasks.event_schemas import History
-from app.tasks.schemas import CLIP_COLUMNS, MAX_QUEUE_POSITION, TASK_COLUMNS, TaskCreate, TaskFilters
+from app.tasks.order_schemas import TaskCreate
+from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, TaskFilters
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.upstream_task_id.isnot(None)
 # Who orders, what, where a client of the vendor's API wants its callbacks, and the trace that it is a part of.
 Order = tuple[str, TaskCreate, str | None, TraceContext | None]
 _UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
+# What an order says and its task does not keep.
+_NOT_STORED = frozenset({"hold", "links"})
 # More than this many tasks with a label are not counted.
 MANY_TASKS = 1_000
 RECENT = 5
@@ -61,13 +66,15 @@ async def insert_tasks(
 
 def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]:
     api_key_id, body, callback_url, trace_context = order
+    model = body.model or default_model
     return {
-        **dict(body),
+        **{name: value for name, value in body if name not in _NOT_STORED},
         "id": new_id(),
         "api_key_id": api_key_id,
         "status": TaskStatus.queued,
         "version": 1,
-        "model": body.model or default_model,
+        "model": model,
+        "sound_digest": sound_digest(body, model),
         "callback_url": callback_url,
         "trace_context": trace_context,
         "charge": Charge.none,
@@ -81,16 +88,21 @@ def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]
     }
 
 
+def sound_digest(body: TaskCreate, model: str) -> str:
+    """The SHA-256, in hex, of all that the sound of an order depends on: equal orders have one digest."""
+    sound = [body.prompt, model, body.sound_loop, body.sound_tempo, body.sound_key, body.grab_lyrics]
+    return sha256(json.dumps(sound).encode()).hexdigest()
+
+
 async def find_task(session: Session, task_id: str) -> Task | None:
     """The task with this id, of any caller."""
     return await session.get(Task, task_id)
 
 
-async def fetch_task(database: Database, task_id: str) -> tuple[SimpleNamespace, Mapping[str, int]] | None:
-    """The same with its position if it is queued, without a transaction: one statement, or two. Raises TRANSIENT."""
+async def fetch_task(database: Database, task_id: str) -> SimpleNamespace | None:
+    """The same by one statement, without a transaction. Raises TRANSIENT."""
     rows = await database.fetch(_FIND_TASK, task_id=task_id)
-    task = to_task(rows) if rows else None
-    return (task, await find_positions(database.fetch, [task])) if task else None
+    return to_task(rows) if rows else None
 
 
 def to_task(rows: Sequence[Sequence[Any]]) -> SimpleNamespace:
@@ -170,48 +182,6 @@ def _has_label(label: Any, api_key_id: str | None, pair: tuple[str, str]) -> tup
 def _carries(pair: tuple[str, str]) -> ColumnElement[bool]:
     label = aliased(TaskLabel)
     return exists().where(label.task_id == Task.id, label.name == pair[0], label.value == pair[1])
-
-
-_QUEUE_PLACE = tuple_(Task.due_at, Task.id)
-_ASKED_PLACE = tuple_(bindparam("due_at", type_=Task.due_at.type), bindparam("task_id", type_=Task.id.type))
-_IS_QUEUED = Task.status == TaskStatus.queued, Task.due_at.isnot(None)
-_HEAD = select(literal(1)).where(*_IS_QUEUED, _QUEUE_PLACE < _ASKED_PLACE).limit(MAX_QUEUE_POSITION - 1)
-_COUNT_BEFORE = FixedQuery(select(func.count()).select_from(_HEAD.subquery()))
-_REST = select(Task.id).where(*_IS_QUEUED, _QUEUE_PLACE >= _ASKED_PLACE).order_by(Task.due_at, Task.id)
-_LIST_FROM = FixedQuery(_REST.limit(bindparam("limit")))
-
-
-async def queue_positions(session: Session, tasks: Sequence[Task | SimpleNamespace]) -> Mapping[str, int]:
-    """The positions in the queue that `find_positions` finds, by a session."""
-
-    async def fetch(query: FixedQuery, **parameters: object) -> Sequence[Sequence[Any]]:
-        return (await session.execute(query.select, parameters)).all()
-
-    return await find_positions(fetch, tasks)
-
-
-async def find_positions(
-    fetch: Callable[..., Awaitable[Sequence[Sequence[Any]]]], tasks: Sequence[Task | SimpleNamespace]
-) -> Mapping[str, int]:
-    """
-    The position from 1 in the queue of each of these tasks that is queued, by id.
-
-    Counted up to MAX_QUEUE_POSITION, which stands for every later position too. `fetch` is
-    as `Database.fetch`.
-    """
-    waiting = sorted((task.due_at, task.id) for task in tasks if task.status is TaskStatus.queued and task.due_at)
-    if not waiting:
-        return {}
-    # Along the index and no further than is counted, however long the queue and the table are.
-    asked = {"due_at": waiting[0][0], "task_id": waiting[0][1]}
-    first = 1 + (await fetch(_COUNT_BEFORE, **asked))[0][0]
-    found = {waiting[0][1]: first}
-    if len(waiting) > 1 and first < MAX_QUEUE_POSITION:
-        rows = await fetch(_LIST_FROM, **asked, limit=MAX_QUEUE_POSITION - first)
-        found |= {row[0]: position for position, row in enumerate(rows, first)}
-    # What is not found is behind those that are counted. Or it has left the queue since it was read: it was next.
-    is_counted_up = first - 1 + len(found) >= MAX_QUEUE_POSITION - 1
-    return {id_: found.get(id_, MAX_QUEUE_POSITION if is_counted_up else 1) for _, id_ in waiting}
 
 
 async def list_events(session: Session, task_id: str, after: int, limit: int) -> Sequence[Event]:

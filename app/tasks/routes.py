@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.api_keys import CallerDep
+from app.auth.callers import CallerDep
 from app.enums import Charge
 from app.errors import (
     IdempotencyKeyReused,
@@ -25,8 +25,10 @@ from app.models import Callback
 from app.observability.tracing import trace_context_of
 from app.tasks.event_schemas import CallbackPage, CallbackRead
 from app.tasks.events import FINAL_SUMMARIES, receive_task_webhook
-from app.tasks.idempotency import KeyDep
-from app.tasks.schemas import MAX_LABELS, CanceledTask, TaskCreate, TaskFilters, TaskId, TaskPage, TaskRead, Usage
+from app.tasks.order_schemas import MAX_LABELS, TaskCreate
+from app.tasks.orders.idempotency import KeyDep
+from app.tasks.orders.service import OrderService
+from app.tasks.schemas import CanceledTask, TaskFilters, TaskId, TaskPage, TaskRead, Usage
 from app.tasks.service import TaskService
 from app.tasks.waiting import WaitDep, WaitersDep, snapshot_of
 from app.web import Moment
@@ -74,6 +76,7 @@ Until = Annotated[
 ]
 # What the names of query parameters that filter by metadata begin with.
 LABEL = "metadata."
+OrdersDep = Annotated[OrderService, provided(OrderService)]
 TasksDep = Annotated[TaskService, provided(TaskService)]
 
 
@@ -88,7 +91,7 @@ TasksDep = Annotated[TaskService, provided(TaskService)]
 )
 async def create_task(
     request: Request,
-    tasks: TasksDep,
+    orders: OrdersDep,
     waiters: WaitersDep,
     caller: CallerDep,
     body: TaskCreate,
@@ -101,7 +104,7 @@ async def create_task(
     The task is stored before the response, and then sent to the upstream once. Send an
     `Idempotency-Key` to be able to repeat the request safely.
     """
-    placed = await tasks.place(caller, body, idempotency_key=key, trace_context=trace_context_of(request.scope))
+    placed = await orders.place(caller, body, idempotency_key=key, trace_context=trace_context_of(request.scope))
     return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), placed.respond_with)
 
 

@@ -1,89 +1,26 @@
-"""The shapes of requests for sounds, and of tasks with their clips."""
+"""The shapes of tasks with their clips."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from app.enums import Charge, ErrorCode, ResolvedBy, TaskStatus
+from app.enums import Charge, ErrorCode, Priority, ResolvedBy, TaskStatus
 from app.models import Clip, Task
 from app.signed_urls import SignedUrls
-from app.web import WHOLE, Moment, StrictModel, Text
+from app.web import Moment, Text
 from app.web.fields import EXAMPLE_TASK_ID
 from app.web.pagination import Cursor, Limit, NextCursor
 
-SoundKey = Literal[
-    "Any",
-    "Cm", "C#m", "Dm", "D#m", "Em", "Fm", "F#m", "Gm", "G#m", "Am", "A#m", "Bm",
-    "C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B",
-]  # fmt: skip
-Prompt = Annotated[Text, StringConstraints(min_length=1, max_length=500)]
-WebhookUrl = Annotated[str, StringConstraints(max_length=2048), Field(json_schema_extra={"format": "uri"})]
-Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
-LabelValue = Annotated[Text, StringConstraints(max_length=512)]
-MAX_LABELS = 16
 MAX_QUEUE_POSITION = 1000
 
 TaskId = Annotated[str, Path(description="The `id` of one of your tasks.", examples=[EXAMPLE_TASK_ID])]
-
-
-def _bound_names(schema: dict[str, Any]) -> None:
-    """Refuse other keys in the schema too: pydantic's `patternProperties` admits them, with values of any kind."""
-    schema["propertyNames"]["pattern"], schema["additionalProperties"] = schema.pop("patternProperties").popitem()
-
-
-class TaskCreate(StrictModel):
-    """A request for one sound."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompt": "soft rain on a tin roof", "sound_tempo": 90, "sound_key": "Am"}]}
-    )
-
-    prompt: Prompt = Field(
-        description="What the sound should be, in words: 1 to 500 characters.", examples=["soft rain on a tin roof"]
-    )
-    model: Annotated[Text, StringConstraints(min_length=1, max_length=64)] | None = Field(
-        default=None,
-        description="The upstream's model to use; null means the service's default model.",
-        examples=["V5"],
-    )
-    sound_loop: bool = Field(
-        default=False, description="Whether the sound should loop without a seam.", examples=[True]
-    )
-    sound_tempo: Annotated[int, Field(ge=1, le=300), WHOLE] | None = Field(
-        default=None, description="The tempo in BPM, 1 to 300; null lets the upstream choose.", examples=[90]
-    )
-    sound_key: SoundKey = Field(
-        default="Any", description="The musical key; `Any` lets the upstream choose.", examples=["Am"]
-    )
-    grab_lyrics: bool = Field(
-        default=False,
-        description="Whether to fetch the sung words with their times once the sound is ready.",
-        examples=[True],
-    )
-    webhook_url: WebhookUrl | None = Field(
-        default=None,
-        description="An HTTP or HTTPS URL, at most 2048 characters, that receives this task's final event as a webhook;"
-        " null for none. It must not lead to a private address.",
-        examples=["https://example.com/hooks/sounds"],
-    )
-    metadata: Annotated[
-        dict[Label, LabelValue],
-        Field(
-            max_length=MAX_LABELS,
-            default_factory=dict,
-            description="Your own labels, at most 16: keys of 1 to 64 characters, values of at most 512. They are"
-            " stored and returned with the task, can filter lists, and are not sent to the upstream.",
-            examples=[{"scene": "attic"}],
-            json_schema_extra=_bound_names,
-        ),
-    ]
 
 
 class TaskFilters(BaseModel):
@@ -201,6 +138,7 @@ class TaskRead(BaseModel):
     )
     sound_key: str = Field(description="The requested musical key; `Any` leaves it to the upstream.", examples=["Am"])
     grab_lyrics: bool = Field(description="Whether the sung words were requested.", examples=[False])
+    priority: Priority = Field(description="Its place among your own queued tasks.", examples=["normal"])
     metadata: dict[str, str] = Field(description="Your own labels of the task.", examples=[{"scene": "attic"}])
     webhook_url: str | None = Field(
         description="The URL that receives this task's final event; null for none.",

@@ -2,125 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import chain
-from types import SimpleNamespace
 
-from starlette.responses import Response
-
-from app.auth.api_keys import Caller, list_keys
-from app.auth.rate_limit import spend
-from app.config import Settings
+from app.auth.api_keys import list_keys
+from app.auth.callers import Caller
+from app.budgets.usage import sum_usage
 from app.database.engine import Database, Session
-from app.database.failures import TRANSIENT
 from app.database.wakeups import ERASURES, notify_on_commit
 from app.enums import Charge, ResolvedBy, TaskStatus
-from app.errors import InvalidRequest, NotFound, TaskNotFinal
+from app.errors import NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
-from app.observability.metrics import Metrics
-from app.observability.tracing import TraceContext
 from app.signed_urls import SignedUrls
 from app.storage import references
 from app.tasks import repository
 from app.tasks.clips import fitting, storage_keys_of, words_of
-from app.tasks.idempotency import Estimates, PlainOrders, claim_key, fingerprint
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.locking import lock_queued
-from app.tasks.schemas import TaskCreate, TaskFilters, TaskRead, Usage, read_task
+from app.tasks.queue.positions import queue_positions
+from app.tasks.schemas import TaskFilters, TaskRead, Usage, read_task
 from app.tasks.transitions import FINAL, GIVEN_UP, check_resolution
-from app.tasks.waiting import RetryAfterEstimate, TaskSnapshot
-from app.usage import sum_usage
-from app.webhooks.lifecycle import check_receiver
 
-# How long the response to a stored task may wait for its queue position and its Retry-After.
-ESTIMATES_TIMEOUT = timedelta(seconds=5)
 DISTRUSTED_AT_ONCE = 500
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedTask:
-    """
-    The result of `place`.
-
-    `is_replay`: an earlier request with the same Idempotency-Key created the task. `quota` are
-    the rate limit headers of the API key, `retry_after` is in seconds.
-    """
-
-    task: TaskRead
-    is_replay: bool
-    quota: Mapping[str, str]
-    retry_after: int
-
-    def respond_with(self, snapshot: TaskSnapshot) -> Response:
-        """The response to the order, with the task as it is now."""
-        headers = {"Location": f"/v1/tasks/{self.task.id}", "Cache-Control": "no-store", **self.quota}
-        if self.is_replay:
-            headers["Idempotency-Replayed"] = "true"
-        if not snapshot.is_final:
-            headers["Retry-After"] = str(self.retry_after)
-        return Response(snapshot.body, 200 if snapshot.is_final else 202, headers, "application/json")
 
 
 class TaskService:
     """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's task."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        lifecycle: TaskLifecycle,
-        signed_urls: SignedUrls,
-        retry_after: RetryAfterEstimate,
-        metrics: Metrics,
-    ) -> None:
-        self._settings, self._database, self._lifecycle = settings, database, lifecycle
-        self._signed_urls, self._retry_after = signed_urls, retry_after
-        observe = metrics.batches["orders"].observe
-        self._plain_orders = PlainOrders(database, lifecycle, self._read_estimates, observe)
-
-    async def place(
-        self,
-        caller: Caller,
-        body: TaskCreate,
-        *,
-        idempotency_key: str | None = None,
-        callback_url: str | None = None,
-        trace_context: TraceContext | None = None,
-    ) -> PlacedTask:
-        """
-        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted,
-        TooManyRequests, and DatabaseUnavailable if too many others wait to be stored.
-
-        `callback_url` is where a client of the vendor's API wants its callbacks, `trace_context` what a new task keeps.
-        """
-        self._check(body)
-        key_id, rate = caller.api_key_id, self._settings.key_rate
-        order = (key_id, body, callback_url, trace_context)
-        is_plain = idempotency_key is None and rate is None
-        stored = await self._plain_orders.store(order) if is_plain else None
-        if stored is not None:
-            positions, retry_after = await stored.estimates
-            return PlacedTask(read_task(stored.task, positions, self._signed_urls), False, {}, retry_after)
-        # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate, or because it was
-        # not to be had at once.
-        locked = [(key_id, rate or is_plain or None), (f"{key_id}/{idempotency_key}", idempotency_key)]
-        async with AsyncExitStack() as stack:
-            for name, is_locked in locked:
-                if is_locked is not None:
-                    await stack.enter_async_context(self._database.exclusive(name))
-            await stack.enter_async_context(self._database.orders.admitted())
-            session, now = await stack.enter_async_context(self._database.transaction())
-            digest = fingerprint(body, self._settings.default_model)
-            claimed = await claim_key(session, key_id, idempotency_key, digest, now)
-            quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
-            task = claimed.task or (await self._lifecycle.create(session, [order], now))[0]
-            claimed.bind_to(task)
-        positions, retry_after = await self._read_estimates([task])
-        return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
+    def __init__(self, database: Database, lifecycle: TaskLifecycle, signed_urls: SignedUrls) -> None:
+        self._database, self._lifecycle, self._signed_urls = database, lifecycle, signed_urls
 
     async def get(self, caller: Caller, task_id: str) -> TaskRead:
         """One task as it stands."""
@@ -153,7 +64,7 @@ class TaskService:
             lists = [await repository.list_tasks(session, id_, filters, labels, after, limit + 1) for id_ in key_ids]
             found = sorted(chain(*lists), key=lambda task: (task.created_at, task.id), reverse=True)[: limit + 1]
             page = found[: min(limit, fitting(words_of(task.clips) for task in found))]
-            positions = await repository.queue_positions(session, page)
+            positions = await queue_positions(session, page)
             return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)
 
     async def cancel(self, caller: Caller, task_id: str) -> TaskRead:
@@ -210,26 +121,6 @@ class TaskService:
         }
         return Usage(tasks=sum(tasks.values()), posts=posts, **by_charge)
 
-    def _check(self, body: TaskCreate) -> None:
-        models = self._settings.models
-        if body.model is not None and body.model not in models:
-            raise InvalidRequest(errors=[{"pointer": "#/model", "detail": f"must be one of {', '.join(models)}"}])
-        if body.webhook_url is not None:
-            check_receiver(body.webhook_url, self._settings.egress_allow, "#/webhook_url")
-
-    async def _read_estimates(self, tasks: Sequence[Task | SimpleNamespace]) -> Estimates:
-        """
-        The queue positions of stored tasks, and the seconds until they have probably ended.
-
-        Read after the commit, so that no writer waits for it. If the database does not answer
-        in time, the positions are left out.
-        """
-        with suppress(*TRANSIENT):
-            async with asyncio.timeout(ESTIMATES_TIMEOUT.total_seconds()), self._database.reads() as session:
-                positions = await repository.find_positions(self._database.fetch, tasks)
-                return positions, await self._retry_after.seconds(session)
-        return {}, self._retry_after.latest
-
     async def _find(self, session: Session, caller: Caller, task_id: str) -> Task:
         return caller.require_readable(await repository.find_task(session, task_id))
 
@@ -237,7 +128,7 @@ class TaskService:
         return caller.require_owned(await repository.lock_task(session, task_id))
 
     async def _read(self, session: Session, task: Task) -> TaskRead:
-        return read_task(task, await repository.queue_positions(session, [task]), self._signed_urls)
+        return read_task(task, await queue_positions(session, [task]), self._signed_urls)
 
 
 async def distrust_queue(database: Database, lifecycle: TaskLifecycle) -> int:

@@ -18,7 +18,7 @@ from fastapi import Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from app.auth.api_keys import working_keys
+from app.auth.callers import working_keys
 from app.database.engine import Database, Session
 from app.database.failures import TRANSIENT, advice
 from app.database.fetching import SharedReads
@@ -27,6 +27,7 @@ from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.event_schemas import History
+from app.tasks.queue.positions import find_positions
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse, arrived_at
@@ -174,7 +175,8 @@ class Waiters:
         found = await repository.fetch_task(self._database, task_id)
         if found is None:
             raise NotFound
-        return snapshot_of(read_task(*found, self._signed_urls))
+        positions = await find_positions(self._database.fetch, [found])
+        return snapshot_of(read_task(found, positions, self._signed_urls))
 
     async def _keep_checking(self) -> None:
         check_keys_at = time.monotonic()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.auth.api_keys import CallerDep
+from app.auth.callers import CallerDep
 from app.errors import UpstreamUnavailable
 from app.upstream.credits import CreditsCache
 from app.web.problems import problem_responses

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
-from app.auth.api_keys import CallerDep
+from app.auth.callers import CallerDep
 from app.errors import TooManyEndpoints
 from app.models import DeliveryAttempt
 from app.web.openapi import response_headers

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from app.auth.api_keys import Caller
+from app.auth.callers import Caller
 from app.database.engine import Database, Session
 from app.keyring import Keyring
 from app.models import ApiKey, Delivery, DeliveryAttempt, WebhookEndpoint

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 from sqlalchemy import String, bindparam
 
+from app.budgets.usage import add_up_spent
 from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
 from app.database.wakeups import PERIODIC_JOBS, SUBMITS, notify_on_commit
@@ -23,7 +24,6 @@ from app.upstream.credits import note_credits
 from app.upstream.hold import RECHECK, Hold, forget_stale_holds, hold_submits, recheck_of, release_submits
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason, Outcome, Result
-from app.usage import add_up_spent
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()

@@ -10,16 +10,9 @@ from sqlalchemy import select, update
 from structlog.testing import capture_logs
 from typer.testing import CliRunner, Result
 
-from app.auth.api_keys import (
-    OVERLAP,
-    create_key,
-    doubts_about,
-    find_active,
-    hash_key,
-    insert_configured_keys,
-    revoke_key,
-    rotate_key,
-)
+from app.auth.api_keys import OVERLAP, create_key, find_active, revoke_key, rotate_key
+from app.auth.callers import hash_key
+from app.auth.configured_keys import doubts_about, insert_configured_keys
 from app.cli.main import main
 from app.config import parse_api_keys
 from app.lifecycle import running

@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 from sqlalchemy import select
 
-from app.auth.api_keys import OPERATOR
+from app.auth.callers import OPERATOR
 from app.enums import TaskStatus
 from app.models import ApiKey
 from app.retention import Retention

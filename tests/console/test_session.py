@@ -8,7 +8,8 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from app.auth.api_keys import hash_key, revoke_key, rotate_key
+from app.auth.api_keys import revoke_key, rotate_key
+from app.auth.callers import hash_key
 from app.console.session import LIFETIME
 from app.console.sign_in import MAX_FAILURES
 from app.models import ApiKey

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import insert, text
 
-from app.auth.api_keys import OPERATOR, Caller
+from app.auth.callers import OPERATOR, Caller
 from app.console.task_repository import MAX_BODIES, MAX_COUNTED, MAX_EVENTS, MAX_SHOWN, TaskRows, read_task_rows
 from app.database.engine import Database
 from app.enums import CallbackOutcome, EventType, WebhookType

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from app.auth.api_keys import OPERATOR, create_key
+from app.auth.api_keys import create_key
+from app.auth.callers import OPERATOR
 from app.enums import TaskStatus
 from app.lifecycle import loops_of
 from app.models import ApiKey, WebhookEndpoint

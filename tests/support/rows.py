@@ -17,7 +17,7 @@ from app.observability.metrics import Metrics
 from app.signed_urls import SignedUrls
 from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.schemas import TaskCreate
+from app.tasks.order_schemas import TaskCreate
 from app.tasks.transitions import FINAL
 from tests.support.clock import MORNING
 from tests.support.settings import settings_of

@@ -9,12 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from app.auth.api_keys import Caller
+from app.auth.callers import Caller
 from app.database.engine import Database
 from app.errors import InvalidRequest, TaskDeleted
 from app.models import Task
-from app.tasks.idempotency import TTL, claim_key, read_key
-from app.tasks.schemas import TaskCreate
+from app.tasks.order_schemas import TaskCreate
+from app.tasks.orders.idempotency import TTL, claim_key, read_key
 from tests.support.clock import MORNING, Clock
 from tests.support.rows import add_key, add_task
 from tests.support.service import Service, services_of
@@ -147,15 +147,15 @@ async def test_key_of_a_deleted_task_is_free_after_a_day(database_url: str) -> N
     clock = Clock()
     async with services_of(database_url, clock) as services:
         caller, order = Caller(await add_key(services.database), is_admin=False), TaskCreate.model_validate(ORDER)
-        first = (await services.tasks.place(caller, order, idempotency_key="k")).task
+        first = (await services.orders.place(caller, order, idempotency_key="k")).task
         await services.tasks.cancel(caller, first.id)
         await services.tasks.erase(caller, first.id)
 
         clock.advance(seconds=TTL.total_seconds() - 1)
         with pytest.raises(TaskDeleted):
-            await services.tasks.place(caller, order, idempotency_key="k")
+            await services.orders.place(caller, order, idempotency_key="k")
         clock.advance(seconds=1)
-        again = await services.tasks.place(caller, order, idempotency_key="k")
+        again = await services.orders.place(caller, order, idempotency_key="k")
 
     assert (again.is_replay, again.task.id == first.id) == (False, False)
 

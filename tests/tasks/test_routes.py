@@ -12,8 +12,9 @@ from sqlalchemy import func, select, text
 from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import Callback, Clip, Event, StoredObject, Task, TaskLabel
-from app.tasks.repository import queue_positions
-from app.tasks.schemas import MAX_LABELS, MAX_QUEUE_POSITION
+from app.tasks.order_schemas import MAX_LABELS
+from app.tasks.queue.positions import queue_positions
+from app.tasks.schemas import MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
 from app.web.pagination import encode_cursor
 from tests.support.api import create_task

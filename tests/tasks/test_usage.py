@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from app.budgets.usage import add_up_spent, forget_spent, sum_usage
 from app.enums import Charge, ErrorCode, Period, ResolvedBy, TaskStatus
 from app.models import ApiKey, SpentCharge, Task, UsageSum
 from app.retention import Retention
 from app.tasks.repository import lock_task
 from app.tasks.service import erase_tasks
 from app.upstream.types import Report, ReportedClip, Stage
-from app.usage import add_up_spent, forget_spent, sum_usage
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task
 from tests.support.service import Service

@@ -11,7 +11,7 @@ from sqlalchemy import select
 from app.database.engine import Database
 from app.models import Delivery, DeliveryAttempt, Task, WebhookEndpoint
 from app.services import Services
-from app.tasks.schemas import TaskCreate
+from app.tasks.order_schemas import TaskCreate
 from app.webhooks.schemas import EndpointCreate
 from app.workers.deliver import deliver_loop
 from app.workers.runner import Loop, run_loop, wake_when_due

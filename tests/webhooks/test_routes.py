@@ -12,7 +12,7 @@ import pytest
 from jsonschema_rs import validate
 from sqlalchemy import update
 
-from app.auth.api_keys import insert_configured_keys
+from app.auth.configured_keys import insert_configured_keys
 from app.main import create_app
 from app.models import Delivery, DeliveryAttempt, WebhookEndpoint
 from app.web.pagination import encode_cursor

@@ -1,82 +1,10 @@
-"""
-Every error that a caller can receive, with its status, title and advice (RFC 9457).
+"""Requests that cannot be served as they are: the caller has to change something, or to wait."""
 
-AppError
-├── UnreadableRequest      400  invalid HTTP
-├── UnreadableBody         400  not a JSON document
-├── NotAuthenticated       401
-├── NotFound               404  absent, or another key's: the same answer
-├── MethodNotAllowed       405
-├── NotAcceptable          406
-├── RequestTimeout         408
-├── TaskAlreadyFinal       409
-├── TaskNotFinal           409
-├── NotArchivedYet         409
-├── TooManyEndpoints       409
-├── AudioLost              410
-├── TaskDeleted            410
-├── ContentTooLarge        413
-├── UriTooLong             414
-├── UnsupportedMediaType   415
-├── RangeNotSatisfiable    416
-├── InvalidRequest         422  well-formed, but not acceptable
-├── IdempotencyKeyReused   422
-├── TooManyRequests        429
-├── HeadersTooLarge        431
-├── InternalError          500
-├── UnknownTransferCoding  501
-├── UpstreamUnavailable    502
-├── DatabaseUnavailable    503
-├── StatementTimedOut      503
-├── StorageUnavailable     503
-├── ShuttingDown           503
-└── TooManyConnections     503
-"""
+from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, TypedDict
+from collections.abc import Mapping
 
-RETRY_SOON = {"Retry-After": "2"}
-
-
-class FieldError(TypedDict):
-    """One error in a request: what is wrong, and where, as a JSON pointer in its URI fragment form (RFC 6901 §6)."""
-
-    pointer: str
-    detail: str
-
-
-class AppError(Exception):
-    """
-    A request could not be served.
-
-    The docstring of each subclass is its public `title`: editing it changes the API. `advice` is the `detail` of
-    an error that is raised without one, and `dynamic_headers` names the headers that are given where it is raised.
-    """
-
-    status: ClassVar[int]
-    slug: ClassVar[str]
-    title: ClassVar[str]
-    advice: ClassVar[str]
-    headers: Mapping[str, str] = {}
-    dynamic_headers: ClassVar[Sequence[str]] = ()
-
-    def __init_subclass__(cls) -> None:
-        cls.title = (cls.__doc__ or cls.__name__).strip()
-
-    def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        errors: Sequence[FieldError] = (),
-        headers: Mapping[str, str] | None = None,
-        **members: str | int | None,
-    ) -> None:
-        super().__init__(detail or self.title)
-        self.detail = detail or self.advice
-        self.errors = errors
-        self.headers = {**self.headers, **(headers or {})}
-        self.members = members
+from app.errors.base import AppError
 
 
 class UnreadableRequest(AppError):
@@ -99,6 +27,21 @@ class NotAuthenticated(AppError):
     status, slug = 401, "not-authenticated"
     advice = "Send `Authorization: Bearer <key>` with a key of this service that is not revoked."
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class BudgetExceeded(AppError):
+    """The budget of this key has no room for this."""
+
+    status, slug = 402, "budget-exceeded"
+    advice = "Wait until it begins anew, at `resets_at`; or send `hold: true`, and the task waits until there is room."
+    dynamic_headers = ("Retry-After",)
+
+
+class NotPermitted(AppError):
+    """The key may not do this."""
+
+    status, slug = 403, "not-permitted"
+    advice = "Use a key with the scope that `detail` names; whoever runs this service gives it."
 
 
 class NotFound(AppError):
@@ -151,6 +94,13 @@ class TooManyEndpoints(AppError):
 
     status, slug = 409, "too-many-endpoints"
     advice = "A key may have 100 endpoints: delete one that is no longer needed."
+
+
+class IdTaken(AppError):
+    """The id of the new task is another one's already."""
+
+    status, slug = 409, "id-taken"
+    advice = "Make a new UUID, at random, and send the order with it."
 
 
 class ContentTooLarge(AppError):
@@ -211,59 +161,6 @@ class HeadersTooLarge(AppError):
     advice = "Send fewer or shorter headers."
 
 
-class InternalError(AppError):
-    """Something failed on our side."""
-
-    status, slug = 500, "internal-error"
-    advice = "The log of this service has the cause. Retry; an `Idempotency-Key` prevents a second task."
-
-
-class UnknownTransferCoding(AppError):
-    """The body has a transfer coding that this service does not know."""
-
-    status, slug = 501, "unknown-transfer-coding"
-    advice = "Send the body with a `Content-Length`, or with `Transfer-Encoding: chunked` alone."
-
-
-class UpstreamUnavailable(AppError):
-    """The upstream gave no usable answer."""
-
-    status, slug = 502, "upstream-unavailable"
-    advice = "Retry in a few seconds."
-
-
-class DatabaseUnavailable(AppError):
-    """The database is temporarily unavailable."""
-
-    status, slug = 503, "database-unavailable"
-    advice = "Nothing was stored. Retry after `Retry-After`."
-    headers: Mapping[str, str] = RETRY_SOON
-
-
-class StatementTimedOut(AppError):
-    """The database needed too long for this request."""
-
-    status, slug = 503, "statement-timed-out"
-    advice = "Nothing was stored. Ask for less, by a shorter time range or fewer filters, or retry after `Retry-After`."
-    headers: Mapping[str, str] = RETRY_SOON
-
-
-class ShuttingDown(AppError):
-    """This instance is stopping."""
-
-    status, slug = 503, "shutting-down"
-    advice = "Retry; another instance, or this one after its restart, will answer."
-    headers: Mapping[str, str] = RETRY_SOON
-
-
-class TooManyConnections(AppError):
-    """This instance has no free connection."""
-
-    status, slug = 503, "too-many-connections"
-    advice = "Close idle connections, or retry after `Retry-After`."
-    headers: Mapping[str, str] = RETRY_SOON
-
-
 class NotArchivedYet(AppError):
     """Our copy is not ready yet."""
 
@@ -285,16 +182,3 @@ class RangeNotSatisfiable(AppError):
     status, slug = 416, "range-not-satisfiable"
     advice = "`Content-Range` gives the size of the file."
     dynamic_headers = ("Content-Range",)
-
-
-class StorageUnavailable(AppError):
-    """The storage is temporarily unavailable."""
-
-    status, slug = 503, "storage-unavailable"
-    advice = "Retry after `Retry-After`."
-    headers: Mapping[str, str] = RETRY_SOON
-
-
-def cases(root: type[AppError] = AppError) -> list[type[AppError]]:
-    """Return every class of the tree below `root`, in the order of definition."""
-    return [case for child in root.__subclasses__() for case in (child, *cases(child))]

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "20261126_1300_first_schema"
+revision = "20261126_1540_first_schema"
 down_revision = None
 oldest_compatible = revision
 branch_labels = None
@@ -26,15 +26,75 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=100), nullable=False),
         sa.Column("key_hash", sa.String(length=64), nullable=False),
         sa.Column("is_admin", sa.Boolean(), nullable=False),
+        sa.Column("scopes", sa.String(length=64), nullable=False),
+        sa.Column("weight", sa.Integer(), nullable=False),
         sa.Column("is_configured", sa.Boolean(), nullable=False),
         sa.Column("is_delisted", sa.Boolean(), nullable=False),
         sa.Column("secret_generation", sa.Integer(), nullable=False),
         sa.Column("secret_rotated_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("secret_key", sa.String(length=8), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
         sa.UniqueConstraint("key_hash", name=op.f("uq_api_keys_key_hash")),
+    )
+    op.create_table(
+        "audit_entries",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("actor", sa.String(length=32), nullable=False),
+        sa.Column("action", sa.String(length=64), nullable=False),
+        sa.Column("target", sa.String(length=32), nullable=True),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit_entries")),
+    )
+    with op.batch_alter_table("audit_entries", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_audit_entries_created_at_id"), ["created_at", "id"], unique=False)
+
+    op.create_table(
+        "budgets",
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("credit_limit", sa.BigInteger(), nullable=True),
+        sa.Column("window", sa.String(length=32), nullable=True),
+        sa.Column("starts_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("spent", sa.BigInteger(), nullable=False),
+        sa.Column("reserved", sa.BigInteger(), nullable=False),
+        sa.Column("balance", sa.BigInteger(), nullable=False),
+        sa.Column("entries", sa.BigInteger(), nullable=False),
+        sa.Column("is_low", sa.Boolean(), nullable=False),
+        sa.Column("is_exhausted", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_budgets_api_key_id")),
+        sa.PrimaryKeyConstraint("api_key_id", name=op.f("pk_budgets")),
+        postgresql_with=FEW_BUSY_ROWS,
+    )
+    op.create_table(
+        "ledger_entries",
+        sa.Column("id", sa.String(length=32), nullable=False),
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
+        sa.Column("task_id", sa.String(length=32), nullable=True),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("credits", sa.BigInteger(), nullable=False),
+        sa.Column("balance", sa.BigInteger(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_ledger_entries_api_key_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_entries")),
+    )
+    with op.batch_alter_table("ledger_entries", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_ledger_entries_api_key_id_created_at_number"),
+            ["api_key_id", "created_at", "number"],
+            unique=False,
+        )
+
+    op.create_table(
+        "queue_tags",
+        sa.Column("api_key_id", sa.String(length=32), nullable=False),
+        sa.Column("tag", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("api_key_id", name=op.f("pk_queue_tags")),
+        postgresql_with=FEW_BUSY_ROWS,
     )
     op.create_table(
         "former_keys",
@@ -162,6 +222,7 @@ def upgrade() -> None:
         sa.Column("sound_tempo", sa.Integer(), nullable=True),
         sa.Column("sound_key", sa.String(length=8), nullable=False),
         sa.Column("grab_lyrics", sa.Boolean(), nullable=False),
+        sa.Column("priority", sa.SmallInteger(), nullable=False),
         sa.Column("webhook_url", sa.Text(), nullable=True),
         sa.Column("callback_url", sa.Text(), nullable=True),
         sa.Column("metadata", sa.JSON(), nullable=False),
@@ -179,6 +240,11 @@ def upgrade() -> None:
         sa.Column("audio_checks", sa.Integer(), nullable=False),
         sa.Column("upstream_calls", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("trace_context", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("sound_digest", sa.String(length=64), nullable=False),
+        sa.Column("order_digest", sa.String(length=64), nullable=True),
+        sa.Column("price", sa.BigInteger(), nullable=False),
+        sa.Column("booked", sa.String(length=32), nullable=True),
+        sa.Column("reserved_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("submitted_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
@@ -213,6 +279,27 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("NOT is_counted"),
             sqlite_where=sa.text("is_counted = 0"),
+        )
+        batch_op.create_index(
+            "ix_tasks_queue",
+            ["api_key_id", "priority", "due_at", "id"],
+            unique=False,
+            postgresql_where=sa.text("status = 'queued' AND due_at IS NOT NULL"),
+            sqlite_where=sa.text("status = 'queued' AND due_at IS NOT NULL"),
+        )
+        batch_op.create_index(
+            "ix_tasks_held",
+            ["api_key_id", "priority", "id"],
+            unique=False,
+            postgresql_where=sa.text("status = 'queued' AND due_at IS NULL"),
+            sqlite_where=sa.text("status = 'queued' AND due_at IS NULL"),
+        )
+        batch_op.create_index(
+            "ix_tasks_reusable",
+            ["api_key_id", "sound_digest", "completed_at"],
+            unique=False,
+            postgresql_where=sa.text("status = 'succeeded'"),
+            sqlite_where=sa.text("status = 'succeeded'"),
         )
         batch_op.create_index(batch_op.f("ix_tasks_completed_at"), ["completed_at"], unique=False)
         batch_op.create_index(
@@ -498,6 +585,21 @@ def downgrade() -> None:
         )
         batch_op.drop_index(batch_op.f("ix_tasks_completed_at"))
         batch_op.drop_index(
+            "ix_tasks_reusable",
+            postgresql_where=sa.text("status = 'succeeded'"),
+            sqlite_where=sa.text("status = 'succeeded'"),
+        )
+        batch_op.drop_index(
+            "ix_tasks_held",
+            postgresql_where=sa.text("status = 'queued' AND due_at IS NULL"),
+            sqlite_where=sa.text("status = 'queued' AND due_at IS NULL"),
+        )
+        batch_op.drop_index(
+            "ix_tasks_queue",
+            postgresql_where=sa.text("status = 'queued' AND due_at IS NOT NULL"),
+            sqlite_where=sa.text("status = 'queued' AND due_at IS NOT NULL"),
+        )
+        batch_op.drop_index(
             "ix_tasks_uncounted",
             postgresql_where=sa.text("NOT is_counted"),
             sqlite_where=sa.text("is_counted = 0"),
@@ -536,6 +638,16 @@ def downgrade() -> None:
 
     op.drop_table("stored_objects")
     op.drop_table("pace_slots")
+    op.drop_table("queue_tags")
+    with op.batch_alter_table("ledger_entries", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_ledger_entries_api_key_id_created_at_number"))
+
+    op.drop_table("ledger_entries")
+    op.drop_table("budgets")
+    with op.batch_alter_table("audit_entries", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_audit_entries_created_at_id"))
+
+    op.drop_table("audit_entries")
     op.drop_table("compatible_revisions")
     op.drop_table("periodic_jobs")
     op.drop_table("former_keys")

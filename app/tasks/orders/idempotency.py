@@ -1,42 +1,31 @@
 """
 Storing an order once.
 
-The Idempotency-Key header, after draft-ietf-httpapi-idempotency-key-header: one key, one body, one task. Orders without
-one are stored in groups.
+The Idempotency-Key header, after draft-ietf-httpapi-idempotency-key-header: one key, one body, one task.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextvars import Context
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
-from sqlalchemy.exc import DBAPIError
 
-from app.database.engine import Database, Session, insert_new
-from app.database.group_commit import GroupCommit, may_be_of_one
-from app.database.turns import Admission
+from app.database.engine import Session, insert_new
 from app.errors import IdempotencyKeyReused, InvalidRequest, TaskDeleted
 from app.models import IdempotencyKey, Task
-from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.repository import Order, find_task
-from app.tasks.schemas import TaskCreate
+from app.tasks.order_schemas import TaskCreate
+from app.tasks.repository import find_task
 
 TTL = timedelta(hours=24)
-# Orders that one commit stores at most.
-MAX_IN_A_COMMIT = 50
-# The queue positions of tasks by id, and the seconds until they have probably ended.
-Estimates = tuple[Mapping[str, int], int]
 
 # Quoted, which is an RFC 8941 string, or bare: the draft asks for quotes, most clients leave them out.
 QUOTED = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
@@ -114,59 +103,3 @@ async def claim_key(session: Session, api_key_id: str, key: str | None, digest: 
     if task is None:
         raise TaskDeleted
     return Claimed(stored, task)
-
-
-class NotStored(Exception):
-    """Nothing of a group is stored, perhaps for a reason of one order: each goes its own way."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredOrder:
-    """A task that is committed, and the estimates for its group, which are being read."""
-
-    task: SimpleNamespace
-    estimates: Awaitable[Estimates]
-
-
-class PlainOrders:
-    """
-    Stores orders that wait for no lock: without an Idempotency-Key, of a key without a rate.
-
-    Those that arrive while one commit is under way share the next one; `read_estimates` is
-    called once for each group, and `observe` with its size.
-    """
-
-    def __init__(
-        self,
-        database: Database,
-        lifecycle: TaskLifecycle,
-        read_estimates: Callable[[Sequence[SimpleNamespace]], Coroutine[Any, Any, Estimates]],
-        observe: Callable[[float], None],
-    ) -> None:
-        self._database, self._lifecycle, self._read_estimates = database, lifecycle, read_estimates
-        # An order whose commit has failed without an answer may be stored: nobody repeats it here.
-        self._group = GroupCommit(self._store, MAX_IN_A_COMMIT, is_idempotent=False, observe=observe)
-        self._admission = Admission(MAX_IN_A_COMMIT)
-
-    async def store(self, order: Order) -> StoredOrder | None:
-        """The stored order, or None: nothing is stored, and it must be stored by itself. Raises DatabaseUnavailable."""
-        try:
-            async with self._admission.admitted():
-                task, reading = await self._group.add(order)
-        except NotStored:
-            return None
-        return StoredOrder(task, asyncio.shield(reading))
-
-    async def _store(
-        self, take: Callable[[], Sequence[Order]]
-    ) -> Sequence[tuple[SimpleNamespace, asyncio.Task[Estimates]]]:
-        async with self._database.writes.begin() as session:
-            now = await self._database.begin_briefly(session)
-            try:
-                tasks = await self._lifecycle.create(session, take(), now)
-            except DBAPIError as error:
-                if may_be_of_one(error):
-                    raise NotStored from error
-                raise
-        reading = asyncio.create_task(self._read_estimates(tasks), context=Context())
-        return [(task, reading) for task in tasks]

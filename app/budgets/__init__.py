@@ -1,0 +1,1 @@
+"""What each key may spend and has spent: budgets, the ledger and usage."""
