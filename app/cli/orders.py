@@ -221,9 +221,9 @@ def _check_retry(old: Task, *, is_confirmed: bool) -> None:
 
 def _order_of(old: Task) -> TaskCreate:
     """What a task was ordered with."""
-    from app.tasks.order_schemas import TaskCreate
+    from app.tasks.order_schemas import NOT_STORED, TaskCreate
 
-    same = {name: getattr(old, name) for name in TaskCreate.model_fields if name != "metadata"}
+    same = {name: getattr(old, name) for name in TaskCreate.model_fields if name not in NOT_STORED | {"metadata"}}
     return TaskCreate.model_validate({**same, "metadata": old.labels})
 
 

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 
 from app.config.database_url import masked_url
 from app.config.sources import PREFIX, SECRETS
-from app.config.values import Rate, cleaned
+from app.config.values import Prices, Rate, cleaned
 
 MASK = "***"
 Source = Literal["environment", "file", ".env", "default"]
@@ -83,6 +83,10 @@ def _written(value: object) -> str:
         return str(int(value))
     if isinstance(value, Rate):
         return f"{value.requests}/{_written(value.period)}"
+    if isinstance(value, dict):
+        return ",".join(ordered if ordered == sent else f"{ordered}={sent}" for ordered, sent in value.items())
+    if isinstance(value, Prices):
+        return ",".join([str(value.other), *(f"{model}={price}" for model, price in value.by_model.items())])
     if isinstance(value, tuple):
         return ",".join(map(_written, value))
     return str(value)

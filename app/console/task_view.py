@@ -15,7 +15,7 @@ from app.console.timeline import CALLBACKS, OUTCOMES, QUEUED_AGAIN, Tone, calls_
 from app.enums import Charge, DeliveryStatus, TaskStatus
 from app.models import Clip, Task
 from app.tasks.clips import is_too_late, needs_audio, needs_cover, needs_lyrics
-from app.tasks.order_schemas import TaskCreate
+from app.tasks.order_schemas import NOT_STORED, TaskCreate
 from app.tasks.schedule import deadline_of
 from app.tasks.schemas import MAX_QUEUE_POSITION
 from app.tasks.transitions import REVIVABLE
@@ -236,9 +236,8 @@ def _named(clip: ReportedClip) -> list[tuple[str, object]]:
 
 def parameters_of(task: Task) -> dict[str, Any]:
     """What was ordered, in the words of the API, without what was left to its defaults."""
-    given = {name: getattr(task, name) for name in TaskCreate.model_fields if name != "metadata"} | {
-        "metadata": task.labels
-    }
+    stored = [name for name in TaskCreate.model_fields if name not in NOT_STORED | {"metadata"}]
+    given = {name: getattr(task, name) for name in stored} | {"metadata": task.labels}
     defaults = {name: field.get_default(call_default_factory=True) for name, field in TaskCreate.model_fields.items()}
     return {name: value for name, value in given.items() if value != defaults[name]}
 

@@ -61,7 +61,7 @@ class Task(Due, Counted, Base):
     trace_context: Mapped[dict[str, str] | None] = mapped_column(JSON(none_as_null=True))
     # The SHA-256 of what it is to sound like, by which an equal one is found; and of the whole order, where its id is
     # its caller's.
-    sound_digest: Mapped[str] = mapped_column(String(64))
+    sound_digest: Mapped[str] = mapped_column(String(64), default="")
     order_digest: Mapped[str | None] = mapped_column(String(64))
     # Thousandths of credits, what the ledger says of them last, and when they were reserved: in that window they count.
     # A queued task without an entry is held until its key's budget has room: it is not due.

@@ -24,6 +24,8 @@ Label = Annotated[Text, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[Text, StringConstraints(max_length=512)]
 
 MAX_LABELS = 16
+# What an order says and its task does not keep.
+NOT_STORED = frozenset({"hold", "links"})
 
 
 def _bound_names(schema: dict[str, Any]) -> None:

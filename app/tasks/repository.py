@@ -21,7 +21,7 @@ from app.enums import Charge, EventType, ResolvedBy, TaskStatus
 from app.models import ApiKey, Callback, Clip, Event, Task, TaskLabel
 from app.observability.tracing import TraceContext
 from app.tasks.event_schemas import History
-from app.tasks.order_schemas import TaskCreate
+from app.tasks.order_schemas import NOT_STORED, TaskCreate
 from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, TaskFilters
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
@@ -29,8 +29,6 @@ POLLABLE = Task.upstream_task_id.isnot(None)
 # Who orders, what, where a client of the vendor's API wants its callbacks, and the trace that it is a part of.
 Order = tuple[str, TaskCreate, str | None, TraceContext | None]
 _UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
-# What an order says and its task does not keep.
-_NOT_STORED = frozenset({"hold", "links"})
 # More than this many tasks with a label are not counted.
 MANY_TASKS = 1_000
 RECENT = 5
@@ -68,7 +66,7 @@ def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]
     api_key_id, body, callback_url, trace_context = order
     model = body.model or default_model
     return {
-        **{name: value for name, value in body if name not in _NOT_STORED},
+        **{name: value for name, value in body if name not in NOT_STORED},
         "id": new_id(),
         "api_key_id": api_key_id,
         "status": TaskStatus.queued,

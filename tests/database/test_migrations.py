@@ -63,7 +63,7 @@ def test_storage_parameters_are_those_of_the_models(database_url: str) -> None:
         if table.dialect_options["postgresql"]["with"]
     }
     assert stored == wanted
-    assert set(wanted) == {"tasks", "deliveries", "pace_slots", "periodic_jobs"}
+    assert set(wanted) == {"tasks", "deliveries", "pace_slots", "periodic_jobs", "budgets", "queue_tags"}
 
 
 def test_schema_comes_back_the_same_after_going_down(database_url: str) -> None:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.dropin.schemas import callback
-from app.enums import Charge, ErrorCode, TaskStatus
+from app.enums import Charge, ErrorCode, Priority, TaskStatus
 from app.errors import NotFound
 from app.keyring import Keyring
 from app.models import Clip, Task
@@ -297,6 +297,7 @@ def _finished(**columns: Any) -> Task:
         sound_loop=False,
         sound_key="Any",
         grab_lyrics=False,
+        priority=Priority.normal,
         labels={},
         charge=Charge.charged,
         created_at=MORNING,
