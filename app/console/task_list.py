@@ -77,7 +77,7 @@ class TaskLists:
             "owners": owners,
             "next_cursor": cursor,
             "query": query,
-            "models": self._settings.models,
+            "models": list(self._settings.models),
         }
         return {**shown, "overview": overview, "hour": hour, "rate": self._settings.upstream_rate}
 
