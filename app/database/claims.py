@@ -9,7 +9,19 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, func, inspect, literal, select, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Select,
+    SelectBase,
+    bindparam,
+    exists,
+    func,
+    inspect,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import raiseload
 from sqlalchemy.sql.functions import FunctionElement
@@ -67,7 +79,8 @@ class Claims(Generic[Row]):
 
     Those come first that are first by `order`, and of them those that are due longest. In
     conditions and values CLAIMED_AT is the time of the claim, and a `bindparam` is a
-    parameter of `claim`. `beside` is what `claim_beside` returns with each row.
+    parameter of `claim`. `beside` is what `claim_beside` returns with each row. `due` selects the keys of the
+    rows to claim, locked, where no order of all rows says which.
     """
 
     def __init__(
@@ -77,23 +90,19 @@ class Claims(Generic[Row]):
         order: Sequence[Any] = (),
         values: Mapping[str, Any] = MappingProxyType({}),
         beside: Sequence[ColumnElement[Any]] = (),
+        due: SelectBase | None = None,
     ) -> None:
         assert issubclass(kind, Due)  # noqa: S101 - narrows the type; there is no annotation for both bases
         key = inspect(kind).primary_key[0]
-        due = (
-            select(key.label("key"))
-            .where(kind.due_at <= CLAIMED_AT, *where)
-            .order_by(*order, kind.due_at)
-            .limit(bindparam("claim_limit"))
-            .with_for_update(skip_locked=True)
-            .cte("due")
-            # Otherwise the planner may run the sub-select again for each row, and lock more rows than the limit.
-            .prefix_with("MATERIALIZED", dialect="postgresql")
-        )
+        if due is None:
+            found = select(key.label("key")).where(kind.due_at <= CLAIMED_AT, *where).order_by(*order, kind.due_at)
+            due = found.limit(bindparam("claim_limit")).with_for_update(skip_locked=True)
+        # Otherwise the planner may run the sub-select again for each row, and lock more rows than the limit.
+        locked = due.cte("due").prefix_with("MATERIALIZED", dialect="postgresql")
         lease = {"due_at": bindparam("leased_until", type_=UtcDateTime()), "fence": bindparam("claim_fence")}
         self._statement: TypedReturnsRows[Any] = (
             update(kind)
-            .where(key.in_(select(due.c.key)))
+            .where(key.in_(select(*locked.c)))
             .values(attempts=kind.attempts + 1, **lease, **values)
             .returning(kind, *beside)
             # The rows alone: what belongs to them is read where it is needed, under their lock.

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiosqlite
 from sqlalchemy import Connection, Pool, event, make_url, text
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from app.database.fetching import SINGLE_STATEMENT
@@ -26,6 +27,13 @@ BEGIN_WRITE = "BEGIN IMMEDIATE"
 _WAITING = (BEGIN_WRITE, "PRAGMA ")
 _JOURNAL = text("PRAGMA journal_mode")
 _FILE = text("SELECT file FROM pragma_database_list WHERE name = 'main'")
+
+
+class _HintingCompiler(SQLiteCompiler):
+    """Writes a query's hints for SQLite, such as INDEXED BY, behind its tables; SQLAlchemy leaves them out."""
+
+    def get_from_hint_text(self, _table: Any, text: str | None) -> str | None:
+        return text
 
 
 class LoopConnection(aiosqlite.Connection):
@@ -77,6 +85,7 @@ def sqlite_engines(url: str, pool_timeout: timedelta) -> tuple[AsyncEngine, Asyn
     def engine(size: int, begin: str, pool: type[Pool] | None = None) -> AsyncEngine:
         sizes = {"pool_size": size, "max_overflow": 0, "pool_timeout": pool_timeout.total_seconds()}
         made = create_async_engine(url, poolclass=pool, connect_args={"async_creator_fn": _open}, **sizes)
+        made.sync_engine.dialect.statement_compiler = _HintingCompiler
         event.listen(made.sync_engine, "connect", _pragmas(is_reader=pool is None))
         event.listen(made.sync_engine, "begin", _begin_with(begin))
         return made

@@ -22,6 +22,7 @@ from app.models import Task
 from app.tasks import repository
 from app.tasks.clips import ClipLifecycle, lacks_clip, merge_clips, reported_facts, schedule_lyrics
 from app.tasks.events import EventRecorder
+from app.tasks.queue.fair import FairQueue
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.history import CallKind, with_call
@@ -29,7 +30,9 @@ from app.upstream.types import Report, Result, Stage
 
 S = TaskStatus
 _SENT = {"status": S.submitting, "charge": Charge.possible, "posts": Task.posts + 1, "submitted_at": CLAIMED_AT}
-_QUEUED = Claims(Task, Task.status == S.queued, values={**_SENT, "version": Task.version + 1, "updated_at": CLAIMED_AT})
+_SENT |= {"version": Task.version + 1, "updated_at": CLAIMED_AT}
+_FAIR = FairQueue(lambda due: Claims(Task, due=due, values=_SENT))
+_FIFO = Claims(Task, Task.status == S.queued, values=_SENT)
 _GENERATING, *_ENDED = (
     Claims(Task, Task.status == status, repository.POLLABLE) for status in (S.generating, S.succeeded, S.failed)
 )
@@ -45,18 +48,15 @@ class TaskLifecycle:
     async def create(
         self, session: Session, orders: Sequence[repository.Order], now: datetime
     ) -> Sequence[SimpleNamespace]:
-        """
-        Store tasks, due to be submitted now, each with its first event, of which no receiver is told.
-
-        Returns their columns and `clips`.
-        """
+        """Store tasks, due now, each with its first event, which no receiver is told; return columns and `clips`."""
         notify_on_commit(session, SUBMITS)
         self._recorder.count_created(session, len(orders))
         return await repository.insert_tasks(session, orders, self._settings.default_model, now)
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
-        tasks = await _QUEUED.claim(session, claim)
+        queue = _FAIR if self._settings.queue == "fair" else _FIFO
+        tasks = await queue.claim(session, claim)
         for task in tasks:
             notify_on_commit(session, task.id)
             self._recorder.count_transition(session, task, claim.now)

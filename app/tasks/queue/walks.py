@@ -1,0 +1,100 @@
+"""The queries of the fair queue: walks along `ix_tasks_queue`, which has each key's queued tasks in their order."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Select,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    null,
+    select,
+    true,
+    type_coerce,
+)
+from sqlalchemy.orm import aliased
+
+from app.database.base import UtcDateTime
+from app.database.fetching import FixedQuery
+from app.models import ApiKey, QueueTag, Task
+
+# The row of QueueTag that is no key's: it holds the virtual time.
+VIRTUAL_TIME = ""
+# The parameters of FIND_SHARES for all keys, those too whose tasks are due later, after a refused submit.
+ALL_SHARES = {"due_before": datetime(9999, 1, 1, tzinfo=UTC), "limit": 1_000_000}
+DUE_BEFORE = bindparam("due_before", type_=UtcDateTime())
+
+
+def is_queued(task: Any) -> tuple[ColumnElement[bool], ...]:
+    """Whether a task waits, in the words of the index; a parameter would not match them."""
+    return task.status == literal_column("'queued'"), task.due_at.isnot(None)
+
+
+def along_queue(task: Any, *columns: Any) -> Select[Any]:
+    """Columns of queued tasks, by the index of the queue: SQLite would choose one with more columns that are equal."""
+    found: Select[Any] = select(*columns).where(*is_queued(task))
+    return found.with_hint(task, "INDEXED BY ix_tasks_queue", "sqlite")
+
+
+def own_order(task: Any) -> tuple[Any, ...]:
+    """The order of one key's tasks."""
+    return task.priority, task.due_at, task.id
+
+
+def _first(task: Any, *columns: Any) -> Select[Any]:
+    """The first task that is due, of the first key that has one."""
+    due = along_queue(task, *columns).where(task.due_at <= DUE_BEFORE)
+    return due.order_by(task.api_key_id, *own_order(task)).limit(1)
+
+
+def _walk_postgresql() -> CTE:
+    """Each key with a due task, and since when its next one is due, by one step along the index for each."""
+    task = aliased(Task)
+    walk = _first(Task, Task.api_key_id, Task.due_at).cte("walk", recursive=True)
+    step = _first(task, task.api_key_id, task.due_at).where(task.api_key_id > walk.c.api_key_id).lateral("step")
+    return walk.union_all(select(step.c.api_key_id, step.c.due_at).select_from(walk.join(step, true())))
+
+
+def _walk_sqlite() -> CTE:
+    """The same without LATERAL: each step finds the id of the next one."""
+    task, here = aliased(Task), aliased(Task)
+    nothing = (
+        type_coerce(null(), ApiKey.id.type).label("api_key_id"),
+        type_coerce(null(), UtcDateTime()).label("due_at"),
+    )
+    walk = select(_first(Task, Task.id).scalar_subquery().label("next"), *nothing).cte("walk", recursive=True)
+    following = _first(task, task.id).where(task.api_key_id > here.api_key_id).correlate(here).scalar_subquery()
+    step = select(following, here.api_key_id, here.due_at).select_from(walk).join(here, here.id == walk.c.next)
+    return walk.union_all(step)
+
+
+def _find_shares(walk: CTE) -> FixedQuery:
+    key = walk.c.api_key_id
+    virtual_time = func.coalesce(_tag_of(literal_column("''")), 0.0)
+    tag = _tag_of(key)
+    start = case((tag > virtual_time, tag), else_=virtual_time)
+    columns = (
+        key.label("key"),
+        walk.c.due_at.label("oldest_at"),
+        start.label("start"),
+        virtual_time.label("virtual_time"),
+    )
+    ranked = select(*columns).where(key.isnot(None)).order_by("start", "oldest_at", "key")
+    found = ranked.limit(bindparam("limit")).subquery()
+    weight = select(ApiKey.weight).where(ApiKey.id == found.c.key).scalar_subquery()
+    return FixedQuery(select(found.c.key, found.c.oldest_at, found.c.start, weight, found.c.virtual_time))
+
+
+def _tag_of(key: Any) -> Any:
+    return select(QueueTag.tag).where(QueueTag.api_key_id == key).scalar_subquery()
+
+
+# By dialect: the first `limit` keys of those with a task that is due `due_before`, the next to be served first. Each
+# with the columns of a Share, and with the virtual time. Only keys with such tasks cost anything.
+FIND_SHARES = {"postgresql": _find_shares(_walk_postgresql()), "sqlite": _find_shares(_walk_sqlite())}
