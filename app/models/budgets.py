@@ -25,13 +25,15 @@ class Budget(Base):
     # Thousandths of credits in each window; null is no limit.
     credit_limit: Mapped[int | None] = mapped_column(BigInteger)
     window: Mapped[Window | None]
-    # The window that `spent` and `reserved` are of, by its beginning; null before the first order.
+    # The window that `spent` and `reserved` are of, by its beginning; null before the first entry. Where no window is
+    # given, it is the day.
     starts_at: Mapped[datetime | None]
     spent: Mapped[int] = mapped_column(BigInteger, default=0)
     reserved: Mapped[int] = mapped_column(BigInteger, default=0)
-    # Of the ledger: the sum of its entries, and the number of the last one.
+    # Of the ledger: the sum of its entries, and the number and the time of the last one.
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
     entries: Mapped[int] = mapped_column(BigInteger, default=0)
+    booked_at: Mapped[datetime | None]
     # Whether webhooks have said so in this window.
     is_low: Mapped[bool] = mapped_column(default=False)
     is_exhausted: Mapped[bool] = mapped_column(default=False)

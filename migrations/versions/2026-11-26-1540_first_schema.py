@@ -63,6 +63,7 @@ def upgrade() -> None:
         sa.Column("reserved", sa.BigInteger(), nullable=False),
         sa.Column("balance", sa.BigInteger(), nullable=False),
         sa.Column("entries", sa.BigInteger(), nullable=False),
+        sa.Column("booked_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("is_low", sa.Boolean(), nullable=False),
         sa.Column("is_exhausted", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["api_key_id"], ["api_keys.id"], name=op.f("fk_budgets_api_key_id")),
