@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from app.budgets.service import BudgetService
 from app.callbacks.service import CallbackService
 from app.clips.service import ClipService
 from app.config import PREFIX, SECRETS, Settings, SettingsUnusable, read_settings
@@ -50,6 +51,7 @@ class Services:
     clips: ClipService
     waiters: Waiters
     callbacks: CallbackService
+    budgets: BudgetService
     webhooks: WebhookService
     webhook_lifecycle: WebhookLifecycle
     upstream: SunoApi
@@ -138,6 +140,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         clips=ClipService(tasks, signed_urls, waiters),
         waiters=waiters,
         callbacks=CallbackService(database, keyring, lifecycle, upstream, metrics),
+        budgets=BudgetService(database),
         webhooks=WebhookService(database, webhook_lifecycle, keyring),
         webhook_lifecycle=webhook_lifecycle,
         upstream=upstream,

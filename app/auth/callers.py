@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, select
 from app.database.engine import Database, Session
 from app.database.failures import TRANSIENT
 from app.database.fetching import FixedQuery
-from app.errors import NotAuthenticated, NotFound
+from app.errors import NotAuthenticated, NotFound, NotPermitted
 from app.models import ApiKey, Delivery, FormerKey, Task, WebhookEndpoint
 from app.web.provided import DatabaseDep
 
@@ -47,6 +47,11 @@ class Caller:
         if row is None or row.api_key_id != self.api_key_id:
             raise NotFound
         return row
+
+    def require_admin(self) -> None:
+        """Raises NotPermitted unless this caller is an admin."""
+        if not self.is_admin:
+            raise NotPermitted("The key needs the scope `admin` for this.")
 
 
 # The command line reads as an admin does, and owns nothing.

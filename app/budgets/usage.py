@@ -10,11 +10,11 @@ writes or waits for a sum.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, Update, delete, func, literal, select, union_all, update
+from sqlalchemy import ColumnElement, Select, String, Update, delete, func, literal, select, union_all, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.database.base import to_utc
@@ -32,22 +32,34 @@ Span = tuple[datetime | None, datetime | None]
 
 
 async def sum_usage(
-    session: Session, api_key_id: str, since: datetime | None, until: datetime | None
+    session: Session, api_key_ids: Collection[str], since: datetime | None, until: datetime | None
 ) -> tuple[Mapping[Charge, int], int]:
     """
-    One key's tasks by charge, and their POSTs; deleted tasks too, created from `since` on and before `until`.
+    These keys' tasks by charge, and their POSTs; deleted tasks too, created from `since` on and before `until`.
 
     Of tasks that are in the sums alone, those count whose hour begins in the range.
     """
-    since, until = (moment and min(to_utc(moment), END_OF_TIME) for moment in (since, until))
-    if since is not None and until is not None and since >= until:
-        return Counter(), 0
     # In one statement, so that what is being added up meanwhile is seen either before or after.
-    parts = union_all(*_parts(api_key_id, since, until)).subquery()
-    charge, tasks, posts = parts.c
-    by_charge = select(charge, func.sum(tasks), func.sum(posts)).group_by(charge)
+    parts = union_all(*_parts(api_key_ids, *_in_order(since, until))).subquery()
+    by_charge = select(parts.c.charge, func.sum(parts.c.tasks), func.sum(parts.c.posts)).group_by(parts.c.charge)
     rows = (await session.execute(by_charge)).all()
     return Counter({charge: int(tasks) for charge, tasks, _ in rows}), sum(int(posts) for *_, posts in rows)
+
+
+async def sum_by_day(
+    session: Session, api_key_ids: Collection[str], since: datetime | None, until: datetime | None
+) -> Sequence[tuple[str, date, Charge, int, int]]:
+    """The same by key and day in UTC, in this order: key, day, charge, tasks and POSTs. What is nothing is left out."""
+    parts = union_all(*_parts(api_key_ids, *_in_order(since, until))).subquery()
+    key_id, at, charge, tasks, posts = parts.c
+    if session.get_bind().dialect.name == "sqlite":
+        day = func.date(at, type_=String)
+    else:
+        day = func.to_char(func.timezone("UTC", at), "YYYY-MM-DD", type_=String)
+    by_day = select(key_id, day.label("day"), charge, func.sum(tasks), func.sum(posts)).group_by(key_id, "day", charge)
+    is_any = (func.sum(tasks) != 0) | (func.sum(posts) != 0)
+    rows = (await session.execute(by_day.having(is_any).order_by(key_id, "day", charge))).all()
+    return [(key, date.fromisoformat(day), charge, int(tasks), int(posts)) for key, day, charge, tasks, posts in rows]
 
 
 def full_periods(first: datetime | None, last: datetime | None) -> Iterator[tuple[Period, Span]]:
@@ -63,18 +75,28 @@ def full_periods(first: datetime | None, last: datetime | None) -> Iterator[tupl
         yield Period.hour, (last_day, last)
 
 
-def _parts(api_key_id: str, since: datetime | None, until: datetime | None) -> Iterator[Select[*tuple[Any, ...]]]:
-    """Rows of charge, tasks and POSTs that together make a range's usage."""
+def _in_order(since: datetime | None, until: datetime | None) -> Span:
+    """A range whose ends have a next hour and day; where it ends before it begins, one without anything in it."""
+    since, until = (moment and min(to_utc(moment), END_OF_TIME) for moment in (since, until))
+    return (since, since) if since is not None and until is not None and since > until else (since, until)
+
+
+def _parts(
+    api_key_ids: Collection[str], since: datetime | None, until: datetime | None
+) -> Iterator[Select[*tuple[Any, ...]]]:
+    """Rows of key, moment, charge, tasks and POSTs that together make a range's usage."""
     first, last = since and _end(since, HOUR), until and _end(until, HOUR)
     for period, span in full_periods(first, last):
-        sums = select(UsageSum.charge.label("charge"), UsageSum.tasks.label("tasks"), UsageSum.posts.label("posts"))
+        of = UsageSum.api_key_id.label("api_key_id"), UsageSum.starts_at.label("at"), UsageSum.charge.label("charge")
+        sums = select(*of, UsageSum.tasks.label("tasks"), UsageSum.posts.label("posts"))
         yield sums.where(
-            UsageSum.api_key_id == api_key_id, UsageSum.period == period, *_is_in(UsageSum.starts_at, span)
+            UsageSum.api_key_id.in_(api_key_ids), UsageSum.period == period, *_is_in(UsageSum.starts_at, span)
         )
     for kind in (Task, SpentCharge):
-        more = select(kind.charge, literal(1), kind.posts).where(kind.api_key_id == api_key_id)
-        less = select(kind.charge, literal(-1), -kind.posts).where(kind.api_key_id == api_key_id)
-        held = select(kind.counted_charge, literal(-1), -kind.counted_posts).where(kind.api_key_id == api_key_id)
+        of_task, is_theirs = (kind.api_key_id, kind.created_at), kind.api_key_id.in_(api_key_ids)
+        more = select(*of_task, kind.charge, literal(1), kind.posts).where(is_theirs)
+        less = select(*of_task, kind.charge, literal(-1), -kind.posts).where(is_theirs)
+        held = select(*of_task, kind.counted_charge, literal(-1), -kind.counted_posts).where(is_theirs)
         changed = [~kind.is_counted, *_is_in(kind.created_at, (first, last))]
         yield more.where(*changed)
         yield held.where(*changed, kind.counted_charge.isnot(None))

@@ -1,4 +1,4 @@
-"""The routes of tasks: create, list, read, cancel and delete them, and sum up their charges."""
+"""The routes of tasks: create, list, read, cancel and delete them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ from app.tasks.events import FINAL_SUMMARIES, receive_task_webhook
 from app.tasks.order_schemas import MAX_LABELS, TaskCreate
 from app.tasks.orders.idempotency import KeyDep
 from app.tasks.orders.service import OrderService
-from app.tasks.schemas import CanceledTask, TaskFilters, TaskId, TaskPage, TaskRead, Usage
+from app.tasks.schemas import CanceledTask, TaskFilters, TaskId, TaskPage, TaskRead
 from app.tasks.service import TaskService
 from app.tasks.waiting import WaitDep, WaitersDep, snapshot_of
-from app.web import Moment
 from app.web.openapi import response_headers
 from app.web.pagination import PAGE, Cursor, Limit, decode_time_cursor, link_to_next
 from app.web.problems import pointer_to, problem_responses
@@ -40,7 +39,6 @@ from app.web.routing import Router
 from app.webhooks.openapi import documented_routes
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
-account_router = Router(tags=["account"])
 final_webhooks = documented_routes(
     receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
 )
@@ -65,14 +63,6 @@ IfNoneMatch = Annotated[
         " that version, the response is 304 without a body.",
         examples=['W/"5"'],
     ),
-]
-Since = Annotated[
-    Moment | SkipJsonSchema[None],
-    Query(description="Only tasks created at or after this time (RFC 3339).", examples=["2026-01-01T00:00:00Z"]),
-]
-Until = Annotated[
-    Moment | SkipJsonSchema[None],
-    Query(description="Only tasks created before this time (RFC 3339).", examples=["2026-02-01T00:00:00Z"]),
 ]
 # What the names of query parameters that filter by metadata begin with.
 LABEL = "metadata."
@@ -195,22 +185,6 @@ async def list_callbacks(
     callbacks, is_more = await tasks.list_callbacks(caller, task_id, decode_time_cursor(request, cursor), limit)
     following = link_to_next(request, response, _place(callbacks[-1])) if is_more else None
     return CallbackPage(items=[_read_callback(callback) for callback in callbacks], next_cursor=following)
-
-
-@account_router.get("/v1/usage", operation_id="getUsage", summary="Get your usage")
-async def get_usage(
-    tasks: TasksDep,
-    caller: CallerDep,
-    since: Since = None,
-    until: Until = None,
-) -> Usage:
-    """
-    Count this key's tasks in a time range and what they cost.
-
-    Tasks that are deleted and older than the retention are kept as sums: they count by
-    the beginning of their hour in UTC.
-    """
-    return await tasks.usage(caller, since, until)
 
 
 def _labels(request: Request) -> Mapping[str, str]:

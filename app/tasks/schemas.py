@@ -190,22 +190,6 @@ class TaskPage(BaseModel):
     next_cursor: NextCursor
 
 
-class Usage(BaseModel):
-    """How many tasks a key created in a time range, and what they cost. Erased tasks are included."""
-
-    tasks: int = Field(description="How many tasks were created.", examples=[128])
-    posts: int = Field(
-        description="How many submit requests were sent to the upstream for these tasks; more than one for a task"
-        " whose submit was refused and repeated.",
-        examples=[130],
-    )
-    charged: int = Field(description="How many of the tasks the upstream charges for.", examples=[120])
-    refunded: int = Field(description="How many of the tasks were charged and refunded.", examples=[3])
-    possible: int = Field(
-        description="How many of the tasks may be charged: their submit's answer was lost.", examples=[1]
-    )
-
-
 # What of a task, and of a clip, their representations are made of: attributes of the tables' classes.
 _MADE_OF_OTHERS = frozenset({"metadata", "error", "clips", "queue_position", "audio_url"})
 _SAME_IN_CLIPS = [name for name in ClipRead.model_fields if name not in _MADE_OF_OTHERS]

@@ -8,10 +8,9 @@ from itertools import chain
 
 from app.auth.api_keys import list_keys
 from app.auth.callers import Caller
-from app.budgets.usage import sum_usage
 from app.database.engine import Database, Session
 from app.database.wakeups import ERASURES, notify_on_commit
-from app.enums import Charge, ResolvedBy, TaskStatus
+from app.enums import ResolvedBy, TaskStatus
 from app.errors import NotFound, TaskNotFinal
 from app.models import Callback, Event, SpentCharge, Task
 from app.signed_urls import SignedUrls
@@ -21,7 +20,7 @@ from app.tasks.clips import fitting, storage_keys_of, words_of
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.locking import lock_queued
 from app.tasks.queue.positions import queue_positions
-from app.tasks.schemas import TaskFilters, TaskRead, Usage, read_task
+from app.tasks.schemas import TaskFilters, TaskRead, read_task
 from app.tasks.transitions import FINAL, GIVEN_UP, check_resolution
 
 DISTRUSTED_AT_ONCE = 500
@@ -111,15 +110,6 @@ class TaskService:
             task = await self._find(session, caller, task_id)
             event = await repository.find_event(session, task.id, event_id) if event_id else None
             return event.version if event else 0
-
-    async def usage(self, caller: Caller, since: datetime | None, until: datetime | None) -> Usage:
-        """Sums over the tasks that this key created from `since` on and before `until`."""
-        async with self._database.reads() as session:
-            tasks, posts = await sum_usage(session, caller.api_key_id, since, until)
-        by_charge = {
-            charge.value: tasks.get(charge, 0) for charge in (Charge.charged, Charge.refunded, Charge.possible)
-        }
-        return Usage(tasks=sum(tasks.values()), posts=posts, **by_charge)
 
     async def _find(self, session: Session, caller: Caller, task_id: str) -> Task:
         return caller.require_readable(await repository.find_task(session, task_id))

@@ -10,8 +10,9 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 WITHOUT_NUL = r"^[^\x00]*$"
 Text = Annotated[str, StringConstraints(pattern=WITHOUT_NUL)]
 
-# The examples of the OpenAPI document name the same task, endpoint, event and delivery throughout.
+# The examples of the OpenAPI document name the same key, task, endpoint, event and delivery throughout.
 EXAMPLE_TASK_ID = "019a6c1e7b7f7d0e8c5a2f4b6d8e0a1c"
+EXAMPLE_KEY_ID = "019a6b0a2d1e7c408f3b5d7e9a1c3e5f"
 EXAMPLE_ENDPOINT_ID = "019a6b0f5c3d7a118b2c4d6e8f0a2b4c"
 EXAMPLE_EVENT_ID = "019a6c1f1f2a7b3c9d4e5f60718293a4"
 EXAMPLE_DELIVERY_ID = "019a6c1f1f2b7c4d8e5f60718293a4b5"

@@ -100,7 +100,7 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
     assert not scans, "\n\n".join(f"{sql}\n{plan}" for sql, plan in scans.items())
     # Usage looks at those tasks alone that its sums do not hold yet.
     usage = [plan for sql, plan in plans.items() if "usage_sums" in sql and sql.startswith("SELECT")]
-    assert [all(f"ix_{table}_uncounted" in plan for table in ("tasks", "spent_charges")) for plan in usage] == 3 * [
+    assert [all(f"ix_{table}_uncounted" in plan for table in ("tasks", "spent_charges")) for plan in usage] == 6 * [
         True
     ]
     by_model = [plan for sql, plan in plans.items() if "tasks.model =" in sql and "JOIN" not in sql]
@@ -154,6 +154,7 @@ async def _list(service: Service, owner: Owner) -> None:
     part = datetime.now(UTC) - timedelta(days=3, minutes=7, seconds=7)
     for query in ("", "?since=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z", f"?since={part:%Y-%m-%dT%H:%M:%SZ}"):
         (await service.client.get(f"/v1/usage{query}")).raise_for_status()
+        (await service.client.get("/v1/usage?by=day&" + query.removeprefix("?"))).raise_for_status()
 
 
 async def _submit_and_receive(service: Service) -> None:

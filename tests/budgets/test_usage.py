@@ -4,13 +4,13 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
-from app.budgets.usage import add_up_spent, forget_spent, sum_usage
+from app.budgets.usage import add_up_spent, forget_spent, sum_by_day, sum_usage
 from app.enums import Charge, ErrorCode, Period, ResolvedBy, TaskStatus
 from app.models import ApiKey, SpentCharge, Task, UsageSum
 from app.retention import Retention
@@ -21,6 +21,8 @@ from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task
 from tests.support.service import Service
 
+# Tasks and POSTs by day and charge.
+ByDay = dict[tuple[date, Charge], tuple[int, int]]
 NOTHING = {"tasks": 0, "posts": 0, "charged": 0, "refunded": 0, "possible": 0}
 
 
@@ -129,7 +131,9 @@ async def test_usage_is_exact_whatever_happens_to_tasks_and_sums(service: Servic
         if step % 5 == 0:
             ranges = [(None, None), *(_range(rng) for _ in range(2))]
         for since, until in ranges:
-            assert await _sum(service, since, until) == await _expected(service, counted, since, until), (step, action)
+            expected = await _expected(service, counted, since, until)
+            assert await _sum(service, since, until) == _in_all(expected), (step, action)
+            assert await _sum_by_day(service, since, until) == expected, (step, action)
 
 
 async def test_usage_stays_the_same_while_it_is_added_up(service: Service) -> None:
@@ -215,8 +219,16 @@ def _range(rng: random.Random) -> tuple[datetime | None, datetime | None]:
 async def _sum(service: Service, since: datetime | None, until: datetime | None) -> tuple[dict[Charge, int], int]:
     async with service.database.reads() as session:
         key_id = (await session.scalars(select(ApiKey.id))).one()
-        tasks, posts = await sum_usage(session, key_id, since, until)
+        tasks, posts = await sum_usage(session, [key_id], since, until)
     return {charge: count for charge, count in tasks.items() if count}, posts
+
+
+async def _sum_by_day(service: Service, since: datetime | None, until: datetime | None) -> ByDay:
+    async with service.database.reads() as session:
+        key_id = (await session.scalars(select(ApiKey.id))).one()
+        rows = await sum_by_day(session, [key_id], since, until)
+    assert [row[:3] for row in rows] == sorted({row[:3] for row in rows})
+    return {(day, charge): (tasks, posts) for _, day, charge, tasks, posts in rows}
 
 
 async def _expected(
@@ -224,13 +236,24 @@ async def _expected(
     counted: Mapping[str, tuple[datetime, Charge, int]],
     since: datetime | None,
     until: datetime | None,
-) -> tuple[dict[Charge, int], int]:
+) -> ByDay:
     """The same by looking at each task. Those that are in the sums alone count by their hour."""
     async with service.database.reads() as session:
         known = {*await session.scalars(select(Task.id)), *await session.scalars(select(SpentCharge.task_id))}
-    times = {id_: at if id_ in known else at.replace(minute=0) for id_, (at, *_) in counted.items()}
-    is_in = [id_ for id_, at in times.items() if (not since or at >= since) and (not until or at < until)]
-    return Counter(counted[id_][1] for id_ in is_in), sum(counted[id_][2] for id_ in is_in)
+    found: ByDay = {}
+    for id_, (created_at, charge, posts) in counted.items():
+        at = created_at if id_ in known else created_at.replace(minute=0)
+        if (not since or at >= since) and (not until or at < until):
+            tasks, made = found.get((at.date(), charge), (0, 0))
+            found[at.date(), charge] = tasks + 1, made + posts
+    return found
+
+
+def _in_all(by_day: ByDay) -> tuple[dict[Charge, int], int]:
+    tasks = Counter[Charge]()
+    for (_, charge), (count, _) in by_day.items():
+        tasks[charge] += count
+    return dict(tasks), sum(posts for _, posts in by_day.values())
 
 
 async def _add_up(service: Service, now: datetime) -> None:

@@ -1,0 +1,113 @@
+"""What keys have used."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import date
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from app.auth.callers import Caller, CallerDep
+from app.budgets.exports import CSV, csv_lines
+from app.budgets.schemas import Usage, UsageFilters, UsagePage
+from app.budgets.service import BudgetService
+from app.errors import NotFound, NotPermitted
+from app.web.negotiation import prefers
+from app.web.pagination import PAGE, bad_cursor, decode_cursor, next_page
+from app.web.problems import problem_responses
+from app.web.provided import provided
+from app.web.routing import Router
+
+router = Router(prefix="/v1", tags=["account"])
+BudgetsDep = Annotated[BudgetService, provided(BudgetService)]
+# Days that a table reads at once.
+LINES_AT_ONCE = 500
+VARY = {"Vary": "Accept"}
+USAGE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The sums; with `by=day` one page of days; or, with `Accept: text/csv`, a table with a line of"
+        " names (RFC 4180), which has all days, whatever `limit` and `cursor` say.",
+        "content": {
+            CSV: {
+                "schema": {"type": "string"},
+                "example": "day,tasks,posts,charged,refunded,possible\r\n2026-01-31,128,130,120,3,1\r\n",
+            }
+        },
+        **PAGE[200],
+    },
+    **problem_responses(NotPermitted, NotFound),
+}
+
+
+@router.get(
+    "/usage",
+    operation_id="getUsage",
+    summary="Get your usage",
+    response_model=Usage | UsagePage,
+    response_model_exclude_unset=True,
+    responses=USAGE,
+)
+async def get_usage(
+    request: Request,
+    response: Response,
+    budgets: BudgetsDep,
+    caller: CallerDep,
+    wanted: Annotated[UsageFilters, Query()],
+) -> Usage | UsagePage | Response:
+    """
+    Count this key's tasks in a time range and what they cost, in all or by day.
+
+    Tasks that are deleted and older than the retention are kept as sums: they count by
+    the beginning of their hour in UTC.
+    """
+    is_table = prefers(request.headers.getlist("accept"), CSV, "application/json")
+    response.headers.update(VARY)
+    if wanted.by is None:
+        usage = await budgets.usage(caller, wanted)
+        return await _table(list(Usage.model_fields), _once(usage)) if is_table else usage
+    if is_table:
+        named = ("key",) if wanted.key is not None else ()
+        return await _table(["day", *named, *Usage.model_fields], _all_days(budgets, caller, wanted))
+    found = await budgets.usage_by_day(caller, wanted, _day_after(request, wanted.cursor), wanted.limit + 1)
+    page, following = next_page(request, response, found, wanted.limit, lambda each: (each[0], each[1].day.isoformat()))
+    return UsagePage(items=[day for _, day in page], next_cursor=following)
+
+
+async def _table(names: Sequence[str], pages: AsyncIterator[Sequence[Usage]]) -> Response:
+    lines = csv_lines(names, pages)
+    # What fails before the first line can still be told.
+    first = await anext(lines)
+
+    async def all_lines() -> AsyncIterator[str]:
+        yield first
+        async for more in lines:
+            yield more
+
+    return StreamingResponse(all_lines(), headers=VARY, media_type=CSV)
+
+
+async def _once(usage: Usage) -> AsyncIterator[Sequence[Usage]]:
+    yield [usage]
+
+
+async def _all_days(budgets: BudgetService, caller: Caller, wanted: UsageFilters) -> AsyncIterator[Sequence[Usage]]:
+    after = None
+    while True:
+        found = await budgets.usage_by_day(caller, wanted, after, LINES_AT_ONCE)
+        yield [day for _, day in found]
+        if len(found) < LINES_AT_ONCE:
+            return
+        after = found[-1][0], found[-1][1].day
+
+
+def _day_after(request: Request, cursor: str | None) -> tuple[str, date] | None:
+    """The key and day behind which a page begins. Raises InvalidRequest."""
+    position = decode_cursor(request, cursor, 2)
+    if position is None:
+        return None
+    try:
+        return position[0], date.fromisoformat(position[1])
+    except ValueError:
+        raise bad_cursor() from None

@@ -1,0 +1,90 @@
+"""What keys have used, as they and admins see it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+from app.auth.callers import Caller
+from app.budgets import repository
+from app.budgets.schemas import ALL_KEYS, Usage, UsageFilters, UsageOfDay
+from app.budgets.usage import sum_by_day, sum_usage
+from app.database.engine import Database, Session
+from app.enums import Charge
+from app.errors import NotFound
+
+# The keys that one statement adds up for, so that none takes long.
+KEYS_AT_ONCE = 10
+_TOLD = Charge.charged, Charge.refunded, Charge.possible
+
+
+class BudgetService:
+    """Each method is one use case in one transaction. All raise NotPermitted for another's key, but to admins."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def usage(self, caller: Caller, wanted: UsageFilters) -> Usage:
+        """Sums over the tasks that were created from `since` on and before `until`. Raises NotFound."""
+        total, total_posts = Counter[Charge](), 0
+        async with self._database.reads() as session:
+            async for key_ids in _keys(session, caller, wanted.key):
+                tasks, posts = await sum_usage(session, key_ids, wanted.since, wanted.until)
+                total.update(tasks)
+                total_posts += posts
+        return Usage(tasks=total.total(), posts=total_posts, **_told(total))
+
+    async def usage_by_day(
+        self, caller: Caller, wanted: UsageFilters, after: tuple[str, date] | None, limit: int
+    ) -> Sequence[tuple[str, UsageOfDay]]:
+        """Up to `limit` days with tasks after this key and day, in their order, each with its key. Raises NotFound."""
+        found: list[tuple[str, UsageOfDay]] = []
+        async with self._database.reads() as session:
+            async for key_ids in _keys(session, caller, wanted.key, after[0] if after else None):
+                rows = await sum_by_day(session, key_ids, wanted.since, wanted.until)
+                days = _days(rows, is_named=wanted.key is not None)
+                found += [each for each in days if after is None or (each[0], each[1].day) > after]
+                if len(found) >= limit:
+                    break
+        return found[:limit]
+
+
+async def _keys(
+    session: Session, caller: Caller, key: str | None, first: str | None = None
+) -> AsyncIterator[Sequence[str]]:
+    """The ids of the keys that are asked about, from this one on, in batches. Raises NotFound, NotPermitted."""
+    if key is None or key == caller.api_key_id:
+        yield [caller.api_key_id]
+        return
+    caller.require_admin()
+    if key != ALL_KEYS:
+        if not await repository.has_key(session, key):
+            raise NotFound
+        yield [key]
+        return
+    if first is not None:
+        yield [first]
+    while batch := await repository.list_key_ids(session, first or "", KEYS_AT_ONCE):
+        yield batch
+        first = batch[-1]
+
+
+def _days(rows: Sequence[tuple[str, date, Charge, int, int]], *, is_named: bool) -> Sequence[tuple[str, UsageOfDay]]:
+    """Sums by key, day and charge as one item for each key and day; `is_named`: it names its key."""
+    tasks, posts = defaultdict[tuple[str, date], Counter[Charge]](Counter), Counter[tuple[str, date]]()
+    for key_id, day, charge, count, made in rows:
+        tasks[key_id, day][charge] += count
+        posts[key_id, day] += made
+    found = []
+    for (key_id, day), by_charge in tasks.items():
+        sums: dict[str, Any] = {"tasks": by_charge.total(), "posts": posts[key_id, day], **_told(by_charge)}
+        if is_named:
+            sums["key"] = key_id
+        found.append((key_id, UsageOfDay(day=day, **sums)))
+    return found
+
+
+def _told(tasks: Mapping[Charge, int]) -> dict[str, int]:
+    return {charge.value: tasks.get(charge, 0) for charge in _TOLD}
