@@ -24,14 +24,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app import enums
 from app.auth.callers import Caller, find_caller, hash_key
+from app.auth.last_use import LastUses
 from app.callbacks.service import CallbackService
 from app.config import CALLBACKS_PATH
 from app.config.database_url import is_sqlite
 from app.database.engine import Database
 from app.database.failures import TRANSIENT
 from app.database.fetching import FixedQuery
-from app.enums import TaskStatus
 from app.models import ApiKey, Clip, Task
 from app.observability.tracing import name_route, trace_context_of
 from app.signed_urls import SignedUrls
@@ -51,8 +52,7 @@ _CALLBACK_PATH = re.compile(CALLBACKS_PATH + "([^/]+)/([^/]+)")
 # As the framework's routes are in the scope.
 _ROUTES = _TASKS_PATH, f"{_TASKS_PATH}/{{task_id}}", f"{CALLBACKS_PATH}{{task_id}}/{{token}}"
 _TASKS_ROUTE, _TASK_ROUTE, _CALLBACK_ROUTE = (SimpleNamespace(path=path) for path in _ROUTES)
-# As the route's.
-PAGE_SIZE: int = TaskFilters.model_fields["limit"].default
+PAGE_SIZE: int = TaskFilters.model_fields["limit"].default  # As the route's.
 # Renderings of tasks on first pages: for how long, how many, and of which size.
 KEPT_FOR, MAX_KEPT, MAX_KEPT_BYTES = timedelta(seconds=10), 500, 16 * 1024
 _RECEIVED = JSONResponse({"status": "received"})
@@ -64,10 +64,10 @@ _HEADERS = _OF_ORDERS | {b"authorization", b"accept", b"if-none-match", b"conten
 
 # The caller, if its key works and may read the task, with the task and its clips: one row for each clip, or one row.
 _FIND_TASK = FixedQuery(
-    select(inspect(ApiKey).columns["name"], *WHOLE_TASK)
+    select(inspect(ApiKey).columns["id"], inspect(ApiKey).columns["name"], *WHOLE_TASK)
     .select_from(ApiKey.__table__.join(Task.__table__, inspect(Task).columns["id"] == bindparam("task_id")))
     .outerjoin(Clip.__table__, Clip.task_id == Task.id)
-    .where(ApiKey.key_hash == bindparam("key_hash"), ApiKey.revoked_at.is_(None))
+    .where(ApiKey.key_hash == bindparam("key_hash"), ApiKey.works(), ApiKey.scopes.contains(enums.Scope.read))
     .where(or_(ApiKey.is_admin, Task.api_key_id == ApiKey.id))
     .order_by(Clip.index)
 )
@@ -149,11 +149,10 @@ class FirstPages:
 
     async def _render(self, ids: Sequence[str], now: float) -> Mapping[str, _Rendering]:
         rows = await self._database.fetch(self._find_tasks, ids=ids)
-        tasks = [to_task(list(found)) for _, found in groupby(rows, itemgetter(0))]
         made, signer = {}, self._signed_urls.signer
-        for task in tasks:
+        for task in [to_task(list(found)) for _, found in groupby(rows, itemgetter(0))]:
             id_, position = task.id, (task.created_at.isoformat(), task.id)
-            waiting = task if task.status is TaskStatus.queued else None
+            waiting = task if task.status is enums.TaskStatus.queued else None
             body = read_task(task, {}, self._signed_urls).model_dump_json().encode()
             made[id_] = _Rendering(task.version, position, waiting, words_of(task.clips), body, now, signer)
             self._kept.pop(id_, None)
@@ -168,9 +167,8 @@ class FastPath:
     """
     Pure ASGI middleware, the innermost one.
 
-    It answers reads of a task where nothing but a wait is negotiated, plain orders, the first page
-    of the list, and all callbacks, of which errors, too, are answered the same within and
-    without the framework.
+    It answers reads of a task where nothing but a wait is negotiated, plain orders, the first page of the list, and all
+    callbacks, of which errors, too, are answered the same within and without the framework.
     """
 
     def __init__(
@@ -181,9 +179,10 @@ class FastPath:
         callbacks: CallbackService,
         orders: OrderService,
         waiters: Waiters,
+        last_uses: LastUses,
     ) -> None:
         self._app, self._database, self._signed_urls = app, database, signed_urls
-        self._callbacks, self._orders, self._waiters = callbacks, orders, waiters
+        self._callbacks, self._orders, self._waiters, self._last_uses = callbacks, orders, waiters, last_uses
         self._pages = FirstPages(database, signed_urls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,7 +213,7 @@ class FastPath:
         """Answer an order of a known caller that can be read; otherwise return its body, for the route."""
         body, headers = await read_body(receive), _plain_headers(scope, _OF_ORDERS)
         order = _read_order(body) if headers and headers.get(b"content-type") == b"application/json" else None
-        caller = await self._find_caller(headers) if order else None
+        caller = await self._find_caller(headers, enums.Scope.submit) if order else None
         if order is None or caller is None:
             return body
         placed = await retried(partial(self._orders.place, caller, order, trace_context=trace_context_of(scope)))
@@ -230,7 +229,7 @@ class FastPath:
     async def _list_tasks(self, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with the first page of tasks; return whether it could be read."""
         try:
-            caller = await self._find_caller(_plain_headers(scope))
+            caller = await self._find_caller(_plain_headers(scope), enums.Scope.read)
             page = await self._pages.read(caller) if caller else None
         except TRANSIENT:
             return False
@@ -244,9 +243,10 @@ class FastPath:
         await response(scope, receive, send)
         return True
 
-    async def _find_caller(self, headers: Mapping[bytes, bytes] | None) -> Caller | None:
+    async def _find_caller(self, headers: Mapping[bytes, bytes] | None, needed: enums.Scope) -> Caller | None:
         key_hash = _key_hash(headers) if headers else None
-        return await find_caller(self._database, key_hash) if key_hash else None
+        caller = await find_caller(self._database, self._last_uses, key_hash) if key_hash else None
+        return caller if caller and caller.may(needed) else None
 
     async def _read_task(self, task_id: str, scope: Scope, receive: Receive, send: Send) -> bool:
         """Answer with a task; return whether it was found."""
@@ -268,11 +268,12 @@ class FastPath:
             rows = await self._database.fetch(_FIND_TASK, task_id=task_id, key_hash=key_hash)
             if not rows:
                 return None
-            task = to_task([row[1:] for row in rows])
+            task = to_task([row[2:] for row in rows])
             positions = await find_positions(self._database.fetch, [task])
         except TRANSIENT:
             return None
-        structlog.contextvars.bind_contextvars(caller=rows[0][0])
+        self._last_uses.note(rows[0][0])
+        structlog.contextvars.bind_contextvars(caller=rows[0][1])
         return snapshot_of(read_task(task, positions, self._signed_urls))
 
 

@@ -87,6 +87,7 @@ async def running(
             # If the database never answered, the next start prepares it.
             preparing.cancel()
             renewing.cancel()
+            background.append(asyncio.create_task(services.last_uses.write()))
             await asyncio.wait(background, timeout=max(0.0, drain_until - time.monotonic()))
             for task in background:
                 task.cancel()

@@ -74,7 +74,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     complete_document(app, list(services.settings.models))
     # The last of these is the outermost.
     plain = services.database, services.signed_urls, services.callbacks, services.orders, services.waiters
-    app.add_middleware(FastPath, *plain)
+    app.add_middleware(FastPath, *plain, services.last_uses)
     app.add_middleware(DeferredResponses)
     app.add_middleware(EdgeMiddleware, observe=services.metrics.requests.observe)
     app.add_middleware(SignedLinksForAnyOrigin)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from app.auth.last_use import LastUses
 from app.budgets.service import BudgetService
 from app.callbacks.service import CallbackService
 from app.clips.service import ClipService
@@ -40,6 +41,7 @@ class Services:
 
     settings: Settings
     database: Database
+    last_uses: LastUses
     keyring: Keyring
     signed_urls: SignedUrls
     wakeups: Wakeups
@@ -129,6 +131,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     return Services(
         settings=settings,
         database=database,
+        last_uses=LastUses(database),
         keyring=keyring,
         signed_urls=signed_urls,
         wakeups=wakeups,

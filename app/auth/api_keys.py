@@ -1,14 +1,16 @@
-"""API keys: stored as hashes, made, listed, rotated and revoked."""
+"""API keys: stored as hashes, made, changed, listed, rotated and revoked by the operator, as the audit log tells."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any, TypedDict, Unpack
 
 import structlog
 from sqlalchemy import select, update
 
+from app.auth.audit import OPERATOR, record
 from app.auth.callers import hash_key
 from app.database.engine import Session
 from app.models import ApiKey, FormerKey
@@ -18,11 +20,49 @@ log = structlog.get_logger()
 OVERLAP = timedelta(hours=24)
 
 
-async def create_key(session: Session, name: str, now: datetime, *, is_admin: bool) -> str:
+class KeyTerms(TypedDict, total=False):
+    """What a key may do and until when: the columns of its row that an operator chooses."""
+
+    is_admin: bool
+    # Separated by commas, without `admin`.
+    scopes: str
+    weight: int
+    expires_at: datetime | None
+
+
+async def create_key(session: Session, name: str, now: datetime, **terms: Unpack[KeyTerms]) -> str:
     """Create a key and return it; only its hash is stored."""
     key = f"sp_{secrets.token_urlsafe(32)}"
-    session.add(ApiKey(name=name, key_hash=hash_key(key), is_admin=is_admin, created_at=now))
+    row = ApiKey(name=name, key_hash=hash_key(key), created_at=now, **terms)
+    session.add(row)
+    # Fills in the id and the defaults.
+    await session.flush()
+    record(session, now, OPERATOR, "key.created", row.id, name=name, **_told(terms_of(row)))
     return key
+
+
+async def change_key(session: Session, key_id: str, now: datetime, **terms: Unpack[KeyTerms]) -> ApiKey | None:
+    """Change what is given of a key, and return it; None where there is no such key."""
+    row = await session.get(ApiKey, key_id, with_for_update={"key_share": True}, populate_existing=True)
+    if row is None:
+        return None
+    before = terms_of(row)
+    for name, value in terms.items():
+        setattr(row, name, value)
+    if changed := {name: value for name, value in terms_of(row).items() if value != before.get(name)}:
+        record(session, now, OPERATOR, "key.changed", row.id, **_told(changed))
+    return row
+
+
+def terms_of(key: ApiKey) -> dict[str, Any]:
+    """What a key may do and until when, with all of its scopes as a list."""
+    scopes = [scope for scope in key.scopes.split(",") if scope] + ["admin"] * key.is_admin
+    return {"scopes": scopes, "weight": key.weight, "expires_at": key.expires_at}
+
+
+def is_working(key: ApiKey, now: datetime) -> bool:
+    """Whether this key opens the service."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
 
 
 async def find_active(session: Session, name: str) -> ApiKey | None:
@@ -43,8 +83,9 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
     """
     Return a new key of the same caller; None where there is no such caller.
 
-    The old key works for `overlap`, unless it is revoked already, and with it all earlier ones. A revoked caller gets
-    in again, and a configured one no longer depends on SOUNDPOST_API_KEYS.
+    The old key works for `overlap`, unless it is revoked already, and with it all earlier ones. The new one may do the
+    same, until the same time. A revoked caller gets in again, and a configured one no longer depends on
+    SOUNDPOST_API_KEYS.
     """
     caller = await session.get(ApiKey, key_id, with_for_update=True, populate_existing=True)
     if caller is None:
@@ -57,6 +98,7 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
     key = f"sp_{secrets.token_urlsafe(32)}"
     caller.key_hash, caller.revoked_at = hash_key(key), None
     caller.is_configured = caller.is_delisted = False
+    record(session, now, OPERATOR, "key.rotated", caller.id, name=caller.name, old_works_until=works_until.isoformat())
     return key
 
 
@@ -75,4 +117,12 @@ async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:
     """Revoke a key. False when there is no such key, or it is revoked already; one that is delisted stays revoked."""
     active = ApiKey.id == key_id, ApiKey.revoked_at.is_(None) | ApiKey.is_delisted
     revoked = update(ApiKey).where(*active).values(revoked_at=now, is_delisted=False)
-    return (await session.execute(revoked.returning(ApiKey.id))).first() is not None
+    name = await session.scalar(revoked.returning(ApiKey.name))
+    if name is not None:
+        record(session, now, OPERATOR, "key.revoked", key_id, name=name)
+    return name is not None
+
+
+def _told(terms: dict[str, Any]) -> dict[str, Any]:
+    """The same for the audit log, whose details are JSON."""
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in terms.items()}

@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request, Response
-from fastapi.security import HTTPAuthorizationCredentials
+from fastapi import Depends, Path, Query, Request, Response, Security
+from fastapi.security import HTTPAuthorizationCredentials, SecurityScopes
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 
-from app.auth.callers import CallerDep, authenticate, bearer
+from app.auth.callers import LastUsesDep, ReadCaller, authenticate, bearer, require_permitted
 from app.clips import subtitles
 from app.clips.media_types import SUFFIXES
 from app.clips.responses import serve_file
 from app.clips.service import ClipService, StoredFile
 from app.config import Settings
+from app.enums import Scope
 from app.errors import AudioLost, NotArchivedYet, RangeNotSatisfiable, StorageUnavailable
 from app.storage.store import Storage
 from app.tasks.schemas import TaskId
@@ -102,9 +103,11 @@ SettingsDep = Annotated[Settings, provided(Settings)]
 
 
 async def find_audio(
+    needed: SecurityScopes,
     request: Request,
     clips: ClipsDep,
     database: DatabaseDep,
+    last_uses: LastUsesDep,
     credentials: Credentials,
     task_id: TaskId,
     index: ClipIndex,
@@ -115,10 +118,11 @@ async def find_audio(
     link = (task_id, index, expires, signature) if expires is not None and signature is not None else None
     if link is not None and (credentials is None or clips.is_linked(*link)):
         return await clips.linked_audio(*link, request.receive)
-    return await clips.audio(await authenticate(database, credentials), task_id, index, request.receive)
+    caller = await require_permitted(needed, await authenticate(database, last_uses, credentials))
+    return await clips.audio(caller, task_id, index, request.receive)
 
 
-AudioDep = Annotated[StoredFile, Depends(find_audio)]
+AudioDep = Annotated[StoredFile, Security(find_audio, scopes=[Scope.read.value])]
 
 
 @router.get(
@@ -151,7 +155,7 @@ async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, sett
     openapi_extra=FILE_PARAMETERS,
 )
 async def get_image(
-    request: Request, clips: ClipsDep, storage: StorageDep, caller: CallerDep, task_id: TaskId, index: ClipIndex
+    request: Request, clips: ClipsDep, storage: StorageDep, caller: ReadCaller, task_id: TaskId, index: ClipIndex
 ) -> Response:
     """Get this service's copy of a clip's cover image, or a part of it; 404 if the clip has none."""
     return await serve_file(request, storage, await clips.cover(caller, task_id, index))
@@ -164,7 +168,7 @@ async def get_image(
     response_class=Response,
     responses=_text(SRT),
 )
-async def get_srt(clips: ClipsDep, caller: CallerDep, task_id: TaskId, index: ClipIndex) -> Response:
+async def get_srt(clips: ClipsDep, caller: ReadCaller, task_id: TaskId, index: ClipIndex) -> Response:
     """Get the sung words of a clip as SubRip subtitles; 404 if there are none."""
     words = await clips.lyrics(caller, task_id, index)
     return Response(subtitles.srt(words), media_type=f"{SRT}; charset=utf-8")
@@ -177,7 +181,7 @@ async def get_srt(clips: ClipsDep, caller: CallerDep, task_id: TaskId, index: Cl
     response_class=Response,
     responses=_text(VTT),
 )
-async def get_vtt(clips: ClipsDep, caller: CallerDep, task_id: TaskId, index: ClipIndex) -> Response:
+async def get_vtt(clips: ClipsDep, caller: ReadCaller, task_id: TaskId, index: ClipIndex) -> Response:
     """Get the sung words of a clip as WebVTT captions; 404 if there are none."""
     words = await clips.lyrics(caller, task_id, index)
     return Response(subtitles.vtt(words), media_type=f"{VTT}; charset=utf-8")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlsplit
 
 import structlog
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import SecurityScopes
 from starlette.responses import Response
 
-from app.auth.callers import Caller, Row, find_callers
+from app.auth.callers import Caller, LastUsesDep, Row, find_callers
 from app.config import Settings
 from app.database.engine import Database
+from app.enums import Scope
 from app.keyring import Keyring
 from app.web.prefix import prefix_of
 from app.web.provided import provided
@@ -53,7 +55,11 @@ class Visitor:
     def acting_for(self, row: Row) -> Caller:
         """The caller to change this row as: its owner. Raises NotFound where the visitor may not even read it."""
         owner = self.caller.require_readable(row).api_key_id
-        return Caller(owner, self.caller.is_admin, self.caller.key_hash)
+        return replace(self.caller, api_key_id=owner, acting_key_id=self.caller.api_key_id)
+
+    def may(self, scope: str) -> bool:
+        """Whether the key has this scope: pages leave out what they need others for."""
+        return self.caller.may(scope)
 
 
 class Sessions:
@@ -123,16 +129,35 @@ class Sessions:
 SessionsDep = Annotated[Sessions, provided(Sessions)]
 
 
-async def require_visitor(request: Request, sessions: SessionsDep) -> Visitor:
+async def require_visitor(request: Request, sessions: SessionsDep, last_uses: LastUsesDep) -> Visitor:
     """Who is signed in. Raises SignInNeeded."""
     visitor = await sessions.find_visitor(request)
     if visitor is None:
         raise SignInNeeded
+    last_uses.note(visitor.caller.api_key_id)
     request.state.visitor = visitor
     return visitor
 
 
 VisitorDep = Annotated[Visitor, Depends(require_visitor)]
+
+
+async def require_permitted(needed: SecurityScopes, visitor: VisitorDep) -> Visitor:
+    """Who is signed in with a key that has the scopes that the page needs. Raises SignInNeeded, NotPermitted."""
+    for scope in needed.scopes:
+        visitor.caller.require(scope)
+    return visitor
+
+
+def _with(scope: Scope) -> Any:
+    return Security(require_permitted, scopes=[scope.value])
+
+
+# What a page takes, by the scope that it needs.
+SubmitVisitor = Annotated[Visitor, _with(Scope.submit)]
+ReadVisitor = Annotated[Visitor, _with(Scope.read)]
+WebhooksVisitor = Annotated[Visitor, _with(Scope.webhooks)]
+AdminVisitor = Annotated[Visitor, _with(Scope.admin)]
 
 
 async def read_form(request: Request, sessions: SessionsDep) -> Mapping[str, str]:

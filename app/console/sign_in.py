@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, Response
 
-from app.auth.callers import find_caller, hash_key
+from app.auth.callers import LastUsesDep, find_caller, hash_key
 from app.console.live import last_message
 from app.console.mount import PATH
 from app.console.rendering import Pages, PagesDep
@@ -61,6 +61,7 @@ async def sign_in(
     pages: PagesDep,
     sessions: SessionsDep,
     database: DatabaseDep,
+    last_uses: LastUsesDep,
     failed: FailedDep,
     form: Annotated[Mapping[str, str], Depends(read_form)],
 ) -> Response:
@@ -71,10 +72,10 @@ async def sign_in(
         response = pages.render(request, "sign_in.html", 429, next=following, problem=problem)
         response.headers["Retry-After"] = str(wait)
         return response
-    caller = await find_caller(database, hash_key(form.get("key", "").strip()))
+    caller = await find_caller(database, last_uses, hash_key(form.get("key", "").strip()))
     if caller is None:
         failed.add(address)
-        problem = "This key does not work: it is mistyped, or revoked. `soundpost keys create` makes one."
+        problem = "This key does not work: it is mistyped, revoked or expired. `soundpost keys create` makes one."
         return pages.render(request, "sign_in.html", 401, next=following, problem=problem)
     response = pages.redirect(following)
     sessions.begin(response, caller)
@@ -102,7 +103,7 @@ def ask_to_sign_in(pages: Pages, request: Request) -> Response:
     if is_visit and request.headers.get("sec-fetch-site") == "cross-site":
         return pages.render(request, "reload.html")
     if not is_visit:
-        detail = "Your session is over, or the key was revoked. Sign in again."
+        detail = "Your session is over, or its key does not work any more. Sign in again."
         return pages.render(request, "error.html", 401, title="You are not signed in", detail=detail, errors=())
     query = f"?{request.url.query}" if request.url.query else ""
     asked = _own(request.url.path + query)

@@ -18,7 +18,7 @@ from app.console.live import LiveDep
 from app.console.mount import PATH
 from app.console.rendering import Pages, PagesDep, link_with, with_zone
 from app.console.repository import LastHour, names_of_owners, read_last_hour, read_overview
-from app.console.session import FormDep, Visitor, VisitorDep
+from app.console.session import FormDep, ReadVisitor, Visitor
 from app.database.engine import Database
 from app.database.wakeups import EVERY_TASK
 from app.errors import AppError, InvalidRequest
@@ -96,7 +96,7 @@ CreditsDep = Annotated[CreditsCache, provided(CreditsCache)]
 
 
 @router.get("/tasks")
-async def show_tasks(request: Request, pages: PagesDep, visitor: VisitorDep, lists: ListsDep) -> Response:
+async def show_tasks(request: Request, pages: PagesDep, visitor: ReadVisitor, lists: ListsDep) -> Response:
     """The newest tasks that the visitor may see and that the URL asks for."""
     if elsewhere := _canonical(request):
         return pages.redirect(elsewhere)
@@ -114,7 +114,7 @@ async def show_tasks(request: Request, pages: PagesDep, visitor: VisitorDep, lis
 
 @router.get("/live/tasks")
 async def stream_tasks(
-    request: Request, pages: PagesDep, visitor: VisitorDep, lists: ListsDep, live: LiveDep
+    request: Request, pages: PagesDep, visitor: ReadVisitor, lists: ListsDep, live: LiveDep
 ) -> Response:
     """The parts of the list that change, as they change."""
     query = _read_query(request)
@@ -122,7 +122,7 @@ async def stream_tasks(
 
 
 @router.post("/credits")
-async def ask_for_credits(pages: PagesDep, _visitor: VisitorDep, _form: FormDep, cache: CreditsDep) -> Response:
+async def ask_for_credits(pages: PagesDep, _visitor: ReadVisitor, _form: FormDep, cache: CreditsDep) -> Response:
     """Ask the upstream for the credits that are left, as `GET /v1/credits` does."""
     try:
         answer = await cache.credits()

@@ -18,7 +18,7 @@ from app.config import Settings
 from app.console.live import LiveDep
 from app.console.mount import PATH
 from app.console.rendering import PagesDep
-from app.console.session import FormDep, Refused, Visitor, VisitorDep
+from app.console.session import AdminVisitor, FormDep, ReadVisitor, Refused, SubmitVisitor, Visitor, WebhooksVisitor
 from app.console.task_repository import read_task_rows
 from app.console.task_view import CHARGES, curl_of, parameters_of, view_callback, why_it_waits
 from app.console.timeline import timeline_of
@@ -86,7 +86,7 @@ TaskPagesDep = Annotated[TaskPages, provided(TaskPages)]
 
 @router.get("/tasks/{task_id}")
 async def show_task(
-    request: Request, pages: PagesDep, visitor: VisitorDep, task_pages: TaskPagesDep, task_id: TaskId
+    request: Request, pages: PagesDep, visitor: ReadVisitor, task_pages: TaskPagesDep, task_id: TaskId
 ) -> Response:
     """One task, live until it has ended and all of it is stored and delivered."""
     # The player writes its styles into the page: only those with this nonce are taken.
@@ -103,7 +103,7 @@ async def show_task(
 async def stream_task(
     request: Request,
     pages: PagesDep,
-    visitor: VisitorDep,
+    visitor: ReadVisitor,
     task_pages: TaskPagesDep,
     tasks: TasksDep,
     live: LiveDep,
@@ -137,7 +137,7 @@ def _can_be(task: Task, status: TaskStatus) -> bool:
 
 @router.get("/tasks/{task_id}/clips/{index}/audio")
 async def get_audio(
-    request: Request, visitor: VisitorDep, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
+    request: Request, visitor: ReadVisitor, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
 ) -> Response:
     """The stored audio of a clip, with ranges, for the player."""
     return await serve_file(request, storage, await clips.audio(visitor.caller, task_id, index, request.receive))
@@ -146,7 +146,7 @@ async def get_audio(
 @router.get("/tasks/{task_id}/clips/{index}/peaks")
 async def get_peaks(
     request: Request,
-    visitor: VisitorDep,
+    visitor: ReadVisitor,
     clips: ClipsDep,
     waveforms: WaveformsDep,
     task_id: TaskId,
@@ -162,14 +162,14 @@ async def get_peaks(
 
 @router.get("/tasks/{task_id}/clips/{index}/image")
 async def get_image(
-    request: Request, visitor: VisitorDep, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
+    request: Request, visitor: ReadVisitor, clips: ClipsDep, storage: StorageDep, task_id: TaskId, index: str
 ) -> Response:
     """The stored cover of a clip."""
     return await serve_file(request, storage, await clips.cover(visitor.caller, task_id, index))
 
 
 @router.get("/tasks/{task_id}/clips/{index}/lyrics.srt")
-async def get_lyrics(visitor: VisitorDep, clips: ClipsDep, task_id: TaskId, index: str) -> Response:
+async def get_lyrics(visitor: ReadVisitor, clips: ClipsDep, task_id: TaskId, index: str) -> Response:
     """The sung words of a clip as SubRip subtitles."""
     words = await clips.lyrics(visitor.caller, task_id, index)
     return Response(subtitles.srt(words), media_type="application/x-subrip; charset=utf-8")
@@ -177,7 +177,7 @@ async def get_lyrics(visitor: VisitorDep, clips: ClipsDep, task_id: TaskId, inde
 
 @router.post("/tasks/{task_id}/cancel")
 async def cancel_task(
-    pages: PagesDep, visitor: VisitorDep, _form: FormDep, tasks: TasksDep, task_id: TaskId
+    pages: PagesDep, visitor: SubmitVisitor, _form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
     """Cancel a task."""
     caller = visitor.acting_for(await tasks.get_row(visitor.caller, task_id))
@@ -190,7 +190,7 @@ async def cancel_task(
 
 @router.post("/tasks/{task_id}/delete")
 async def delete_task(
-    pages: PagesDep, visitor: VisitorDep, _form: FormDep, tasks: TasksDep, task_id: TaskId
+    pages: PagesDep, visitor: SubmitVisitor, _form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
     """Delete a task that has ended."""
     caller = visitor.acting_for(await tasks.get_row(visitor.caller, task_id))
@@ -203,7 +203,7 @@ async def delete_task(
 
 @router.post("/tasks/{task_id}/order-again")
 async def order_again(
-    pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, orders: OrdersDep, task_id: TaskId
+    pages: PagesDep, visitor: SubmitVisitor, form: FormDep, tasks: TasksDep, orders: OrdersDep, task_id: TaskId
 ) -> Response:
     """Order the same sound as a new task of the same key; a form that is sent twice orders once."""
     row = await tasks.get_row(visitor.caller, task_id)
@@ -218,12 +218,10 @@ async def order_again(
 
 @router.post("/tasks/{task_id}/resolve")
 async def resolve_task(
-    pages: PagesDep, visitor: VisitorDep, form: FormDep, tasks: TasksDep, task_id: TaskId
+    pages: PagesDep, visitor: AdminVisitor, form: FormDep, tasks: TasksDep, task_id: TaskId
 ) -> Response:
     """Set a task to what an operator has found out elsewhere."""
     await tasks.get_row(visitor.caller, task_id)
-    if not visitor.is_admin:
-        raise Refused(403, "Only admins may resolve tasks", "Sign in with the key of an admin.")
     status, upstream_task_id = form.get("status", ""), form.get("upstream_task_id", "").strip() or None
     if status not in RESOLUTIONS:
         raise Refused(422, "There is no such resolution", f"Choose one of {', '.join(RESOLUTIONS)}.")
@@ -239,7 +237,7 @@ async def resolve_task(
 @router.post("/tasks/{task_id}/deliveries/{delivery_id}/resend")
 async def resend(
     pages: PagesDep,
-    visitor: VisitorDep,
+    visitor: WebhooksVisitor,
     _form: FormDep,
     tasks: TasksDep,
     webhooks: WebhooksDep,

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.console.mount import PATH
 from app.console.rendering import PagesDep, link_with, with_zone
 from app.console.repository import names_of_keys
-from app.console.session import FormDep, Refused, Visitor, VisitorDep
+from app.console.session import FormDep, Refused, Visitor, WebhooksVisitor
 from app.database.engine import Database
 from app.enums import DeliveryStatus
 from app.errors import NotFound
@@ -33,7 +33,7 @@ _FILTERS = "status", "endpoint_id", "task_id"
 
 @router.get("/webhooks")
 async def show_webhooks(
-    request: Request, pages: PagesDep, visitor: VisitorDep, webhooks: WebhooksDep, database: DatabaseDep
+    request: Request, pages: PagesDep, visitor: WebhooksVisitor, webhooks: WebhooksDep, database: DatabaseDep
 ) -> Response:
     """The endpoints that the visitor may see, and the latest deliveries that the URL asks for."""
     given = _read_filters(request)
@@ -52,7 +52,7 @@ async def show_webhooks(
 async def show_endpoint(
     request: Request,
     pages: PagesDep,
-    visitor: VisitorDep,
+    visitor: WebhooksVisitor,
     webhooks: WebhooksDep,
     database: DatabaseDep,
     endpoint_id: str,
@@ -69,7 +69,7 @@ async def show_endpoint(
 async def show_delivery(
     request: Request,
     pages: PagesDep,
-    visitor: VisitorDep,
+    visitor: WebhooksVisitor,
     webhooks: WebhooksDep,
     database: DatabaseDep,
     delivery_id: str,
@@ -83,7 +83,7 @@ async def show_delivery(
 
 @router.post("/webhooks/{endpoint_id}/test")
 async def send_test(
-    pages: PagesDep, visitor: VisitorDep, _form: FormDep, webhooks: WebhooksDep, endpoint_id: str
+    pages: PagesDep, visitor: WebhooksVisitor, _form: FormDep, webhooks: WebhooksDep, endpoint_id: str
 ) -> Response:
     """Send a `webhook.test` to an endpoint."""
     owner = visitor.acting_for(await webhooks.get_endpoint(visitor.caller, endpoint_id))
@@ -93,7 +93,7 @@ async def send_test(
 
 @router.post("/webhooks/{endpoint_id}/recover")
 async def recover(
-    pages: PagesDep, visitor: VisitorDep, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
+    pages: PagesDep, visitor: WebhooksVisitor, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
 ) -> Response:
     """Attempt every undelivered delivery of a time range again."""
     owner = visitor.acting_for(await webhooks.get_endpoint(visitor.caller, endpoint_id))
@@ -110,7 +110,7 @@ async def recover(
 
 @router.post("/webhooks/{endpoint_id}/{change}")
 async def switch(
-    pages: PagesDep, visitor: VisitorDep, _form: FormDep, webhooks: WebhooksDep, endpoint_id: str, change: str
+    pages: PagesDep, visitor: WebhooksVisitor, _form: FormDep, webhooks: WebhooksDep, endpoint_id: str, change: str
 ) -> Response:
     """Enable or disable an endpoint."""
     if change not in ("enable", "disable"):
@@ -126,7 +126,7 @@ async def switch(
 
 @router.post("/deliveries/{delivery_id}/resend")
 async def resend(
-    pages: PagesDep, visitor: VisitorDep, _form: FormDep, webhooks: WebhooksDep, delivery_id: str
+    pages: PagesDep, visitor: WebhooksVisitor, _form: FormDep, webhooks: WebhooksDep, delivery_id: str
 ) -> Response:
     """Attempt a delivery again now."""
     owner = visitor.acting_for(await _find_delivery(webhooks, visitor, delivery_id))

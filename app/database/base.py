@@ -6,7 +6,20 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, Index, MetaData, SmallInteger, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    Enum,
+    FunctionElement,
+    Index,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils import compat
 
@@ -54,6 +67,23 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class CurrentTime(FunctionElement[datetime]):
+    """The database's time inside of a statement, to be compared with a column: on SQLite it is a text."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(CurrentTime, "postgresql")
+def _postgresql_time(*_: Any, **__: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(CurrentTime, "sqlite")
+def _sqlite_time(*_: Any, **__: Any) -> str:
+    return "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 
 
 class Ordered(TypeDecorator[StrEnum]):

@@ -17,6 +17,8 @@ PREFIX = "/api/v1/"
 CODES: Mapping[int, int] = {
     400: 400,
     401: 401,
+    # A key without the scope that is needed is to a client of the vendor's no better than a wrong one.
+    403: 401,
     404: 404,
     405: 404,
     413: 413,
@@ -60,10 +62,11 @@ class _EnvelopeSender:
                 await self._send_envelope(self._start)
 
     async def _send_envelope(self, start: Message) -> None:
-        body = json.dumps(envelope_of(json.loads(self._body)), ensure_ascii=False).encode()
+        envelope = envelope_of(json.loads(self._body))
+        body = json.dumps(envelope, ensure_ascii=False).encode()
+        status = 401 if envelope["code"] == 401 else 200
         headers = MutableHeaders(raw=list(start["headers"]))
         headers["content-type"], headers["content-length"] = "application/json", str(len(body))
-        status = 401 if start["status"] == 401 else 200
         await self._send({"type": start["type"], "status": status, "headers": headers.raw})
         await self._send({"type": "http.response.body", "body": body})
 

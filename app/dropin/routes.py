@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.callers import CallerDep
+from app.auth.callers import ReadCaller, SubmitCaller
 from app.config import Settings
 from app.dropin.schemas import (
     MAX_PROMPT_LENGTH,
@@ -68,7 +68,7 @@ async def generate_sounds(
     response: Response,
     orders: OrdersDep,
     settings: SettingsDep,
-    caller: CallerDep,
+    caller: SubmitCaller,
     body: SoundsRequest,
 ) -> SoundsAnswer:
     """Create a task in the vendor's shapes. The `taskId` in the response is this service's task id."""
@@ -85,7 +85,7 @@ async def generate_sounds(
 async def get_record_info(
     tasks: TasksDep,
     signed_urls: Annotated[SignedUrls, provided(SignedUrls)],
-    caller: CallerDep,
+    caller: ReadCaller,
     task_id: VendorTaskId = None,
 ) -> RecordAnswer:
     """Get a task in the vendor's shapes. A missing or foreign task is `code` 404 in HTTP 200."""
@@ -96,7 +96,7 @@ async def get_record_info(
 
 
 @router.get("/credit", operation_id="dropinGetCredit", summary="Get the remaining credits as from the vendor")
-async def get_credit(cache: Annotated[CreditsCache, provided(CreditsCache)], caller: CallerDep) -> CreditAnswer:
+async def get_credit(cache: Annotated[CreditsCache, provided(CreditsCache)], caller: ReadCaller) -> CreditAnswer:
     """Get the credits left on the upstream account, in the vendor's shapes."""
     return CreditAnswer(data=float((await cache.credits()).credits))
 

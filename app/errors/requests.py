@@ -25,7 +25,7 @@ class NotAuthenticated(AppError):
     """A valid key is needed."""
 
     status, slug = 401, "not-authenticated"
-    advice = "Send `Authorization: Bearer <key>` with a key of this service that is not revoked."
+    advice = "Send `Authorization: Bearer <key>` with a key of this service that is neither revoked nor expired."
     headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import ColumnElement, ForeignKey, Index, String, and_, or_
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database.base import ID_LENGTH, Base, new_id
+from app.database.base import ID_LENGTH, Base, CurrentTime, new_id
 from app.enums import Scope
 
 DEFAULT_SCOPES = ",".join((Scope.submit, Scope.read, Scope.webhooks))
@@ -41,6 +41,11 @@ class ApiKey(Base):
     # To the minute.
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+    @classmethod
+    def works(cls) -> ColumnElement[bool]:
+        """Whether a key opens the service now: it is neither revoked nor expired."""
+        return and_(cls.revoked_at.is_(None), or_(cls.expires_at.is_(None), cls.expires_at > CurrentTime()))
 
 
 class AuditEntry(Base):

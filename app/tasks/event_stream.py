@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.callers import CallerDep
+from app.auth.callers import ReadCaller
 from app.database.failures import TRANSIENT
 from app.database.wakeups import Subscription
 from app.enums import TaskStatus
@@ -78,7 +78,7 @@ async def list_events(
     response: Response,
     tasks: TasksDep,
     waiters: WaitersDep,
-    caller: CallerDep,
+    caller: ReadCaller,
     task_id: TaskId,
     limit: Limit = 50,
     cursor: Cursor = None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.callers import CallerDep
+from app.auth.callers import ReadCaller, SubmitCaller
 from app.enums import Charge
 from app.errors import (
     IdempotencyKeyReused,
@@ -83,7 +83,7 @@ async def create_task(
     request: Request,
     orders: OrdersDep,
     waiters: WaitersDep,
-    caller: CallerDep,
+    caller: SubmitCaller,
     body: TaskCreate,
     wait: WaitDep,
     key: KeyDep,
@@ -100,7 +100,7 @@ async def create_task(
 
 @router.get("", operation_id="listTasks", summary="List tasks", responses=PAGE)
 async def list_tasks(
-    request: Request, response: Response, tasks: TasksDep, caller: CallerDep, filters: Annotated[TaskFilters, Query()]
+    request: Request, response: Response, tasks: TasksDep, caller: ReadCaller, filters: Annotated[TaskFilters, Query()]
 ) -> TaskPage:
     """
     List your tasks, newest first.
@@ -119,7 +119,7 @@ async def list_tasks(
 async def get_task(
     tasks: TasksDep,
     waiters: WaitersDep,
-    caller: CallerDep,
+    caller: ReadCaller,
     task_id: TaskId,
     wait: WaitDep,
     if_none_match: IfNoneMatch = None,
@@ -139,7 +139,7 @@ async def get_task(
     summary="Cancel a task",
     responses=problem_responses(TaskAlreadyFinal),
 )
-async def cancel_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> CanceledTask:
+async def cancel_task(tasks: TasksDep, caller: SubmitCaller, task_id: TaskId) -> CanceledTask:
     """Cancel a task. Nothing is charged if it was not sent yet; otherwise the upstream may still charge for it."""
     task = await tasks.cancel(caller, task_id)
     return CanceledTask(**task.model_dump(), charge_may_apply=task.charge is not Charge.none)
@@ -153,7 +153,7 @@ async def cancel_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> Ca
     response_description="The task is deleted.",
     responses=problem_responses(TaskNotFinal),
 )
-async def delete_task(tasks: TasksDep, caller: CallerDep, task_id: TaskId) -> None:
+async def delete_task(tasks: TasksDep, caller: SubmitCaller, task_id: TaskId) -> None:
     """
     Delete a task that has ended, with its prompt, clips, audio, events, callbacks and deliveries.
 
@@ -172,7 +172,7 @@ async def list_callbacks(
     request: Request,
     response: Response,
     tasks: TasksDep,
-    caller: CallerDep,
+    caller: ReadCaller,
     task_id: TaskId,
     limit: Limit = 50,
     cursor: Cursor = None,

@@ -18,7 +18,7 @@ from fastapi import Depends, Header, Request, Response
 from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
-from app.auth.callers import working_keys
+from app.auth.callers import reading_keys
 from app.database.engine import Database, Session
 from app.database.failures import TRANSIENT, advice
 from app.database.fetching import SharedReads
@@ -77,7 +77,7 @@ class Waiters:
 
     # After this time without an event, a stream sends a comment. Many proxies close what is silent for 30 s or more.
     keep_alive = timedelta(seconds=15)
-    # A stream goes on for so long after its key was revoked; a wait ends within a minute anyway.
+    # A stream goes on for so long after its key was revoked or expired; a wait ends within a minute anyway.
     check_keys_every = timedelta(seconds=20)
 
     def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
@@ -205,15 +205,15 @@ class Waiters:
                 subscription.notify()
 
     async def _check_keys(self) -> None:
-        """End the streams of keys that no longer work."""
+        """End the streams of keys that may not read any more."""
         watched = [subscription for _, subscription in self.wakeups.subscriptions() if subscription.key_hash]
         if not watched:
             return
         async with self._database.reads() as session:
             hashes = {subscription.key_hash for subscription in watched}
-            working = await working_keys(session, hashes, await self._database.now(session))
+            reading = await reading_keys(session, hashes)
         for subscription in watched:
-            if subscription.key_hash not in working:
+            if subscription.key_hash not in reading:
                 subscription.close()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from app.auth.callers import CallerDep
+from app.auth.callers import ReadCaller
 from app.errors import UpstreamUnavailable
 from app.upstream.credits import CreditsCache
 from app.web.problems import problem_responses
@@ -33,7 +33,7 @@ class CreditsRead(BaseModel):
     summary="Get the remaining credits",
     responses=problem_responses(UpstreamUnavailable),
 )
-async def get_credits(cache: CreditsDep, caller: CallerDep) -> CreditsRead:
+async def get_credits(cache: CreditsDep, caller: ReadCaller) -> CreditsRead:
     """Get the credits left on the upstream account, as of at most 10 seconds ago."""
     found = await cache.credits()
     return CreditsRead(credits=float(found.credits), checked_at=found.checked_at)

@@ -19,6 +19,7 @@ from app.errors import (
     NotAcceptable,
     NotAuthenticated,
     NotFound,
+    NotPermitted,
     RequestTimeout,
     ShuttingDown,
     StatementTimedOut,
@@ -136,6 +137,7 @@ def _complete(document: dict[str, Any], models: Sequence[str]) -> None:
     for path, operation in _operations(document["paths"]):
         _add_problems(components.setdefault("responses", {}), path, operation)
         _describe_responses(components["schemas"], operation)
+        _describe_scopes(operation)
 
 
 def _operations(paths: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -196,6 +198,7 @@ def _add_problems(shared: dict[str, Any], path: str, operation: dict[str, Any]) 
 def _likely(path: str, operation: Mapping[str, Any]) -> Iterator[type[AppError]]:
     if operation.get("security"):
         yield NotAuthenticated
+        yield NotPermitted
     if _answers_json(operation):
         yield NotAcceptable
     if "{" in path:
@@ -245,6 +248,13 @@ def _describe_responses(schemas: Mapping[str, Any], operation: Mapping[str, Any]
         reference = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
         if response.get("description") == "Successful Response" and reference:
             response["description"] = schemas[reference.rpartition("/")[2]]["description"]
+
+
+def _describe_scopes(operation: dict[str, Any]) -> None:
+    """Tell in words which scope an operation needs: few readers of the document look into its `security`."""
+    for requirement in operation.get("security", ()):
+        for scope in dict.fromkeys(scope for scopes in requirement.values() for scope in scopes):
+            operation["description"] += f"\n\nNeeds a key with the scope `{scope}`."
 
 
 def _header(description: str, example: str | int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
-from app.auth.callers import CallerDep
+from app.auth.callers import WebhooksCaller
 from app.errors import TooManyEndpoints
 from app.models import DeliveryAttempt
 from app.web.openapi import response_headers
@@ -48,7 +48,7 @@ WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
     responses={201: {"headers": response_headers("Location")}, **problem_responses(TooManyEndpoints)},
 )
 async def create_endpoint(
-    response: Response, webhooks: WebhooksDep, caller: CallerDep, body: EndpointCreate
+    response: Response, webhooks: WebhooksDep, caller: WebhooksCaller, body: EndpointCreate
 ) -> EndpointRead:
     """Create a webhook endpoint that receives your tasks' events; at most 100 for each key."""
     endpoint = await webhooks.create_endpoint(caller, body)
@@ -61,7 +61,7 @@ async def list_endpoints(
     request: Request,
     response: Response,
     webhooks: WebhooksDep,
-    caller: CallerDep,
+    caller: WebhooksCaller,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> EndpointPage:
@@ -74,7 +74,7 @@ async def list_endpoints(
 
 
 @router.get("/webhook-endpoints/{endpoint_id}", operation_id="getWebhookEndpoint", summary="Get a webhook endpoint")
-async def get_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId) -> EndpointRead:
+async def get_endpoint(webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId) -> EndpointRead:
     """Get one webhook endpoint, with its state and since when it fails."""
     return read_endpoint(await webhooks.get_endpoint(caller, endpoint_id))
 
@@ -83,7 +83,7 @@ async def get_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: En
     "/webhook-endpoints/{endpoint_id}", operation_id="changeWebhookEndpoint", summary="Change a webhook endpoint"
 )
 async def update_endpoint(
-    webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId, body: EndpointUpdate
+    webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId, body: EndpointUpdate
 ) -> EndpointRead:
     """
     Change some fields of a webhook endpoint.
@@ -102,7 +102,7 @@ async def update_endpoint(
     summary="Delete a webhook endpoint",
     response_description="The endpoint is deleted.",
 )
-async def delete_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId) -> None:
+async def delete_endpoint(webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId) -> None:
     """Delete a webhook endpoint with its deliveries."""
     await webhooks.delete_endpoint(caller, endpoint_id)
 
@@ -114,7 +114,7 @@ async def delete_endpoint(webhooks: WebhooksDep, caller: CallerDep, endpoint_id:
     responses=UNCACHED,
 )
 async def get_endpoint_secret(
-    response: Response, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId
+    response: Response, webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId
 ) -> Secret:
     """Get the secret that signs webhooks to this endpoint."""
     return _uncached(response, await webhooks.secret(caller, endpoint_id))
@@ -127,7 +127,7 @@ async def get_endpoint_secret(
     responses=UNCACHED,
 )
 async def rotate_endpoint_secret(
-    response: Response, webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId
+    response: Response, webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId
 ) -> Secret:
     """Replace the secret that signs webhooks to this endpoint; for 24 hours the old one signs too."""
     return _uncached(response, await webhooks.rotate_secret(caller, endpoint_id))
@@ -139,7 +139,7 @@ async def rotate_endpoint_secret(
     operation_id="testWebhookEndpoint",
     summary="Send a test webhook",
 )
-async def send_test(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId) -> DeliveryRead:
+async def send_test(webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId) -> DeliveryRead:
     """Send a `webhook.test` event to this endpoint, even if its `event_types` leave it out."""
     return read_delivery(await webhooks.send_test(caller, endpoint_id))
 
@@ -151,7 +151,7 @@ async def send_test(webhooks: WebhooksDep, caller: CallerDep, endpoint_id: Endpo
     summary="Recover missed deliveries",
 )
 async def recover_endpoint(
-    webhooks: WebhooksDep, caller: CallerDep, endpoint_id: EndpointId, body: Recovery
+    webhooks: WebhooksDep, caller: WebhooksCaller, endpoint_id: EndpointId, body: Recovery
 ) -> Recovered:
     """
     Attempt every undelivered delivery to this endpoint from a time range again, starting now.
@@ -162,7 +162,7 @@ async def recover_endpoint(
 
 
 @router.get("/webhook-secret", operation_id="getWebhookSecret", summary="Get the default secret", responses=UNCACHED)
-async def get_default_secret(response: Response, webhooks: WebhooksDep, caller: CallerDep) -> Secret:
+async def get_default_secret(response: Response, webhooks: WebhooksDep, caller: WebhooksCaller) -> Secret:
     """Get the secret that signs webhooks to the `webhook_url` of your tasks."""
     return _uncached(response, await webhooks.default_secret(caller))
 
@@ -173,7 +173,7 @@ async def get_default_secret(response: Response, webhooks: WebhooksDep, caller: 
     summary="Rotate the default secret",
     responses=UNCACHED,
 )
-async def rotate_default_secret(response: Response, webhooks: WebhooksDep, caller: CallerDep) -> Secret:
+async def rotate_default_secret(response: Response, webhooks: WebhooksDep, caller: WebhooksCaller) -> Secret:
     """Replace the secret that signs webhooks to the `webhook_url` of your tasks; for 24 hours the old one signs too."""
     return _uncached(response, await webhooks.rotate_default_secret(caller))
 
@@ -183,7 +183,7 @@ async def list_deliveries(
     request: Request,
     response: Response,
     webhooks: WebhooksDep,
-    caller: CallerDep,
+    caller: WebhooksCaller,
     filters: Annotated[DeliveryFilters, Query()],
 ) -> DeliveryPage:
     """List your deliveries, newest first."""
@@ -204,7 +204,7 @@ async def list_attempts(
     request: Request,
     response: Response,
     webhooks: WebhooksDep,
-    caller: CallerDep,
+    caller: WebhooksCaller,
     delivery_id: DeliveryId,
     limit: Limit = 50,
     cursor: Cursor = None,
@@ -219,7 +219,7 @@ async def list_attempts(
 @router.post(
     "/deliveries/{delivery_id}/resend", status_code=202, operation_id="resendDelivery", summary="Resend a delivery"
 )
-async def resend_delivery(webhooks: WebhooksDep, caller: CallerDep, delivery_id: DeliveryId) -> DeliveryRead:
+async def resend_delivery(webhooks: WebhooksDep, caller: WebhooksCaller, delivery_id: DeliveryId) -> DeliveryRead:
     """Attempt a delivery again now, whatever its status, with the same `webhook-id` and the same bytes."""
     return read_delivery(await webhooks.resend(caller, delivery_id))
 
