@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.auth.callers import Caller, CallerDep
+from app.auth.callers import Caller, ReadCaller
 from app.budgets.exports import CSV, csv_lines
 from app.budgets.schemas import Usage, UsageFilters, UsagePage
 from app.budgets.service import BudgetService
@@ -53,7 +53,7 @@ async def get_usage(
     request: Request,
     response: Response,
     budgets: BudgetsDep,
-    caller: CallerDep,
+    caller: ReadCaller,
     wanted: Annotated[UsageFilters, Query()],
 ) -> Usage | UsagePage | Response:
     """
