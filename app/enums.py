@@ -158,6 +158,19 @@ class EventType(StrEnum):
     clip_archived = "clip.archived"
 
 
+class LinkScope(StrEnum):
+    """
+    What a signed link for browsers gives access to.
+
+    `task`: the task's document. `events`: its events, as a list and as a stream. `audio`: the audio and the cover of
+    its clips.
+    """
+
+    task = "task"
+    events = "events"
+    audio = "audio"
+
+
 class WebhookType(StrEnum):
     """
     The type of a webhook.

@@ -214,7 +214,7 @@ class FastPath:
         body, headers = await read_body(receive), _plain_headers(scope, _OF_ORDERS)
         order = _read_order(body) if headers and headers.get(b"content-type") == b"application/json" else None
         caller = await self._find_caller(headers, enums.Scope.submit) if order else None
-        if order is None or caller is None:
+        if order is None or order.links is not None or caller is None:
             return body
         placed = await retried(partial(self._orders.place, caller, order, trace_context=trace_context_of(scope)))
         await placed.respond_with(snapshot_of(placed.task))(scope, receive, send)

@@ -28,6 +28,8 @@ from app.observability.tracing import tracer_provider
 from app.services import Services
 from app.tasks import event_stream, events
 from app.tasks import routes as tasks
+from app.tasks.links import routes as links
+from app.tasks.links.reading import check_links
 from app.upstream import routes as upstream
 from app.web import EdgeMiddleware, TolerantPaths, install_error_handlers, problems
 from app.web.deferred import DeferredResponses
@@ -57,7 +59,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     every = [getattr(services, field.name) for field in fields(services)]
     # Routes send no HTTP requests, and the two clients are of one class.
     provide(app, probe, MetricsPage(services), *(each for each in every if not isinstance(each, httpx.AsyncClient)))
-    rooms = [room.router for room in (tasks, event_stream, webhooks, upstream)]
+    rooms = [room.router for room in (tasks, event_stream, links, webhooks, upstream)]
     for router in (*rooms, budgets.router):
         app.include_router(router, dependencies=[Depends(check_accept), Depends(check_query)])
     app.include_router(clips.router, dependencies=[Depends(check_query)])
@@ -76,7 +78,8 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     plain = services.database, services.signed_urls, services.callbacks, services.orders, services.waiters
     app.add_middleware(FastPath, *plain, services.last_uses)
     app.add_middleware(DeferredResponses)
-    app.add_middleware(EdgeMiddleware, observe=services.metrics.requests.observe)
+    check = check_links(services.signed_urls)
+    app.add_middleware(EdgeMiddleware, observe=services.metrics.requests.observe, check=check)
     app.add_middleware(SignedLinksForAnyOrigin)
     app.add_middleware(VendorEnvelopeMiddleware)
     app.add_middleware(TolerantPaths)

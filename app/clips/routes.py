@@ -5,24 +5,22 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import Depends, Path, Query, Request, Response, Security
-from fastapi.security import HTTPAuthorizationCredentials, SecurityScopes
-from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
+from fastapi import Depends, Path, Request, Response
+from pydantic.json_schema import WithJsonSchema
 
-from app.auth.callers import LastUsesDep, ReadCaller, authenticate, bearer, require_permitted
+from app.auth.callers import ReadCaller
 from app.clips import subtitles
 from app.clips.media_types import SUFFIXES
 from app.clips.responses import serve_file
 from app.clips.service import ClipService, StoredFile
 from app.config import Settings
-from app.enums import Scope
 from app.errors import AudioLost, NotArchivedYet, RangeNotSatisfiable, StorageUnavailable
 from app.storage.store import Storage
+from app.tasks.links.reading import ReaderDep
 from app.tasks.schemas import TaskId
-from app.web import Text
 from app.web.openapi import header_parameter, response_headers
 from app.web.problems import problem_responses
-from app.web.provided import DatabaseDep, provided
+from app.web.provided import provided
 from app.web.routing import Router
 
 router = Router(prefix="/v1/tasks/{task_id}/clips/{index}", tags=["clips"])
@@ -88,41 +86,23 @@ ClipIndex = Annotated[
     WithJsonSchema({"type": "integer", "minimum": 0, "examples": [0]}),
     Path(description="The `index` of the clip in its task, from 0."),
 ]
-Expires = Annotated[
-    Text | SkipJsonSchema[None],
-    Query(description="When a signed link expires, in Unix seconds; part of `audio_url`.", examples=["1769932800"]),
-]
-Signature = Annotated[
-    Text | SkipJsonSchema[None],
-    Query(description="The signature of a signed link; part of `audio_url`.", examples=["kq3vB1fGZt8"]),
-]
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ClipsDep = Annotated[ClipService, provided(ClipService)]
 StorageDep = Annotated[Storage, provided(Storage)]
 SettingsDep = Annotated[Settings, provided(Settings)]
 
 
 async def find_audio(
-    needed: SecurityScopes,
     request: Request,
     clips: ClipsDep,
-    database: DatabaseDep,
-    last_uses: LastUsesDep,
-    credentials: Credentials,
+    reader: ReaderDep,
     task_id: TaskId,
     index: ClipIndex,
-    expires: Expires = None,
-    signature: Signature = None,
 ) -> StoredFile:
-    """The audio that a key or a signed link gives access to: either is enough, whatever the other is worth."""
-    link = (task_id, index, expires, signature) if expires is not None and signature is not None else None
-    if link is not None and (credentials is None or clips.is_linked(*link)):
-        return await clips.linked_audio(*link, request.receive)
-    caller = await require_permitted(needed, await authenticate(database, last_uses, credentials))
-    return await clips.audio(caller, task_id, index, request.receive)
+    """The audio that a key or a signed link gives access to."""
+    return await clips.audio(reader.caller, task_id, index, request.receive)
 
 
-AudioDep = Annotated[StoredFile, Security(find_audio, scopes=[Scope.read.value])]
+AudioDep = Annotated[StoredFile, Depends(find_audio)]
 
 
 @router.get(
@@ -135,7 +115,7 @@ AudioDep = Annotated[StoredFile, Security(find_audio, scopes=[Scope.read.value])
 )
 async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, settings: SettingsDep) -> Response:
     """
-    Get this service's copy of a clip's audio, or a part of it, with your key or by the link in `audio_url`.
+    Get this service's copy of a clip's audio, or a part of it, with your key or by a signed link such as `audio_url`.
 
     While the copy is being made, the response waits for it, for up to 10 seconds; then it is 409 with `Retry-After`.
     """
@@ -155,10 +135,10 @@ async def get_audio(request: Request, audio: AudioDep, storage: StorageDep, sett
     openapi_extra=FILE_PARAMETERS,
 )
 async def get_image(
-    request: Request, clips: ClipsDep, storage: StorageDep, caller: ReadCaller, task_id: TaskId, index: ClipIndex
+    request: Request, clips: ClipsDep, storage: StorageDep, reader: ReaderDep, task_id: TaskId, index: ClipIndex
 ) -> Response:
     """Get this service's copy of a clip's cover image, or a part of it; 404 if the clip has none."""
-    return await serve_file(request, storage, await clips.cover(caller, task_id, index))
+    return await serve_file(request, storage, await clips.cover(reader.caller, task_id, index))
 
 
 @router.get(

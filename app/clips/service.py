@@ -9,10 +9,9 @@ from functools import partial
 
 from starlette.types import Receive
 
-from app.auth.callers import OPERATOR, Caller
-from app.errors import AudioLost, NotArchivedYet, NotAuthenticated, NotFound
+from app.auth.callers import Caller
+from app.errors import AudioLost, NotArchivedYet, NotFound
 from app.models import Clip, Task
-from app.signed_urls import SignedUrls
 from app.tasks.clips import needs_cover
 from app.tasks.service import TaskService
 from app.tasks.waiting import Waiters, wait_for_disconnect
@@ -47,8 +46,8 @@ class ClipService:
     # How long a request for audio waits until it is stored.
     audio_wait = timedelta(seconds=10)
 
-    def __init__(self, tasks: TaskService, signed_urls: SignedUrls, waiters: Waiters) -> None:
-        self._tasks, self._signed_urls, self._waiters = tasks, signed_urls, waiters
+    def __init__(self, tasks: TaskService, waiters: Waiters) -> None:
+        self._tasks, self._waiters = tasks, waiters
 
     async def audio(self, caller: Caller, task_id: str, index: str, receive: Receive) -> StoredFile:
         """
@@ -69,23 +68,6 @@ class ClipService:
                     raise NotArchivedYet
                 subscription.version = task.version
                 await subscription.wait(left, partial(wait_for_disconnect, receive))
-
-    async def linked_audio(
-        self, task_id: str, index: str, expires: str, signature: str, receive: Receive
-    ) -> StoredFile:
-        """
-        The same by a signed link, without a key. Raises NotAuthenticated for a link that is not valid.
-
-        The link is checked before any look-up, so that an invalid one gets the same
-        response whether the clip exists or not.
-        """
-        if not self.is_linked(task_id, index, expires, signature):
-            raise NotAuthenticated(detail="The link has expired or was not made by this service; read the task again.")
-        return await self.audio(OPERATOR, task_id, index, receive)
-
-    def is_linked(self, task_id: str, index: str, expires: str, signature: str) -> bool:
-        """Whether a signed link is valid."""
-        return _is_index(index) and self._signed_urls.is_valid(task_id, int(index), expires, signature)
 
     async def cover(self, caller: Caller, task_id: str, index: str) -> StoredFile:
         """The stored cover image of a clip. Raises NotArchivedYet, and NotFound for a clip without one."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from app.enums import Priority
+from app.enums import LinkScope, Priority
 from app.web import WHOLE, StrictModel, Text
 
 SoundKey = Literal[
@@ -27,10 +27,28 @@ MAX_LABELS = 16
 # What an order says and its task does not keep.
 NOT_STORED = frozenset({"hold", "links"})
 
+# Of signed links for browsers, in seconds.
+MAX_TTL = 7 * 24 * 60 * 60
+
 
 def _bound_names(schema: dict[str, Any]) -> None:
     """Refuse other keys in the schema too: pydantic's `patternProperties` admits them, with values of any kind."""
     schema["propertyNames"]["pattern"], schema["additionalProperties"] = schema.pop("patternProperties").popitem()
+
+
+class LinksCreate(StrictModel):
+    """A request for signed links to one task, for a page in a browser."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"scope": ["task", "events", "audio"], "ttl": 900}]})
+
+    scope: Annotated[list[Annotated[LinkScope, Field(strict=False)]], Field(min_length=1, max_length=3)] = Field(
+        default=list(LinkScope),
+        description="What the links may read, 1 to 3 of `task`, `events` and `audio`, which includes covers.",
+        examples=[["events", "audio"]],
+    )
+    ttl: Annotated[int, Field(ge=1, le=MAX_TTL), WHOLE] = Field(
+        default=900, description="For how many seconds the links work, 1 to 604800 (7 days).", examples=[900]
+    )
 
 
 class TaskCreate(StrictModel):
@@ -91,3 +109,9 @@ class TaskCreate(StrictModel):
             json_schema_extra=_bound_names,
         ),
     ]
+    links: LinksCreate | None = Field(
+        default=None,
+        description="Whether the response has signed links to the task, for a page in a browser, and which; null for"
+        " none. It is no part of the order: with the same `Idempotency-Key` other links may be asked for.",
+        examples=[{"ttl": 900}],
+    )

@@ -23,14 +23,18 @@ from app.errors import (
 )
 from app.models import Callback
 from app.observability.tracing import trace_context_of
+from app.signed_urls import SignedUrls
 from app.tasks.event_schemas import CallbackPage, CallbackRead
 from app.tasks.events import FINAL_SUMMARIES, receive_task_webhook
+from app.tasks.links.reading import ReaderDep
+from app.tasks.links.schemas import LinkedTask, OrderedTask
+from app.tasks.links.views import LinkedView, with_links
 from app.tasks.order_schemas import MAX_LABELS, TaskCreate
 from app.tasks.orders.idempotency import KeyDep
 from app.tasks.orders.service import OrderService
 from app.tasks.schemas import CanceledTask, TaskFilters, TaskId, TaskPage, TaskRead
 from app.tasks.service import TaskService
-from app.tasks.waiting import WaitDep, WaitersDep, snapshot_of
+from app.tasks.waiting import TaskSnapshot, WaitDep, WaitersDep, snapshot_of
 from app.web.openapi import response_headers
 from app.web.pagination import PAGE, Cursor, Limit, decode_time_cursor, link_to_next
 from app.web.problems import pointer_to, problem_responses
@@ -46,13 +50,13 @@ PLACED_HEADERS = response_headers(
     "Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", "Preference-Applied"
 )
 CREATED: dict[int | str, dict[str, Any]] = {
-    200: {"model": TaskRead, "description": "The task, which has already ended.", "headers": PLACED_HEADERS},
+    200: {"model": OrderedTask, "description": "The task, which has already ended.", "headers": PLACED_HEADERS},
     202: {"description": "The stored task.", "headers": {**PLACED_HEADERS, **response_headers("Retry-After")}},
     **problem_responses(IdempotencyKeyReused, TaskDeleted, TooManyRequests),
 }
 READ_HEADERS = response_headers("ETag", "Cache-Control", "Preference-Applied")
 READ: dict[int | str, dict[str, Any]] = {
-    200: {"headers": READ_HEADERS},
+    200: {"description": "The task; by a signed link, what that shows of it.", "headers": READ_HEADERS},
     304: {"description": "The task still has the version named in `If-None-Match`.", "headers": READ_HEADERS},
 }
 IfNoneMatch = Annotated[
@@ -66,6 +70,7 @@ IfNoneMatch = Annotated[
 ]
 # What the names of query parameters that filter by metadata begin with.
 LABEL = "metadata."
+SignedUrlsDep = Annotated[SignedUrls, provided(SignedUrls)]
 OrdersDep = Annotated[OrderService, provided(OrderService)]
 TasksDep = Annotated[TaskService, provided(TaskService)]
 
@@ -75,7 +80,7 @@ TasksDep = Annotated[TaskService, provided(TaskService)]
     status_code=202,
     operation_id="createTask",
     summary="Create a task",
-    response_model=TaskRead,
+    response_model=OrderedTask,
     responses=CREATED,
     callbacks=final_webhooks.routes,
 )
@@ -83,6 +88,7 @@ async def create_task(
     request: Request,
     orders: OrdersDep,
     waiters: WaitersDep,
+    signed_urls: SignedUrlsDep,
     caller: SubmitCaller,
     body: TaskCreate,
     wait: WaitDep,
@@ -95,7 +101,11 @@ async def create_task(
     `Idempotency-Key` to be able to repeat the request safely.
     """
     placed = await orders.place(caller, body, idempotency_key=key, trace_context=trace_context_of(request.scope))
-    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), placed.respond_with)
+
+    def respond(snapshot: TaskSnapshot) -> Response:
+        return placed.respond_with(with_links(signed_urls, body.links, snapshot))
+
+    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
 
 
 @router.get("", operation_id="listTasks", summary="List tasks", responses=PAGE)
@@ -115,11 +125,14 @@ async def list_tasks(
     return TaskPage(items=page, next_cursor=last and link_to_next(request, response, last))
 
 
-@router.get("/{task_id}", operation_id="getTask", summary="Get a task", response_model=TaskRead, responses=READ)
+@router.get(
+    "/{task_id}", operation_id="getTask", summary="Get a task", response_model=TaskRead | LinkedTask, responses=READ
+)
 async def get_task(
     tasks: TasksDep,
     waiters: WaitersDep,
-    caller: ReadCaller,
+    reader: ReaderDep,
+    signed_urls: SignedUrlsDep,
     task_id: TaskId,
     wait: WaitDep,
     if_none_match: IfNoneMatch = None,
@@ -128,9 +141,11 @@ async def get_task(
     Get one task in its current state.
 
     With `Prefer: wait=n` the response waits up to n seconds for the task to have another
-    version than the one in `If-None-Match`, or, without that header, for it to end.
+    version than the one in `If-None-Match`, or, without that header, for it to end. A signed
+    link shows the task without `metadata`, `webhook_url` and the upstream's words.
     """
-    return waiters.respond_to_read(snapshot_of(await tasks.get(caller, task_id)), wait, if_none_match)
+    view = snapshot_of if reader.link is None else LinkedView(signed_urls, reader.link)
+    return waiters.respond_to_read(view(await tasks.get(reader.caller, task_id)), wait, if_none_match, view)
 
 
 @router.post(

@@ -36,6 +36,8 @@ from app.web.provided import provided
 
 log = structlog.get_logger()
 Value = TypeVar("Value")
+# How a task looks to its reader: waits of equal views share what they read.
+View = Callable[[TaskRead], "TaskSnapshot"]
 
 # How long after its end a wait may still read the task; after that it answers with the version that it read last.
 LAST_READ_TIMEOUT = timedelta(milliseconds=500)
@@ -90,6 +92,7 @@ class Waiters:
         wait: Wait | None,
         is_awaited: Callable[[TaskSnapshot], bool],
         respond: Callable[[TaskSnapshot], Response],
+        view: View | None = None,
     ) -> Response:
         """
         The response to a task as it is once `is_awaited` holds, or when the wait ends.
@@ -101,22 +104,29 @@ class Waiters:
             return respond(snapshot)
 
         async def respond_later(scope: Scope, receive: Receive, send: Send) -> None:
-            response = respond(await self._wait(snapshot, wait, is_awaited, receive))
+            response = respond(await self._wait(snapshot, wait, is_awaited, view or snapshot_of, receive))
             response.headers["Preference-Applied"] = f"wait={wait.seconds}"
             await response(scope, receive, send)
 
         return DeferredResponse(respond_later)
 
-    def respond_to_read(self, snapshot: TaskSnapshot, wait: Wait | None, if_none_match: str | None) -> Response:
+    def respond_to_read(
+        self, snapshot: TaskSnapshot, wait: Wait | None, if_none_match: str | None, view: View | None = None
+    ) -> Response:
         """The response to a read of a task, which waits for another version than the client's, or else for the end."""
 
         def is_awaited(task: TaskSnapshot) -> bool:
             return task.is_final if if_none_match is None else not matches(if_none_match, task.etag)
 
-        return self.respond(snapshot, wait, is_awaited, partial(respond_with, if_none_match))
+        return self.respond(snapshot, wait, is_awaited, partial(respond_with, if_none_match), view)
 
     async def _wait(
-        self, snapshot: TaskSnapshot, wait: Wait, is_awaited: Callable[[TaskSnapshot], bool], receive: Receive
+        self,
+        snapshot: TaskSnapshot,
+        wait: Wait,
+        is_awaited: Callable[[TaskSnapshot], bool],
+        view: View,
+        receive: Receive,
     ) -> TaskSnapshot:
         clock = asyncio.get_running_loop().time
         # A change between the first read and this subscription is found by the next check.
@@ -126,18 +136,18 @@ class Waiters:
                 await subscription.wait(left, partial(wait_for_disconnect, receive))
                 if subscription.is_closed:
                     break
-                snapshot = await self._read_again(snapshot, wait.until)
+                snapshot = await self._read_again(snapshot, wait.until, view)
         return snapshot
 
-    async def read_history(self, task_id: str, after: int, render: Callable[[History], Value]) -> Value | None:
+    async def read_history(self, task_id: str, after: int, render: Callable[[int, History], Value]) -> Value | None:
         """A task's state and its events after this version, rendered; None for a deleted task. Raises TRANSIENT."""
 
         async def read() -> Value | None:
             async with self._database.reads() as session:
                 history = await repository.read_history(session, task_id, after)
-            return None if history is None else render(history)
+            return None if history is None else render(after, history)
 
-        return await self._shared((task_id, after), read)
+        return await self._shared((task_id, after, render), read)
 
     @asynccontextmanager
     async def checked(self) -> AsyncIterator[None]:
@@ -164,19 +174,21 @@ class Waiters:
 
         return await self._reads.read(key, read)
 
-    async def _read_again(self, snapshot: TaskSnapshot, until: float) -> TaskSnapshot:
+    async def _read_again(self, snapshot: TaskSnapshot, until: float, view: View) -> TaskSnapshot:
         try:
             async with asyncio.timeout_at(until + LAST_READ_TIMEOUT.total_seconds()):
-                return await self._shared(snapshot.task_id, partial(self._read_snapshot, snapshot.task_id))
+                return await self._shared(
+                    (snapshot.task_id, view), partial(self._read_snapshot, snapshot.task_id, view)
+                )
         except TRANSIENT:
             return snapshot
 
-    async def _read_snapshot(self, task_id: str) -> TaskSnapshot:
+    async def _read_snapshot(self, task_id: str, view: View) -> TaskSnapshot:
         found = await repository.fetch_task(self._database, task_id)
         if found is None:
             raise NotFound
         positions = await find_positions(self._database.fetch, [found])
-        return snapshot_of(read_task(found, positions, self._signed_urls))
+        return view(read_task(found, positions, self._signed_urls))
 
     async def _keep_checking(self) -> None:
         check_keys_at = time.monotonic()

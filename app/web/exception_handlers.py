@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from app.errors import (
     AppError,
@@ -36,6 +37,8 @@ from app.web.problems import pointer_to, problem
 
 logger = logging.getLogger(__name__)
 
+# The key in a request's scope of the error that it gets wherever there is nothing.
+INSTEAD_OF_NOT_FOUND = "soundpost.instead_of_not_found"
 _OUR_CODE = str(Path(__file__).parents[1])
 
 
@@ -64,6 +67,12 @@ def as_app_error(exc: Exception) -> AppError:
     return InternalError()
 
 
+def error_for(scope: Scope, exc: Exception) -> AppError:
+    """Return the error that an exception is to whoever sent this request."""
+    error = as_app_error(exc)
+    return scope.get(INSTEAD_OF_NOT_FOUND, error) if isinstance(error, NotFound) else error
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every exception with `application/problem+json` (RFC 9457)."""
     for kind in (AppError, RequestValidationError, HTTPException, SQLAlchemyError, OSError, Exception):
@@ -71,7 +80,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 async def _respond(request: Request, exc: Exception) -> Response:
-    error = as_app_error(exc)
+    error = error_for(request.scope, exc)
     if isinstance(error, MethodNotAllowed):
         error.headers = {"Allow": ", ".join(_allowed_methods(request))}
     return problem(error)

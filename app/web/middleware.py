@@ -27,7 +27,7 @@ from app.errors import (
     UnsupportedMediaType,
 )
 from app.observability.redaction import loggable_path
-from app.web.exception_handlers import as_app_error
+from app.web.exception_handlers import error_for
 from app.web.negotiation import request_id_of
 from app.web.problems import pointer_to, problem
 from app.web.strict_json import check_json
@@ -94,12 +94,18 @@ class EdgeMiddleware:
     """
     Pure ASGI middleware, outside of everything that must not see a malformed request.
 
-    FastAPI's own `max_body_size` does not serve here: it applies after routing, but bodies
-    are checked before, and its refusal is plain text.
+    FastAPI's own `max_body_size` does not serve here: it applies after routing, and its
+    refusal is plain text. `check` sees each request first, and may raise an AppError.
     """
 
-    def __init__(self, app: ASGIApp, rules: Sequence[BodyRule] = BODY_RULES, observe: Observe | None = None) -> None:
-        self._app, self._rules, self._observe = app, rules, observe
+    def __init__(
+        self,
+        app: ASGIApp,
+        rules: Sequence[BodyRule] = BODY_RULES,
+        observe: Observe | None = None,
+        check: Callable[[Scope], None] | None = None,
+    ) -> None:
+        self._app, self._rules, self._observe, self._check = app, rules, observe, check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -116,7 +122,7 @@ class EdgeMiddleware:
             await response.fail(scope, receive, ShuttingDown())
             raise
         except Exception as exc:
-            await response.fail(scope, receive, as_app_error(exc))
+            await response.fail(scope, receive, error_for(scope, exc))
         finally:
             seconds = time.monotonic() - began
             _log_request(scope, response.status, seconds)
@@ -125,6 +131,8 @@ class EdgeMiddleware:
 
     async def _admit(self, scope: Scope, receive: Receive) -> Receive:
         """Raise the AppError for a request that no route could accept; return the `receive` for the routes."""
+        if self._check is not None:
+            self._check(scope)
         headers = Headers(scope=scope)
         _check_target(scope)
         rule = next(rule for rule in self._rules if scope["path"].startswith(rule.prefix))

@@ -54,7 +54,7 @@ async def test_python_client_orders_waits_downloads_and_verifies(
         await receiver.until(1)
         event = Webhook(secret.secret).verify(receiver.requests[0].body, receiver.requests[0].headers)
 
-    assert (ordered.status_code, type(ordered.parsed)) == (202, models.TaskRead)
+    assert (ordered.status_code, type(ordered.parsed)) == (202, models.OrderedTask)
     assert (task.status, len(task.clips) > 0) == (models.TaskStatus.SUCCEEDED, True)
     assert [listed.id for listed in page.items] == [task.id]
     assert (type(refused), refused.type_) == (models.Problem, "/problems/task-already-final")

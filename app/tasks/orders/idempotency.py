@@ -75,8 +75,12 @@ class Claimed:
 
 
 def fingerprint(body: TaskCreate, default_model: str) -> str:
-    """The SHA-256, in hex, of a normalised body with its defaults: equivalent bodies have one fingerprint."""
-    normalised = {**body.model_dump(mode="json"), "model": body.model or default_model}
+    """
+    The SHA-256, in hex, of a normalised body with its defaults: equivalent bodies have one fingerprint.
+
+    Links are left out: they are a part of the answer, and an order is the same whatever links it asks for.
+    """
+    normalised = {**body.model_dump(mode="json", exclude={"links"}), "model": body.model or default_model}
     return sha256(json.dumps(normalised, sort_keys=True).encode()).hexdigest()
 
 

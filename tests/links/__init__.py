@@ -1,0 +1,1 @@
+"""Signed links to one task, and the pages of other origins that follow them."""
