@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import EXIT_CODES, NO_SUCH_TASK, REFUSED, fail, with_services
+from app.cli.context import EXIT_CODES, NO_SUCH_TASK, REFUSED, fail, read_task_id, with_services
 from app.cli.output import TIME_HELP, parse_moment, print_json, timestamp
 from app.errors import NotFound
 from app.observability.redaction import printable
@@ -24,7 +24,9 @@ callbacks = typer.Typer(no_args_is_help=True, help="Callbacks of the upstream.",
 
 @callbacks.command("replay", epilog=EXIT_CODES)
 def replay_callbacks(
-    task: Annotated[str | None, typer.Option(metavar="ID", help="Only callbacks of this task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only callbacks of this task.", callback=read_task_id)
+    ] = None,
     since: Annotated[
         str | None, typer.Option(metavar="T", help=f"Only callbacks received since T: {TIME_HELP}.")
     ] = None,

@@ -30,6 +30,13 @@ LOCKED = "Others have locked in the database what this needs, and not released i
 NO_SUCH_TASK = "No task has this id; `soundpost tasks list` shows them."
 
 
+def read_task_id(text: str | None) -> str | None:
+    """The id of a task, from a UUID that is written in any way."""
+    from app.web.fields import canonical_id
+
+    return text and canonical_id(text)
+
+
 @contextmanager
 def importing() -> Iterator[None]:
     """Import the service in this block: the collector of garbage looks at no module, then or later."""

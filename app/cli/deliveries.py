@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.context import EXIT_CODES, FAILED, with_services
+from app.cli.context import EXIT_CODES, FAILED, read_task_id, with_services
 from app.cli.keys import key_of
 from app.cli.output import WIDE, age, console, is_terminal, note, note_more, print_json, print_table
 from app.enums import DeliveryStatus
@@ -29,7 +29,9 @@ PAGE = 50
 def list_deliveries(
     status: Annotated[DeliveryStatus | None, typer.Option(help="Only deliveries with this status.")] = None,
     endpoint: Annotated[str | None, typer.Option(metavar="ID", help="Only deliveries to this endpoint.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="ID", help="Only deliveries about this task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only deliveries about this task.", callback=read_task_id)
+    ] = None,
     key: Annotated[str | None, typer.Option(metavar="NAME|ID", help="Only deliveries of this caller.")] = None,
     after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this delivery of the list.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many deliveries.")] = 50,

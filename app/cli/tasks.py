@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import EXIT_CODES, NO_SUCH_TASK, fail, with_services
+from app.cli.context import EXIT_CODES, NO_SUCH_TASK, fail, read_task_id, with_services
 from app.cli.keys import key_of
 from app.cli.output import (
     TIME_HELP,
@@ -35,7 +35,7 @@ tasks = typer.Typer(no_args_is_help=True, help="Tasks of all callers.", epilog=E
 
 # Tasks that one statement reads: their lyrics are read with them.
 PAGE = 50
-TaskId = Annotated[str, typer.Argument(metavar="ID", help="The id of the task.")]
+TaskId = Annotated[str, typer.Argument(metavar="ID", help="The id of the task.", callback=read_task_id)]
 
 
 @tasks.command("list", epilog=EXIT_CODES)
@@ -45,7 +45,9 @@ def list_tasks(
     key: Annotated[str | None, typer.Option(metavar="NAME|ID", help="Only tasks of this caller.")] = None,
     since: Annotated[str | None, typer.Option(metavar="T", help=f"Only tasks created after T: {TIME_HELP}.")] = None,
     until: Annotated[str | None, typer.Option(metavar="T", help="Only tasks created before T.")] = None,
-    after: Annotated[str | None, typer.Option(metavar="ID", help="Begin behind this task of the list.")] = None,
+    after: Annotated[
+        str | None, typer.Option(metavar="ID", help="Begin behind this task of the list.", callback=read_task_id)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="List at most this many tasks.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:

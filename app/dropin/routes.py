@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import SkipJsonSchema
 
@@ -31,7 +31,7 @@ from app.tasks.orders.service import OrderService
 from app.tasks.schemas import read_task
 from app.tasks.service import TaskService
 from app.upstream.credits import CreditsCache
-from app.web.fields import EXAMPLE_TASK_ID
+from app.web.fields import EXAMPLE_TASK_ID, canonical_id
 from app.web.openapi import response_headers
 from app.web.provided import provided
 from app.web.routing import Router
@@ -53,6 +53,7 @@ VendorTaskId = Annotated[
         description="The `taskId` of one of your tasks; without it the response is `code` 400.",
         examples=[EXAMPLE_TASK_ID],
     ),
+    AfterValidator(canonical_id),
 ]
 SettingsDep = Annotated[Settings, provided(Settings)]
 OrdersDep = Annotated[OrderService, provided(OrderService)]

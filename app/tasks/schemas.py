@@ -8,19 +8,23 @@ from types import SimpleNamespace
 from typing import Annotated
 
 from fastapi import Path
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.enums import Charge, ErrorCode, Priority, ResolvedBy, TaskStatus
 from app.models import Clip, Task
 from app.signed_urls import SignedUrls
 from app.web import Moment, Text
-from app.web.fields import EXAMPLE_TASK_ID
+from app.web.fields import EXAMPLE_TASK_ID, canonical_id
 from app.web.pagination import Cursor, Limit, NextCursor
 
 MAX_QUEUE_POSITION = 1000
 
-TaskId = Annotated[str, Path(description="The `id` of one of your tasks.", examples=[EXAMPLE_TASK_ID])]
+TaskId = Annotated[
+    str,
+    Path(description="The `id` of one of your tasks, or the same UUID with dashes.", examples=[EXAMPLE_TASK_ID]),
+    AfterValidator(canonical_id),
+]
 
 
 class TaskFilters(BaseModel):
@@ -122,7 +126,10 @@ class ClipRead(BaseModel):
 class TaskRead(BaseModel):
     """A request for a sound, with what became of it."""
 
-    id: str = Field(description="The task's id: a UUIDv7 in 32 hexadecimal digits.", examples=[EXAMPLE_TASK_ID])
+    id: str = Field(
+        description="The task's id in 32 hexadecimal digits: a UUIDv7, or the UUID that you have chosen.",
+        examples=[EXAMPLE_TASK_ID],
+    )
     status: TaskStatus = Field(description="The task's current state.", examples=["succeeded"])
     version: int = Field(
         description="A counter that rises by 1 with every visible change of the task, from 1; the later of two copies"

@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from app.enums import DeliveryStatus, DisabledBy, WebhookType
 from app.models import Delivery, WebhookEndpoint
 from app.web import Moment, StrictModel, Text
-from app.web.fields import EXAMPLE_DELIVERY_ID, EXAMPLE_ENDPOINT_ID, EXAMPLE_EVENT_ID, EXAMPLE_TASK_ID
+from app.web.fields import EXAMPLE_DELIVERY_ID, EXAMPLE_ENDPOINT_ID, EXAMPLE_EVENT_ID, EXAMPLE_TASK_ID, canonical_id
 from app.web.pagination import Cursor, Limit, NextCursor
 
 EndpointWebhookType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
@@ -56,7 +56,7 @@ class DeliveryFilters(BaseModel):
     endpoint_id: Text | SkipJsonSchema[None] = Field(
         default=None, description="Only deliveries to the endpoint with this id.", examples=[EXAMPLE_ENDPOINT_ID]
     )
-    task_id: Text | SkipJsonSchema[None] = Field(
+    task_id: Annotated[Text, AfterValidator(canonical_id)] | SkipJsonSchema[None] = Field(
         default=None, description="Only deliveries about the task with this id.", examples=[EXAMPLE_TASK_ID]
     )
     limit: Limit = 50

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import select
@@ -97,8 +98,9 @@ def test_tasks_commands_list_show_and_resolve_a_task(command: Callable[..., Any]
 @pytest.mark.parametrize("which", ["--task", "--since", "--since in another zone", "all"])
 def test_replay_applies_the_chosen_callbacks_once(command: Callable[..., Any], database_url: str, which: str) -> None:
     task_id = asyncio.run(_stored(database_url, S.generating, COMPLETE))
+    with_dashes = str(UUID(task_id)).upper()
     chosen = {
-        "--task": ["--task", task_id],
+        "--task": ["--task", with_dashes],
         "--since": ["--since", "2026-03-01T08:00:00.000000Z"],
         "--since in another zone": ["--since", "2026-03-01T09:00:00+01:00"],
         "all": [],
@@ -106,7 +108,7 @@ def test_replay_applies_the_chosen_callbacks_once(command: Callable[..., Any], d
 
     dry = command("callbacks", "replay", *chosen, "--dry-run").stdout
     callback_id = json.loads(command("tasks", "show", task_id).stdout)["callbacks"][0]["id"]
-    before = json.loads(command("tasks", "show", task_id).stdout)["status"]
+    before = json.loads(command("tasks", "show", with_dashes).stdout)["status"]
     done, again = [command("callbacks", "replay", *chosen).stdout for _ in range(2)]
     after = json.loads(command("tasks", "show", task_id).stdout)
 
