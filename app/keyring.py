@@ -1,4 +1,8 @@
-"""Tokens, signatures and webhook secrets, all derived from SOUNDPOST_SECRET_KEYS, so that none is stored."""
+"""
+Tokens, signatures and webhook secrets, all derived from SOUNDPOST_SECRET_KEYS, so that none is stored.
+
+What must be stored, such as the headers of webhook endpoints, is encrypted with keys that derive from them.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,29 @@ import base64
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import make_url
 
 from app.config import Settings
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 MIN_KEY_LENGTH = 16
+# In bytes (NIST SP 800-38D §8.2.2): random, since each key encrypts few values.
+NONCE_LENGTH = 12
 
 
 class KeyringUnusable(Exception):
     """The secret keys are missing or too short, or their file cannot be created; the message says what to do."""
+
+
+class SealBroken(Exception):
+    """Sealed bytes were changed or moved, or the key that sealed them is not in the list any more."""
 
 
 class Keyring:
@@ -54,6 +69,22 @@ class Keyring:
     def derive_all(self, purpose: str, subject: str) -> list[bytes]:
         """The same by every key of the list, the signing key first."""
         return [_derive(key, purpose, subject) for key in self._keys]
+
+    def seal(self, purpose: str, subject: str, plain: bytes) -> bytes:
+        """Encrypt bytes for one purpose and subject alone, by AES-256-GCM with what the first key derives."""
+        nonce = os.urandom(NONCE_LENGTH)
+        return nonce + _cipher(self.derive(purpose, subject)).encrypt(nonce, plain, None)
+
+    def unseal(self, purpose: str, subject: str, sealed: bytes) -> bytes:
+        """What was sealed by any key of the list. Raises SealBroken, for another purpose or subject too."""
+        from cryptography.exceptions import InvalidTag
+
+        nonce, ciphertext = sealed[:NONCE_LENGTH], sealed[NONCE_LENGTH:]
+        for key in self.derive_all(purpose, subject):
+            # Of another length, it is none of ours.
+            with suppress(InvalidTag, ValueError):
+                return _cipher(key).decrypt(nonce, ciphertext, None)
+        raise SealBroken
 
     def token(self, purpose: str, subject: str) -> str:
         """The first 24 bytes of what the signing key derives, in URL-safe base64: 32 characters."""
@@ -129,6 +160,13 @@ def _create_key(path: Path) -> None:
 
 def _derive(key: bytes, purpose: str, subject: str) -> bytes:
     return hmac.new(key, f"soundpost\0{purpose}\0{subject}".encode(), sha256).digest()
+
+
+def _cipher(key: bytes) -> AESGCM:
+    # Imported where it is needed: most processes start without it.
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    return AESGCM(key)
 
 
 def _text(derived: bytes) -> str:

@@ -119,7 +119,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     publishers = publish_to_webhook_url, publish_to_callback_url
     recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0], metrics)
     lifecycle = TaskLifecycle(settings, recorder, rng)
-    webhook_lifecycle = WebhookLifecycle(settings, rng)
+    webhook_lifecycle = WebhookLifecycle(settings, keyring, rng)
     tasks = TaskService(database, lifecycle, signed_urls)
     waiters = Waiters(database, wakeups, signed_urls)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)

@@ -59,4 +59,11 @@ async def find_mismatches(session: Session, keyring: Keyring, now: datetime) -> 
             f"{lost} webhook secrets were made with a key that SOUNDPOST_SECRET_KEYS has lost, so they have changed:"
             " put it back at the end of the list, or let their owners fetch the new ones"
         )
+    is_lost = WebhookEndpoint.headers_key.not_in(keyring.fingerprints)
+    unreadable = await session.scalar(select(func.count()).select_from(WebhookEndpoint).where(is_lost)) or 0
+    if unreadable:
+        found.append(
+            f"the headers of {unreadable} webhook endpoints were encrypted with a key that SOUNDPOST_SECRET_KEYS has"
+            " lost, so nothing is sent there: put it back at the end of the list, or let their owners set them again"
+        )
     return found

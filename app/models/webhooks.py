@@ -41,6 +41,10 @@ class WebhookEndpoint(Base):
     secret_generation: Mapped[int] = mapped_column(default=0)
     secret_rotated_at: Mapped[datetime | None]
     secret_key: Mapped[str | None] = mapped_column(String(8))
+    # Sent with each attempt: encrypted, with the fingerprint of the key that did it. Their names are shown.
+    headers: Mapped[bytes | None] = mapped_column(LargeBinary)
+    headers_key: Mapped[str | None] = mapped_column(String(8))
+    header_names: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     failing_since: Mapped[datetime | None]
     paused_until: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]

@@ -20,8 +20,10 @@ from app.database.wakeups import DELIVERIES, notify_on_commit
 from app.egress import Networks, UrlRefused, check_url
 from app.enums import DeliveryStatus, DisabledBy, Sweep, WebhookType
 from app.errors import InvalidRequest, TooManyEndpoints
+from app.keyring import Keyring
 from app.models import ApiKey, Delivery, WebhookEndpoint
 from app.webhooks import due, repository
+from app.webhooks.headers import store_headers
 from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
 from app.webhooks.retry import GONE, AttemptResult, disabled_by, next_delay, pause_after
 from app.webhooks.schemas import (
@@ -32,6 +34,7 @@ from app.webhooks.schemas import (
     EndpointWebhookType,
     Recovery,
     read_endpoint,
+    revealed,
 )
 from app.webhooks.sweeps import THE_BEGINNING, begin_sweep
 
@@ -71,7 +74,8 @@ def check_receiver(url: str, allow: Networks, pointer: str) -> None:
 class WebhookLifecycle:
     """The only code that changes the state of endpoints and deliveries. Methods take a session and never commit."""
 
-    def __init__(self, settings: Settings, rng: random.Random) -> None:
+    def __init__(self, settings: Settings, keyring: Keyring, rng: random.Random) -> None:
+        self._keyring = keyring
         self._schedule = settings.webhook_schedule
         self._allow = settings.egress_allow
         self._rng = rng
@@ -89,8 +93,9 @@ class WebhookLifecycle:
             api_key_id=api_key_id,
             secret_generation=0,
             created_at=now,
-            **body.model_dump(exclude={"disabled"}),
+            **body.model_dump(exclude={"headers", "disabled"}),
         )
+        store_headers(self._keyring, endpoint, revealed(body.headers))
         if body.disabled:
             endpoint.disabled_at, endpoint.disabled_by = now, DisabledBy.owner
         session.add(endpoint)
@@ -100,13 +105,15 @@ class WebhookLifecycle:
         self, session: Session, endpoint: WebhookEndpoint, body: EndpointUpdate, now: datetime
     ) -> None:
         """Change the given fields of a locked endpoint. Raises InvalidRequest."""
-        given = body.model_dump(exclude_unset=True)
+        given = body.model_dump(exclude_unset=True, exclude={"headers"})
         disabled = given.pop("disabled", None)
         if "url" in given:
             # Deliveries follow: a claim takes the URL from here.
             check_receiver(given["url"], self._allow, "#/url")
         for name, value in given.items():
             setattr(endpoint, name, value)
+        if "headers" in body.model_fields_set:
+            store_headers(self._keyring, endpoint, revealed(body.headers))
         if disabled is False:
             endpoint.disabled_at, endpoint.disabled_by = None, None
             endpoint.failing_since, endpoint.paused_until = None, None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic.json_schema import SkipJsonSchema
 
 from app.enums import DeliveryStatus, DisabledBy, WebhookType
@@ -14,6 +15,7 @@ from app.models import Delivery, WebhookEndpoint
 from app.web import Moment, StrictModel, Text
 from app.web.fields import EXAMPLE_DELIVERY_ID, EXAMPLE_ENDPOINT_ID, EXAMPLE_EVENT_ID, EXAMPLE_TASK_ID, canonical_id
 from app.web.pagination import Cursor, Limit, NextCursor
+from app.webhooks.headers import MAX_HEADERS, NAMES_SCHEMA, VALUE_SCHEMA, check_distinct, check_name, check_value
 
 EndpointWebhookType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
 EXAMPLE_URL = "https://example.com/hooks/sounds"
@@ -47,6 +49,37 @@ Description = Annotated[
 ]
 
 
+def _checked_value(value: SecretStr) -> SecretStr:
+    check_value(value.get_secret_value())
+    return value
+
+
+def _distinct(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    check_distinct(headers)
+    return headers
+
+
+Headers = Annotated[
+    Annotated[
+        dict[
+            Annotated[str, AfterValidator(check_name)],
+            Annotated[SecretStr, AfterValidator(_checked_value), Field(json_schema_extra=VALUE_SCHEMA)],
+        ],
+        Field(max_length=MAX_HEADERS, json_schema_extra=NAMES_SCHEMA),
+        AfterValidator(_distinct),
+    ]
+    | None,
+    Field(
+        description="Headers that each attempt carries, such as a credential for your gateway: at most 16, with names"
+        " of at most 100 characters and values of at most 1024 visible ASCII characters and spaces. They take the"
+        " place of all former ones; null or an empty object removes them. Values are stored encrypted and never shown."
+        " `webhook-*`, `content-*` and what the connection or a trace needs, such as `Host` or `traceparent`, are"
+        " refused.",
+        examples=[{"Authorization": "Bearer 4f7a90c2"}],
+    ),
+]
+
+
 class DeliveryFilters(BaseModel):
     """Which deliveries to list, and from where."""
 
@@ -73,6 +106,7 @@ class EndpointCreate(StrictModel):
     url: Url
     event_types: EventTypes = None
     description: Description = None
+    headers: Headers = None
     disabled: bool = Field(default=False, description="Whether to create the endpoint disabled.", examples=[False])
 
 
@@ -82,6 +116,7 @@ class EndpointUpdate(StrictModel):
     url: Url = Field(default_factory=str)
     event_types: EventTypes = None
     description: Description = None
+    headers: Headers = None
     disabled: bool = Field(
         default_factory=bool, description="True disables the endpoint, false enables it again.", examples=[True]
     )
@@ -97,6 +132,10 @@ class EndpointRead(BaseModel):
     )
     description: str | None = Field(
         description="Your own note about the endpoint; null for none.", examples=["Staging"]
+    )
+    headers: list[str] = Field(
+        description="The names of the headers that are sent with each attempt; their values are never shown.",
+        examples=[["Authorization"]],
     )
     disabled: bool = Field(description="Whether the endpoint gets no webhooks at present.", examples=[False])
     disabled_at: datetime | None = Field(
@@ -227,10 +266,19 @@ class EndpointWebhook(BaseModel):
     data: EndpointData = Field(description="The endpoint that it happened to.")
 
 
+def revealed(headers: Mapping[str, SecretStr] | None) -> Mapping[str, str]:
+    """Headers with their values, to be stored or sent."""
+    return {name: value.get_secret_value() for name, value in (headers or {}).items()}
+
+
 def read_endpoint(endpoint: WebhookEndpoint) -> EndpointRead:
     """An endpoint in its owner's shape."""
-    same = {name: getattr(endpoint, name) for name in EndpointRead.model_fields if name != "disabled"}
-    return EndpointRead(**same, disabled=endpoint.disabled_at is not None)
+    apart = ("headers", "disabled")
+    return EndpointRead(
+        **{name: getattr(endpoint, name) for name in EndpointRead.model_fields if name not in apart},
+        headers=endpoint.header_names or [],
+        disabled=endpoint.disabled_at is not None,
+    )
 
 
 def read_delivery(delivery: Delivery) -> DeliveryRead:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +24,7 @@ from app.observability.tracing import TraceContext, current_context
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import due, repository
+from app.webhooks.headers import HeadersLost, headers_of
 from app.webhooks.lifecycle import Attempted, Settled
 from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
 from app.webhooks.signing import secret_of, sign
@@ -42,13 +43,15 @@ IS_DUE = select(Delivery.id).where(Delivery.is_ready).limit(1).exists() | is_due
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
     """
-    A claimed delivery with the secrets that sign it; none if its endpoint is disabled.
+    A claimed delivery with the secrets that sign it, and the headers of its endpoint; or why it is not sent.
 
     The last two are of its task, if it has one.
     """
 
     delivery: Delivery
-    secrets: tuple[bytes, ...]
+    secrets: tuple[bytes, ...] = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    obstacle: str | None
     claimed_at: datetime
     upstream_task_id: str | None
     trace_context: TraceContext | None
@@ -153,19 +156,24 @@ class _DeliveryWorker:
         items = []
         for delivery, upstream_task_id, trace_context in claimed:
             owner = owners[delivery.endpoint_id or delivery.api_key_id]
-            is_disabled = False
+            headers: Mapping[str, str] = {}
+            obstacle = None
             if isinstance(owner, WebhookEndpoint):
-                is_disabled = owner.disabled_at is not None
                 # It may have moved since.
                 delivery.url = owner.url
-            secrets = () if is_disabled else secret_of(owner).valid_at(now, self._services.keyring)
-            items.append(ClaimedDelivery(delivery, secrets, now, upstream_task_id, trace_context))
+                obstacle = "the endpoint is disabled" if owner.disabled_at is not None else None
+                try:
+                    headers = headers_of(self._services.keyring, owner)
+                except HeadersLost as lost:
+                    obstacle = obstacle or str(lost)
+            secrets = secret_of(owner).valid_at(now, self._services.keyring)
+            items.append(ClaimedDelivery(delivery, secrets, headers, obstacle, now, upstream_task_id, trace_context))
         return items
 
     async def _attempt(self, item: ClaimedDelivery) -> AttemptResult:
         """POST the delivery within the timeout. Raises nothing for what the network does; no transaction is open."""
-        if not item.secrets:
-            return AttemptResult(item.claimed_at, timedelta(), error="the endpoint is disabled")
+        if item.obstacle is not None:
+            return AttemptResult(item.claimed_at, timedelta(), error=item.obstacle)
         started = time.monotonic()
         try:
             answer = await self._post(item)
@@ -184,6 +192,7 @@ class _DeliveryWorker:
     async def _post(self, item: ClaimedDelivery) -> CappedResponse:
         delivery = item.delivery
         headers = {
+            **item.headers,
             "Content-Type": "application/json",
             **sign(item.secrets, delivery.event_id, item.claimed_at, delivery.body),
             # Of the attempt, where it is traced, else as the caller sent it with the order.

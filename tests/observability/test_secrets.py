@@ -26,6 +26,7 @@ CANARIES = {
     "prompt": 'canary in the coal mine, "singing" für die Leute',
     "label": "canary-value-of-a-label",
     "query of a webhook": "canary-query-of-a-receiver",
+    "header of a webhook": "canary-header-of-a-receiver",
     "body of a receiver": "canary-answer-of-a-receiver",
     "unknown key": "canary-key-that-nobody-has",
     "forged token": "canary0token0of0a0forged0callbac",
@@ -137,7 +138,8 @@ def _check_attempts(lines: list[Json]) -> None:
 async def _live(client: httpx.AsyncClient, webhook_url: str) -> list[Json]:
     """What a caller does in a day, and everything that the upstream can do to it."""
     prompt, labels = CANARIES["prompt"], {"scene": CANARIES["label"]}
-    endpoint = (await client.post("/v1/webhook-endpoints", json={"url": webhook_url})).json()
+    headers = {"X-Gateway-Key": CANARIES["header of a webhook"]}
+    endpoint = (await client.post("/v1/webhook-endpoints", json={"url": webhook_url, "headers": headers})).json()
     body = {"prompt": prompt, "metadata": labels, "webhook_url": webhook_url, "grab_lyrics": True}
     for _ in range(2):
         answer = await client.post("/v1/tasks", json=body, headers={"Idempotency-Key": CANARIES["idempotency key"]})
@@ -174,6 +176,9 @@ async def _intrude(client: httpx.AsyncClient, task: Json) -> dict[str, str]:
         await client.post(forged, content=json.dumps({"prompt": CANARIES["prompt"]}))
     await client.post("/v1/tasks", content=json.dumps({"prompt": CANARIES["prompt"]})[:-1], headers=_JSON)
     await client.post("/v1/tasks", json={"prompt": CANARIES["prompt"], CANARIES["label"]: 1})
+    for header in ("Host", CANARIES["header of a webhook"] + "\n"):
+        refused = {"url": "http://127.0.0.1:9/", "headers": {header: CANARIES["header of a webhook"]}}
+        await client.post("/v1/webhook-endpoints", json=refused)
     await client.get("/v1/tasks", params={"prompt": CANARIES["prompt"], "token": CANARIES["forged token"]})
     secret = (await client.get("/v1/webhook-secret")).json()["secret"]
     return {"default secret": secret.removeprefix("whsec_"), "signature of a link": link.params["signature"]}
