@@ -177,7 +177,8 @@ class WebhookType(StrEnum):
 
     `task.submitted`: the upstream accepted the task. `task.progressed`: a clip is ready. `task.succeeded`,
     `task.failed`, `task.canceled`: the task ended. `clip.archived`: the audio of a clip was stored. `webhook.test`: a
-    test. `endpoint.disabled`: another endpoint of the same key was disabled, because it failed.
+    test. `endpoint.disabled`: another endpoint of the same key was disabled, because it failed. `budget.low`: 80 % of
+    the key's budget is used. `budget.exhausted`: it has no room for another task. Both come once a window.
     """
 
     task_submitted = "task.submitted"
@@ -188,6 +189,8 @@ class WebhookType(StrEnum):
     clip_archived = "clip.archived"
     webhook_test = "webhook.test"
     endpoint_disabled = "endpoint.disabled"
+    budget_low = "budget.low"
+    budget_exhausted = "budget.exhausted"
 
 
 class DeliveryStatus(StrEnum):

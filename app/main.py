@@ -70,6 +70,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
         app.include_router(room.router)
     app.webhooks.include_router(openapi.documented_routes(events.receive_task_webhook, events.SUMMARIES))
     app.webhooks.include_router(openapi.documented_routes(openapi.receive_endpoint_webhook, openapi.SUMMARIES))
+    app.webhooks.include_router(openapi.documented_routes(events.receive_budget_webhook, events.BUDGET_SUMMARIES))
     if services.settings.console:
         app.router.routes.extend(mount.console_routes(app.state.provided))
     install_error_handlers(app)

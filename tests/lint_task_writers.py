@@ -20,8 +20,12 @@ from app.database.migrations import ROOT
 from app.models import Task
 
 WRITER = Path("app/tasks/lifecycle.py")
-# The recorder that the writer holds: it counts the version up with each event, so that neither is without the other.
-RECORDER, RECORDED = Path("app/tasks/events.py"), frozenset({"status", "version", "updated_at"})
+# The recorder that the writer holds: it counts the version up with each event, and keeps the ledger with each version,
+# so that none is without the other.
+RECORDER, RECORDED = (
+    Path("app/tasks/events.py"),
+    frozenset({"status", "version", "updated_at", "booked", "reserved_at"}),
+)
 COLUMNS = frozenset(attribute.key for attribute in inspect(Task).column_attrs)
 # Whatever these are written to is a task.
 OWN_COLUMNS = COLUMNS - {

@@ -74,6 +74,12 @@ class Account:
         """What is spent or reserved in its window."""
         return self.spent + self.reserved
 
+    @property
+    def resets_at(self) -> datetime:
+        """When its next window begins, once this one has begun."""
+        assert self.starts_at is not None  # noqa: S101 - narrows the type
+        return resets_at(self.window or DEFAULT_WINDOW, self.starts_at)
+
     def has_room_for(self, price: int) -> bool:
         """Whether its budget allows another task of this price."""
         return self.credit_limit is None or self.used + price <= self.credit_limit
@@ -131,14 +137,14 @@ def read_budget(account: Account, now: datetime) -> BudgetRead:
     """A key's budget in the window of this time, as callers see it."""
     account = replace(account)
     account.begin_window(now)
-    limit, window = account.credit_limit, account.window or DEFAULT_WINDOW
+    limit = account.credit_limit
     return BudgetRead(
         limit=None if limit is None else limit / THOUSANDTHS,
-        window=None if limit is None else window,
+        window=None if limit is None else account.window,
         spent=account.spent / THOUSANDTHS,
         reserved=account.reserved / THOUSANDTHS,
         left=None if limit is None else max(0, limit - account.used) / THOUSANDTHS,
-        resets_at=None if limit is None or account.starts_at is None else resets_at(window, account.starts_at),
+        resets_at=None if limit is None else account.resets_at,
     )
 
 
@@ -185,16 +191,20 @@ async def set_budget(
     await session.run_sync(_set_budget, api_key_id, credit_limit, window or DEFAULT_WINDOW, now)
 
 
-def let_in_at(session: orm.Session, key_ids: Collection[str], moment: datetime) -> None:
-    """Have the held tasks of these keys looked at, at this time at the latest, if there are any."""
-    some = select(Budget.api_key_id).where(Budget.api_key_id.in_(key_ids), HAS_HELD).limit(1)
-    if session.scalar(some) is None:
-        return
+def look_at_held(session: orm.Session, moment: datetime) -> None:
+    """Have all held tasks looked at, whether there is room for them now, at this time at the latest."""
     new = _insert(session, _JOBS).values(name=LET_IN, due_at=moment, attempts=0, detail={})
     due_at = case((_JOBS.c.due_at < moment, _JOBS.c.due_at), else_=new.excluded.due_at)
-    # Without its fence, a worker that has looked at them meanwhile leaves it due.
+    # A worker that is looking now finds its fence gone, and leaves it due.
     session.execute(new.on_conflict_do_update(index_elements=["name"], set_={"due_at": due_at, "fence": None}))
     notify_on_commit(session, PERIODIC_JOBS)
+
+
+def make_room(session: orm.Session, key_ids: Collection[str], now: datetime) -> None:
+    """There is more room in the budgets of these keys: let in what they have held, if there is anything."""
+    held = select(Budget.api_key_id).where(Budget.api_key_id.in_(key_ids), HAS_HELD).limit(1)
+    if key_ids and session.scalar(held) is not None:
+        look_at_held(session, now)
 
 
 def _set_budget(session: orm.Session, api_key_id: str, credit_limit: int | None, window: Window, now: datetime) -> None:
@@ -208,7 +218,7 @@ def _set_budget(session: orm.Session, api_key_id: str, credit_limit: int | None,
     account.is_low = account.is_low and account.is_low_now()
     account.is_exhausted = account.is_exhausted and account.is_low
     write_accounts(session, [account])
-    let_in_at(session, [api_key_id], now)
+    make_room(session, [api_key_id], now)
 
 
 def _used_since(session: orm.Session, api_key_id: str, start: datetime) -> tuple[int, int]:

@@ -35,6 +35,11 @@ class Settings(SettingsFields):
         return int(price * 1000)
 
     @property
+    def lowest_price(self) -> int:
+        """What a task costs at least, in thousandths of credits."""
+        return min(map(self.price_of, self.models))
+
+    @property
     def upstream_call_timeout(self) -> timedelta:
         """How long an exchange with the upstream may take; no answer to a submit is waited for beyond its deadline."""
         return min(self.upstream_timeout, self.submit_deadline)

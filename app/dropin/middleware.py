@@ -9,6 +9,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import BudgetExceeded
 from app.web.problems import MEDIA_TYPE
 
 PREFIX = "/api/v1/"
@@ -24,6 +25,7 @@ CODES: Mapping[int, int] = {
     413: 413,
     415: 400,
     422: 400,
+    402: 429,
     429: 405,
     503: 455,
 }
@@ -74,6 +76,9 @@ class _EnvelopeSender:
 def envelope_of(problem: Mapping[str, Any]) -> dict[str, Any]:
     """Return a problem as the vendor's envelope: the vendor's code and a message about the first error."""
     message = problem.get("detail", problem["title"])
+    if problem["status"] == BudgetExceeded.status:
+        # In the vendor's words; what else is possible here, as to hold the order, is not there.
+        message = f"Insufficient credits: {problem['title']}"
     for error in problem.get("errors", [])[:1]:
         field = error["pointer"].removeprefix("#/").replace("query/", "")
         message = f"{field}: {error['detail']}" if field != "#" else error["detail"]

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import structlog
 from pydantic import BaseModel, Field
 
+from app.budgets.admission import BudgetWebhookType, Notice, Verdict, Wanted, admit
+from app.budgets.booking import book, post_on_commit
+from app.budgets.ledger import Entry
+from app.budgets.schemas import BudgetRead
 from app.database.base import new_id
 from app.database.engine import Session, on_commit
 from app.database.records import new_row
@@ -46,6 +51,11 @@ SUMMARIES: Mapping[WebhookType, str] = {
     W.clip_archived: "The audio of a clip was stored",
 }
 
+BUDGET_SUMMARIES: Mapping[WebhookType, str] = {
+    W.budget_low: "80 % of your budget is used",
+    W.budget_exhausted: "Your budget has no room for another task",
+}
+
 
 class TaskData(BaseModel):
     """The subject of a webhook about a task."""
@@ -59,6 +69,20 @@ class TaskWebhook(BaseModel):
     type: TaskWebhookType = Field(description="The type of the event.", examples=["task.succeeded"])
     timestamp: datetime = Field(description="When it happened.", examples=["2026-01-31T08:00:42Z"])
     data: TaskData = Field(description="The task that it happened to.")
+
+
+class BudgetData(BaseModel):
+    """The subject of a webhook about a budget."""
+
+    budget: BudgetRead = Field(description="The budget as `GET /v1/budget` shows it, with what has just been reserved.")
+
+
+class BudgetWebhook(BaseModel):
+    """The body of a webhook about the budget of your key: each comes once in a window."""
+
+    type: BudgetWebhookType = Field(description="The type of the event.", examples=["budget.low"])
+    timestamp: datetime = Field(description="When it happened.", examples=["2026-01-31T08:00:42Z"])
+    data: BudgetData = Field(description="The budget that it happened to.")
 
 
 # Enqueues the deliveries of an event, if it has any, in the transaction that records it; due at the given time.
@@ -94,6 +118,15 @@ async def receive_task_webhook(
     """Answer with a 2xx status within 15 seconds; otherwise the webhook is sent again later."""
 
 
+async def receive_budget_webhook(
+    webhook: BudgetWebhook,
+    webhook_id: WebhookId,
+    webhook_timestamp: WebhookTimestamp,
+    webhook_signature: WebhookSignature,
+) -> None:
+    """Answer with a 2xx status within 15 seconds; otherwise the webhook is sent again later."""
+
+
 class EventRecorder:
     """Writes in the transaction of its caller. `first_attempt_delay` comes before the first attempt of a webhook."""
 
@@ -121,9 +154,22 @@ class EventRecorder:
         else:
             self.bump_version(session, task, now)
 
-    def count_created(self, session: Session, tasks: int) -> None:
-        """Count, once they are committed, tasks that were stored."""
-        on_commit(session, partial(self.metrics.created.inc, tasks))
+    async def admit(
+        self, session: Session, wanted: Sequence[Wanted], now: datetime, lowest_price: int
+    ) -> Sequence[Verdict]:
+        """Decide about orders as `admit` of budgets does, and tell callers where their budget comes to an end."""
+        verdicts, notices = await admit(session, wanted, now, lowest_price)
+        for notice in notices:
+            self._tell_of_budget(session, notice, now)
+        return verdicts
+
+    def note_created(self, session: Session, tasks: Sequence[SimpleNamespace], now: datetime) -> None:
+        """Write what stored tasks have reserved to the ledger, and count them once they are committed."""
+        for task in tasks:
+            if task.booked is not None:
+                reserved = Entry(task.api_key_id, task.id, task.booked, task.price, task.reserved_at, now)
+                post_on_commit(session, reserved)
+        on_commit(session, partial(self.metrics.created.inc, len(tasks)))
 
     def count_transition(self, session: Session, task: Task, now: datetime) -> None:
         """Count, once it is committed, that a task has come to its state now."""
@@ -169,8 +215,16 @@ class EventRecorder:
         for publish in self._publishers:
             publish(session, task, event, self._signed_urls, now + self._first_attempt_delay)
 
+    def _tell_of_budget(self, session: Session, notice: Notice, now: datetime) -> None:
+        """Publish to a caller how its budget stands."""
+        data = BudgetData(budget=notice.budget)
+        body = BudgetWebhook(type=notice.kind, timestamp=now, data=data).model_dump_json().encode()
+        due_at = now + self._first_attempt_delay
+        enqueue_on_commit(session, OutboundEvent(new_id(), notice.kind, notice.api_key_id, None, body, now, due_at))
+
     def bump_version(self, session: Session, task: Task, now: datetime) -> None:
-        """Raise the version for a change without an event, and notify the waits for this task."""
+        """Raise the version for a change without an event, notify the waits for this task, and keep its ledger."""
         task.version += 1
         task.updated_at = now
+        task.booked, task.reserved_at = book(session, task, now, is_final=task.status in FINAL)
         notify_on_commit(session, task.id)

@@ -22,7 +22,9 @@ from app.models import Task
 from app.tasks import repository
 from app.tasks.clips import ClipLifecycle, lacks_clip, merge_clips, reported_facts, schedule_lyrics
 from app.tasks.events import EventRecorder
+from app.tasks.queue.entering import Entered, admitted, enter
 from app.tasks.queue.fair import FairQueue
+from app.tasks.repository import Order
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.history import CallKind, with_call
@@ -45,13 +47,19 @@ class TaskLifecycle:
         self._settings, self._recorder, self._rng = settings, recorder, rng
         self.clips = ClipLifecycle(recorder)
 
-    async def create(
-        self, session: Session, orders: Sequence[repository.Order], now: datetime
-    ) -> Sequence[SimpleNamespace]:
-        """Store tasks, due now, each with its first event, which no receiver is told; return columns and `clips`."""
+    async def create(self, session: Session, orders: Sequence[Order], now: datetime) -> Sequence[SimpleNamespace]:
+        """Store tasks, as `create_each` does. Raises BudgetExceeded: then nothing of this transaction is to stay."""
+        return [admitted(outcome) for outcome in await self.create_each(session, orders, now)]
+
+    async def create_each(self, session: Session, orders: Sequence[Order], now: datetime) -> Sequence[Entered]:
+        """Store tasks where the budgets have room; return for each order its columns and `clips`, or its refusal."""
         notify_on_commit(session, SUBMITS)
-        self._recorder.count_created(session, len(orders))
-        return await repository.insert_tasks(session, orders, self._settings.default_model, now)
+        return await enter(session, self._settings, self._recorder, orders, now)
+
+    def let_in(self, session: Session, task: Task, now: datetime) -> None:
+        """Make a held task due: the budget of its key has room for it."""
+        task.due_at = now
+        self._recorder.bump_version(session, task, now)
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
@@ -82,15 +90,13 @@ class TaskLifecycle:
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
     ) -> CallbackOutcome:
         """
-        Apply a report of the upstream; return `applied`, `stale` or `mismatch`.
+        Apply a report, of a callback or a poll; return `applied`, `stale`, or `mismatch` if it is about another task.
 
-        Callbacks and polls both come through here: a transition and its event are made once, however often the same is
-        reported. `mismatch`: the report is about another upstream task than the stored one, and changes nothing.
+        A transition and its event are made once, however often the same is reported.
         """
         if is_about_another(task, report):
             return CallbackOutcome.mismatch
-        is_applied = await self._apply(session, task, report, now, via)
-        return CallbackOutcome.applied if is_applied else CallbackOutcome.stale
+        return CallbackOutcome.applied if await self._apply(session, task, report, now, via) else CallbackOutcome.stale
 
     async def _apply(self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy) -> bool:
         before, known = task.version, reported_facts(task.clips)
@@ -290,10 +296,9 @@ class TaskLifecycle:
             self._poll_early(session, task, now)
             return
         task.audio_checks += 1
-        if not is_audio_missing(task, self._settings, now):
-            return
-        if task.clips:
+        is_missing = is_audio_missing(task, self._settings, now)
+        if is_missing and task.clips:
             self.finish(session, task, S.succeeded, now, via)
             self._look_for_clips(task, report, now)
-        else:
+        elif is_missing:
             self.fail(session, task, NO_AUDIO, now, via)

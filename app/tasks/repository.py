@@ -29,6 +29,8 @@ POLLABLE = Task.upstream_task_id.isnot(None)
 # Who orders, what, where a client of the vendor's API wants its callbacks, and the trace that it is a part of.
 Order = tuple[str, TaskCreate, str | None, TraceContext | None]
 _UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
+# All rows of one statement have the same columns.
+_NOT_RESERVED = {"booked": None, "reserved_at": None}
 # More than this many tasks with a label are not counted.
 MANY_TASKS = 1_000
 RECENT = 5
@@ -43,14 +45,15 @@ _FIND_TASK = FixedQuery(_TASK_AND_CLIPS.where(Task.id == bindparam("task_id")).o
 
 
 async def insert_tasks(
-    session: Session, orders: Sequence[Order], default_model: str, now: datetime
+    session: Session, orders: Sequence[tuple[Order, Mapping[str, Any]]], default_model: str, now: datetime
 ) -> Sequence[SimpleNamespace]:
     """
-    Insert queued tasks, due now, with their labels and first events, by one statement for each table.
+    Insert queued tasks, with their labels and first events, by one statement for each table.
 
+    Each order comes with what else its task has: its price, and when it is reserved and due.
     Returns the tasks' columns and `clips`, of which there are none yet.
     """
-    tasks = [_new_task(order, default_model, now) for order in orders]
+    tasks = [{**_NOT_RESERVED, **_new_task(order, default_model, now), **beside} for order, beside in orders]
     owned = ({"task_id": task["id"], "api_key_id": task["api_key_id"], "created_at": now} for task in tasks)
     labelled = zip(owned, tasks, strict=True)
     labels = [{**ids, "name": n, "value": v} for ids, task in labelled for n, v in task["metadata"].items()]
@@ -82,7 +85,6 @@ def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]
         "was_unconfirmed": False,
         "created_at": now,
         "updated_at": now,
-        "due_at": now,
     }
 
 

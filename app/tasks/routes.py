@@ -14,6 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 from app.auth.callers import ReadCaller, SubmitCaller
 from app.enums import Charge
 from app.errors import (
+    BudgetExceeded,
     IdempotencyKeyReused,
     InvalidRequest,
     TaskAlreadyFinal,
@@ -52,7 +53,7 @@ PLACED_HEADERS = response_headers(
 CREATED: dict[int | str, dict[str, Any]] = {
     200: {"model": OrderedTask, "description": "The task, which has already ended.", "headers": PLACED_HEADERS},
     202: {"description": "The stored task.", "headers": {**PLACED_HEADERS, **response_headers("Retry-After")}},
-    **problem_responses(IdempotencyKeyReused, TaskDeleted, TooManyRequests),
+    **problem_responses(BudgetExceeded, IdempotencyKeyReused, TaskDeleted, TooManyRequests),
 }
 READ_HEADERS = response_headers("ETag", "Cache-Control", "Preference-Applied")
 READ: dict[int | str, dict[str, Any]] = {

@@ -3,12 +3,11 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import select
 
 from app.budgets.ledger import set_budget
 from app.database.engine import Database
 from app.enums import Window
-from app.models import Budget
+from tests.budgets.accounts import account_of
 from tests.support.clock import MORNING
 from tests.support.rows import add_key
 
@@ -34,8 +33,3 @@ async def test_budget_that_stays_is_not_written_anew(database: Database, hours: 
             await set_budget(session, key_id, 500_000, Window.day, now)
 
     assert (await account_of(database, key_id)).starts_at == now.replace(hour=0)
-
-
-async def account_of(database: Database, key_id: str) -> Budget:
-    async with database.reads() as session:
-        return (await session.scalars(select(Budget).where(Budget.api_key_id == key_id))).one()

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import select
 
+from app.budgets.booking import book
 from app.database.engine import Database, Session
 from app.dropin.callbacks import publish_to_callback_url
 from app.enums import Charge, TaskStatus
@@ -74,6 +75,7 @@ async def add_task(
         task = await create_task(session, lifecycle_of(database), api_key_id, body, now)
         for name, value in columns.items():
             setattr(task, name, value)
+        task.booked, task.reserved_at = book(session, task, now, is_final=task.status in FINAL)
     return task
 
 

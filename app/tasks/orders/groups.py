@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from app.database.engine import Database
 from app.database.group_commit import GroupCommit, may_be_of_one
 from app.database.turns import Admission
+from app.errors import BudgetExceeded
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.repository import Order
 
@@ -58,7 +59,11 @@ class PlainOrders:
         self._admission = Admission(MAX_IN_A_COMMIT)
 
     async def store(self, order: Order) -> StoredOrder | None:
-        """The stored order, or None: nothing is stored, and it must be stored by itself. Raises DatabaseUnavailable."""
+        """
+        The stored order, or None: nothing is stored, and it must be stored by itself.
+
+        Raises DatabaseUnavailable, and BudgetExceeded whatever becomes of the others.
+        """
         try:
             async with self._admission.admitted():
                 task, reading = await self._group.add(order)
@@ -68,14 +73,17 @@ class PlainOrders:
 
     async def _store(
         self, take: Callable[[], Sequence[Order]]
-    ) -> Sequence[tuple[SimpleNamespace, asyncio.Task[Estimates]]]:
+    ) -> Sequence[tuple[SimpleNamespace, asyncio.Task[Estimates]] | Exception]:
         async with self._database.writes.begin() as session:
             now = await self._database.begin_briefly(session)
             try:
-                tasks = await self._lifecycle.create(session, take(), now)
+                outcomes = await self._lifecycle.create_each(session, take(), now)
             except DBAPIError as error:
                 if may_be_of_one(error):
                     raise NotStored from error
                 raise
+        tasks = [outcome for outcome in outcomes if not isinstance(outcome, BudgetExceeded)]
+        if not tasks:
+            return [each for each in outcomes if isinstance(each, BudgetExceeded)]
         reading = asyncio.create_task(self._read_estimates(tasks), context=Context())
-        return [(task, reading) for task in tasks]
+        return [each if isinstance(each, BudgetExceeded) else (each, reading) for each in outcomes]

@@ -85,7 +85,7 @@ class OrderService:
         trace_context: TraceContext | None = None,
     ) -> PlacedTask:
         """
-        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted,
+        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted, BudgetExceeded,
         TooManyRequests, and DatabaseUnavailable if too many others wait to be stored.
 
         `callback_url` is where a client of the vendor's API wants its callbacks, `trace_context` what a new task keeps.
