@@ -87,17 +87,21 @@ class UsagePage(BaseModel):
 class BudgetRead(BaseModel):
     """What a key may spend in this window, and what is used of it, in credits."""
 
-    limit: float | None = Field(description="What may be spent in each window; null is no limit.", examples=[500])
+    limit: float | None = Field(
+        description="The credits that may be spent in each window; null is no limit.", examples=[500]
+    )
     window: Window | None = Field(
         description="For how long the limit is, and for what the numbers are.", examples=["day"]
     )
-    spent: float = Field(description="What the upstream has charged and kept in this window.", examples=[120])
+    spent: float = Field(
+        description="The credits that the upstream has charged and kept in this window.", examples=[120]
+    )
     reserved: float = Field(
-        description="What tasks of this window may cost that are on their way, or whose cost is not known yet.",
+        description="The credits that tasks of this window may cost which are on their way, or of which it is not known yet.",
         examples=[7.5],
     )
     left: float | None = Field(
-        description="What further tasks may cost in this window, never less than 0; null is no limit.",
+        description="The credits that further tasks may cost in this window; null is no limit.",
         examples=[372.5],
     )
     resets_at: datetime | None = Field(

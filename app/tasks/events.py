@@ -52,7 +52,7 @@ SUMMARIES: Mapping[WebhookType, str] = {
 }
 
 BUDGET_SUMMARIES: Mapping[WebhookType, str] = {
-    W.budget_low: "80 % of your budget is used",
+    W.budget_low: "Your budget is 80 % used",
     W.budget_exhausted: "Your budget has no room for another task",
 }
 
