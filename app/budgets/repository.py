@@ -1,13 +1,18 @@
-"""Queries on keys and their ledgers."""
+"""Queries on keys, their accounts and their ledgers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select, tuple_
 
+from app.budgets.ledger import Account
 from app.database.engine import Session
-from app.models import ApiKey
+from app.models import ApiKey, Budget, LedgerEntry
+
+_ACCOUNT = select(*(getattr(Budget, field.name) for field in fields(Account)))
 
 
 async def has_key(session: Session, key_id: str) -> bool:
@@ -18,3 +23,29 @@ async def has_key(session: Session, key_id: str) -> bool:
 async def list_key_ids(session: Session, after: str, limit: int) -> Sequence[str]:
     """The ids of up to `limit` keys after this one."""
     return (await session.scalars(select(ApiKey.id).where(ApiKey.id > after).order_by(ApiKey.id).limit(limit))).all()
+
+
+async def list_keys(session: Session, after: tuple[datetime, str] | None, limit: int) -> Sequence[ApiKey]:
+    """Up to `limit` keys after this position, oldest first."""
+    query = select(ApiKey).order_by(ApiKey.created_at, ApiKey.id).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(ApiKey.created_at, ApiKey.id) > after)
+    return (await session.scalars(query)).all()
+
+
+async def accounts_of(session: Session, key_ids: Collection[str]) -> Mapping[str, Account]:
+    """The accounts of these keys; one in which nothing was written yet is as good as new."""
+    rows = await session.execute(_ACCOUNT.where(Budget.api_key_id.in_(key_ids)))
+    new = {key_id: Account(key_id, None, None, None, 0, 0, 0, 0, None, False, False) for key_id in key_ids}
+    return new | {row[0]: Account(*row) for row in rows}
+
+
+async def list_entries(
+    session: Session, where: Sequence[ColumnElement[bool]], before: tuple[datetime, int] | None, limit: int
+) -> Sequence[LedgerEntry]:
+    """Up to `limit` matching entries before this position, newest first."""
+    newest_first = LedgerEntry.created_at.desc(), LedgerEntry.number.desc()
+    query = select(LedgerEntry).where(*where).order_by(*newest_first).limit(limit)
+    if before is not None:
+        query = query.where(tuple_(LedgerEntry.created_at, LedgerEntry.number) < before)
+    return (await session.scalars(query)).all()

@@ -1,9 +1,9 @@
-"""What keys have used."""
+"""What keys may use and have used."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -11,11 +11,22 @@ from fastapi.responses import StreamingResponse
 
 from app.auth.callers import Caller, ReadCaller
 from app.budgets.exports import CSV, csv_lines
-from app.budgets.schemas import Usage, UsageFilters, UsagePage
+from app.budgets.schemas import (
+    BudgetRead,
+    BudgetWrite,
+    KeyId,
+    KeyPage,
+    LedgerFilters,
+    LedgerPage,
+    Usage,
+    UsageFilters,
+    UsagePage,
+    read_entry,
+)
 from app.budgets.service import BudgetService
 from app.errors import NotFound, NotPermitted
 from app.web.negotiation import prefers
-from app.web.pagination import PAGE, bad_cursor, decode_cursor, next_page
+from app.web.pagination import PAGE, Cursor, Limit, bad_cursor, decode_cursor, decode_time_cursor, next_page
 from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
@@ -24,6 +35,8 @@ router = Router(prefix="/v1", tags=["account"])
 BudgetsDep = Annotated[BudgetService, provided(BudgetService)]
 # Days that a table reads at once.
 LINES_AT_ONCE = 500
+# Of an entry's number.
+MAX_DIGITS = 18
 VARY = {"Vary": "Accept"}
 USAGE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -39,6 +52,77 @@ USAGE: dict[int | str, dict[str, Any]] = {
     },
     **problem_responses(NotPermitted, NotFound),
 }
+
+
+@router.get("/budget", operation_id="getBudget", summary="Get your budget")
+async def get_budget(budgets: BudgetsDep, caller: CallerDep) -> BudgetRead:
+    """
+    Get what this key may spend in this window, and what is used of it.
+
+    Without a limit, `spent` and `reserved` are those of this day in UTC.
+    """
+    return await budgets.budget(caller)
+
+
+@router.get(
+    "/ledger",
+    operation_id="listLedger",
+    summary="List the ledger",
+    responses={**PAGE, **problem_responses(NotPermitted, NotFound)},
+)
+async def list_ledger(
+    request: Request,
+    response: Response,
+    budgets: BudgetsDep,
+    caller: CallerDep,
+    wanted: Annotated[LedgerFilters, Query()],
+) -> LedgerPage:
+    """
+    List what was reserved, charged and given back for this key's tasks, newest first.
+
+    Entries never change, and stay when their task is deleted.
+    """
+    found = await budgets.list_entries(caller, wanted, _entry_before(request, wanted.cursor), wanted.limit + 1)
+    page, following = next_page(
+        request, response, found, wanted.limit, lambda entry: (entry.created_at.isoformat(), str(entry.number))
+    )
+    return LedgerPage(items=[read_entry(entry) for entry in page], next_cursor=following)
+
+
+@router.get(
+    "/keys",
+    operation_id="listKeys",
+    summary="List all keys",
+    responses={**PAGE, **problem_responses(NotPermitted)},
+)
+async def list_keys(
+    request: Request,
+    response: Response,
+    budgets: BudgetsDep,
+    caller: CallerDep,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> KeyPage:
+    """List the keys of all callers with their budgets, oldest first; for admins."""
+    found = await budgets.list_keys(caller, decode_time_cursor(request, cursor), limit + 1)
+    page, following = next_page(request, response, found, limit, lambda key: (key.created_at.isoformat(), key.id))
+    return KeyPage(items=list(page), next_cursor=following)
+
+
+@router.put(
+    "/keys/{key_id}/budget",
+    operation_id="setKeyBudget",
+    summary="Set a key's budget",
+    responses=problem_responses(NotPermitted),
+)
+async def set_key_budget(budgets: BudgetsDep, caller: CallerDep, key_id: KeyId, body: BudgetWrite) -> BudgetRead:
+    """
+    Give a key a budget, another one, or none; for admins.
+
+    What the key has used in the current window counts. Tasks that are held for the budget go on
+    where there is room now.
+    """
+    return await budgets.set_budget(caller, key_id, body)
 
 
 @router.get(
@@ -111,3 +195,14 @@ def _day_after(request: Request, cursor: str | None) -> tuple[str, date] | None:
         return position[0], date.fromisoformat(position[1])
     except ValueError:
         raise bad_cursor() from None
+
+
+def _entry_before(request: Request, cursor: str | None) -> tuple[datetime, int] | None:
+    """The time and number before which a page begins. Raises InvalidRequest."""
+    position = decode_time_cursor(request, cursor)
+    if position is None:
+        return None
+    at, number = position
+    if not number.isdecimal() or len(number) > MAX_DIGITS:
+        raise bad_cursor()
+    return at, int(number)

@@ -1,19 +1,34 @@
-"""What keys have used, as they and admins see it."""
+"""What keys may use and have used, as they and admins see it."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
+from app.auth import audit
 from app.auth.callers import Caller
 from app.budgets import repository
-from app.budgets.schemas import ALL_KEYS, Usage, UsageFilters, UsageOfDay
+from app.budgets.ledger import read_budget, set_budget
+from app.budgets.limits import THOUSANDTHS
+from app.budgets.schemas import (
+    ALL_KEYS,
+    BudgetRead,
+    BudgetWrite,
+    KeyRead,
+    LedgerFilters,
+    Usage,
+    UsageFilters,
+    UsageOfDay,
+    read_key,
+)
 from app.budgets.usage import sum_by_day, sum_usage
+from app.database.base import to_utc
 from app.database.engine import Database, Session
 from app.enums import Charge
-from app.errors import NotFound
+from app.errors import InvalidRequest, NotFound
+from app.models import LedgerEntry
 
 # The keys that one statement adds up for, so that none takes long.
 KEYS_AT_ONCE = 10
@@ -25,6 +40,50 @@ class BudgetService:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def budget(self, caller: Caller) -> BudgetRead:
+        """The budget of the caller's own key, in the current window."""
+        async with self._database.reads() as session:
+            accounts = await repository.accounts_of(session, [caller.api_key_id])
+            return read_budget(accounts[caller.api_key_id], await self._database.now(session))
+
+    async def list_entries(
+        self, caller: Caller, wanted: LedgerFilters, before: tuple[datetime, int] | None, limit: int
+    ) -> Sequence[LedgerEntry]:
+        """Up to `limit` entries of one key's ledger before this position, newest first. Raises NotFound."""
+        key_id = wanted.key or caller.api_key_id
+        async with self._database.reads() as session:
+            if key_id != caller.api_key_id:
+                await _require_key(session, caller, key_id)
+            where = [LedgerEntry.api_key_id == key_id]
+            if wanted.since is not None:
+                where.append(LedgerEntry.created_at >= to_utc(wanted.since))
+            if wanted.until is not None:
+                where.append(LedgerEntry.created_at < to_utc(wanted.until))
+            return await repository.list_entries(session, where, before, limit)
+
+    async def list_keys(self, caller: Caller, after: tuple[datetime, str] | None, limit: int) -> Sequence[KeyRead]:
+        """Up to `limit` keys after this position, oldest first."""
+        caller.require_admin()
+        async with self._database.reads() as session:
+            keys = await repository.list_keys(session, after, limit)
+            accounts = await repository.accounts_of(session, [key.id for key in keys])
+            now = await self._database.now(session)
+            return [read_key(key, read_budget(accounts[key.id], now)) for key in keys]
+
+    async def set_budget(self, caller: Caller, key_id: str, body: BudgetWrite) -> BudgetRead:
+        """Give a key another budget; return it as it is from now on. Raises InvalidRequest, NotFound."""
+        caller.require_admin()
+        if body.limit is not None and body.window is None:
+            raise InvalidRequest(errors=[{"pointer": "#/window", "detail": "is needed where there is a limit"}])
+        window = None if body.limit is None else body.window
+        credit_limit = None if body.limit is None else round(body.limit * THOUSANDTHS)
+        async with self._database.transaction() as (session, now):
+            await _require_key(session, caller, key_id)
+            await set_budget(session, key_id, credit_limit, window, now)
+            audit.record(session, now, caller.api_key_id, "key.budget_changed", key_id, limit=body.limit, window=window)
+            accounts = await repository.accounts_of(session, [key_id])
+            return read_budget(accounts[key_id], now)
 
     async def usage(self, caller: Caller, wanted: UsageFilters) -> Usage:
         """Sums over the tasks that were created from `since` on and before `until`. Raises NotFound."""
@@ -58,17 +117,23 @@ async def _keys(
     if key is None or key == caller.api_key_id:
         yield [caller.api_key_id]
         return
-    caller.require_admin()
     if key != ALL_KEYS:
-        if not await repository.has_key(session, key):
-            raise NotFound
+        await _require_key(session, caller, key)
         yield [key]
         return
+    caller.require_admin()
     if first is not None:
         yield [first]
     while batch := await repository.list_key_ids(session, first or "", KEYS_AT_ONCE):
         yield batch
         first = batch[-1]
+
+
+async def _require_key(session: Session, caller: Caller, key_id: str) -> None:
+    """Raises NotPermitted unless the caller is an admin, and NotFound unless there is such a key."""
+    caller.require_admin()
+    if not await repository.has_key(session, key_id):
+        raise NotFound
 
 
 def _days(rows: Sequence[tuple[str, date, Charge, int, int]], *, is_named: bool) -> Sequence[tuple[str, UsageOfDay]]:

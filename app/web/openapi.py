@@ -44,7 +44,7 @@ TAGS: Mapping[str, str] = {
     "tasks": "Requests for sounds: create, read, list, cancel and delete them, and follow what happens to them.",
     "clips": "The audio of a task, its cover image and its lyrics, as copies that do not expire with the upstream's.",
     "webhooks": "Webhook endpoints and their deliveries, and the webhooks that they receive.",
-    "account": "The upstream's remaining credits, and the use that this key made of them.",
+    "account": "What a key may spend and has used, and the credits that the upstream has left; for admins all keys.",
     "callbacks": "Where the upstream sends its callbacks; each URL contains a secret that only the upstream has.",
     "drop-in": "The vendor's own API over the same tasks: its clients change only the base URL and the key.",
     "health": "Liveness and readiness for load balancers and monitoring.",

@@ -25,6 +25,7 @@ LISTS = {
     "endpoint_id": "/v1/webhook-endpoints",
     "delivery_id": "/v1/deliveries",
 }
+OF_ADMINS = "/v1/keys/"
 BODIES: dict[str, Any] = {"recover": {"since": "2026-01-01T00:00:00Z"}}
 STRANGE_IDS = ["0" * 32, "x", "%F0%9F%98%80", "a" * 400, "0%27--", "..%2F..", "01a2044C4ED17520A475C896C407AF74"]
 
@@ -47,11 +48,11 @@ class Call:
         return await client.request(method, path, json=body if method in ("POST", "PATCH") else None)
 
 
-def calls() -> Iterator[Call]:
-    """Every operation with an id in its path, those of later releases too."""
+def calls(*, of_admins: bool = False) -> Iterator[Call]:
+    """Every operation with an id in its path, those of later releases too; `of_admins`: that only they may call."""
     for method, path, operation in operations():
         names = re.findall(r"\{([^}]*_id)}", path)
-        if names and operation.get("security"):
+        if names and operation.get("security") and path.startswith(OF_ADMINS) == of_admins:
             yield Call(method, path, names[0])
 
 
@@ -104,6 +105,20 @@ async def test_nothing_of_another_key_is_listed_or_counted(service: Service, str
     assert narrowed.json()["items"] == []
 
 
+async def test_what_is_for_admins_is_refused_to_others_whatever_it_is_about(
+    service: Service, stranger: httpx.AsyncClient
+) -> None:
+    async with service.database.reads() as session:
+        key_ids = (await session.scalars(select(ApiKey.id))).all()
+
+    async with stranger:
+        for call in calls(of_admins=True):
+            method, paths = call.method, [call.at(id_)[1] for id_ in (*key_ids, *STRANGE_IDS[:4])]
+            answers = [await stranger.request(method, path, json={"limit": 1, "window": "day"}) for path in paths]
+            assert {answer.status_code for answer in answers} == {403}, call
+            assert len({answer.content for answer in answers}) == 1, call
+
+
 async def test_planted_things_are_seen_by_their_owner(service: Service) -> None:
     planted = await plant(service)
 
@@ -143,8 +158,8 @@ async def test_no_key_or_a_wrong_one_is_401_everywhere(service: Service) -> None
     planted = await plant(service)
     bad = ["", "Bearer", "Bearer wrong", f"Basic {KEY}", f"Bearer {KEY}x", "Bearer \xff"]
 
-    for call in calls():
-        method, path = call.at(planted[call.id_name])
+    for call in [*calls(), *calls(of_admins=True)]:
+        method, path = call.at(planted.get(call.id_name, "0" * 32))
         answers = [
             await service.client.request(method, path, headers=[(b"Authorization", value.encode("latin-1"))])
             for value in bad

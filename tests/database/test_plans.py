@@ -33,6 +33,7 @@ from tests.support.filling import (
     add_owner,
     fill_deliveries,
     fill_finished,
+    fill_ledger,
     fill_leftovers,
     fill_queued,
     fill_sums,
@@ -78,6 +79,7 @@ async def service(database_url: str) -> AsyncIterator[Service]:
             await fill_deliveries(database, owners, 6_000, status)
         await fill_leftovers(database, owners, 40_000)
         await fill_sums(database)
+        await fill_ledger(database, owners, 20_000)
         await settle_statistics(database)
         yield service
 
@@ -92,6 +94,7 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
         await _deliver_archive_and_remove(service)
         for key in (KEY, await _admin_key(service)):
             await _look_at_pages(service, owner, key)
+        await _give_budgets(service, owner)
         await _operate(service, owner)
         await _replay(service)
 
@@ -103,6 +106,9 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
     assert [all(f"ix_{table}_uncounted" in plan for table in ("tasks", "spent_charges")) for plan in usage] == 6 * [
         True
     ]
+    ledger = [plan for sql, plan in plans.items() if "ORDER BY ledger_entries.created_at DESC" in sql]
+    assert len(ledger) == 3
+    assert all("ix_ledger_entries_api_key_id_created_at_number" in plan for plan in ledger), ledger
     by_model = [plan for sql, plan in plans.items() if "tasks.model =" in sql and "JOIN" not in sql]
     assert by_model
     assert all("ix_tasks_api_key_id_model_created_at_id" in plan for plan in by_model), by_model
@@ -155,6 +161,10 @@ async def _list(service: Service, owner: Owner) -> None:
     for query in ("", "?since=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z", f"?since={part:%Y-%m-%dT%H:%M:%SZ}"):
         (await service.client.get(f"/v1/usage{query}")).raise_for_status()
         (await service.client.get("/v1/usage?by=day&" + query.removeprefix("?"))).raise_for_status()
+    (await service.client.get(f"/v1/ledger?limit=20&since={part:%Y-%m-%dT%H:%M:%SZ}")).raise_for_status()
+    first = (await service.client.get("/v1/ledger?limit=20")).raise_for_status()
+    (await service.client.get(first.links["next"]["url"])).raise_for_status()
+    (await service.client.get("/v1/budget")).raise_for_status()
 
 
 async def _submit_and_receive(service: Service) -> None:
@@ -188,6 +198,14 @@ async def _deliver_archive_and_remove(service: Service) -> None:
 async def _admin_key(service: Service) -> str:
     async with service.database.transaction() as (session, now):
         return await create_key(session, "admin", now, is_admin=True)
+
+
+async def _give_budgets(service: Service, owner: Owner) -> None:
+    admin = {"Authorization": f"Bearer {await _admin_key(service)}"}
+    for window in ("month", "day"):
+        path, body = f"/v1/keys/{owner.key_id}/budget", {"limit": 500, "window": window}
+        (await service.client.put(path, json=body, headers=admin)).raise_for_status()
+    (await service.client.get("/v1/keys?limit=5", headers=admin)).raise_for_status()
 
 
 async def _look_at_pages(service: Service, owner: Owner, key: str) -> None:

@@ -118,6 +118,13 @@ async def fill_leftovers(database: Database, owners: Sequence[Owner], count: int
     await _fill(database, "spent_charges", count, spent)
 
 
+async def fill_ledger(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add entries of the ledger: each reserves for a finished task."""
+    entry = {"api_key_id": _choice(*(owner.key_id for owner in owners)), "id": "{id:8}", "task_id": "{id:1}"}
+    booked = {"kind": "'reserve'", "number": "n", "credits": "-2500", "balance": "-2500 * n", "created_at": "{time}"}
+    await _fill(database, "ledger_entries", count, {**entry, **booked})
+
+
 async def fill_sums(database: Database) -> None:
     """Add the sums of usage of all tasks and of deleted ones, but for the latest."""
     for period in ("hour", "day"):
