@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from app.auth.callers import Caller, ReadCaller
+from app.auth.callers import AdminCaller, Caller, ReadCaller
 from app.budgets.exports import CSV, csv_lines
 from app.budgets.schemas import (
     BudgetRead,
@@ -55,7 +55,7 @@ USAGE: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/budget", operation_id="getBudget", summary="Get your budget")
-async def get_budget(budgets: BudgetsDep, caller: CallerDep) -> BudgetRead:
+async def get_budget(budgets: BudgetsDep, caller: ReadCaller) -> BudgetRead:
     """
     Get what this key may spend in this window, and what is used of it.
 
@@ -74,7 +74,7 @@ async def list_ledger(
     request: Request,
     response: Response,
     budgets: BudgetsDep,
-    caller: CallerDep,
+    caller: ReadCaller,
     wanted: Annotated[LedgerFilters, Query()],
 ) -> LedgerPage:
     """
@@ -99,7 +99,7 @@ async def list_keys(
     request: Request,
     response: Response,
     budgets: BudgetsDep,
-    caller: CallerDep,
+    caller: AdminCaller,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> KeyPage:
@@ -115,7 +115,7 @@ async def list_keys(
     summary="Set a key's budget",
     responses=problem_responses(NotPermitted),
 )
-async def set_key_budget(budgets: BudgetsDep, caller: CallerDep, key_id: KeyId, body: BudgetWrite) -> BudgetRead:
+async def set_key_budget(budgets: BudgetsDep, caller: AdminCaller, key_id: KeyId, body: BudgetWrite) -> BudgetRead:
     """
     Give a key a budget, another one, or none; for admins.
 
