@@ -39,7 +39,7 @@ from app.signed_urls import SignedUrls
 from app.tasks.clips import fitting, words_of
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.orders.service import OrderService
-from app.tasks.queue.positions import find_positions
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.repository import WHOLE_TASK, to_task
 from app.tasks.schemas import TaskFilters, read_task
 from app.tasks.waiting import TaskSnapshot, Waiters, read_wait, snapshot_of
@@ -112,8 +112,8 @@ class FirstPages:
     again for KEPT_FOR, or a hundredth of the time that links work.
     """
 
-    def __init__(self, database: Database, signed_urls: SignedUrls) -> None:
-        self._database, self._signed_urls = database, signed_urls
+    def __init__(self, database: Database, signed_urls: SignedUrls, positions: QueuePositions) -> None:
+        self._database, self._signed_urls, self._positions = database, signed_urls, positions
         self._find_tasks = _find_tasks("json_each" if is_sqlite(database.url) else "json_array_elements_text")
         self._kept_for = min(KEPT_FOR, signed_urls.ttl / 100).total_seconds()
         self._kept: dict[str, _Rendering] = {}
@@ -133,7 +133,7 @@ class FirstPages:
         page = [shown[id_] for id_, _ in first]
         page = page[: fitting(rendering.words for rendering in page)]
         last = page[-1].position if len(rows) > len(page) else None
-        places = await find_positions(self._database.fetch_shared, [one.waiting for one in page if one.waiting])
+        places = await self._positions.find(self._database.fetch_shared, [one.waiting for one in page if one.waiting])
         return b",".join([one.at(places) if one.waiting else one.body for one in page]), last
 
     def _find_kept(self, page: Sequence[Sequence[Any]], now: float) -> dict[str, _Rendering]:
@@ -183,7 +183,7 @@ class FastPath:
     ) -> None:
         self._app, self._database, self._signed_urls = app, database, signed_urls
         self._callbacks, self._orders, self._waiters, self._last_uses = callbacks, orders, waiters, last_uses
-        self._pages = FirstPages(database, signed_urls)
+        self._pages = FirstPages(database, signed_urls, waiters.positions)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a plain request; pass any other one on."""
@@ -269,7 +269,7 @@ class FastPath:
             if not rows:
                 return None
             task = to_task([row[2:] for row in rows])
-            positions = await find_positions(self._database.fetch, [task])
+            positions = await self._waiters.positions.find(self._database.fetch_shared, [task])
         except TRANSIENT:
             return None
         self._last_uses.note(rows[0][0])

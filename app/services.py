@@ -25,8 +25,9 @@ from app.storage.store import Storage
 from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.orders.service import OrderService
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.service import TaskService
-from app.tasks.waiting import RetryAfterEstimate, Waiters
+from app.tasks.waiting import Waiters
 from app.upstream.credits import CreditsCache
 from app.upstream.gateway import MeasuredUpstream, UpstreamGateway
 from app.upstream.pacing import Pacer
@@ -120,8 +121,9 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
     recorder = EventRecorder(kept_urls, publishers, settings.webhook_schedule[0], metrics)
     lifecycle = TaskLifecycle(settings, recorder, rng)
     webhook_lifecycle = WebhookLifecycle(settings, keyring, rng)
-    tasks = TaskService(database, lifecycle, signed_urls)
-    waiters = Waiters(database, wakeups, signed_urls)
+    positions = QueuePositions(settings)
+    tasks = TaskService(database, lifecycle, signed_urls, positions)
+    waiters = Waiters(database, wakeups, signed_urls, positions)
     pacer = Pacer(settings.upstream_rate, hold=settings.submit_lease)
     upstream_http = upstream_client(settings.upstream_url, settings.upstream_call_timeout)
     api_key, callback_key = _upstream_keys(settings)
@@ -138,7 +140,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         metrics=metrics,
         rng=rng,
         lifecycle=lifecycle,
-        orders=OrderService(settings, database, lifecycle, signed_urls, RetryAfterEstimate(), metrics),
+        orders=OrderService(settings, database, lifecycle, signed_urls, positions, metrics),
         tasks=tasks,
         clips=ClipService(tasks, waiters),
         waiters=waiters,

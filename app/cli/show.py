@@ -15,7 +15,6 @@ from app.enums import TaskStatus
 from app.models import Callback, Clip, Delivery, DeliveryAttempt, Task
 from app.services import Services
 from app.tasks.event_schemas import EventRead
-from app.tasks.queue.positions import queue_positions
 from app.tasks.schedule import deadline_of
 from app.tasks.schemas import TaskRead, read_task
 from app.upstream.hold import EXPLANATIONS, Hold, current_hold
@@ -101,7 +100,7 @@ async def read_details(services: Services, task_id: str) -> Details:
     callbacks = await _read_callbacks(services, task_id)
     async with services.database.reads() as session:
         return Details(
-            task=read_task(row, await queue_positions(session, [row]), services.signed_urls),
+            task=read_task(row, await services.waiters.positions.read(session, [row]), services.signed_urls),
             row=row,
             key=next(key.name for key in await list_keys(session) if key.id == row.api_key_id),
             now=await services.database.now(session),

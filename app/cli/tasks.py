@@ -83,7 +83,6 @@ async def _read_tasks(
     """Up to `limit` tasks with the names of their callers, and whether more follow. Raises NotFound for `after`."""
     from app.auth.api_keys import list_keys
     from app.tasks import repository
-    from app.tasks.queue.positions import queue_positions
     from app.tasks.schemas import read_task
 
     found: list[tuple[TaskRead, str]] = []
@@ -95,7 +94,7 @@ async def _read_tasks(
             count = min(PAGE, limit - len(found)) + 1
             rows = await repository.list_tasks(session, key_id, filters, {}, position, count)
             page = rows[: count - 1]
-            places = await queue_positions(session, page)
+            places = await services.waiters.positions.read(session, page)
             found += [(read_task(row, places, services.signed_urls), names[row.api_key_id]) for row in page]
             if len(rows) < count or len(found) == limit:
                 return found, len(rows) == count

@@ -62,7 +62,7 @@ class TaskPages:
     async def read(self, visitor: Visitor, task_id: str, base_url: str) -> dict[str, Any]:
         """The values of the page's template. Raises NotFound."""
         settings = self.settings
-        rows = await read_task_rows(self.database, visitor.caller, task_id, settings.upstream_fingerprint)
+        rows = await read_task_rows(self.database, visitor.caller, task_id, settings)
         reasons = why_it_waits(rows, settings)
         read = self.callbacks.read
         return {

@@ -10,10 +10,11 @@ from itertools import accumulate
 from sqlalchemy import func, select
 
 from app.auth.callers import Caller
+from app.config import Settings
 from app.database.engine import Database, Session
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import ApiKey, Callback, Delivery, DeliveryAttempt, Event, PaceSlot, Task
-from app.tasks.queue.positions import queue_positions
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.repository import find_task
 from app.upstream.hold import Hold, current_hold
 from app.upstream.pacing import PAUSE_SLOT
@@ -66,8 +67,8 @@ class TaskRows:
     hold: Hold | None = None
 
 
-async def read_task_rows(database: Database, caller: Caller, task_id: str, upstream_key: str | None) -> TaskRows:
-    """Read a task that this caller may read. Raises NotFound. `upstream_key` is the fingerprint of our key."""
+async def read_task_rows(database: Database, caller: Caller, task_id: str, settings: Settings) -> TaskRows:
+    """Read a task that this caller may read. Raises NotFound."""
     async with database.reads() as session:
         now = await database.now(session)
         task = caller.require_readable(await find_task(session, task_id))
@@ -84,9 +85,9 @@ async def read_task_rows(database: Database, caller: Caller, task_id: str, upstr
             deliveries[::-1],
             await webhooks.latest_attempts(session, [delivery.id for delivery in deliveries], MAX_ATTEMPTS),
             {kind.__tablename__: await _count(session, kind, task.id) for kind in (Event, Callback, Delivery)},
-            (await queue_positions(session, [task])).get(task.id),
+            (await QueuePositions(settings).read(session, [task])).get(task.id),
             await _read_pace(session, now) if is_queued else None,
-            await current_hold(session, upstream_key) if is_queued else None,
+            await current_hold(session, settings.upstream_fingerprint) if is_queued else None,
         )
 
 

@@ -82,6 +82,7 @@ class TaskCreate(StrictModel):
     )
     priority: Priority = Field(
         default=Priority.normal,
+        strict=False,
         description="Which of your own queued tasks goes first: `high` before `normal` before `low`. It gives you no"
         " larger share than other keys have.",
         examples=["normal"],

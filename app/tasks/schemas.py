@@ -202,7 +202,7 @@ _MADE_OF_OTHERS = frozenset({"metadata", "error", "clips", "queue_position", "au
 _SAME_IN_CLIPS = [name for name in ClipRead.model_fields if name not in _MADE_OF_OTHERS]
 _SAME_IN_TASKS = [name for name in TaskRead.model_fields if name not in _MADE_OF_OTHERS]
 CLIP_COLUMNS = (*_SAME_IN_CLIPS, "task_id", "given_up_at")
-TASK_COLUMNS = (*_SAME_IN_TASKS, "labels", "error_code", "error_message", "upstream_code", "due_at")
+TASK_COLUMNS = (*_SAME_IN_TASKS, "labels", "error_code", "error_message", "upstream_code", "due_at", "api_key_id")
 
 
 def read_clip(clip: Clip | SimpleNamespace, signed_urls: SignedUrls) -> ClipRead:

@@ -19,7 +19,7 @@ from app.tasks import repository
 from app.tasks.clips import fitting, storage_keys_of, words_of
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.locking import lock_queued
-from app.tasks.queue.positions import queue_positions
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.schemas import TaskFilters, TaskRead, read_task
 from app.tasks.transitions import FINAL, GIVEN_UP, check_resolution
 
@@ -29,8 +29,11 @@ DISTRUSTED_AT_ONCE = 500
 class TaskService:
     """Each method is one use case in one transaction, which it commits. All raise NotFound for another key's task."""
 
-    def __init__(self, database: Database, lifecycle: TaskLifecycle, signed_urls: SignedUrls) -> None:
+    def __init__(
+        self, database: Database, lifecycle: TaskLifecycle, signed_urls: SignedUrls, positions: QueuePositions
+    ) -> None:
         self._database, self._lifecycle, self._signed_urls = database, lifecycle, signed_urls
+        self._positions = positions
 
     async def get(self, caller: Caller, task_id: str) -> TaskRead:
         """One task as it stands."""
@@ -63,7 +66,7 @@ class TaskService:
             lists = [await repository.list_tasks(session, id_, filters, labels, after, limit + 1) for id_ in key_ids]
             found = sorted(chain(*lists), key=lambda task: (task.created_at, task.id), reverse=True)[: limit + 1]
             page = found[: min(limit, fitting(words_of(task.clips) for task in found))]
-            positions = await queue_positions(session, page)
+            positions = await self._positions.read(session, page)
             return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)
 
     async def cancel(self, caller: Caller, task_id: str) -> TaskRead:
@@ -118,7 +121,7 @@ class TaskService:
         return caller.require_owned(await repository.lock_task(session, task_id))
 
     async def _read(self, session: Session, task: Task) -> TaskRead:
-        return read_task(task, await queue_positions(session, [task]), self._signed_urls)
+        return read_task(task, await self._positions.read(session, [task]), self._signed_urls)
 
 
 async def distrust_queue(database: Database, lifecycle: TaskLifecycle) -> int:

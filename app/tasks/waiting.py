@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from math import ceil
-from statistics import median
 from typing import Annotated, TypeVar
 
 import structlog
@@ -19,7 +17,7 @@ from pydantic.json_schema import SkipJsonSchema, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from app.auth.callers import reading_keys
-from app.database.engine import Database, Session
+from app.database.engine import Database
 from app.database.failures import TRANSIENT, advice
 from app.database.fetching import SharedReads
 from app.database.wakeups import Wakeups
@@ -27,7 +25,7 @@ from app.errors import AppError, NotFound
 from app.signed_urls import SignedUrls
 from app.tasks import repository
 from app.tasks.event_schemas import History
-from app.tasks.queue.positions import find_positions
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.transitions import FINAL
 from app.web.deferred import DeferredResponse, arrived_at
@@ -46,9 +44,6 @@ CHECK_INTERVAL = timedelta(milliseconds=800)
 # Many waiters may be woken at once: they leave the other connections of the pool to new requests.
 MAX_CONCURRENT_READS = 4
 READ_TIMEOUT = timedelta(seconds=5)
-ESTIMATE_FRESH_FOR = timedelta(seconds=10)
-# In seconds: the estimate before any task has succeeded, and the largest one afterwards.
-DEFAULT_RETRY_AFTER, MAX_RETRY_AFTER = 5, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +77,11 @@ class Waiters:
     # A stream goes on for so long after its key was revoked or expired; a wait ends within a minute anyway.
     check_keys_every = timedelta(seconds=20)
 
-    def __init__(self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls) -> None:
+    def __init__(
+        self, database: Database, wakeups: Wakeups, signed_urls: SignedUrls, positions: QueuePositions
+    ) -> None:
         self.wakeups, self._database, self._signed_urls = wakeups, database, signed_urls
+        self.positions = positions
         self._reads = SharedReads(MAX_CONCURRENT_READS)
 
     def respond(
@@ -187,7 +185,7 @@ class Waiters:
         found = await repository.fetch_task(self._database, task_id)
         if found is None:
             raise NotFound
-        positions = await find_positions(self._database.fetch, [found])
+        positions = await self.positions.find(self._database.fetch_shared, [found])
         return view(read_task(found, positions, self._signed_urls))
 
     async def _keep_checking(self) -> None:
@@ -270,30 +268,3 @@ async def wait_for_disconnect(receive: Receive) -> None:
     with suppress(AppError):
         while (await receive())["type"] != "http.disconnect":
             pass
-
-
-class RetryAfterEstimate:
-    """How long a new task will probably take: the median of the latest ones, cached for ESTIMATE_FRESH_FOR."""
-
-    def __init__(self) -> None:
-        self._seconds = DEFAULT_RETRY_AFTER
-        self._stale_at = 0.0
-
-    @property
-    def latest(self) -> int:
-        """The estimate as it was last read, in seconds."""
-        return self._seconds
-
-    async def seconds(self, session: Session) -> int:
-        """The whole seconds until a task that is created now has probably ended, from 1 to MAX_RETRY_AFTER."""
-        if time.monotonic() >= self._stale_at:
-            self._seconds = retry_after(await repository.recent_latencies(session))
-            self._stale_at = time.monotonic() + ESTIMATE_FRESH_FOR.total_seconds()
-        return self._seconds
-
-
-def retry_after(latencies: Sequence[timedelta]) -> int:
-    """The median of these latencies in whole seconds, from 1 to MAX_RETRY_AFTER; DEFAULT_RETRY_AFTER without any."""
-    if not latencies:
-        return DEFAULT_RETRY_AFTER
-    return min(max(1, ceil(median(span.total_seconds() for span in latencies))), MAX_RETRY_AFTER)

@@ -8,7 +8,7 @@ from datetime import timedelta
 import httpx
 import pytest
 
-from app.tasks.waiting import retry_after
+from app.tasks.queue.estimates import retry_after
 from tests.support.api import create_task
 from tests.support.clock import Clock
 from tests.support.service import Service, serve

@@ -16,6 +16,7 @@ from app.errors import NotFound
 from app.models import Callback, Delivery, Event
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, add_task
+from tests.support.settings import settings_of
 from tests.support.statements import recorded
 
 MANY = 10_000
@@ -23,7 +24,7 @@ GROWING = "tasks", "clips", "events", "callbacks", "deliveries", "delivery_attem
 
 
 async def read(database: Database, task_id: str) -> TaskRows:
-    return await read_task_rows(database, OPERATOR, task_id, None)
+    return await read_task_rows(database, OPERATOR, task_id, settings_of(database.url))
 
 
 async def fill(database: Database, task_id: str, key: str, size: int = 10) -> None:
@@ -114,4 +115,6 @@ async def test_another_callers_task_is_not_found(database: Database) -> None:
     task_id = (await add_task(database, await add_key(database))).id
 
     with pytest.raises(NotFound):
-        await read_task_rows(database, Caller(await add_key(database, "others"), is_admin=False), task_id, None)
+        await read_task_rows(
+            database, Caller(await add_key(database, "others"), is_admin=False), task_id, settings_of(database.url)
+        )

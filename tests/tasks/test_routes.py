@@ -13,7 +13,7 @@ from app.database.base import Base
 from app.enums import CallbackOutcome, TaskStatus
 from app.models import Callback, Clip, Event, StoredObject, Task, TaskLabel
 from app.tasks.order_schemas import MAX_LABELS
-from app.tasks.queue.positions import queue_positions
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.schemas import MAX_QUEUE_POSITION
 from app.tasks.transitions import FINAL
 from app.web.pagination import encode_cursor
@@ -196,10 +196,11 @@ async def test_queue_positions_count_the_submits_that_leave_before(service: Serv
 
 
 async def test_queue_position_is_counted_up_to_a_thousand(service: Service) -> None:
-    await fill_queued(service.database, [await _another_owner(service)], MAX_QUEUE_POSITION - 2)
+    task = await service.add_task(TaskStatus.submitting)
+    await fill_queued(service.database, [Owner(task.api_key_id, "")], MAX_QUEUE_POSITION - 2)
 
     placed = [await create_task(service.client) for _ in range(4)]
-    listed = (await service.client.get("/v1/tasks")).json()["items"]
+    listed = (await service.client.get("/v1/tasks?limit=4")).json()["items"]
 
     assert [task["queue_position"] for task in placed] == [999, 1000, 1000, 1000]
     assert [task["queue_position"] for task in listed] == [1000, 1000, 1000, 999]
@@ -211,7 +212,7 @@ async def test_task_that_left_the_queue_since_it_was_read_was_next(service: Serv
     gone.status = TaskStatus.queued
 
     async with service.database.reads() as session:
-        assert await queue_positions(session, [gone]) == {gone.id: 1}
+        assert await QueuePositions(service.services.settings).read(session, [gone]) == {gone.id: 1}
 
 
 async def test_queue_position_is_read_after_the_commit_of_the_task(service: Service) -> None:

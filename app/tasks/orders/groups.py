@@ -22,7 +22,7 @@ from app.tasks.repository import Order
 MAX_IN_A_COMMIT = 50
 
 
-# The queue positions of tasks by id, and the seconds until they have probably ended.
+# The queue positions of tasks by id, and the seconds that one probably takes from its submit.
 Estimates = tuple[Mapping[str, int], int]
 
 

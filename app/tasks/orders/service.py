@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 from starlette.responses import Response
 
@@ -25,9 +25,10 @@ from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.orders.groups import Estimates, PlainOrders
 from app.tasks.orders.idempotency import claim_key, fingerprint
-from app.tasks.queue.positions import find_positions
+from app.tasks.queue.estimates import RetryAfterEstimate
+from app.tasks.queue.positions import QueuePositions
 from app.tasks.schemas import TaskRead, read_task
-from app.tasks.waiting import RetryAfterEstimate, TaskSnapshot
+from app.tasks.waiting import TaskSnapshot
 from app.webhooks.lifecycle import check_receiver
 
 # How long the response to a stored task may wait for its queue position and its Retry-After.
@@ -67,11 +68,12 @@ class OrderService:
         database: Database,
         lifecycle: TaskLifecycle,
         signed_urls: SignedUrls,
-        retry_after: RetryAfterEstimate,
+        positions: QueuePositions,
         metrics: Metrics,
     ) -> None:
         self._settings, self._database, self._lifecycle = settings, database, lifecycle
-        self._signed_urls, self._retry_after = signed_urls, retry_after
+        self._signed_urls, self._positions = signed_urls, positions
+        self._retry_after = RetryAfterEstimate(settings.upstream_rate)
         observe = metrics.batches["orders"].observe
         self._plain_orders = PlainOrders(database, lifecycle, self._read_estimates, observe)
 
@@ -96,8 +98,7 @@ class OrderService:
         is_plain = idempotency_key is None and rate is None
         stored = await self._plain_orders.store(order) if is_plain else None
         if stored is not None:
-            positions, retry_after = await stored.estimates
-            return PlacedTask(read_task(stored.task, positions, self._signed_urls), False, {}, retry_after)
+            return self._placed(stored.task, await stored.estimates)
         # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate, or because it was
         # not to be had at once.
         locked = [(key_id, rate or is_plain or None), (f"{key_id}/{idempotency_key}", idempotency_key)]
@@ -112,8 +113,19 @@ class OrderService:
             quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
             task = claimed.task or (await self._lifecycle.create(session, [order], now))[0]
             claimed.bind_to(task)
-        positions, retry_after = await self._read_estimates([task])
-        return PlacedTask(read_task(task, positions, self._signed_urls), claimed.task is not None, quota, retry_after)
+        return self._placed(task, await self._read_estimates([task]), quota, is_replay=claimed.task is not None)
+
+    def _placed(
+        self,
+        task: Task | SimpleNamespace,
+        estimates: Estimates,
+        quota: Mapping[str, str] = MappingProxyType({}),
+        *,
+        is_replay: bool = False,
+    ) -> PlacedTask:
+        positions, seconds = estimates
+        retry_after = self._retry_after.from_place(positions.get(task.id), seconds)
+        return PlacedTask(read_task(task, positions, self._signed_urls), is_replay, quota, retry_after)
 
     def _check(self, body: TaskCreate) -> None:
         models = self._settings.models
@@ -124,13 +136,13 @@ class OrderService:
 
     async def _read_estimates(self, tasks: Sequence[Task | SimpleNamespace]) -> Estimates:
         """
-        The queue positions of stored tasks, and the seconds until they have probably ended.
+        The queue positions of stored tasks, and the seconds that one probably takes from its submit.
 
         Read after the commit, so that no writer waits for it. If the database does not answer
         in time, the positions are left out.
         """
         with suppress(*TRANSIENT):
             async with asyncio.timeout(ESTIMATES_TIMEOUT.total_seconds()), self._database.reads() as session:
-                positions = await find_positions(self._database.fetch, tasks)
+                positions = await self._positions.find(self._database.fetch_shared, tasks)
                 return positions, await self._retry_after.seconds(session)
         return {}, self._retry_after.latest

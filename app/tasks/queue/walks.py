@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
+    JSON,
     ColumnElement,
     Select,
     bindparam,
@@ -16,7 +17,9 @@ from sqlalchemy import (
     null,
     select,
     true,
+    tuple_,
     type_coerce,
+    union_all,
 )
 from sqlalchemy.orm import aliased
 
@@ -91,6 +94,48 @@ def _find_shares(walk: CTE) -> FixedQuery:
     return FixedQuery(select(found.c.key, found.c.oldest_at, found.c.start, weight, found.c.virtual_time))
 
 
+def _count_places(each: str) -> FixedQuery:
+    """`each` is the database's function that makes rows of a JSON array."""
+    ids, keys = (getattr(func, each)(bindparam(name, type_=JSON)).table_valued("value") for name in ("ids", "keys"))
+    asked = _asked(select(ids.c.value)).cte("asked")
+    task = aliased(Task)
+    place = tuple_(*own_order(task))
+    # Only those behind the last one that is asked for, so that a page of one key's tasks walks along them once.
+    first = (
+        func.coalesce(asked.c.last_priority, literal_column("-1")),
+        func.coalesce(asked.c.last_due_at, asked.c.due_at),
+    )
+    is_between = (
+        place >= tuple_(*first, func.coalesce(asked.c.last_id, literal_column("''"))),
+        place < tuple_(asked.c.priority, asked.c.due_at, asked.c.id),
+    )
+    own = along_queue(task, literal_column("1")).where(task.api_key_id == asked.c.api_key_id, *is_between)
+    others = along_queue(task, literal_column("1")).where(task.api_key_id == keys.c.value)
+    counts = (
+        select(
+            literal_column("1").label("is_own"), asked.c.id, _count(own.limit(bindparam("most_own")).correlate(asked))
+        ),
+        select(
+            literal_column("0").label("is_own"), keys.c.value, _count(others.limit(bindparam("most")).correlate(keys))
+        ),
+    )
+    counted = union_all(*counts).subquery()
+    return FixedQuery(select(*counted.c))
+
+
+def _asked(ids: Select[Any]) -> Select[Any]:
+    """Queued tasks with their places in their keys' order, and with the place of the last one before that is asked."""
+    before = [
+        func.lag(column).over(partition_by=Task.api_key_id, order_by=own_order(Task)).label(f"last_{column.key}")
+        for column in own_order(Task)
+    ]
+    return select(Task.api_key_id, *own_order(Task), *before).where(Task.id.in_(ids), *is_queued(Task))
+
+
+def _count(rows: Select[Any]) -> Any:
+    return select(func.count()).select_from(rows.subquery()).scalar_subquery()
+
+
 def _tag_of(key: Any) -> Any:
     return select(QueueTag.tag).where(QueueTag.api_key_id == key).scalar_subquery()
 
@@ -98,3 +143,9 @@ def _tag_of(key: Any) -> Any:
 # By dialect: the first `limit` keys of those with a task that is due `due_before`, the next to be served first. Each
 # with the columns of a Share, and with the virtual time. Only keys with such tasks cost anything.
 FIND_SHARES = {"postgresql": _find_shares(_walk_postgresql()), "sqlite": _find_shares(_walk_sqlite())}
+# By dialect: a row (1, task id, count) for each of `ids` that is queued, and (0, key, count) for each of `keys`. The
+# first counts a key's tasks since the one that stands before in `ids`, up to `most_own`, the other its first `most`.
+COUNT_PLACES = {
+    "postgresql": _count_places("json_array_elements_text"),
+    "sqlite": _count_places("json_each"),
+}
