@@ -16,6 +16,16 @@ MANY_UPDATED_ROWS = {
 }
 IS_COUNTED = "charge = COALESCE(counted_charge, '') AND posts = COALESCE(counted_posts, -1)"
 FEW_BUSY_ROWS = {"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0, "autovacuum_vacuum_threshold": 200}
+# What was booked stays booked: a correction is another entry.
+APPEND_ONLY = "the ledger is append-only"
+REFUSAL = f"""
+CREATE FUNCTION refuse_to_change_ledger() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION '{APPEND_ONLY}'; END $$
+"""
+REFUSED = """
+CREATE TRIGGER ledger_entries_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger_entries
+FOR EACH STATEMENT EXECUTE FUNCTION refuse_to_change_ledger()
+"""
 
 
 def upgrade() -> None:
@@ -89,6 +99,16 @@ def upgrade() -> None:
             ["api_key_id", "created_at", "number"],
             unique=False,
         )
+
+    if op.get_context().dialect.name == "postgresql":
+        op.execute(REFUSAL)
+        op.execute(REFUSED)
+    else:
+        for change in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER ledger_entries_no_{change.lower()} BEFORE {change} ON ledger_entries "
+                f"BEGIN SELECT RAISE(ABORT, '{APPEND_ONLY}'); END"
+            )
 
     op.create_table(
         "queue_tags",
@@ -647,6 +667,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_ledger_entries_api_key_id_created_at_number"))
 
     op.drop_table("ledger_entries")
+    if op.get_context().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION refuse_to_change_ledger()")
     op.drop_table("budgets")
     with op.batch_alter_table("audit_entries", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_audit_entries_created_at_id"))
