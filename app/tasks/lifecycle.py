@@ -15,7 +15,7 @@ from app.budgets.usage import REST, add_up
 from app.config import Settings
 from app.database.claims import CLAIMED_AT, Claim, Claims
 from app.database.engine import Session
-from app.database.wakeups import ARCHIVES, POLLS, SUBMITS, notify_on_commit
+from app.database.wakeups import ARCHIVES, POLLS, notify_on_commit
 from app.enums import CallbackOutcome, Charge, ErrorCode, EventType, ResolvedBy, TaskStatus
 from app.errors import TaskAlreadyFinal
 from app.models import Task
@@ -24,6 +24,7 @@ from app.tasks.clips import ClipLifecycle, lacks_clip, merge_clips, reported_fac
 from app.tasks.events import EventRecorder
 from app.tasks.queue.entering import Entered, admitted, enter
 from app.tasks.queue.fair import FairQueue
+from app.tasks.queue.held import find_admissible
 from app.tasks.repository import Order
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
@@ -53,13 +54,15 @@ class TaskLifecycle:
 
     async def create_each(self, session: Session, orders: Sequence[Order], now: datetime) -> Sequence[Entered]:
         """Store tasks where the budgets have room; return for each order its columns and `clips`, or its refusal."""
-        notify_on_commit(session, SUBMITS)
         return await enter(session, self._settings, self._recorder, orders, now)
 
-    def let_in(self, session: Session, task: Task, now: datetime) -> None:
-        """Make a held task due: the budget of its key has room for it."""
-        task.due_at = now
-        self._recorder.bump_version(session, task, now)
+    async def let_in(self, session: Session, api_key_id: str, now: datetime, limit: int) -> int:
+        """Make up to `limit` held tasks of a key due, as far as its budget has room; return their number."""
+        found = await find_admissible(session, self._settings, self._recorder, api_key_id, now, limit)
+        for task, reserved_at in found:
+            task.due_at = reserved_at
+            self._recorder.bump_version(session, task, reserved_at)
+        return len(found)
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
@@ -157,8 +160,7 @@ class TaskLifecycle:
     def requeue(self, session: Session, task: Task, now: datetime, due_at: datetime, *, was_sent: bool = True) -> None:
         """Queue a task again of which the upstream provably has nothing. `was_sent`: the POST counts."""
         task.charge, task.submitted_at, task.fence = Charge.none, None, None
-        if not was_sent:
-            task.posts -= 1
+        task.posts -= 0 if was_sent else 1
         self._recorder.transition(session, task, S.queued, now)
         task.due_at = due_at
 
@@ -235,8 +237,7 @@ class TaskLifecycle:
 
     def _revive(self, session: Session, task: Task, now: datetime) -> None:
         """A task that we gave up on is with the upstream after all."""
-        task.error_code, task.error_message, task.upstream_code = None, None, None
-        task.completed_at, task.resolved_by = None, None
+        task.error_code = task.error_message = task.upstream_code = task.completed_at = task.resolved_by = None
         self._charge(session, task, Charge.charged)
         task.status = S.generating
         self._recorder.count_transition(session, task, now)
@@ -244,8 +245,7 @@ class TaskLifecycle:
 
     def _settle_charge(self, session: Session, task: Task, report: Report, now: datetime) -> None:
         """The upstream has a task that ended without a sound: only its upstream id and charge change."""
-        is_refunded = report.refunded or task.charge is Charge.refunded
-        charge = Charge.refunded if is_refunded else Charge.charged
+        charge = Charge.refunded if report.refunded or task.charge is Charge.refunded else Charge.charged
         upstream_task_id = task.upstream_task_id or report.upstream_task_id
         if (task.charge, task.upstream_task_id) != (charge, upstream_task_id):
             task.upstream_task_id = upstream_task_id

@@ -58,11 +58,13 @@ async def keep_free_tasks(session: Session, task_ids: Collection[str]) -> Mappin
 
 
 async def lock_queued(session: Session, limit: int) -> Sequence[Task]:
-    """Lock up to `limit` queued tasks, due or not."""
-    # Each has a time at which it is due; the index of due tasks finds them.
-    queued = select(Task).where(Task.status == TaskStatus.queued, Task.due_at.isnot(None))
-    found = queued.order_by(Task.due_at, Task.id).limit(limit).with_for_update()
-    return (await session.scalars(found)).all()
+    """Lock up to `limit` queued tasks, due or held."""
+    queued, found = select(Task).where(Task.status == TaskStatus.queued), list[Task]()
+    # Each kind by the index that holds it.
+    for kind in (queued.where(Task.due_at.isnot(None)), queued.where(Task.due_at.is_(None))):
+        locked = await session.scalars(kind.order_by(Task.due_at, Task.id).limit(limit - len(found)).with_for_update())
+        found += locked.all()
+    return found
 
 
 async def list_unpollable(session: Session, now: datetime, limit: int) -> Sequence[str]:

@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 from sqlalchemy import String, bindparam
 
+from app.budgets.ledger import LET_IN
 from app.budgets.usage import add_up_spent
 from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
@@ -24,6 +25,7 @@ from app.upstream.credits import note_credits
 from app.upstream.hold import RECHECK, Hold, forget_stale_holds, hold_submits, recheck_of, release_submits
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason, Outcome, Result
+from app.workers.let_in import let_in_held
 from app.workers.runner import Claimed, Loop
 
 log = structlog.get_logger()
@@ -57,6 +59,7 @@ def periodic_loop(services: Services) -> Loop[PeriodicJob]:
         RECHECK: recheck,
         PRUNE: partial(_prune, services),
         CREDITS: partial(_look_at_credits, services),
+        LET_IN: partial(let_in_held, services),
     }
     # The key may change while the process runs.
     own_recheck = bindparam(None, callable_=lambda: recheck_of(services.gateway.key), type_=String())

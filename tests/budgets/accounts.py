@@ -20,7 +20,7 @@ async def key_of(service: Service, name: str = "tests") -> str:
 
 
 async def give(
-    database: Database, key_id: str, credits_: float | None, window: Window = Window.day, now: datetime = MORNING
+    database: Database, key_id: str, credits_: float | None, window: Window | None = Window.day, now: datetime = MORNING
 ) -> None:
     """Give a key this budget, in credits."""
     async with database.writes.begin() as session:

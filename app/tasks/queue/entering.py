@@ -10,6 +10,7 @@ from typing import Any
 from app.budgets.admission import Verdict, Wanted
 from app.config import Settings
 from app.database.engine import Session
+from app.database.wakeups import SUBMITS, notify_on_commit
 from app.enums import EntryKind
 from app.errors import BudgetExceeded
 from app.tasks import repository
@@ -27,6 +28,7 @@ async def enter(
 
     Returns for each order the columns of its task and `clips`, or why it is refused, and nothing of it is stored.
     """
+    notify_on_commit(session, SUBMITS)
     wanted = [_wanted(order, settings) for order in orders]
     verdicts = await recorder.admit(session, wanted, now, settings.lowest_price)
     admitted = [
