@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 
 from app.auth.last_use import LastUses
+from app.budgets.repository import total_charged
 from app.budgets.service import BudgetService
 from app.callbacks.service import CallbackService
 from app.clips.service import ClipService
@@ -151,7 +152,7 @@ def build_services(settings: Settings, clock: Clock = database_clock) -> Service
         upstream=upstream,
         gateway=gateway,
         upstream_http=upstream_http,
-        credits=CreditsCache(database, gateway, settings.submit_lease),
+        credits=CreditsCache(database, gateway, settings.submit_lease, total_charged),
         storage=Storage(settings.storage_url),
         egress_http=guarded_client(settings.egress_allow, settings.webhook_timeout),
     )

@@ -63,6 +63,7 @@ class Account:
     starts_at: datetime | None
     spent: int
     reserved: int
+    charged: int
     balance: int
     entries: int
     booked_at: datetime | None
@@ -114,12 +115,14 @@ class Account:
             case EntryKind.settle:
                 self.reserved -= in_window
                 self.spent += in_window
+                self.charged += entry.price
             case EntryKind.release:
                 change = entry.price
                 self.reserved -= in_window
             case EntryKind.refund:
                 change = entry.price
                 self.spent -= in_window
+                self.charged -= entry.price
         self.balance, self.entries, self.booked_at = self.balance + change, self.entries + 1, at
         ids = {"id": new_id(), "api_key_id": self.api_key_id, "number": self.entries, "task_id": entry.task_id}
         return {**ids, "kind": entry.kind, "credits": change, "balance": self.balance, "created_at": at}
@@ -240,7 +243,7 @@ def _used_since(session: orm.Session, api_key_id: str, start: datetime) -> tuple
 
 
 def _new_account(api_key_id: str) -> Account:
-    return Account(api_key_id, None, DEFAULT_WINDOW, None, 0, 0, 0, 0, None, False, False)
+    return Account(api_key_id, None, DEFAULT_WINDOW, None, 0, 0, 0, 0, 0, None, False, False)
 
 
 def _insert(session: orm.Session, table: Table) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy import ColumnElement, func, select, tuple_
 
 from app.budgets.ledger import Account
 from app.database.engine import Session
@@ -36,8 +36,13 @@ async def list_keys(session: Session, after: tuple[datetime, str] | None, limit:
 async def accounts_of(session: Session, key_ids: Collection[str]) -> Mapping[str, Account]:
     """The accounts of these keys; one in which nothing was written yet is as good as new."""
     rows = await session.execute(_ACCOUNT.where(Budget.api_key_id.in_(key_ids)))
-    new = {key_id: Account(key_id, None, None, None, 0, 0, 0, 0, None, False, False) for key_id in key_ids}
+    new = {key_id: Account(key_id, None, None, None, 0, 0, 0, 0, 0, None, False, False) for key_id in key_ids}
     return new | {row[0]: Account(*row) for row in rows}
+
+
+async def total_charged(session: Session) -> int:
+    """What the upstream has charged and not given back, of all keys and ever, by their ledgers, in thousandths."""
+    return int(await session.scalar(select(func.sum(Budget.charged))) or 0)
 
 
 async def list_entries(

@@ -20,7 +20,7 @@ from app.health.database_setup import check_database_setup, check_timeouts
 from app.health.results import Check, Skipped
 from app.health.secret_keys import check_secret_keys
 from app.health.storage import FILES_WITH_ROOM, StorageCheck
-from app.health.upstream import UpstreamChecks
+from app.health.upstream import UpstreamChecks, check_drift
 from app.health.work import check_overdue, check_queue, check_submits, check_webhooks
 from app.keyring import Keyring
 from app.services import Services
@@ -35,7 +35,7 @@ NEEDS: Mapping[str, str] = {
     "database_setup": "database",
     "timeouts": "database",
     "clock": "database",
-    **dict.fromkeys(("queue", "submits", "overdue", "webhooks", "secret_keys", "upstream"), "migrations"),
+    **dict.fromkeys(("queue", "submits", "overdue", "webhooks", "drift", "secret_keys", "upstream"), "migrations"),
 }
 # What to do where a check does not end, and it is not the database that it waits for.
 _ADVICE = {
@@ -65,6 +65,7 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings, k
         "submits": partial(check_submits, database, settings),
         "overdue": partial(check_overdue, database, settings),
         "webhooks": partial(check_webhooks, database, settings),
+        "drift": partial(check_drift, database, settings),
         "secret_keys": partial(check_secret_keys, database, keyring),
     }
 

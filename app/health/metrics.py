@@ -23,7 +23,7 @@ from app.enums import TaskStatus
 from app.models import Clip, Delivery, PeriodicJob, StoredObject, Task
 from app.services import Services
 from app.tasks.transitions import FINAL
-from app.upstream.credits import Credits, known_credits
+from app.upstream.credits import KnownCredits, known_credits
 from app.upstream.hold import current_hold
 from app.upstream.pacing import slots_in_use
 from app.upstream.types import HoldReason
@@ -135,13 +135,14 @@ def _held(reason: HoldReason | None) -> Metric:
     return held
 
 
-def _credits_gauges(known: Credits | None) -> Sequence[Metric]:
+def _credits_gauges(known: KnownCredits | None) -> Sequence[Metric]:
     if known is None:
         return ()
     told = "Credits on the upstream account, when they were last looked at."
     return [
         _single("soundpost_credits", told, float(known.credits)),
         _single("soundpost_credits_checked_timestamp_seconds", "When that was.", known.checked_at.timestamp()),
+        _single("soundpost_charged_credits", "What was charged until then, by the ledgers.", float(known.charged)),
     ]
 
 

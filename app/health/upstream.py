@@ -9,15 +9,18 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from app.config import Settings
+from app.database.engine import Database
 from app.health.results import Check, Skipped
 from app.services import Services
+from app.upstream.credits import known_credits
 from app.upstream.gateway import MAINTENANCE
 from app.upstream.hold import EXPLANATIONS, NO_KEY, account_name, current_hold
 from app.upstream.pacing import full_share
 from app.upstream.types import HoldReason, Outcome, Result
 
-# What the upstream has charged for a task so far, and for how many tasks the credits should last.
-PRICE, ENOUGH_TASKS = Decimal("2.5"), 100
+# For how many tasks the credits should last, and what of how many may leave the account without a charge of ours.
+ENOUGH_TASKS, MAX_DRIFT_TASKS = 100, 10
 # Half a second of it is the resolution of `Date`. Signatures with a time are refused from five minutes on.
 MAX_SKEW = timedelta(seconds=30)
 
@@ -54,8 +57,11 @@ class UpstreamChecks:
         """Whether the credits last for a while."""
         if self._credits is None:
             raise Skipped("not checked, because of `upstream`")
-        tasks = int(self._credits / PRICE)
-        told = f"{self._credits} credits are left, for some {tasks} tasks at {PRICE} each"
+        price, each = _highest_price(self._services.settings)
+        if not price:
+            return Check(status="ok", detail=f"{self._credits} credits are left, and tasks cost none")
+        tasks = int(self._credits / price)
+        told = f"{self._credits} credits are left, for some {tasks} tasks at {each} each"
         if tasks >= ENOUGH_TASKS:
             return Check(status="ok", detail=told)
         return Check(status="degraded", detail=f"{told}: buy more before submits are held for want of them")
@@ -90,6 +96,32 @@ class UpstreamChecks:
         # A cache tells when it stored the answer.
         if date.tzinfo and "age" not in response.headers:
             self._ahead_of_upstream = datetime.now(UTC) - date
+
+
+async def check_drift(database: Database, settings: Settings) -> Check:
+    """Whether the upstream's balance has moved as the ledgers say. Degraded where more has left it for long."""
+    async with database.reads() as session:
+        known = await known_credits(session)
+    if known is None:
+        return Check(status="ok", detail="the upstream has not told its balance yet")
+    since = f"since {known.since.isoformat(timespec='seconds')}"
+    if not known.drift:
+        return Check(status="ok", detail=f"the upstream's balance has moved as the ledgers say {since}")
+    if known.drift < 0:
+        detail = f"{-known.drift} credits came in {since} that no ledger has: bought, or given back"
+        return Check(status="ok", detail=detail)
+    price, _ = _highest_price(settings)
+    told = f"{known.drift} credits have left the upstream's account {since} that no ledger has"
+    if known.drift <= MAX_DRIFT_TASKS * price:
+        return Check(status="ok", detail=f"{told}: they may be of tasks that are on their way")
+    advice = "somebody else uses the account, or SOUNDPOST_CREDIT_PRICE is not what a task costs"
+    return Check(status="degraded", detail=f"{told}: {advice}")
+
+
+def _highest_price(settings: Settings) -> tuple[Decimal, str]:
+    """What a task may cost, in credits, and how to say so."""
+    prices = {Decimal(settings.price_of(model)) / 1000 for model in settings.models}
+    return max(prices), f"{'up to ' * (len(prices) > 1)}{max(prices).normalize():f}"
 
 
 def find_skews(ahead: dict[str, timedelta]) -> Iterator[str]:

@@ -30,6 +30,8 @@ class Budget(Base):
     starts_at: Mapped[datetime | None]
     spent: Mapped[int] = mapped_column(BigInteger, default=0)
     reserved: Mapped[int] = mapped_column(BigInteger, default=0)
+    # What the upstream has charged and not given back, ever.
+    charged: Mapped[int] = mapped_column(BigInteger, default=0)
     # Of the ledger: the sum of its entries, and the number and the time of the last one.
     balance: Mapped[int] = mapped_column(BigInteger, default=0)
     entries: Mapped[int] = mapped_column(BigInteger, default=0)

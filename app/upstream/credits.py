@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -27,6 +27,10 @@ FAILURE_KEPT_FOR = timedelta(seconds=5)
 # How long a caller waits for an answer, and how often it looks for the one that another replica asks for.
 MAX_WAIT = timedelta(seconds=15)
 LOOK_EVERY = timedelta(seconds=0.25)
+# The balance is compared with what it was so long ago, by looks of which one in each hour is kept.
+COMPARED_OVER, KEPT_EVERY = timedelta(hours=24), timedelta(hours=1)
+# What the ledgers say was charged so far, in thousandths of credits.
+ChargedSoFar = Callable[[Session], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,19 @@ class Credits:
     checked_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class KnownCredits(Credits):
+    """
+    The credits when the upstream told them last, and what the ledgers said was charged until then.
+
+    `drift` is what has left the balance `since` then without a charge in a ledger; below 0 it came in.
+    """
+
+    charged: Decimal
+    drift: Decimal
+    since: datetime
+
+
 class CreditsCache:
     """
     Requests the credits at most once in 10 seconds, or in 5 after a failure, for all replicas together.
@@ -45,8 +62,11 @@ class CreditsCache:
     a call takes: after it, the replica that made the request is taken for dead.
     """
 
-    def __init__(self, database: Database, gateway: UpstreamGateway, lease: timedelta) -> None:
+    def __init__(
+        self, database: Database, gateway: UpstreamGateway, lease: timedelta, charged_so_far: ChargedSoFar
+    ) -> None:
         self._database, self._gateway, self._lease = database, gateway, lease
+        self._charged_so_far = charged_so_far
         self._asking: asyncio.Task[Mapping[str, Any]] | None = None
 
     async def credits(self) -> Credits:
@@ -107,7 +127,7 @@ class CreditsCache:
         )
         async with self._database.transaction() as (session, now):
             if value is not None:
-                await note_credits(session, value, now)
+                await note_credits(session, value, await self._charged_so_far(session), now)
             row = await _lock(session)
             row.detail = {
                 "at": now.isoformat(),
@@ -119,17 +139,41 @@ class CreditsCache:
             return row.detail
 
 
-async def note_credits(session: Session, left: Decimal, now: datetime) -> None:
-    """Keep what the upstream has told of the credits, whoever asked. Never commits."""
+async def note_credits(session: Session, left: Decimal, charged: int, now: datetime) -> None:
+    """
+    Keep what the upstream has told of the credits, whoever asked, with what the ledgers say was charged until now.
+
+    Never commits.
+    """
     row = await _lock(session)
-    row.detail = {**row.detail, "known": {"credits": str(left), "at": now.isoformat()}}
+    look = {"credits": str(left), "charged": charged, "at": now.isoformat()}
+    looks = list((row.detail.get("known") or {"looks": []})["looks"])
+    if not looks or _age(looks[-1], now) >= KEPT_EVERY:
+        looks.append(look)
+    while len(looks) > 1 and _age(looks[1], now) >= COMPARED_OVER:
+        del looks[0]
+    row.detail = {**row.detail, "known": {**look, "looks": looks}}
 
 
-async def known_credits(session: Session) -> Credits | None:
+async def known_credits(session: Session) -> KnownCredits | None:
     """What the upstream last told of the credits, however long ago; None if it never has."""
     row = await session.get(PeriodicJob, ROW)
     known = row.detail.get("known") if row else None
-    return Credits(Decimal(known["credits"]), datetime.fromisoformat(known["at"])) if known else None
+    if known is None:
+        return None
+    first, charged = known["looks"][0], known["charged"]
+    left, added = Decimal(known["credits"]), Decimal(charged - first["charged"]) / 1000
+    return KnownCredits(
+        left,
+        datetime.fromisoformat(known["at"]),
+        Decimal(charged) / 1000,
+        Decimal(first["credits"]) - left - added,
+        datetime.fromisoformat(first["at"]),
+    )
+
+
+def _age(look: Mapping[str, Any], now: datetime) -> timedelta:
+    return now - datetime.fromisoformat(look["at"])
 
 
 async def _lock(session: Session) -> PeriodicJob:

@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import String, bindparam
 
 from app.budgets.ledger import LET_IN
+from app.budgets.repository import total_charged
 from app.budgets.usage import add_up_spent
 from app.database.claims import Claim, Claims, is_due, lock_claimed
 from app.database.engine import Session, insert_new, on_commit
@@ -94,7 +95,7 @@ async def _recheck_hold(services: Services, job: PeriodicJob) -> None:
             claimed.fence, claimed.due_at = None, now + NO_SLOT_RETRY
             return
         if result.value is not None:
-            await note_credits(session, result.value, now)
+            await note_credits(session, result.value, await total_charged(session), now)
         reason = reason_to_hold(result, HoldReason(claimed.detail["reason"]))
         write = log.info if reason is None else log.warning
         line = {"reason": reason and reason.value, "outcome": result.outcome.value, "upstream_code": result.code}

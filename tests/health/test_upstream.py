@@ -2,16 +2,20 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 
 from app.health.checks import Limits, all_checks, run_checks
 from app.health.results import Check, Skipped
-from tests.support.clock import Clock
+from app.upstream.credits import note_credits
+from tests.support.clock import MORNING, Clock
 from tests.support.receivers import Reply, hang, receiving
-from tests.support.service import services_of
+from tests.support.service import Service, services_of
 
+SINCE = "2026-03-01T08:00:00+00:00"
 NAMES = ("upstream", "credits", "clock")
 PLENTY = Limits(timedelta(seconds=20), timedelta(seconds=30))
 CLOCK_ADVICE = "let NTP set it (chrony, systemd-timesyncd); from 300 on, signatures and links with a time are refused"
@@ -25,10 +29,13 @@ def credits_reply(amount: float, by: timedelta = timedelta(), *headers: str) -> 
 
 
 async def found_with(
-    database_url: str, reply: Reply, clock: Clock | None = None, limits: Limits = PLENTY
+    database_url: str, reply: Reply, clock: Clock | None = None, limits: Limits = PLENTY, **settings: Any
 ) -> dict[str, Check | Skipped]:
     """What these checks find with an upstream that answers like this."""
-    async with receiving(reply) as upstream, services_of(database_url, clock, upstream_url=upstream.url) as services:
+    async with (
+        receiving(reply) as upstream,
+        services_of(database_url, clock, upstream_url=upstream.url, **settings) as services,
+    ):
         checks = all_checks(services)
         return {name: found async for name, found in run_checks({each: checks[each] for each in NAMES}, str, limits)}
 
@@ -60,6 +67,44 @@ async def test_credits_that_soon_end_are_found(database_url: str) -> None:
         "degraded",
         "20.5 credits are left, for some 8 tasks at 2.5 each: buy more before submits are held for want of them",
     )
+
+
+async def test_credits_last_for_tasks_of_the_dearest_model(database_url: str) -> None:
+    prices: dict[str, Any] = {"models": "V5,V6", "credit_price": "V6=4,V5=2.5"}
+
+    found = await found_with(database_url, credits_reply(200), **prices)
+    free = await found_with(database_url, credits_reply(200), credit_price="0")
+
+    assert told(found["credits"])[1].startswith("200.0 credits are left, for some 50 tasks at up to 4 each: ")
+    assert told(free["credits"]) == ("ok", "200.0 credits are left, and tasks cost none")
+
+
+@pytest.mark.parametrize(
+    ("left", "charged", "status", "words"),
+    [
+        ("97.5", 2500, "ok", f"the upstream's balance has moved as the ledgers say since {SINCE}"),
+        ("75", 0, "ok", f"25 credits have left the upstream's account since {SINCE} that no ledger has: they may be"),
+        (
+            "74.5",
+            0,
+            "degraded",
+            f"25.5 credits have left the upstream's account since {SINCE} that no ledger has: some",
+        ),
+        ("1100", 0, "ok", f"1000 credits came in since {SINCE} that no ledger has: bought, or given back"),
+    ],
+)
+async def test_drift_of_the_balance_is_told(service: Service, left: str, charged: int, status: str, words: str) -> None:
+    before = (await service.client.get("/readyz")).json()["checks"]["drift"]
+    async with service.database.transaction() as (session, _):
+        await note_credits(session, Decimal(100), 0, MORNING)
+        await note_credits(session, Decimal(left), charged, MORNING + timedelta(minutes=5))
+
+    checks = all_checks(service.services)
+    found = [each async for _, each in run_checks({"drift": checks["drift"]}, str, PLENTY)]
+
+    assert before == {"status": "ok", "detail": "the upstream has not told its balance yet"}
+    assert [told(each)[0] for each in found] == [status]
+    assert told(found[0])[1].startswith(words)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ async def test_backlog_is_what_is_stored_on_any_replica(database_url: str) -> No
             free = await services.gateway.pacer.lock_free(session, now, 3)
             await services.gateway.pacer.reserve(session, free, now)
             await hold_submits(session, Hold(HoldReason.no_credits, now, None), timedelta(minutes=1))
-            await note_credits(session, Decimal("1025.6"), MORNING)
+            await note_credits(session, Decimal("1025.6"), 7500, MORNING)
         for late in (LATE, timedelta(), -LATE):
             await add_task(database, key_id, S.queued, now - late)
         await add_task(database, key_id, S.generating, now + LATE)
@@ -164,6 +164,7 @@ async def test_backlog_is_what_is_stored_on_any_replica(database_url: str) -> No
     assert held == {"no_credits": 1, "bad_key": 0, "blocked": 0, "unsendable": 0}
     assert seen("soundpost_credits") == 1025.6
     assert seen("soundpost_credits_checked_timestamp_seconds") == MORNING.timestamp()
+    assert seen("soundpost_charged_credits") == 7.5
     assert seen("soundpost_database_up") == 1
 
 
@@ -181,7 +182,7 @@ async def test_credits_stay_known_while_they_are_looked_at_again_and_when_that_f
     # The upstream cannot be reached.
     async with serve(database_url) as service:
         async with service.database.transaction() as (session, _):
-            await note_credits(session, Decimal(7), MORNING)
+            await note_credits(session, Decimal(7), 0, MORNING)
         failed = await service.client.get("/v1/credits")
         seen = await scrape(service.client)
 

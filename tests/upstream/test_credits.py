@@ -2,16 +2,18 @@
 
 import asyncio
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
+from app.database.engine import Database
 from app.errors import UpstreamUnavailable
 from app.models import PeriodicJob
 from app.services import Services
-from app.upstream.credits import FAILURE_KEPT_FOR, FRESH_FOR, known_credits
+from app.upstream.credits import FAILURE_KEPT_FOR, FRESH_FOR, ROW, known_credits, note_credits
 from app.workers.periodic import PRUNE, periodic_loop, prepare_jobs
-from tests.support.clock import Clock
+from tests.support.clock import MORNING, Clock
 from tests.support.service import services_of
 from tests.upstream.suno.servers import answering, hang, serving
 
@@ -62,6 +64,50 @@ async def test_balance_is_looked_at_every_five_minutes_whoever_asks(database_url
 
     assert looks == [0] * 5 + [1] * 5 + [2]
     assert (known and str(known.credits)) == ("12.5" if body is GOOD else None)
+
+
+async def test_drift_is_what_left_the_balance_without_a_charge(database: Database) -> None:
+    found = []
+    looks = [("100", 0), ("97.5", 2500), ("90", 5000), ("90", 5000), ("190", 5000), ("187.5", 4000)]
+    for minutes, (left, charged) in enumerate(looks):
+        now = MORNING + timedelta(minutes=5 * minutes)
+        async with database.transaction() as (session, _):
+            await note_credits(session, Decimal(left), charged, now)
+            known = await known_credits(session)
+        assert known is not None
+        assert (known.credits, known.charged, known.checked_at) == (Decimal(left), Decimal(charged) / 1000, now)
+        assert known.since == MORNING
+        found.append(known.drift)
+
+    assert found == [Decimal(drift) for drift in ("0", "0", "5", "5", "-95", "-91.5")]
+
+
+async def test_drift_is_told_over_a_day(database: Database) -> None:
+    drifts, sizes = [], []
+    # A credit leaves the account with each look, of which there are twelve an hour.
+    for number in range(12 * 27):
+        now = MORNING + timedelta(minutes=5 * number)
+        async with database.transaction() as (session, _):
+            await note_credits(session, Decimal(1000 - number), 0, now)
+            known = await known_credits(session)
+            sizes.append(len((await session.get_one(PeriodicJob, ROW)).detail["known"]["looks"]))
+        assert known is not None
+        assert known.drift == (known.checked_at - known.since) / timedelta(minutes=5)
+        drifts.append(known.drift)
+
+    assert drifts[: 12 * 24 + 1] == [*range(12 * 24 + 1)]
+    assert all(12 * 24 <= drift < 12 * 25 for drift in drifts[12 * 24 :])
+    assert max(sizes) == 25
+
+
+async def test_drift_is_told_however_long_nobody_looked(database: Database) -> None:
+    for days, left in ((0, "100"), (30, "60")):
+        async with database.transaction() as (session, _):
+            await note_credits(session, Decimal(left), 0, MORNING + timedelta(days=days))
+            known = await known_credits(session)
+
+    assert known is not None
+    assert (known.drift, known.since) == (Decimal(40), MORNING)
 
 
 async def test_callers_do_not_wait_in_line_for_an_upstream_that_is_silent(
