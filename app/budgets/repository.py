@@ -8,9 +8,9 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select, tuple_
 
-from app.budgets.ledger import Account
+from app.budgets.ledger import IS_HELD, Account
 from app.database.engine import Session
-from app.models import ApiKey, Budget, LedgerEntry
+from app.models import ApiKey, Budget, LedgerEntry, Task
 
 _ACCOUNT = select(*(getattr(Budget, field.name) for field in fields(Account)))
 
@@ -38,6 +38,21 @@ async def accounts_of(session: Session, key_ids: Collection[str]) -> Mapping[str
     rows = await session.execute(_ACCOUNT.where(Budget.api_key_id.in_(key_ids)))
     new = {key_id: Account(key_id, None, None, None, 0, 0, 0, 0, 0, None, False, False) for key_id in key_ids}
     return new | {row[0]: Account(*row) for row in rows}
+
+
+async def count_exhausted(session: Session, cheapest: int, now: datetime) -> int:
+    """How many keys have a budget without room for another task, of which none is cheaper than this."""
+    is_full = Budget.spent + Budget.reserved + max(cheapest, 1) > Budget.credit_limit
+    accounts = [Account(*row) for row in await session.execute(_ACCOUNT.where(is_full))]
+    for account in accounts:
+        account.begin_window(now)
+    return sum(account.is_exhausted_now(cheapest) for account in accounts)
+
+
+async def count_held(session: Session, limit: int) -> int:
+    """How many tasks wait for room in their key's budget, counted up to `limit`."""
+    held = select(Task.id).where(*IS_HELD).limit(limit).subquery()
+    return await session.scalar(select(func.count()).select_from(held)) or 0
 
 
 async def total_charged(session: Session) -> int:

@@ -17,7 +17,8 @@ from prometheus_client.metrics_core import Metric
 from sqlalchemy import ColumnElement, Row, Select, union_all
 
 from app import __version__
-from app.database.claims import backlog
+from app.budgets.repository import count_exhausted, count_held
+from app.database.claims import MAX_COUNTED, backlog
 from app.database.failures import advice
 from app.enums import TaskStatus
 from app.models import Clip, Delivery, PeriodicJob, StoredObject, Task
@@ -95,11 +96,15 @@ class MetricsPage:
             in_use, slots = await slots_in_use(session, now)
             hold = await current_hold(session, key)
             credits_ = await known_credits(session)
+            exhausted = await count_exhausted(session, self._services.settings.lowest_price, now)
+            waiting = await count_held(session, MAX_COUNTED)
         return [
             *_backlog_gauges(rows, now),
             _single("soundpost_pace_slots_in_use", "Slots of the upstream's rate that are taken now.", in_use),
             _single("soundpost_pace_slots", "Slots of the upstream's rate: requests in one of its windows.", slots),
             _held(hold.reason if hold else None),
+            _single("soundpost_budgets_exhausted", "Keys whose budget has no room for another task now.", exhausted),
+            _single("soundpost_tasks_held", "Tasks that wait for room in a budget; counted up to 10000.", waiting),
             *_credits_gauges(credits_),
         ]
 
