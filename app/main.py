@@ -12,6 +12,7 @@ from fastapi import Depends, FastAPI
 from fastapi.telemetry import TelemetryConfig
 
 from app import __version__
+from app.auth import routes as audit
 from app.budgets import routes as budgets
 from app.callbacks import routes as callbacks
 from app.clips import routes as clips
@@ -59,7 +60,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     every = [getattr(services, field.name) for field in fields(services)]
     # Routes send no HTTP requests, and the two clients are of one class.
     provide(app, probe, MetricsPage(services), *(each for each in every if not isinstance(each, httpx.AsyncClient)))
-    rooms = [room.router for room in (tasks, event_stream, links, webhooks, upstream)]
+    rooms = [room.router for room in (tasks, event_stream, links, webhooks, upstream, audit)]
     for router in (*rooms, budgets.router):
         app.include_router(router, dependencies=[Depends(check_accept), Depends(check_query)])
     app.include_router(clips.router, dependencies=[Depends(check_query)])

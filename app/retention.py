@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, delete, func, select, tuple_
 
+from app.auth import audit
 from app.budgets.usage import forget_spent
 from app.database.base import Base
 from app.database.claims import Claim
@@ -24,10 +25,14 @@ REMOVAL_LEASE = timedelta(minutes=1)
 
 
 class Retention:
-    """Deletes final tasks, with all that belongs to them, `days` after their end; never if `days` is 0."""
+    """
+    Deletes final tasks, with all that belongs to them, `days` after their end; never if `days` is 0.
 
-    def __init__(self, days: float) -> None:
-        self._days = days
+    `audit_days` is the same for the audit log.
+    """
+
+    def __init__(self, days: float, audit_days: float) -> None:
+        self._days, self._audit_days = days, audit_days
 
     async def count(self, session: Session, now: datetime) -> Mapping[str, int]:
         """The number of rows of each kind that are too old. The rows of a task are deleted with it."""
@@ -43,7 +48,7 @@ class Retention:
         counts = {}
         for name, (kind, condition) in kinds.items():
             counts[name] = await session.scalar(select(func.count()).select_from(kind).where(condition)) or 0
-        return counts
+        return {**counts, "audit entries": await audit.count_before(session, _ago(self._audit_days, now))}
 
     async def erase_batch(self, session: Session, now: datetime) -> bool:
         """
@@ -63,6 +68,7 @@ class Retention:
             await _delete_deliveries(session, self._is_old_delivery(now), BATCH),
             await _delete_keys(session, now),
             await forget_spent(session, self._before(now), BATCH),
+            await audit.forget_before(session, _ago(self._audit_days, now), BATCH),
         ]
         return BATCH in (len(tasks), *others)
 
@@ -74,8 +80,7 @@ class Retention:
         return Delivery.task_id.is_(None) & Delivery.due_at.is_(None) & (Delivery.created_at < self._before(now))
 
     def _before(self, now: datetime) -> datetime:
-        # Nothing is older than the epoch: it stands for "never".
-        return now - timedelta(days=self._days) if self._days else datetime.fromtimestamp(0, now.tzinfo)
+        return _ago(self._days, now)
 
 
 async def remove_file(database: Database, storage: Storage, row: StoredObject) -> None:
@@ -98,6 +103,11 @@ async def remove_due_files(database: Database, storage: Storage) -> int:
         removed += len(rows)
         if not rows:
             return removed
+
+
+def _ago(days: float, now: datetime) -> datetime:
+    # Nothing is older than the epoch: it stands for "never".
+    return now - timedelta(days=days) if days else datetime.fromtimestamp(0, now.tzinfo)
 
 
 def _is_old_key(now: datetime) -> ColumnElement[bool]:

@@ -110,7 +110,7 @@ async def test_file_that_a_clip_refers_to_is_not_removed(database_url: str, tmp_
 
 
 async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_url: str) -> None:
-    database, retention = Database(database_url), Retention(days=90)
+    database, retention = Database(database_url), Retention(days=90, audit_days=365)
     try:
         async with database.writes.begin() as session:
             key = await key_of(session)
@@ -125,7 +125,7 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
             )
         async with database.reads() as session:
             counts = await retention.count(session, NOW)
-            nothing = await Retention(days=0).count(session, NOW)
+            nothing = await Retention(days=0, audit_days=365).count(session, NOW)
         batches = 1
         while await erase_batch(database, retention):
             batches += 1
@@ -134,7 +134,15 @@ async def test_old_tasks_are_erased_in_batches_with_all_that_is_theirs(database_
     finally:
         await database.close()
 
-    assert counts == {"tasks": 150, "events": 150, "callbacks": 150, "deliveries": 1, "audio": 0, "idempotency keys": 1}
+    assert counts == {
+        "tasks": 150,
+        "events": 150,
+        "callbacks": 150,
+        "deliveries": 1,
+        "audio": 0,
+        "idempotency keys": 1,
+        "audit entries": 0,
+    }
     assert nothing == {**dict.fromkeys(counts, 0), "idempotency keys": 1}
     assert batches == 2
     assert left == {Task: 4, Event: 4, Callback: 4, Delivery: 2, IdempotencyKey: 0}
@@ -179,7 +187,7 @@ async def test_usage_of_tasks_at_rest_is_added_up_every_five_minutes(database_ur
 
 
 async def test_every_kind_is_deleted_in_batches(database_url: str) -> None:
-    database, retention = Database(database_url), Retention(days=90)
+    database, retention = Database(database_url), Retention(days=90, audit_days=365)
     old, batches = NOW - timedelta(days=100), 1
     try:
         async with database.writes.begin() as session:
@@ -209,7 +217,7 @@ async def test_tasks_go_after_their_deliveries_which_are_deleted_in_batches(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.retention.MAX_DELIVERIES", 4)
-    database, retention = Database(database_url), Retention(days=90)
+    database, retention = Database(database_url), Retention(days=90, audit_days=365)
     left = []
     try:
         async with database.writes.begin() as session:
@@ -242,7 +250,7 @@ async def test_old_rows_are_found_by_index(database_url: str) -> None:
                 await connection.exec_driver_sql("SET enable_seqscan = off")
             keep = partial(keep_statement, statements)
             event.listen(connection.sync_connection, "before_cursor_execute", keep)
-            await Retention(days=90).erase_batch(session, NOW)
+            await Retention(days=90, audit_days=365).erase_batch(session, NOW)
             event.remove(connection.sync_connection, "before_cursor_execute", keep)
             explain = "EXPLAIN " if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
             plans = [
@@ -333,6 +341,7 @@ def task_of(api_key_id: str, completed_at: datetime | None, clips: Sequence[Clip
         sound_key="Any",
         grab_lyrics=False,
         labels={},
+        sound_digest="",
         created_at=NOW - timedelta(days=100),
         updated_at=NOW,
         completed_at=completed_at,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypedDict, Unpack
 
@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 from app.auth.audit import OPERATOR, record
 from app.auth.callers import hash_key
 from app.database.engine import Session
-from app.models import ApiKey, FormerKey
+from app.models import ApiKey, Budget, FormerKey
 
 log = structlog.get_logger()
 # How long a key works after its rotation.
@@ -60,9 +60,13 @@ def terms_of(key: ApiKey) -> dict[str, Any]:
     return {"scopes": scopes, "weight": key.weight, "expires_at": key.expires_at}
 
 
-def is_working(key: ApiKey, now: datetime) -> bool:
-    """Whether this key opens the service."""
-    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+def refusal_of(key: ApiKey, now: datetime) -> str | None:
+    """Why this key does not open the service, and what to do; None where it does."""
+    if key.revoked_at is not None:
+        return f"The key of {key.name} is revoked; `soundpost keys rotate {key.id}` gives a new one."
+    if key.expires_at is not None and key.expires_at <= now:
+        return f"The key of {key.name} has expired; `soundpost keys set {key.id} --no-expiry` lets it work again."
+    return None
 
 
 async def find_active(session: Session, name: str) -> ApiKey | None:
@@ -111,6 +115,12 @@ async def is_revoked(session: Session, key_id: str) -> bool:
 async def list_keys(session: Session) -> Sequence[ApiKey]:
     """Every key, oldest first."""
     return (await session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id))).all()
+
+
+async def find_budgets(session: Session) -> Mapping[str, Budget]:
+    """The budget of each key that has one, by the key's id."""
+    limited = select(Budget).where(Budget.credit_limit.is_not(None))
+    return {budget.api_key_id: budget for budget in await session.scalars(limited)}
 
 
 async def revoke_key(session: Session, key_id: str, now: datetime) -> bool:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from datetime import datetime
 from typing import Any
 
 import structlog
 from sqlalchemy import or_, select
 
 from app.auth.api_keys import find_active
+from app.auth.audit import OPERATOR, record
 from app.auth.callers import hash_key
 from app.config import parse_api_keys
 from app.database.base import new_id
-from app.database.engine import Database, insert_new
+from app.database.engine import Database, Session, insert_new
 from app.models import ApiKey, FormerKey
 
 log = structlog.get_logger()
 # Of a key that is given by hand, in characters; those that we make have 43.
 SAFE_LENGTH = 16
+# What the audit log says of each change that a start makes.
+_BY_SETTING = {"by": "SOUNDPOST_API_KEYS"}
 
 
 async def insert_configured_keys(database: Database, configured: str) -> None:
@@ -43,10 +47,11 @@ async def insert_configured_keys(database: Database, configured: str) -> None:
         for hashed, name in names.items():
             caller = _caller_of(callers, name, hashed, names)
             if caller is not None:
-                _list_key(caller, hashed)
+                _list_key(session, caller, hashed, now)
             elif hashed not in rotated:
                 row = {"id": new_id(), "name": name, "key_hash": hashed, "is_admin": False, "created_at": now}
                 new.append({**row, "is_configured": True})
+                record(session, now, OPERATOR, "key.created", str(row["id"]), name=name, **_BY_SETTING)
         for row in new:
             if same := await find_active(session, str(row["name"])):
                 log.warning("configured_name_in_use", name=same.name, key_id=same.id)
@@ -56,6 +61,7 @@ async def insert_configured_keys(database: Database, configured: str) -> None:
             if caller.is_configured and caller.key_hash not in names and caller.revoked_at is None:
                 log.warning("unlisted_key_revoked", key_id=caller.id, name=caller.name)
                 caller.revoked_at, caller.is_delisted = now, True
+                record(session, now, OPERATOR, "key.revoked", caller.id, name=caller.name, **_BY_SETTING)
 
 
 def _caller_of(callers: Sequence[ApiKey], name: str, hashed: str, listed: Collection[str]) -> ApiKey | None:
@@ -70,13 +76,15 @@ def _caller_of(callers: Sequence[ApiKey], name: str, hashed: str, listed: Collec
     return None
 
 
-def _list_key(caller: ApiKey, hashed: str) -> None:
+def _list_key(session: Session, caller: ApiKey, hashed: str, now: datetime) -> None:
     if caller.key_hash != hashed:
         log.warning("configured_key_replaced", key_id=caller.id, name=caller.name)
         caller.key_hash = hashed
+        record(session, now, OPERATOR, "key.rotated", caller.id, name=caller.name, **_BY_SETTING)
     caller.is_configured = True
     if caller.is_delisted:
         caller.revoked_at, caller.is_delisted = None, False
+        record(session, now, OPERATOR, "key.restored", caller.id, name=caller.name, **_BY_SETTING)
     if caller.revoked_at is not None:
         advice = "it is refused although it is listed; `soundpost keys rotate` gives the caller a new one"
         log.warning("configured_key_is_revoked", key_id=caller.id, name=caller.name, advice=advice)

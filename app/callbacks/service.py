@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from app.auth.audit import OPERATOR, record
 from app.callbacks.repository import STORED_CALLBACKS, callbacks_of, first_callbacks
 from app.database.base import ID_LENGTH, new_id
 from app.database.engine import Database, Session
@@ -199,6 +200,8 @@ class CallbackService:
             replayed = [await self._replay(session, task, each, now) for each in callback_ids if task]
             if not commits:
                 await transaction.rollback()
+            elif changed := sum(each.outcome is CallbackOutcome.applied for each in replayed):
+                record(session, now, OPERATOR, "callbacks.replayed", task_id, changed=changed)
         return replayed
 
     async def _replay(self, session: Session, task: Task, callback_id: str, now: datetime) -> Replayed:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from app import __version__
-from app.cli import callbacks, deliveries, keys, orders, tasks
+from app.cli import audit, callbacks, deliveries, keys, orders, tasks
 from app.cli.context import (
     EXIT_CODES,
     REFUSED,
@@ -45,6 +45,7 @@ tasks.tasks.add_typer(orders.orders)
 main.add_typer(tasks.tasks, name="tasks")
 main.add_typer(callbacks.callbacks, name="callbacks")
 main.add_typer(deliveries.deliveries, name="deliveries")
+main.add_typer(audit.audit)
 
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free one.")]
@@ -193,14 +194,14 @@ def prune(
     from app.retention import Retention, remove_due_files
 
     settings = load_settings()
-    retention = Retention(settings.retention_days)
+    retention = Retention(settings.retention_days, settings.audit_days)
 
     async def work(services: Services) -> Mapping[str, int]:
         database = services.database
         async with database.reads() as session:
             counts = await retention.count(session, await database.now(session))
         if not dry_run:
-            await _delete_expired(database, retention)
+            await _delete_expired(database, retention, counts)
             await remove_due_files(database, services.storage)
         return counts
 
@@ -215,8 +216,12 @@ def prune(
         typer.echo(f"{count} {name} {'would be deleted' if dry_run else 'deleted'}")
 
 
-async def _delete_expired(database: Database, retention: Retention) -> None:
-    is_more = True
+async def _delete_expired(database: Database, retention: Retention, counts: Mapping[str, int]) -> None:
+    from app.auth.audit import OPERATOR, record
+
+    async with database.transaction() as (session, now):
+        record(session, now, OPERATOR, "retention.applied", deleted=dict(counts))
+        is_more = await retention.erase_batch(session, now)
     while is_more:
         async with database.transaction() as (session, now):
             is_more = await retention.erase_batch(session, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -191,6 +192,7 @@ def retry_task(
     """Order the sound of a task that has ended again, as a new task of the same caller, and print its id."""
 
     async def run(services: Services) -> TaskRead:
+        from app.auth import audit
         from app.auth.api_keys import list_keys
         from app.auth.callers import OPERATOR, Caller
 
@@ -204,6 +206,10 @@ def retry_task(
         )
         if placed.is_replay:
             note(f"It was ordered again already: that task is {placed.task.status}.")
+        else:
+            await audit.record_alone(
+                services.database, audit.OPERATOR, "task.ordered_again", placed.task.id, instead_of=old.id
+            )
         return placed.task
 
     _submit(run, None, None, as_json=as_json)
@@ -229,13 +235,13 @@ def _order_of(old: Task) -> TaskCreate:
 
 async def _find_caller(services: Services, name_or_id: str | None) -> Caller:
     """The active caller of this name or id; without one the only one that there is."""
-    from app.auth.api_keys import list_keys
+    from app.auth.api_keys import list_keys, refusal_of
     from app.auth.callers import Caller
 
     async with services.database.reads() as session:
         keys = await list_keys(session)
     if name_or_id is None:
-        active = [key for key in keys if key.revoked_at is None]
+        active = [key for key in keys if refusal_of(key, datetime.now(UTC)) is None]
         if len(active) != 1:
             names = ", ".join(key.name for key in active) or "none yet: `soundpost keys create NAME` makes one"
             fail(f"Give --as NAME, whose task it is. The callers: {names}.", REFUSED)

@@ -161,10 +161,11 @@ def resolve_task(
 ) -> None:
     """Set the status of a task by hand, with what you found out elsewhere, for example on the upstream's website."""
 
+    from app.auth.audit import OPERATOR
     from app.tasks.transitions import CannotResolve
 
     async def resolve(services: Services) -> None:
-        await services.tasks.resolve(task_id, status, upstream_task_id)
+        await services.tasks.resolve(OPERATOR, task_id, status, upstream_task_id)
 
     try:
         with_services(resolve)

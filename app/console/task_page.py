@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from fastapi import Request, Response
 from pydantic import ValidationError
 
+from app.auth.api_keys import refusal_of
+from app.auth.audit import record_alone
 from app.callbacks.service import CallbackService
 from app.clips import subtitles
 from app.clips.responses import CACHE_CONTROL, serve_file
@@ -25,7 +27,7 @@ from app.console.timeline import timeline_of
 from app.database.engine import Database
 from app.enums import TaskStatus
 from app.errors import TaskAlreadyFinal, TaskNotFinal
-from app.models import Task
+from app.models import ApiKey, Task
 from app.storage.store import Storage
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.orders.service import OrderService
@@ -79,6 +81,14 @@ class TaskPages:
             "is_live": bool(reasons),
             "order_key": f"console-{secrets.token_urlsafe(16)}",
         }
+
+    async def require_working_key(self, task: Task) -> None:
+        """Raises Refused where the key of this task does not work any more: nobody may order in its name."""
+        async with self.database.reads() as session:
+            owner = await session.get_one(ApiKey, task.api_key_id)
+            refusal = refusal_of(owner, await self.database.now(session))
+        if refusal is not None:
+            raise Refused(409, "Nothing was ordered", refusal)
 
 
 TaskPagesDep = Annotated[TaskPages, provided(TaskPages)]
@@ -203,16 +213,25 @@ async def delete_task(
 
 @router.post("/tasks/{task_id}/order-again")
 async def order_again(
-    pages: PagesDep, visitor: SubmitVisitor, form: FormDep, tasks: TasksDep, orders: OrdersDep, task_id: TaskId
+    pages: PagesDep,
+    visitor: SubmitVisitor,
+    form: FormDep,
+    tasks: TasksDep,
+    task_pages: TaskPagesDep,
+    orders: OrdersDep,
+    task_id: TaskId,
 ) -> Response:
     """Order the same sound as a new task of the same key; a form that is sent twice orders once."""
     row = await tasks.get_row(visitor.caller, task_id)
+    await task_pages.require_working_key(row)
     try:
         order = TaskCreate.model_validate(parameters_of(row))
     except ValidationError:
         raise Refused(422, "The order is not valid any more", "This release takes no such order.") from None
     caller, key = visitor.acting_for(row), form.get("order_key", "")[:MAX_KEY] or None
     placed = await orders.place(caller, order, idempotency_key=key, callback_url=row.callback_url)
+    if caller.actor != caller.api_key_id and not placed.is_replay:
+        await record_alone(task_pages.database, caller.actor, "task.ordered_again", placed.task.id, instead_of=row.id)
     return pages.redirect(_page(placed.task.id), "This is the new task.")
 
 
@@ -228,7 +247,7 @@ async def resolve_task(
     if status == TaskStatus.generating and upstream_task_id is None:
         return pages.redirect(_page(task_id), "To be generating, the task needs the upstream's id.")
     try:
-        await tasks.resolve(task_id, TaskStatus(status), upstream_task_id)
+        await tasks.resolve(visitor.caller.api_key_id, task_id, TaskStatus(status), upstream_task_id)
     except CannotResolve as error:
         return pages.redirect(_page(task_id), str(error))
     return pages.redirect(_page(task_id), f"The task is resolved as {status}.")

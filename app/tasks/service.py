@@ -7,6 +7,7 @@ from datetime import datetime
 from itertools import chain
 
 from app.auth.api_keys import list_keys
+from app.auth.audit import OPERATOR, record
 from app.auth.callers import Caller
 from app.database.engine import Database, Session
 from app.database.wakeups import ERASURES, notify_on_commit
@@ -73,7 +74,10 @@ class TaskService:
         """Stop a task. Raises TaskAlreadyFinal."""
         async with self._database.exclusive(task_id), self._database.writes.begin() as session:
             task = await self._lock(session, caller, task_id)
-            self._lifecycle.cancel(session, task, await self._database.now(session))
+            now = await self._database.now(session)
+            self._lifecycle.cancel(session, task, now)
+            if caller.actor != caller.api_key_id:
+                record(session, now, caller.actor, "task.canceled", task_id, key=caller.api_key_id)
         return read_task(task, {}, self._signed_urls)
 
     async def erase(self, caller: Caller, task_id: str) -> None:
@@ -82,16 +86,19 @@ class TaskService:
             task = await self._lock(session, caller, task_id)
             if task.status not in FINAL:
                 raise TaskNotFinal
-            await erase_tasks(session, [task], await self._database.now(session))
+            now = await self._database.now(session)
+            await erase_tasks(session, [task], now)
+            record(session, now, caller.actor, "task.deleted", task_id, key=caller.api_key_id)
 
-    async def resolve(self, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
-        """Set a task to the status that an operator has found out. Raises NotFound, CannotResolve."""
+    async def resolve(self, actor: str, task_id: str, status: TaskStatus, upstream_task_id: str | None) -> None:
+        """Set a task to the status that somebody has found out. Raises NotFound, CannotResolve."""
         async with self._database.exclusive(task_id), self._database.writes.begin() as session:
             task = await repository.lock_task(session, task_id)
             if task is None:
                 raise NotFound
             now = await self._database.now(session)
             await resolve(self._lifecycle, session, task, status, upstream_task_id, now)
+            record(session, now, actor, "task.resolved", task_id, status=status, upstream_task_id=upstream_task_id)
 
     async def list_callbacks(
         self, caller: Caller, task_id: str, after: tuple[datetime, str] | None, limit: int
@@ -136,6 +143,8 @@ async def distrust_queue(database: Database, lifecycle: TaskLifecycle) -> int:
             tasks = await lock_queued(session, DISTRUSTED_AT_ONCE)
             for task in tasks:
                 lifecycle.mark_unconfirmed(session, task, now)
+            if tasks:
+                record(session, now, OPERATOR, "queue.distrusted", tasks=len(tasks))
         count += len(tasks)
     return count
 

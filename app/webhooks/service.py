@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
+from app.auth.audit import record
 from app.auth.callers import Caller
 from app.database.engine import Database, Session
 from app.keyring import Keyring
@@ -30,6 +31,7 @@ class WebhookService:
             # Creating it has locked the caller's key: by this time, endpoints are listed in the order of their commits.
             endpoint.created_at = await self._database.now(session)
             endpoint.secret_key = self._keyring.signer
+            record(session, now, caller.actor, "endpoint.created", endpoint.id, fields=sorted(body.model_fields_set))
             return endpoint
 
     async def list_endpoints(
@@ -50,6 +52,7 @@ class WebhookService:
         async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             await self._lifecycle.update_endpoint(session, endpoint, body, now)
+            record(session, now, caller.actor, "endpoint.changed", endpoint_id, fields=sorted(body.model_fields_set))
         return endpoint
 
     async def delete_endpoint(self, caller: Caller, endpoint_id: str) -> None:
@@ -57,6 +60,7 @@ class WebhookService:
         async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
             await self._lifecycle.delete_endpoint(session, endpoint, now)
+            record(session, now, caller.actor, "endpoint.deleted", endpoint_id)
 
     async def secret(self, caller: Caller, endpoint_id: str) -> str:
         """The secret that signs webhooks to an endpoint, as `whsec_<base64>`."""
@@ -70,6 +74,7 @@ class WebhookService:
             endpoint = await self._lock(session, caller, endpoint_id)
             self._lifecycle.rotate_secret(endpoint, now)
             endpoint.secret_key = self._keyring.signer
+            record(session, now, caller.actor, "endpoint.secret_rotated", endpoint_id)
         return secret_of(endpoint).text(self._keyring)
 
     async def default_secret(self, caller: Caller) -> str:
@@ -84,6 +89,7 @@ class WebhookService:
             key = await session.get_one(ApiKey, caller.api_key_id, with_for_update={"key_share": True})
             self._lifecycle.rotate_secret(key, now)
             key.secret_key = self._keyring.signer
+            record(session, now, caller.actor, "key.secret_rotated", key.id)
         return secret_of(key).text(self._keyring)
 
     async def send_test(self, caller: Caller, endpoint_id: str) -> Delivery:
@@ -95,7 +101,9 @@ class WebhookService:
         """Make the undelivered deliveries of a time range to an endpoint due; return how many, up to MAX_COUNT."""
         async with self._locking(endpoint_id) as (session, now):
             endpoint = await self._lock(session, caller, endpoint_id)
-            return await self._lifecycle.recover(session, endpoint, body, now)
+            deliveries = await self._lifecycle.recover(session, endpoint, body, now)
+            record(session, now, caller.actor, "endpoint.recovered", endpoint_id, deliveries=deliveries)
+            return deliveries
 
     async def list_deliveries(
         self, caller: Caller, filters: Mapping[str, object], before: str | None, limit: int

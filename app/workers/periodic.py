@@ -122,7 +122,7 @@ def _allow_probe(session: Session, job: PeriodicJob, result: Result[Decimal]) ->
 
 async def _prune(services: Services, job: PeriodicJob) -> None:
     """Erase one batch of what is past its retention, and add one up for usage, so that their locks are short."""
-    retention = Retention(services.settings.retention_days)
+    retention = Retention(services.settings.retention_days, services.settings.audit_days)
     async with services.database.transaction() as (session, now):
         claimed = await lock_claimed(session, PeriodicJob, job.name, job.fence)
         if claimed is None:

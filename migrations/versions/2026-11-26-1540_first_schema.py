@@ -62,6 +62,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("audit_entries", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_audit_entries_created_at_id"), ["created_at", "id"], unique=False)
+    _refuse_changes_of_the_audit_log()
 
     op.create_table(
         "budgets",
@@ -555,6 +556,24 @@ def upgrade() -> None:
         )
 
 
+def _refuse_changes_of_the_audit_log() -> None:
+    """Entries are written and, after their retention, deleted: not even a mistake of ours changes one."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(
+            "CREATE TRIGGER audit_entries_never_change BEFORE UPDATE ON audit_entries"
+            " BEGIN SELECT RAISE(ABORT, 'audit entries are never changed'); END"
+        )
+        return
+    op.execute(
+        "CREATE FUNCTION refuse_change_of_audit() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'audit entries are never changed'; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER audit_entries_never_change BEFORE UPDATE ON audit_entries"
+        " FOR EACH ROW EXECUTE FUNCTION refuse_change_of_audit()"
+    )
+
+
 def downgrade() -> None:
     """Take it back."""
     with op.batch_alter_table("delivery_attempts", schema=None) as batch_op:
@@ -675,6 +694,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_audit_entries_created_at_id"))
 
     op.drop_table("audit_entries")
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("DROP FUNCTION refuse_change_of_audit()")
     op.drop_table("compatible_revisions")
     op.drop_table("periodic_jobs")
     op.drop_table("former_keys")

@@ -85,7 +85,7 @@ async def list_as_admin(service: Service) -> object:
 async def prune(service: Service) -> object:
     """A look for what is past its retention, when nothing is."""
     async with service.database.transaction() as (session, now):
-        return await Retention(days=90).erase_batch(session, now)
+        return await Retention(days=90, audit_days=365).erase_batch(session, now)
 
 
 async def claim_submits(service: Service) -> object:

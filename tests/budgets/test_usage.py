@@ -65,7 +65,7 @@ async def test_cost_outlives_the_retention_in_the_sums(service: Service) -> None
     for days in (91, 92):
         await _add_up(service, MORNING + timedelta(days=days))
         async with service.database.writes.begin() as session:
-            await Retention(days=90).erase_batch(session, MORNING + timedelta(days=days))
+            await Retention(days=90, audit_days=365).erase_batch(session, MORNING + timedelta(days=days))
 
     async with service.database.reads() as session:
         of_days = select(UsageSum.starts_at, UsageSum.tasks).where(UsageSum.period == Period.day)

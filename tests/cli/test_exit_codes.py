@@ -35,6 +35,7 @@ COMMANDS = [
     ["keys", "list"],
     ["keys", "rotate", ID],
     ["keys", "revoke", ID],
+    ["audit"],
     ["prune"],
     ["after-restore", "--yes"],
     ["migrate"],
@@ -101,7 +102,8 @@ def test_prune_counts_as_json(database_url: str, tmp_path: Path, monkeypatch: py
 
     counts = json.loads(CliRunner().invoke(main, ["prune", "--dry-run", "--json"]).stdout)
 
-    assert counts == dict.fromkeys(("tasks", "events", "callbacks", "deliveries", "audio", "idempotency_keys"), 0)
+    kinds = "tasks", "events", "callbacks", "deliveries", "audio", "idempotency_keys", "audit_entries"
+    assert counts == dict.fromkeys(kinds, 0)
 
 
 # SQLite waits for its busy timeout.

@@ -251,7 +251,7 @@ async def _replay(service: Service) -> None:
 async def _prune(service: Service) -> None:
     await _run(periodic_loop(service.services))
     async with service.database.transaction() as (session, now):
-        await Retention(days=20).erase_batch(session, now)
+        await Retention(days=20, audit_days=365).erase_batch(session, now)
 
 
 async def _owner(service: Service) -> Owner:

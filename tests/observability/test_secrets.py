@@ -102,6 +102,12 @@ async def test_no_secret_is_logged_whatever_happens(
                 logs.append(ran.stderr if command[0] in ("keys", "tasks") else ran.stdout + ran.stderr)
             rotated = await processes.run("keys", "rotate", await _key_id(processes, database_url, sandbox.url))
             logs.append(rotated.stderr)
+            audit = await processes.run("audit", "--json", database_url=database_url, upstream_url=sandbox.url)
+            assert {"key.created", "key.rotated", "endpoint.secret_rotated"} <= {
+                entry["action"] for entry in json.loads(audit.stdout)
+            }
+            secrets["rotated key"] = rotated.stdout.strip()
+            logs.append(audit.stdout)
             assert await service.stop() == 0
             logs += [service.log, service.output]
 
