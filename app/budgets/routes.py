@@ -31,7 +31,7 @@ from app.web.problems import problem_responses
 from app.web.provided import provided
 from app.web.routing import Router
 
-router = Router(prefix="/v1", tags=["account"])
+router = Router(prefix="/v1")
 BudgetsDep = Annotated[BudgetService, provided(BudgetService)]
 # Days that a table reads at once.
 LINES_AT_ONCE = 500
@@ -54,7 +54,7 @@ USAGE: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/budget", operation_id="getBudget", summary="Get your budget")
+@router.get("/budget", tags=["account"], operation_id="getBudget", summary="Get your budget")
 async def get_budget(budgets: BudgetsDep, caller: ReadCaller) -> BudgetRead:
     """
     Get what this key may spend in this window, and what is used of it.
@@ -66,6 +66,7 @@ async def get_budget(budgets: BudgetsDep, caller: ReadCaller) -> BudgetRead:
 
 @router.get(
     "/ledger",
+    tags=["account"],
     operation_id="listLedger",
     summary="List the ledger",
     responses={**PAGE, **problem_responses(NotPermitted, NotFound)},
@@ -91,6 +92,7 @@ async def list_ledger(
 
 @router.get(
     "/keys",
+    tags=["admin"],
     operation_id="listKeys",
     summary="List all keys",
     responses={**PAGE, **problem_responses(NotPermitted)},
@@ -111,6 +113,7 @@ async def list_keys(
 
 @router.put(
     "/keys/{key_id}/budget",
+    tags=["admin"],
     operation_id="setKeyBudget",
     summary="Set a key's budget",
     responses=problem_responses(NotPermitted),
@@ -127,6 +130,7 @@ async def set_key_budget(budgets: BudgetsDep, caller: AdminCaller, key_id: KeyId
 
 @router.get(
     "/usage",
+    tags=["account"],
     operation_id="getUsage",
     summary="Get your usage",
     response_model=Usage | UsagePage,
