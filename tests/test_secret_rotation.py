@@ -7,9 +7,11 @@ import hmac
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,10 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from app.cli.main import main
 from app.keyring import Keyring
 from tests.support.api import Json, client_of, create_task, until_final, until_status
 from tests.support.processes import Process, Processes
-from tests.support.settings import KEY, OTHER_KEY, UPSTREAM_KEY
+from tests.support.settings import KEY, OTHER_KEY, ROOT, UPSTREAM_KEY
 from tests.support.wait import eventually
 
 OLD, NEW = "the-old-secret-key-of-the-service", "the-new-secret-key-of-the-service"
@@ -356,22 +357,23 @@ async def test_sighup_while_processes_start_ends_none_of_them(migrated: str, tmp
     assert log.count("server_process_replaced") == 1
 
 
-@pytest.mark.parametrize("command", [["serve"], ["worker"]])
-def test_sighup_waits_from_before_the_service_is_imported(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+# Runs a command up to its first import of the service; the code says whether SIGHUP is blocked by then.
+UNTIL_IMPORTED = """
+import os, signal, sys
+from app.cli.main import main
+def watch(event, arguments):
+    if event == "import" and arguments[0] in ("app.observability.logging", "app.server", "app.lifecycle"):
+        os._exit(40 + (signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+sys.addaudithook(watch)
+main(sys.argv[1:])
+"""
 
-    @contextmanager
-    def importing() -> Iterator[None]:
-        assert signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        raise InterruptedError
-        yield
 
-    monkeypatch.setattr("app.cli.main.importing", importing)
-    try:
-        with pytest.raises(InterruptedError):
-            main(command, standalone_mode=False)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_sighup_waits_from_before_the_service_is_imported(command: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", UNTIL_IMPORTED, command], cwd=ROOT, timeout=30, check=False)
+
+    assert ended.returncode == 41
 
 
 @pytest.fixture
