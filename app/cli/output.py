@@ -121,8 +121,8 @@ def parse_moment(text: str | None, option: str) -> datetime | None:
     if text is None:
         return None
     try:
-        if span := _SPAN.fullmatch(text):
-            return datetime.now(UTC) - timedelta(**{_UNITS[span[2]]: int(span[1])})
+        if _SPAN.fullmatch(text):
+            return datetime.now(UTC) - _read_span(text)
         read = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
         fail(
@@ -132,6 +132,19 @@ def parse_moment(text: str | None, option: str) -> datetime | None:
     from app.database.base import to_utc
 
     return to_utc(read if read.tzinfo else read.replace(tzinfo=UTC))
+
+
+def parse_span(text: str | None, option: str) -> timedelta | None:
+    """Read the span of time, longer than none, that an option was given, or fail."""
+    if text is None:
+        return None
+    if not _SPAN.fullmatch(text) or not _read_span(text):
+        fail(f"{option} cannot be read: {text!r} is no span such as 12h or 90d.", REFUSED)
+    return _read_span(text)
+
+
+def _read_span(text: str) -> timedelta:
+    return timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
 
 
 def _span(seconds: float) -> str:

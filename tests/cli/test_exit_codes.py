@@ -32,6 +32,7 @@ COMMANDS = [
     ["deliveries", "list"],
     ["deliveries", "resend", ID],
     ["keys", "create", "tests"],
+    ["keys", "set", ID, "--weight", "2"],
     ["keys", "list"],
     ["keys", "rotate", ID],
     ["keys", "revoke", ID],

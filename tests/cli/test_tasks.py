@@ -175,7 +175,7 @@ def test_terminal_gets_tables_that_fit_and_cannot_be_commanded(migrated_sqlite: 
     keys = run_on_terminal(["keys", "list"], tmp_path, environment)
 
     assert [line.split() for line in keys.lines[:1]] == [["ID", "NAME", "MAY", "STATE"]]
-    assert keys.lines[1].split()[1:] == ["tests", "active"]
+    assert keys.lines[1].split()[1:] == ["tests", "submit,read,webhooks", "active"]
     header, row = listed.lines
     assert header.split() == ["ID", "STATUS", "AGE", "KEY", "PROMPT"]
     assert row.startswith(f"{task_id}  succeeded  ")
