@@ -16,7 +16,6 @@ from app.auth import routes as audit
 from app.budgets import routes as budgets
 from app.callbacks import routes as callbacks
 from app.clips import routes as clips
-from app.clips.middleware import SignedLinksForAnyOrigin
 from app.console import mount
 from app.dropin import routes as dropin
 from app.dropin.middleware import VendorEnvelopeMiddleware
@@ -33,6 +32,7 @@ from app.tasks.links import routes as links
 from app.tasks.links.reading import check_links
 from app.upstream import routes as upstream
 from app.web import EdgeMiddleware, TolerantPaths, install_error_handlers, problems
+from app.web.cors import CrossOriginReads
 from app.web.deferred import DeferredResponses
 from app.web.middleware import PROBES
 from app.web.negotiation import check_accept, check_query
@@ -82,7 +82,7 @@ def create_app(services: Services, *, runs_workers: bool = True) -> FastAPI:
     app.add_middleware(DeferredResponses)
     check = check_links(services.signed_urls)
     app.add_middleware(EdgeMiddleware, observe=services.metrics.requests.observe, check=check)
-    app.add_middleware(SignedLinksForAnyOrigin)
+    app.add_middleware(CrossOriginReads, origins=services.settings.cors_origins)
     app.add_middleware(VendorEnvelopeMiddleware)
     app.add_middleware(TolerantPaths)
     if prefix := prefix_of(services.settings.link_base):
