@@ -11,7 +11,16 @@ from app.enums import WebhookType
 from tests.api.document import document
 from tests.support.settings import ROOT
 
-NAMES = "README", "CONTRIBUTING", "SECURITY", "CHANGELOG", "docs/database", "docs/deployment", "docs/operations"
+NAMES = (
+    "README",
+    "CONTRIBUTING",
+    "SECURITY",
+    "CHANGELOG",
+    "docs/browser",
+    "docs/database",
+    "docs/deployment",
+    "docs/operations",
+)
 DOCUMENTS = [f"{name}.md" for name in NAMES]
 CONFIGURATION = sorted([*(ROOT / ".github").rglob("*.yml"), ROOT / ".pre-commit-config.yaml"])
 PATHS = (r"`((?:app|tests|migrations|\.github|\.ci)/[\w./-]+)`", r"`(\.?[\w.-]+\.(?:toml|ya?ml|example|md))`")
