@@ -80,7 +80,7 @@ class TaskCreate(StrictModel):
         description="Whether to fetch the sung words with their times once the sound is ready.",
         examples=[True],
     )
-    priority: Priority = Field(
+    priority: Annotated[Priority, Field(strict=False)] = Field(
         default=Priority.normal,
         strict=False,
         description="Which of your own queued tasks goes first: `high` before `normal` before `low`. It gives you no"

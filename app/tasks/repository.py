@@ -9,7 +9,7 @@ from hashlib import sha256
 from itertools import accumulate
 from operator import eq, gt, lt
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import JSON, ColumnElement, bindparam, delete, exists, func, insert, inspect, literal, select, tuple_
 from sqlalchemy.orm import aliased
@@ -26,8 +26,6 @@ from app.tasks.schemas import CLIP_COLUMNS, TASK_COLUMNS, TaskFilters
 
 # A failed task is due only where we gave up on it: it may still turn out to have succeeded.
 POLLABLE = Task.upstream_task_id.isnot(None)
-# Who orders, what, where a client of the vendor's API wants its callbacks, and the trace that it is a part of.
-Order = tuple[str, TaskCreate, str | None, TraceContext | None]
 _UNKNOWN = {name: None for name, column in inspect(Task).columns.items() if column.nullable}
 # All rows of one statement have the same columns.
 _NOT_RESERVED = {"booked": None, "reserved_at": None}
@@ -42,6 +40,21 @@ _SHOWN: Sequence[tuple[type[Base], Sequence[str]]] = (Task, TASK_COLUMNS), (Clip
 WHOLE_TASK = tuple(inspect(table).columns[name] for table, names in _SHOWN for name in names)
 _TASK_AND_CLIPS = select(*WHOLE_TASK).select_from(Task.__table__).outerjoin(Clip.__table__, Clip.task_id == Task.id)
 _FIND_TASK = FixedQuery(_TASK_AND_CLIPS.where(Task.id == bindparam("task_id")).order_by(Clip.index))
+
+
+class Order(NamedTuple):
+    """
+    Who orders, what, where a client of the vendor's API wants its callbacks, and the trace that it is a part of.
+
+    `task_id` is the id that the caller has chosen, and `digest` what tells the order from others with it.
+    """
+
+    api_key_id: str
+    body: TaskCreate
+    callback_url: str | None = None
+    trace_context: TraceContext | None = None
+    task_id: str | None = None
+    digest: str | None = None
 
 
 async def insert_tasks(
@@ -66,18 +79,19 @@ async def insert_tasks(
 
 
 def _new_task(order: Order, default_model: str, now: datetime) -> dict[str, Any]:
-    api_key_id, body, callback_url, trace_context = order
+    body = order.body
     model = body.model or default_model
     return {
         **{name: value for name, value in body if name not in NOT_STORED},
-        "id": new_id(),
-        "api_key_id": api_key_id,
+        "id": order.task_id or new_id(),
+        "api_key_id": order.api_key_id,
+        "order_digest": order.task_id and order.digest,
         "status": TaskStatus.queued,
         "version": 1,
         "model": model,
         "sound_digest": sound_digest(body, model),
-        "callback_url": callback_url,
-        "trace_context": trace_context,
+        "callback_url": order.callback_url,
+        "trace_context": order.trace_context,
         "charge": Charge.none,
         "posts": 0,
         "audio_checks": 0,

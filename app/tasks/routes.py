@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Annotated, Any
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
 from app.auth.callers import ReadCaller, SubmitCaller
@@ -16,6 +16,7 @@ from app.enums import Charge
 from app.errors import (
     BudgetExceeded,
     IdempotencyKeyReused,
+    IdTaken,
     InvalidRequest,
     TaskAlreadyFinal,
     TaskDeleted,
@@ -31,7 +32,8 @@ from app.tasks.links.reading import ReaderDep
 from app.tasks.links.schemas import LinkedTask, OrderedTask
 from app.tasks.links.views import LinkedView, with_links
 from app.tasks.order_schemas import MAX_LABELS, TaskCreate
-from app.tasks.orders.idempotency import KeyDep
+from app.tasks.orders.idempotency import KeyDep, NewTaskId, refuse_key
+from app.tasks.orders.reuse import PreferencesDep
 from app.tasks.orders.service import OrderService
 from app.tasks.schemas import CanceledTask, TaskFilters, TaskId, TaskPage, TaskRead
 from app.tasks.service import TaskService
@@ -44,8 +46,10 @@ from app.web.routing import Router
 from app.webhooks.openapi import documented_routes
 
 router = Router(prefix="/v1/tasks", tags=["tasks"])
-final_webhooks = documented_routes(
-    receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb="callBack"
+# Each operation in the document needs a name of its own.
+final_webhooks, final_webhooks_of_put = (
+    documented_routes(receive_task_webhook, FINAL_SUMMARIES, path="{{$request.body#/webhook_url}}", verb=verb)
+    for verb in ("callBack", "callBackPut")
 )
 PLACED_HEADERS = response_headers(
     "Location", "Cache-Control", "Idempotency-Replayed", "RateLimit", "RateLimit-Policy", "Preference-Applied"
@@ -92,7 +96,7 @@ async def create_task(
     signed_urls: SignedUrlsDep,
     caller: SubmitCaller,
     body: TaskCreate,
-    wait: WaitDep,
+    preferences: PreferencesDep,
     key: KeyDep,
 ) -> Response:
     """
@@ -101,12 +105,13 @@ async def create_task(
     The task is stored before the response, and then sent to the upstream once. Send an
     `Idempotency-Key` to be able to repeat the request safely.
     """
-    placed = await orders.place(caller, body, idempotency_key=key, trace_context=trace_context_of(request.scope))
+    trace_context, reuse = trace_context_of(request.scope), preferences.reuse
+    placed = await orders.place(caller, body, idempotency_key=key, reuse=reuse, trace_context=trace_context)
 
     def respond(snapshot: TaskSnapshot) -> Response:
         return placed.respond_with(with_links(signed_urls, body.links, snapshot))
 
-    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
+    return waiters.respond(snapshot_of(placed.task), preferences.wait, attrgetter("is_final"), respond)
 
 
 @router.get("", operation_id="listTasks", summary="List tasks", responses=PAGE)
@@ -147,6 +152,40 @@ async def get_task(
     """
     view = snapshot_of if reader.link is None else LinkedView(signed_urls, reader.link)
     return waiters.respond_to_read(view(await tasks.get(reader.caller, task_id)), wait, if_none_match, view)
+
+
+@router.put(
+    "/{task_id}",
+    status_code=202,
+    operation_id="putTask",
+    summary="Create a task with an id of your own",
+    response_model=OrderedTask,
+    responses={**CREATED, **problem_responses(IdTaken)},
+    callbacks=final_webhooks_of_put.routes,
+    dependencies=[Depends(refuse_key)],
+)
+async def put_task(
+    request: Request,
+    orders: OrdersDep,
+    waiters: WaitersDep,
+    signed_urls: SignedUrlsDep,
+    caller: SubmitCaller,
+    task_id: NewTaskId,
+    body: TaskCreate,
+    wait: WaitDep,
+) -> Response:
+    """
+    Request a sound as the task with this id, once, however often and however late this is repeated.
+
+    The same body again is answered with the task as it is then; another body is refused, and so is an
+    `Idempotency-Key`, since the id is one. The id of a deleted task stays used as long as tasks are kept.
+    """
+    placed = await orders.place(caller, body, task_id=task_id, trace_context=trace_context_of(request.scope))
+
+    def respond(snapshot: TaskSnapshot) -> Response:
+        return placed.respond_with(with_links(signed_urls, body.links, snapshot))
+
+    return waiters.respond(snapshot_of(placed.task), wait, attrgetter("is_final"), respond)
 
 
 @router.post(

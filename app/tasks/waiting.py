@@ -103,7 +103,9 @@ class Waiters:
 
         async def respond_later(scope: Scope, receive: Receive, send: Send) -> None:
             response = respond(await self._wait(snapshot, wait, is_awaited, view or snapshot_of, receive))
-            response.headers["Preference-Applied"] = f"wait={wait.seconds}"
+            applied = response.headers.get("Preference-Applied")
+            waited = f"wait={wait.seconds}"
+            response.headers["Preference-Applied"] = f"{applied}, {waited}" if applied else waited
             await response(scope, receive, send)
 
         return DeferredResponse(respond_later)

@@ -17,13 +17,14 @@ EXAMPLE_ENDPOINT_ID = "019a6b0f5c3d7a118b2c4d6e8f0a2b4c"
 EXAMPLE_EVENT_ID = "019a6c1f1f2a7b3c9d4e5f60718293a4"
 EXAMPLE_DELIVERY_ID = "019a6c1f1f2b7c4d8e5f60718293a4b5"
 
-_UUID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+UUID_PATTERN = "^([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})$"
+
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 def as_id(text: str) -> str | None:
     """The id that a UUID is here, however it is written: 32 hex digits in lower case. None for other text."""
-    return text.replace("-", "").lower() if _UUID.fullmatch(text) else None
+    return text.replace("-", "").lower() if re.fullmatch(UUID_PATTERN, text) else None
 
 
 def canonical_id(text: str) -> str:

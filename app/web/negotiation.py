@@ -18,11 +18,12 @@ from app.errors import FieldError, InvalidRequest, NotAcceptable
 from app.web.problems import pointer_to
 
 MAX_WAIT_SECONDS = 60
+MAX_REUSE_SECONDS = 30 * 86_400
 # Where callers make up names of filters, and what these begin with.
 FREE_NAMES: Mapping[str, str] = {"/v1/tasks": "metadata."}
 
 _QUALITY = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?:;|$)", re.ASCII)
-_WAIT = re.compile(r'wait\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
+_PREFERENCE = re.compile(r'\w+\s*=\s*(?:"0*(\d{1,9})"|0*(\d{1,9}))\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 _SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?", re.ASCII)
 _REQUEST_ID = re.compile(rb"[\w.:+/=-]{1,128}")
 
@@ -97,11 +98,21 @@ def preferred_wait(prefer: Sequence[str]) -> int | None:
 
     A preference that cannot be read is ignored, as §2 has it.
     """
+    seconds = _preferred_seconds(prefer, "wait")
+    return None if seconds is None else min(seconds, MAX_WAIT_SECONDS)
+
+
+def preferred_reuse(prefer: Sequence[str]) -> int | None:
+    """The seconds of the first `reuse` in Prefer fields, from 1 to MAX_REUSE_SECONDS; None without one, or for 0."""
+    return min(_preferred_seconds(prefer, "reuse") or 0, MAX_REUSE_SECONDS) or None
+
+
+def _preferred_seconds(prefer: Sequence[str], wanted: str) -> int | None:
     for preference in ",".join(prefer).split(","):
         name = preference.partition("=")[0].partition(";")[0].strip()
-        if name.lower() == "wait":
-            found = _WAIT.fullmatch(preference.strip())
-            return min(int(found[1] or found[2]), MAX_WAIT_SECONDS) if found else None
+        if name.lower() == wanted:
+            found = _PREFERENCE.fullmatch(preference.strip())
+            return int(found[1] or found[2]) if found else None
     return None
 
 

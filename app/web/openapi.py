@@ -77,13 +77,20 @@ HEADERS: Mapping[str, tuple[str, str | int]] = {
     ),
     "Content-Range": ("The bytes of the part, counted from 0, and the size of the whole file.", "bytes 0-1023/181248"),
     "ETag": ("Identifies this version of the resource; send it back in `If-None-Match`.", 'W/"5"'),
-    "Idempotency-Replayed": ("`true` if an earlier request with the same key made the task; else absent.", "true"),
+    "Idempotency-Replayed": (
+        "`true` if an earlier request with the same key or id made the task; else absent.",
+        "true",
+    ),
     "Link": (
         'The next page as `rel="next"` (RFC 8288); absent on the last page.',
         '</v1/tasks?cursor=WyJhI>; rel="next"',
     ),
     "Location": ("The URL of the resource.", f"/v1/tasks/{EXAMPLE_TASK_ID}"),
-    "Preference-Applied": ("The `wait` in seconds that was applied (RFC 7240); absent without one.", "wait=30"),
+    "Preference-Applied": (
+        "The preferences that were applied (RFC 7240): `wait` with its seconds, and `reuse` for a task that was there;"
+        " absent without any.",
+        "wait=30",
+    ),
     "RateLimit": (
         "The requests left in this window, `r`, and the seconds until there are more, `t`; absent without a limit.",
         '"default";r=59;t=60',

@@ -49,10 +49,15 @@ class Call:
 
 
 def calls(*, of_admins: bool = False) -> Iterator[Call]:
-    """Every operation with an id in its path, those of later releases too; `of_admins`: that only they may call."""
+    """
+    Every operation with an id in its path, those of later releases too, but for the one that gives the id.
+
+    `of_admins`: those that only admins may call.
+    """
     for method, path, operation in operations():
         names = re.findall(r"\{([^}]*_id)}", path)
-        if names and operation.get("security") and path.startswith(OF_ADMINS) == of_admins:
+        is_ours = operation.get("security") and operation["operationId"] != "putTask"
+        if names and is_ours and path.startswith(OF_ADMINS) == of_admins:
             yield Call(method, path, names[0])
 
 

@@ -19,6 +19,7 @@ from app.signed_urls import SignedUrls
 from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.order_schemas import TaskCreate
+from app.tasks.repository import Order
 from app.tasks.transitions import FINAL
 from tests.support.clock import MORNING
 from tests.support.settings import settings_of
@@ -83,7 +84,7 @@ async def create_task(
     session: Session, lifecycle: TaskLifecycle, api_key_id: str, body: TaskCreate, now: datetime
 ) -> Task:
     """Order a task in this transaction."""
-    [created] = await lifecycle.create(session, [(api_key_id, body, None, None)], now)
+    [created] = await lifecycle.create(session, [Order(api_key_id, body)], now)
     return await session.get_one(Task, created.id)
 
 

@@ -17,7 +17,7 @@ from app.models import ApiKey, QueueTag, Task
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.queue.shares import Share, choose
-from app.tasks.repository import lock_task
+from app.tasks.repository import Order, lock_task
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, lifecycle_of, reread
 from tests.support.statements import COMMIT, recorded
@@ -281,7 +281,7 @@ def _share(key: str, start: float, minutes: int = 0, weight: int = 1) -> Share:
 async def _order(database: Database, key: str, count: int, now: datetime = MORNING, **fields: Any) -> None:
     body = TaskCreate.model_validate({"prompt": "soft rain", **fields})
     async with database.writes.begin() as session:
-        await lifecycle_of(database).create(session, [(key, body, None, None)] * count, now)
+        await lifecycle_of(database).create(session, [Order(key, body)] * count, now)
 
 
 async def _claim(

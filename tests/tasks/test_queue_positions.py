@@ -14,6 +14,7 @@ from app.models import ApiKey, Task
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.queue.estimates import RetryAfterEstimate
 from app.tasks.queue.positions import QueuePositions
+from app.tasks.repository import Order
 from app.tasks.schemas import MAX_QUEUE_POSITION
 from tests.support.clock import MORNING
 from tests.support.filling import Owner, fill_queued
@@ -46,7 +47,7 @@ async def test_positions_are_the_order_in_which_tasks_are_claimed(service: Servi
                 for _ in range(rng.randint(4, 12))
             ]
             now = MORNING + timedelta(minutes=rng.randint(0, 100))
-            await lifecycle.create(session, [(key, body, None, None) for body in bodies], now)
+            await lifecycle.create(session, [Order(key, body) for body in bodies], now)
     # Some have been served before, so that the tags differ.
     async with database.writes.begin() as session:
         await lifecycle.claim_submits(session, Claim(NOON, LEASE, rng.randint(0, 5)))
@@ -91,7 +92,7 @@ async def fill_queued_of(service: Service, key: str, count: int) -> None:
     now = MORNING + timedelta(seconds=int(await _count(service)))
     body = TaskCreate(prompt="soft rain", metadata={})
     async with service.database.writes.begin() as session:
-        await lifecycle.create(session, [(key, body, None, None)] * count, now)
+        await lifecycle.create(session, [Order(key, body)] * count, now)
 
 
 async def _count(service: Service) -> int:

@@ -1,7 +1,8 @@
 """
-Storing an order once.
+Storing an order once: one key, one body, one task.
 
-The Idempotency-Key header, after draft-ietf-httpapi-idempotency-key-header: one key, one body, one task.
+The key is the Idempotency-Key header, after draft-ietf-httpapi-idempotency-key-header, or the id that the caller has
+chosen for the task.
 """
 
 from __future__ import annotations
@@ -15,17 +16,24 @@ from hashlib import sha256
 from types import SimpleNamespace
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header, Path, Request
+from pydantic import AfterValidator
 from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import select
 
 from app.database.engine import Session, insert_new
-from app.errors import IdempotencyKeyReused, InvalidRequest, TaskDeleted
-from app.models import IdempotencyKey, Task
+from app.errors import IdempotencyKeyReused, IdTaken, InvalidRequest, TaskDeleted
+from app.models import IdempotencyKey, SpentCharge, Task
 from app.tasks.order_schemas import TaskCreate
-from app.tasks.repository import find_task
+from app.tasks.repository import Order, find_task
+from app.web.fields import EXAMPLE_TASK_ID, UUID_PATTERN, as_id
 
 TTL = timedelta(hours=24)
+
+OTHER_BODY = (
+    "The id was sent with another body: send the first one again to get its task, or take a new id for this one."
+)
+ID_OF_DELETED = "No new task was created. To request the sound again, take a new id."
 
 # Quoted, which is an RFC 8941 string, or bare: the draft asks for quotes, most clients leave them out.
 QUOTED = r'"(?:[ !#-\[\]-~]|\\["\\]){1,255}"'
@@ -58,15 +66,48 @@ def read_key(values: Sequence[str]) -> str:
     return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key
 
 
+async def refuse_key(request: Request) -> None:
+    """Raise InvalidRequest for an order that has a key although its id is one: which of both counts is not guessed."""
+    if "idempotency-key" in request.headers:
+        detail = "is not taken here: the id of the task is the key"
+        raise InvalidRequest(errors=[{"pointer": "#/header/Idempotency-Key", "detail": detail}])
+
+
+def _as_new_id(text: str) -> str:
+    if (id_ := as_id(text)) is None:
+        raise ValueError(f"must be a UUID such as {EXAMPLE_TASK_ID}, with dashes or without")
+    return id_
+
+
 KeyDep = Annotated[str | None, Depends(find_key)]
+NewTaskId = Annotated[
+    str,
+    Path(
+        description="The `id` of the new task: a UUID that you have made, of any version, in hex digits with dashes or"
+        " without.",
+        examples=[EXAMPLE_TASK_ID],
+        json_schema_extra={"pattern": UUID_PATTERN},
+    ),
+    AfterValidator(_as_new_id),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A locked Idempotency-Key with its task, None if that is still to be created; `row` is None without a key."""
+    """
+    The task that an order is for already, None if that is still to be found or created.
+
+    `row` is the order's Idempotency-Key, locked; None without one.
+    """
 
     row: IdempotencyKey | None
     task: Task | None
+
+    def is_older(self, task: Task | None) -> bool:
+        """Whether a task was there before this order and its key, and is used again."""
+        return task is not None and (
+            self.task is None or (self.row is not None and task.created_at < self.row.created_at)
+        )
 
     def bind_to(self, task: Task | SimpleNamespace) -> None:
         """Bind the key, if there is one, to this task, in this transaction."""
@@ -82,6 +123,38 @@ def fingerprint(body: TaskCreate, default_model: str) -> str:
     """
     normalised = {**body.model_dump(mode="json", exclude={"links"}), "model": body.model or default_model}
     return sha256(json.dumps(normalised, sort_keys=True).encode()).hexdigest()
+
+
+async def claim_order(session: Session, order: Order, key: str | None, digest: str, now: datetime) -> Claimed:
+    """Find the task of an earlier order with this key, or with this id. Raises as both."""
+    if order.task_id is not None:
+        return Claimed(None, await claim_id(session, order.api_key_id, order.task_id, digest))
+    return await claim_key(session, order.api_key_id, key, digest, now)
+
+
+async def claim_id(session: Session, api_key_id: str, task_id: str, digest: str) -> Task | None:
+    """
+    The task that the caller has ordered with this id already; None for an id that is new.
+
+    Raises IdTaken for another's id, and for one that this service has made; IdempotencyKeyReused;
+    and TaskDeleted, as long as is kept what the task has cost.
+    """
+    task = await find_task(session, task_id)
+    if task is None:
+        await refuse_spent(session, api_key_id, task_id)
+        return None
+    if task.api_key_id != api_key_id or task.order_digest is None:
+        raise IdTaken
+    if task.order_digest != digest:
+        raise IdempotencyKeyReused(OTHER_BODY)
+    return task
+
+
+async def refuse_spent(session: Session, api_key_id: str, task_id: str) -> None:
+    """Raise TaskDeleted for an id whose task was deleted, IdTaken where that was another's."""
+    spent = await session.get(SpentCharge, task_id)
+    if spent is not None:
+        raise TaskDeleted(ID_OF_DELETED) if spent.api_key_id == api_key_id else IdTaken
 
 
 async def claim_key(session: Session, api_key_id: str, key: str | None, digest: str, now: datetime) -> Claimed:

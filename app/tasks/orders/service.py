@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType, SimpleNamespace
 
+from sqlalchemy.exc import IntegrityError
 from starlette.responses import Response
 
 from app.auth.callers import Caller
@@ -24,9 +25,11 @@ from app.signed_urls import SignedUrls
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.orders.groups import Estimates, PlainOrders
-from app.tasks.orders.idempotency import claim_key, fingerprint
+from app.tasks.orders.idempotency import claim_order, fingerprint, refuse_spent
+from app.tasks.orders.reuse import find_reusable
 from app.tasks.queue.estimates import RetryAfterEstimate
 from app.tasks.queue.positions import QueuePositions
+from app.tasks.repository import Order, sound_digest
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.waiting import TaskSnapshot
 from app.webhooks.lifecycle import check_receiver
@@ -40,20 +43,23 @@ class PlacedTask:
     """
     The result of `place`.
 
-    `is_replay`: an earlier request with the same Idempotency-Key created the task. `quota` are
-    the rate limit headers of the API key, `retry_after` is in seconds.
+    `is_replay`: an earlier request with the same Idempotency-Key, or with the id, created the task. `is_reused`: the
+    task was there, with an equal sound. `quota` are the rate limit headers of the API key, `retry_after` is in seconds.
     """
 
     task: TaskRead
     is_replay: bool
     quota: Mapping[str, str]
     retry_after: int
+    is_reused: bool = False
 
     def respond_with(self, snapshot: TaskSnapshot) -> Response:
         """The response to the order, with the task as it is now."""
         headers = {"Location": f"/v1/tasks/{self.task.id}", "Cache-Control": "no-store", **self.quota}
         if self.is_replay:
             headers["Idempotency-Replayed"] = "true"
+        if self.is_reused:
+            headers["Preference-Applied"] = "reuse"
         if not snapshot.is_final:
             headers["Retry-After"] = str(self.retry_after)
         return Response(snapshot.body, 200 if snapshot.is_final else 202, headers, "application/json")
@@ -83,37 +89,64 @@ class OrderService:
         body: TaskCreate,
         *,
         idempotency_key: str | None = None,
+        task_id: str | None = None,
+        reuse: timedelta | None = None,
         callback_url: str | None = None,
         trace_context: TraceContext | None = None,
     ) -> PlacedTask:
         """
-        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted, BudgetExceeded,
-        TooManyRequests, and DatabaseUnavailable if too many others wait to be stored.
+        Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted, IdTaken,
+        BudgetExceeded, TooManyRequests, and DatabaseUnavailable if too many others wait to be stored.
 
+        `task_id` is the id that the caller has chosen; `reuse` is how old an equal sound may be that is used again;
         `callback_url` is where a client of the vendor's API wants its callbacks, `trace_context` what a new task keeps.
         """
         self._check(body)
-        key_id, rate = caller.api_key_id, self._settings.key_rate
-        order = (key_id, body, callback_url, trace_context)
-        is_plain = idempotency_key is None and rate is None
+        order = Order(caller.api_key_id, body, callback_url, trace_context, task_id)
+        is_plain = idempotency_key is None and task_id is None and reuse is None and self._settings.key_rate is None
         stored = await self._plain_orders.store(order) if is_plain else None
         if stored is not None:
             return self._placed(stored.task, await stored.estimates)
-        # The rows whose locks it may wait for: the idempotency key, and the caller's for its rate, or because it was
-        # not to be had at once.
-        locked = [(key_id, rate or is_plain or None), (f"{key_id}/{idempotency_key}", idempotency_key)]
+        try:
+            return await self._place_alone(order, idempotency_key, reuse, is_plain)
+        except IntegrityError:
+            if task_id is None:
+                raise
+            # Meanwhile another process has stored a task with this id: now it is found.
+            return await self._place_alone(order, idempotency_key, reuse, is_plain)
+
+    async def _place_alone(
+        self, order: Order, idempotency_key: str | None, reuse: timedelta | None, is_plain: bool
+    ) -> PlacedTask:
+        key_id, rate = order.api_key_id, self._settings.key_rate
+        digest = fingerprint(order.body, self._settings.default_model)
+        # The rows whose locks it may wait for: the caller's for its rate, or because it was not to be had at once, and
+        # those of the key and of the id that make an order one.
+        locked = [
+            (key_id, rate or is_plain or None),
+            (f"{key_id}/{idempotency_key}", idempotency_key),
+            (str(order.task_id), order.task_id),
+        ]
         async with AsyncExitStack() as stack:
             for name, is_locked in locked:
                 if is_locked is not None:
                     await stack.enter_async_context(self._database.exclusive(name))
             await stack.enter_async_context(self._database.orders.admitted())
             session, now = await stack.enter_async_context(self._database.transaction())
-            digest = fingerprint(body, self._settings.default_model)
-            claimed = await claim_key(session, key_id, idempotency_key, digest, now)
-            quota = await spend(session, key_id, rate, now, is_free=claimed.task is not None)
-            task = claimed.task or (await self._lifecycle.create(session, [order], now))[0]
+            claimed = await claim_order(session, order, idempotency_key, digest, now)
+            found = claimed.task
+            if found is None and reuse is not None:
+                sound = sound_digest(order.body, order.body.model or self._settings.default_model)
+                found = await find_reusable(session, key_id, sound, now - reuse)
+            quota = await spend(session, key_id, rate, now, is_free=found is not None)
+            task = found or (await self._lifecycle.create(session, [order._replace(digest=digest)], now))[0]
+            if found is None and order.task_id is not None:
+                # Since it was looked for, an earlier task with this id may have come and gone.
+                await refuse_spent(session, key_id, order.task_id)
+            is_replay, is_reused = claimed.task is not None, reuse is not None and claimed.is_older(found)
             claimed.bind_to(task)
-        return self._placed(task, await self._read_estimates([task]), quota, is_replay=claimed.task is not None)
+        estimates = await self._read_estimates([task])
+        return self._placed(task, estimates, quota, is_replay=is_replay, is_reused=is_reused)
 
     def _placed(
         self,
@@ -122,10 +155,12 @@ class OrderService:
         quota: Mapping[str, str] = MappingProxyType({}),
         *,
         is_replay: bool = False,
+        is_reused: bool = False,
     ) -> PlacedTask:
         positions, seconds = estimates
         retry_after = self._retry_after.from_place(positions.get(task.id), seconds)
-        return PlacedTask(read_task(task, positions, self._signed_urls), is_replay, quota, retry_after)
+        shown = read_task(task, positions, self._signed_urls)
+        return PlacedTask(shown, is_replay, quota, retry_after, is_reused)
 
     def _check(self, body: TaskCreate) -> None:
         models = self._settings.models
