@@ -23,6 +23,10 @@ class Settings(SettingsFields):
             setattr(self, name, getattr(fresh, name))
         return changed
 
+    def sent_model(self, ordered: str) -> str:
+        """The model that the upstream is asked for where this one was ordered, which may be orderable no more."""
+        return self.models.get(ordered, ordered)
+
     @property
     def default_model(self) -> str:
         """The model of a task whose request names none."""

@@ -120,7 +120,7 @@ class _SubmitWorker:
         task = submit.task
         token = self._services.keyring.callback_token(task.id)
         callback_url = f"{self._services.settings.callback_base}{CALLBACKS_PATH}{task.id}/{token}"
-        request = _sound_request(task, callback_url)
+        request = _sound_request(task, self._services.settings.sent_model(task.model), callback_url)
         return await self._gateway.call_in(submit.slot, lambda upstream: upstream.submit(request))
 
     async def _store(self, take: Callable[[], Sequence[tuple[Submit, Result[str]]]]) -> Sequence[Exception | None]:
@@ -215,10 +215,10 @@ class _SubmitWorker:
             lifecycle.clear_charge(session, task, now)
 
 
-def _sound_request(task: Task, callback_url: str) -> SoundRequest:
+def _sound_request(task: Task, model: str, callback_url: str) -> SoundRequest:
     return SoundRequest(
         prompt=task.prompt,
-        model=task.model,
+        model=model,
         sound_loop=task.sound_loop,
         sound_tempo=task.sound_tempo,
         sound_key=task.sound_key,
