@@ -5,7 +5,7 @@ from app.models.keys import ApiKey, AuditEntry, FormerKey, IdempotencyKey, RateL
 from app.models.shared import CompatibleRevision, PaceSlot, PeriodicJob, QueueTag
 from app.models.tasks import QUESTIONS, Callback, Clip, Event, StoredObject, Task, TaskLabel
 from app.models.usage import SpentCharge, UsageSum
-from app.models.webhooks import Delivery, DeliveryAttempt, WebhookEndpoint
+from app.models.webhooks import Delivery, DeliveryAttempt, EndpointSend, WebhookEndpoint
 
 __all__ = [
     "QUESTIONS",
@@ -17,6 +17,7 @@ __all__ = [
     "CompatibleRevision",
     "Delivery",
     "DeliveryAttempt",
+    "EndpointSend",
     "Event",
     "FormerKey",
     "IdempotencyKey",

@@ -45,6 +45,9 @@ class WebhookEndpoint(Base):
     headers: Mapped[bytes | None] = mapped_column(LargeBinary)
     headers_key: Mapped[str | None] = mapped_column(String(8))
     header_names: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    # At most so many attempts in any window of so many seconds, as "10/1"; and until when that lets none through.
+    rate: Mapped[str | None] = mapped_column(String(32))
+    full_until: Mapped[datetime | None]
     failing_since: Mapped[datetime | None]
     paused_until: Mapped[datetime | None]
     disabled_at: Mapped[datetime | None]
@@ -57,6 +60,23 @@ class WebhookEndpoint(Base):
     sweep_until: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
+
+
+class EndpointSend(Base):
+    """
+    One attempt that counts in the window of its endpoint's rate: while it is under way, and a window from then on.
+
+    `ended_at` is when its response came; before that, when its claim lapses.
+    """
+
+    __tablename__ = "endpoint_sends"
+    __table_args__ = (Index(None, "endpoint_id", "ended_at"),)
+
+    # The claimed delivery and the fence of its claim.
+    delivery_id: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    fence: Mapped[str] = mapped_column(String(ID_LENGTH), primary_key=True)
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    ended_at: Mapped[datetime]
 
 
 class Delivery(Due, Base):

@@ -6,7 +6,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 from sqlalchemy import (
@@ -16,6 +16,7 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    exists,
     func,
     insert,
     inspect,
@@ -27,6 +28,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, aliased
 
+from app.database.claims import DatabaseNow, is_due
 from app.database.engine import Session
 from app.models import Delivery, DeliveryAttempt, Task, WebhookEndpoint
 from app.webhooks import repository
@@ -42,7 +44,15 @@ _NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 Found = TypeVar("Found")
 
 
-def _walk_of_lanes() -> Select[str, str, str, bool]:
+class Ready(NamedTuple):
+    """A lane with ready deliveries: whether it gets none for now, and whether its endpoint has a rate."""
+
+    lane: Lane
+    is_blocked: bool
+    is_rated: bool
+
+
+def _walk_of_lanes(now: ColumnElement[datetime]) -> Select[int, str, str, str, bool, bool]:
     here, there = aliased(Delivery), aliased(Delivery)
     columns = there.api_key_id, there.host, there.lane
 
@@ -61,11 +71,17 @@ def _walk_of_lanes() -> Select[str, str, str, bool]:
     is_further = tuple_(*columns, there.due_at) > tuple_(*behind)
     following = select(first(is_further), walk.c.number + 1).join(here, here.id == walk.c.id)
     walk = walk.union_all(following.where(walk.c.number < MAX_WALK))
-    is_blocked = here.lane.in_(repository.blocked(bindparam("now", type_=Delivery.due_at.type)))
-    return select(here.api_key_id, here.host, here.lane, is_blocked).join(walk, here.id == walk.c.id)
+    is_blocked = here.lane.in_(repository.blocked(now)).label("is_blocked")
+    is_rated = exists().where(WebhookEndpoint.id == here.lane, WebhookEndpoint.rate.isnot(None))
+    found = select(walk.c.number, here.api_key_id, here.host, here.lane, is_blocked, is_rated)
+    return found.join(walk, here.id == walk.c.id)
 
 
-_LANES = _walk_of_lanes()
+_LANES = _walk_of_lanes(bindparam("now", type_=Delivery.due_at.type))
+_FREE = _walk_of_lanes(DatabaseNow()).subquery()
+# Whether deliveries are due to receivers that get any for now: those behind a pause or a used-up rate wake nobody. Of
+# more lanes than the walk reaches, one may be free.
+IS_DUE = exists().where(~_FREE.c.is_blocked | (_FREE.c.number == MAX_WALK)) | is_due(Delivery, ~Delivery.is_ready)
 
 
 async def line_up(session: Session, now: datetime) -> int:
@@ -81,15 +97,17 @@ async def line_up(session: Session, now: datetime) -> int:
     return len((await session.scalars(ready.execution_options(synchronize_session=False))).all())
 
 
-async def ready_lanes(session: Session, now: datetime) -> Mapping[Lane, bool] | None:
+async def ready_lanes(session: Session, now: datetime) -> Sequence[Ready] | None:
     """
-    The lanes with ready deliveries, and whether each gets none for now; None if there are MAX_WALK of them or more.
+    The lanes with ready deliveries; None if there are MAX_WALK of them or more.
 
     A recursive query jumps along the index from lane to lane (a loose index scan): each costs the same with one
     delivery or a hundred thousand.
     """
     found = (await session.execute(_LANES, {"now": now})).all()
-    return {Lane(*lane): is_blocked for *lane, is_blocked in found} if len(found) < MAX_WALK else None
+    if len(found) >= MAX_WALK:
+        return None
+    return [Ready(Lane(*lane), is_blocked, is_rated) for _, *lane, is_blocked, is_rated in found]
 
 
 async def ready_values(

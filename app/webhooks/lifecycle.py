@@ -22,7 +22,8 @@ from app.enums import DeliveryStatus, DisabledBy, Sweep, WebhookType
 from app.errors import InvalidRequest, TooManyEndpoints
 from app.keyring import Keyring
 from app.models import ApiKey, Delivery, WebhookEndpoint
-from app.webhooks import due, repository
+from app.webhooks import due, rates, repository
+from app.webhooks.fields import revealed
 from app.webhooks.headers import store_headers
 from app.webhooks.outbox import OutboundEvent, enqueue_on_commit, enqueue_to_endpoint
 from app.webhooks.retry import GONE, AttemptResult, disabled_by, next_delay, pause_after
@@ -34,7 +35,6 @@ from app.webhooks.schemas import (
     EndpointWebhookType,
     Recovery,
     read_endpoint,
-    revealed,
 )
 from app.webhooks.sweeps import THE_BEGINNING, begin_sweep
 
@@ -110,6 +110,10 @@ class WebhookLifecycle:
         if "url" in given:
             # Deliveries follow: a claim takes the URL from here.
             check_receiver(given["url"], self._allow, "#/url")
+        if given.get("rate", endpoint.rate) != endpoint.rate:
+            # The next claim counts anew.
+            endpoint.full_until = None
+            notify_on_commit(session, DELIVERIES)
         for name, value in given.items():
             setattr(endpoint, name, value)
         if "headers" in body.model_fields_set:
@@ -163,6 +167,9 @@ class WebhookLifecycle:
         # After all of them: an endpoint that one of them has disabled gets none of the others again.
         changes = [_change(each, endpoints, claims, delay, now) for each, delay in zip(settling, delays, strict=True)]
         await due.store_results(session, [_attempt(each) for each in settling], changes)
+        for endpoint in filter(None, endpoints.values()):
+            mine = [each for each in settling if each.delivery.endpoint_id == endpoint.id]
+            await rates.count_ended(session, endpoint, [(each.delivery, each.result.ended_at) for each in mine], now)
         settled = (Settled(change["status"], change["attempts_made"], now) for change in changes)
         return [reason or next(settled) for reason in unsettled]
 

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Select,
     case,
@@ -152,14 +151,20 @@ async def owners(session: Session, deliveries: Sequence[Delivery]) -> dict[str, 
 
 
 async def blocked_endpoints(session: Session, now: datetime) -> set[str]:
-    """The ids of the endpoints that asked for a pause, or whose deliveries are being given up or erased."""
+    """The ids of the endpoints that asked for a pause, whose rate is used up, or whose deliveries are swept away."""
     return set(await session.scalars(blocked(now)))
 
 
-def blocked(now: datetime | BindParameter[datetime]) -> Select[str]:
+def blocked(now: datetime | ColumnElement[datetime]) -> Select[str]:
     """Those ids, as a query."""
     is_ending = WebhookEndpoint.sweep.in_([Sweep.give_up, Sweep.erase])
-    return select(WebhookEndpoint.id).where((WebhookEndpoint.paused_until > now) | is_ending)
+    waits = (WebhookEndpoint.paused_until > now) | (WebhookEndpoint.full_until > now)
+    return select(WebhookEndpoint.id).where(waits | is_ending)
+
+
+async def rated_endpoints(session: Session) -> set[str]:
+    """The ids of the endpoints that have a rate."""
+    return set(await session.scalars(select(WebhookEndpoint.id).where(WebhookEndpoint.rate.isnot(None))))
 
 
 async def count_overdue_deliveries(session: Session, now: datetime, late: datetime, lease: timedelta) -> int:

@@ -33,6 +33,11 @@ class AttemptResult:
     retry_after: timedelta | None = None
 
     @property
+    def ended_at(self) -> datetime:
+        """When there was a response, or none to be waited for any more."""
+        return self.attempted_at + self.duration
+
+    @property
     def is_success(self) -> bool:
         """Whether the status is 2xx; redirects are not followed."""
         return self.status_code is not None and 200 <= self.status_code < 300

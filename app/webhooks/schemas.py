@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import Path
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from app.enums import DeliveryStatus, DisabledBy, WebhookType
@@ -15,69 +14,15 @@ from app.models import Delivery, WebhookEndpoint
 from app.web import Moment, StrictModel, Text
 from app.web.fields import EXAMPLE_DELIVERY_ID, EXAMPLE_ENDPOINT_ID, EXAMPLE_EVENT_ID, EXAMPLE_TASK_ID, canonical_id
 from app.web.pagination import Cursor, Limit, NextCursor
-from app.webhooks.headers import MAX_HEADERS, NAMES_SCHEMA, VALUE_SCHEMA, check_distinct, check_name, check_value
+from app.webhooks.fields import EXAMPLE_URL, Description, EndpointRate, EventTypes, Headers, Url
 
 EndpointWebhookType = Literal[WebhookType.webhook_test, WebhookType.endpoint_disabled]
-EXAMPLE_URL = "https://example.com/hooks/sounds"
 
 
 EndpointId = Annotated[
     str, Path(description="The `id` of one of your webhook endpoints.", examples=[EXAMPLE_ENDPOINT_ID])
 ]
 DeliveryId = Annotated[str, Path(description="The `id` of one of your deliveries.", examples=[EXAMPLE_DELIVERY_ID])]
-Url = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=2048),
-    Field(
-        description="An HTTP or HTTPS URL, at most 2048 characters, without credentials. It must not lead to a private"
-        " address.",
-        examples=[EXAMPLE_URL],
-        json_schema_extra={"format": "uri"},
-    ),
-]
-EventTypes = Annotated[
-    Annotated[list[Annotated[WebhookType, Field(strict=False)]], Field(min_length=1, max_length=len(WebhookType))]
-    | None,
-    Field(
-        description="The event types to send; null sends all, those of later releases too.",
-        examples=[["task.succeeded", "task.failed"]],
-    ),
-]
-Description = Annotated[
-    Annotated[Text, StringConstraints(max_length=500)] | None,
-    Field(description="Your own note about the endpoint, at most 500 characters; null for none.", examples=["Staging"]),
-]
-
-
-def _checked_value(value: SecretStr) -> SecretStr:
-    check_value(value.get_secret_value())
-    return value
-
-
-def _distinct(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
-    check_distinct(headers)
-    return headers
-
-
-Headers = Annotated[
-    Annotated[
-        dict[
-            Annotated[str, AfterValidator(check_name)],
-            Annotated[SecretStr, AfterValidator(_checked_value), Field(json_schema_extra=VALUE_SCHEMA)],
-        ],
-        Field(max_length=MAX_HEADERS, json_schema_extra=NAMES_SCHEMA),
-        AfterValidator(_distinct),
-    ]
-    | None,
-    Field(
-        description="Headers that each attempt carries, such as a credential for your gateway: at most 16, with names"
-        " of at most 100 characters and values of at most 1024 visible ASCII characters and spaces. They take the"
-        " place of all former ones; null or an empty object removes them. Values are stored encrypted and never shown."
-        " `webhook-*`, `content-*` and what the connection or a trace needs, such as `Host` or `traceparent`, are"
-        " refused.",
-        examples=[{"Authorization": "Bearer 4f7a90c2"}],
-    ),
-]
 
 
 class DeliveryFilters(BaseModel):
@@ -107,6 +52,7 @@ class EndpointCreate(StrictModel):
     event_types: EventTypes = None
     description: Description = None
     headers: Headers = None
+    rate: EndpointRate = None
     disabled: bool = Field(default=False, description="Whether to create the endpoint disabled.", examples=[False])
 
 
@@ -117,6 +63,7 @@ class EndpointUpdate(StrictModel):
     event_types: EventTypes = None
     description: Description = None
     headers: Headers = None
+    rate: EndpointRate = None
     disabled: bool = Field(
         default_factory=bool, description="True disables the endpoint, false enables it again.", examples=[True]
     )
@@ -136,6 +83,11 @@ class EndpointRead(BaseModel):
     headers: list[str] = Field(
         description="The names of the headers that are sent with each attempt; their values are never shown.",
         examples=[["Authorization"]],
+    )
+    rate: str | None = Field(
+        description="At most so many attempts in any window of so many seconds, as `requests/seconds`; null for no"
+        " such limit.",
+        examples=["10/1"],
     )
     disabled: bool = Field(description="Whether the endpoint gets no webhooks at present.", examples=[False])
     disabled_at: datetime | None = Field(
@@ -264,11 +216,6 @@ class EndpointWebhook(BaseModel):
     )
     timestamp: datetime = Field(description="When it happened.", examples=["2026-01-31T08:00:00Z"])
     data: EndpointData = Field(description="The endpoint that it happened to.")
-
-
-def revealed(headers: Mapping[str, SecretStr] | None) -> Mapping[str, str]:
-    """Headers with their values, to be stored or sent."""
-    return {name: value.get_secret_value() for name, value in (headers or {}).items()}
 
 
 def read_endpoint(endpoint: WebhookEndpoint) -> EndpointRead:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.database.claims import ClaimLost, is_due
+from app.database.claims import ClaimLost
 from app.database.engine import Session
 from app.database.group_commit import GroupCommit
 from app.database.wakeups import DELIVERIES
@@ -23,7 +23,7 @@ from app.models import Delivery, WebhookEndpoint
 from app.observability.tracing import TraceContext, current_context
 from app.services import Services
 from app.web.negotiation import retry_after
-from app.webhooks import due, repository
+from app.webhooks import due, rates, repository
 from app.webhooks.headers import HeadersLost, headers_of
 from app.webhooks.lifecycle import Attempted, Settled
 from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
@@ -37,7 +37,6 @@ CONCURRENCY = 100
 CLAIM_AGAIN_AT = 25, 10, 4
 # Bytes that are read of a response, and characters that are stored of it or of an error.
 MAX_RESPONSE = 1024
-IS_DUE = select(Delivery.id).where(Delivery.is_ready).limit(1).exists() | is_due(Delivery, ~Delivery.is_ready)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +61,25 @@ class ClaimedDelivery:
         return Lane(self.delivery.api_key_id, self.delivery.host, self.delivery.lane)
 
 
+@dataclass(slots=True)
+class _Found:
+    """Lanes for a claim, which of them have a rate, keys and hosts without a free place, and endpoints that wait."""
+
+    lanes: list[Lane] = field(default_factory=list)
+    rated: set[str] = field(default_factory=set)
+    full: set[str] = field(default_factory=set)
+    blocked: set[str] = field(default_factory=set)
+
+    def add(self, lane: Lane, *, is_rated: bool) -> None:
+        self.lanes.append(lane)
+        if is_rated:
+            self.rated.add(lane.name)
+
+
 def deliver_loop(services: Services) -> Loop[ClaimedDelivery]:
     """Return the loop that attempts due deliveries."""
     worker = _DeliveryWorker(services)
-    return Loop("deliver", services.wakeups.event(DELIVERIES), CONCURRENCY, worker.claim, worker.work, IS_DUE)
+    return Loop("deliver", services.wakeups.event(DELIVERIES), CONCURRENCY, worker.claim, worker.work, due.IS_DUE)
 
 
 class _DeliveryWorker:
@@ -82,19 +96,28 @@ class _DeliveryWorker:
         services = self._services
         async with services.database.transaction() as (session, now):
             lined_up = await due.line_up(session, now)
-            lanes, full = await self._lanes(session, now, limit)
-            shares = share_places(lanes, self._in_flight, limit)
+            found = await self._lanes(session, now, limit)
+            windows = await rates.lock_windows(session, found.rated, now) if found.rated else {}
+            shares = share_places(found.lanes, self._counts(found, windows), limit)
             claimed = await due.claim_lanes(session, shares, now, services.settings.webhook_lease) if shares else []
+            await rates.count_claimed(session, windows, [delivery for delivery, *_ in claimed], now)
             items = await self._signed(session, claimed, now)
+            waiting = {*found.rated, *found.blocked}
+            idle = await rates.room_in(session, waiting, now) if waiting else None
         promised = Counter(self._in_flight)
         for lane, share in shares.items():
             promised.update(dict.fromkeys(lane.groups, share))
         for item in items:
             self._in_flight.update(item.lane.groups)
-        self._full = full | {group for lane in lanes for group in self._full_groups(lane)}
+        # Where a rate is used up, an attempt that ends may be the first of its window to leave it.
+        self._full = found.full | waiting | {group for lane in found.lanes for group in self._full_groups(lane)}
         # A lane with fewer deliveries than its share has taken places that others of its key or host could have.
         is_short = any(self._full_groups(lane, promised) - {lane.name} - self._full for lane in shares)
-        return Claimed(items, timedelta() if lined_up == repository.MAX_BATCH or (items and is_short) else None)
+        if lined_up == repository.MAX_BATCH or (items and is_short):
+            idle = timedelta()
+        elif {*found.rated} - {*windows}:
+            idle = rates.LOCKED_WAIT
+        return Claimed(items, idle)
 
     async def work(self, item: ClaimedDelivery) -> None:
         """Make one attempt and store its result."""
@@ -107,35 +130,45 @@ class _DeliveryWorker:
             if any(group in self._full and self._in_flight[group] <= most for group, most in limits):
                 self._services.wakeups.notify(DELIVERIES)
 
-    async def _lanes(self, session: Session, now: datetime, limit: int) -> tuple[list[Lane], set[str]]:
-        """Lanes with due deliveries, enough for `limit` of them, and the keys and hosts that have no free place."""
-        lanes: list[Lane] = []
-        full: set[str] = set()
+    async def _lanes(self, session: Session, now: datetime, limit: int) -> _Found:
+        found = _Found()
         if (ready := await due.ready_lanes(session, now)) is not None:
-            for lane, is_blocked in ready.items():
-                groups = self._full_groups(Lane(lane.api_key_id, lane.host, ""))
-                full.update(groups)
-                if not groups and not is_blocked:
-                    lanes.append(lane)
-            self._services.rng.shuffle(lanes)
-            return lanes, full
-        blocked = await repository.blocked_endpoints(session, now)
+            for lane, is_blocked, is_rated in ready:
+                if is_blocked:
+                    found.blocked.add(lane.name)
+                elif not self._full_host(lane.api_key_id, lane.host, found):
+                    found.add(lane, is_rated=is_rated)
+            self._services.rng.shuffle(found.lanes)
+            return found
+        found.blocked = await repository.blocked_endpoints(session, now)
+        rated = await repository.rated_endpoints(session)
         keys = await self._ready(session, Delivery.api_key_id)
         for key in sorted(keys, key=lambda key: self._in_flight[key]):
-            if len(lanes) >= limit:
+            if len(found.lanes) >= limit:
                 break
-            enough = len(lanes) + MAX_CONCURRENT[0]
+            enough = len(found.lanes) + MAX_CONCURRENT[0]
             for host in await self._ready(session, Delivery.host, Delivery.api_key_id == key):
-                groups = self._full_groups(Lane(key, host, ""))
-                full.update(groups)
-                if groups:
+                if self._full_host(key, host, found):
                     continue
                 there = Delivery.api_key_id == key, Delivery.host == host
-                names = await self._ready(session, Delivery.lane, *there)
-                lanes += [Lane(key, host, name) for name in names if name not in blocked]
-                if len(lanes) >= enough:
+                for name in await self._ready(session, Delivery.lane, *there):
+                    if name not in found.blocked:
+                        found.add(Lane(key, host, name), is_rated=name in rated)
+                if len(found.lanes) >= enough:
                     break
-        return lanes, full
+        return found
+
+    def _full_host(self, api_key_id: str, host: str, found: _Found) -> bool:
+        """Whether a key, or this host of it, has no free place, which `found` keeps."""
+        groups = self._full_groups(Lane(api_key_id, host, ""))
+        found.full |= groups
+        return bool(groups)
+
+    def _counts(self, found: _Found, windows: Mapping[str, rates.Window]) -> Mapping[str, int]:
+        """The attempts under way by group; in the lane of an endpoint with a rate at least as many as it keeps back."""
+        most = MAX_CONCURRENT[-1]
+        rooms = {name: windows[name].room if name in windows else 0 for name in found.rated}
+        return {**self._in_flight, **{name: max(self._in_flight[name], most - room) for name, room in rooms.items()}}
 
     async def _ready(
         self, session: Session, column: InstrumentedAttribute[str], *where: ColumnElement[bool]

@@ -370,6 +370,8 @@ def upgrade() -> None:
         sa.Column("headers", sa.LargeBinary(), nullable=True),
         sa.Column("headers_key", sa.String(length=8), nullable=True),
         sa.Column("header_names", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("rate", sa.String(length=32), nullable=True),
+        sa.Column("full_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("failing_since", sa.DateTime(timezone=True), nullable=True),
         sa.Column("paused_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
@@ -391,6 +393,25 @@ def upgrade() -> None:
             unique=False,
             postgresql_where=sa.text("sweep IS NOT NULL"),
             sqlite_where=sa.text("sweep IS NOT NULL"),
+        )
+
+    op.create_table(
+        "endpoint_sends",
+        sa.Column("delivery_id", sa.String(length=32), nullable=False),
+        sa.Column("fence", sa.String(length=32), nullable=False),
+        sa.Column("endpoint_id", sa.String(length=32), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["endpoint_id"],
+            ["webhook_endpoints.id"],
+            name=op.f("fk_endpoint_sends_endpoint_id"),
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("delivery_id", "fence", name=op.f("pk_endpoint_sends")),
+    )
+    with op.batch_alter_table("endpoint_sends", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_endpoint_sends_endpoint_id_ended_at"), ["endpoint_id", "ended_at"], unique=False
         )
 
     op.create_table(
@@ -610,6 +631,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_callbacks_task_id_received_at_id"))
 
     op.drop_table("callbacks")
+    with op.batch_alter_table("endpoint_sends", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_endpoint_sends_endpoint_id_ended_at"))
+
+    op.drop_table("endpoint_sends")
     with op.batch_alter_table("webhook_endpoints", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_webhook_endpoints_api_key_id_id"))
 
