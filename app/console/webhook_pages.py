@@ -8,8 +8,9 @@ from typing import Annotated, Any
 from fastapi import Request, Response
 from pydantic import ValidationError
 
+from app.config import parse_rate
 from app.console.mount import PATH
-from app.console.rendering import PagesDep, link_with, with_zone
+from app.console.rendering import Pages, PagesDep, link_with, span, with_zone
 from app.console.repository import names_of_keys
 from app.console.session import FormDep, Refused, Visitor, WebhooksVisitor
 from app.database.engine import Database
@@ -28,6 +29,7 @@ LIST = f"{PATH}/webhooks"
 WebhooksDep = Annotated[WebhookService, provided(WebhookService)]
 # A key has at most 100 endpoints.
 ENDPOINTS, DELIVERIES, ATTEMPTS = 100, 25, 200
+UNUSABLE = "This cannot be used"
 _FILTERS = "status", "endpoint_id", "task_id"
 
 
@@ -62,6 +64,8 @@ async def show_endpoint(
     given = {name: value for name, value in _read_filters(request).items() if name == "status"}
     deliveries = await _read_deliveries(request, webhooks, visitor, {**given, "endpoint_id": endpoint.id})
     shown = {**await _explained(database, visitor, [endpoint], deliveries["deliveries"]), **deliveries}
+    rate = parse_rate(endpoint.rate) if endpoint.rate else None
+    shown["rate"] = f"{rate.requests:,} attempts in any {span(rate.period)}" if rate else "no limit"
     return pages.render(request, "endpoint.html", endpoint=endpoint, given=given, **shown)
 
 
@@ -106,6 +110,42 @@ async def recover(
         ) from None
     count = await webhooks.recover(owner, endpoint_id, wanted)
     return pages.redirect(f"{LIST}/{endpoint_id}", f"{_counted(count)} due again.")
+
+
+@router.post("/webhooks/{endpoint_id}/rate")
+async def set_rate(
+    pages: PagesDep, visitor: VisitorDep, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
+) -> Response:
+    """Set or remove the rate of an endpoint."""
+    return await _change(
+        pages, visitor, webhooks, endpoint_id, {"rate": form.get("rate", "").strip() or None}, "The rate is set."
+    )
+
+
+@router.post("/webhooks/{endpoint_id}/headers")
+async def replace_headers(
+    pages: PagesDep, visitor: VisitorDep, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
+) -> Response:
+    """Replace the headers of an endpoint by those of the lines."""
+    lines = [line.partition(":") for line in form.get("headers", "").splitlines() if line.strip()]
+    headers = {name.strip(): value.strip() for name, _, value in lines}
+    if len(headers) < len(lines):
+        raise Refused(422, UNUSABLE, "Each header may be named once.")
+    return await _change(pages, visitor, webhooks, endpoint_id, {"headers": headers}, "The headers are replaced.")
+
+
+async def _change(
+    pages: Pages, visitor: Visitor, webhooks: WebhookService, endpoint_id: str, fields: dict[str, Any], done: str
+) -> Response:
+    owner = visitor.acting_for(await webhooks.get_endpoint(visitor.caller, endpoint_id))
+    try:
+        wanted = EndpointUpdate.model_validate(fields)
+    except ValidationError as error:
+        # Of these fields no message holds what was given.
+        why = "; ".join(f"{each['loc'][0]}: {each['msg'].removeprefix('Value error, ')}" for each in error.errors())
+        raise Refused(422, UNUSABLE, f"{why}.") from None
+    await webhooks.update_endpoint(owner, endpoint_id, wanted)
+    return pages.redirect(f"{LIST}/{endpoint_id}", done)
 
 
 @router.post("/webhooks/{endpoint_id}/{change}")

@@ -131,7 +131,12 @@ async def test_filters_are_in_the_url_and_work_by_keyboard(window: Window) -> No
 
 async def test_failed_webhooks_are_sent_again(window: Window, served: Service) -> None:
     await add_endpoint(served, url="https://quiet.example/sounds", description="Staging", disabled=True)
-    endpoint_id = await add_endpoint(served, url="https://shop.example/hooks/sounds?region=north-west")
+    endpoint_id = await add_endpoint(
+        served,
+        url="https://shop.example/hooks/sounds?region=north-west",
+        headers={"Authorization": "Bearer 1", "X-Tenant": "blue"},
+        rate="10/1",
+    )
     await add_failed_delivery(served, endpoint_id)
     page = window.page
     await window.sign_in(window.admin_key)
@@ -140,6 +145,7 @@ async def test_failed_webhooks_are_sent_again(window: Window, served: Service) -
     await window.check("webhooks")
     await page.get_by_role("link", name="https://shop.example").click()
     await page.get_by_role("heading", name="https://shop.example").wait_for()
+    await page.get_by_text("Replace the headers").first.click()
     await window.check("endpoint")
     await page.get_by_role("link", name="webhook.test").click()
     await page.get_by_role("cell", name="Service Unavailable").wait_for()

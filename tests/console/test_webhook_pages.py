@@ -69,7 +69,33 @@ async def test_endpoint_is_disabled_and_enabled(service: Service, is_admin: bool
     assert found == [(200, True, "owner"), (200, False, None), (404, False, None)]
 
 
-@pytest.mark.parametrize("action", ["test", "recover", "disable", "enable"])
+async def test_headers_and_rate_are_set_and_values_never_shown(service: Service) -> None:
+    endpoint_id = await add_endpoint(service)
+    path = f"/console/webhooks/{endpoint_id}"
+    lines = "Authorization: Bearer 4f7a90c2: more\r\n\r\n  x-tenant:blue"
+    shown = []
+    async with browser_of(service) as browser:
+        for action, fields in (("headers", {"headers": lines}), ("rate", {"rate": "10/2.5"}), ("rate", {})):
+            shown.append(await act(browser, f"{path}/{action}", **fields))
+            endpoint = (await service.client.get(f"/v1/webhook-endpoints/{endpoint_id}")).json()
+            assert endpoint["headers"] == ["Authorization", "x-tenant"]
+            assert endpoint["rate"] == fields.get("rate")
+        refused = [
+            await act(browser, f"{path}/headers", headers=wrong)
+            for wrong in ("Host: 4f7a90c2", "4f7a90c2", "X-A: 4f7a90c2\nX-A: 2", "X-A: 4f7a90c2\u00fc")
+        ]
+        refused.append(await act(browser, f"{path}/rate", rate="4f7a90c2"))
+        removed = await act(browser, f"{path}/headers")
+
+    assert "Authorization, x-tenant" in shown[0].text
+    assert "10 attempts in any 2.5 s" in shown[1].text
+    assert "no limit" in shown[2].text
+    assert "none of its own" in removed.text
+    assert [page.status_code for page in refused] == [422] * 5
+    assert not any("4f7a90c2" in page.text.replace('Bearer 4f7a90c2"', "") for page in (*shown, *refused))
+
+
+@pytest.mark.parametrize("action", ["test", "recover", "disable", "enable", "headers", "rate"])
 async def test_nobody_acts_on_webhooks_of_others(service: Service, action: str) -> None:
     endpoint_id = await add_endpoint(service)
     delivery_id = await add_failed_delivery(service, endpoint_id)
