@@ -14,6 +14,7 @@ from app.database.engine import Database
 from app.enums import Charge, EventType, TaskStatus
 from app.models import Event, Task
 from app.tasks.transitions import EVENT_BY_STATUS, FINAL, NEXT, REVIVABLE
+from tests.faults.books import Books, disagreements, read_books
 from tests.support.api import client_of
 from tests.support.sandbox import journal
 
@@ -30,6 +31,7 @@ class Ledger:
     events: dict[str, list[Event]]
     made: list[Record]
     requests: list[Record]
+    books: Books | None = None
 
     @property
     def submits(self) -> list[Record]:
@@ -52,6 +54,7 @@ class Ledger:
             "attached": sum(_is_attached(self, record) for record in self.made),
             "ever unconfirmed": sum(task.was_unconfirmed for task in tasks),
             "revived": self.revivals,
+            "credits used": self.books.used if self.books else None,
             "final events": sum(_final_events(events) for events in self.events.values()),
         }
 
@@ -65,12 +68,13 @@ async def read_ledger(database_url: str, sandbox_url: str) -> Ledger:
     database = Database(database_url)
     try:
         tasks, events = await read_rows(database)
+        books = await read_books(database)
     finally:
         await database.close()
     arrived = await journal(sandbox_url, kind="request")
     # Audio and covers come from hosts that have no pace.
     requests = [each for each in arrived if each["path"].startswith("/api/")]
-    return Ledger(tasks, events, await made_by(sandbox_url), requests)
+    return Ledger(tasks, events, await made_by(sandbox_url), requests, books)
 
 
 async def read_rows(database: Database, *where: ColumnElement[bool]) -> tuple[dict[str, Task], dict[str, list[Event]]]:
@@ -180,6 +184,11 @@ def _money_agrees(ledger: Ledger) -> Iterator[str]:
             yield f"{task.id} counts {task.posts} POSTs, and {arrived[task.id]} arrived"
 
 
+def _books_agree(ledger: Ledger) -> Iterator[str]:
+    if ledger.books is not None:
+        yield from disagreements(ledger.books, ledger.tasks, ledger.made)
+
+
 def _no_task_is_polled_too_often(ledger: Ledger) -> Iterator[str]:
     polls: dict[str, list[Record]] = defaultdict(list)
     for request in ledger.requests:
@@ -197,6 +206,7 @@ _CHECKS = (
     final_tasks_are_final_events,
     no_step_goes_back,
     _money_agrees,
+    _books_agree,
     _no_task_is_polled_too_often,
 )
 

@@ -11,7 +11,9 @@ from typing import Any
 import httpx
 
 from app.config import parse_rate
+from tests.faults.books import charged_by, unbalanced
 from tests.faults.ledger import Ledger, made_by, most_in_a_window, read_ledger, unended
+from tests.support.api import client_of
 from tests.support.processes import Process, Processes, free_port
 from tests.support.settings import KEY
 
@@ -32,6 +34,7 @@ FAULTS = (
     "delay-callbacks=7:0.1,poll-500=1:0.1,poll-stale=1:0.1,failed:0.05,refunded:0.03"
 )
 ORDERERS = 12
+CREDITS = 1e6
 STRIKE_EVERY = 1.5
 # On a busy machine a process takes many seconds to start.
 TIMEOUT = 180.0
@@ -53,6 +56,8 @@ class Aftermath:
     acknowledged: list[str]
     kills: int
     broken: list[str]
+    # The credits that the upstream's account has lost.
+    paid: float
 
     def counts(self) -> str:
         """The sums of both sides, to be shown."""
@@ -64,6 +69,8 @@ class Aftermath:
         found = [*self.ledger.disagreements(), *self.broken]
         if sorted(self.acknowledged) != sorted(self.ledger.tasks):
             found.append(f"{len(self.acknowledged)} orders were acknowledged, {len(self.ledger.tasks)} are stored")
+        if (charged := charged_by(self.ledger.made)) != self.paid:
+            found.append(f"{self.paid} credits were taken from the account, and {charged} for tasks")
         rate = parse_rate(RATE)
         most = most_in_a_window(self.ledger.requests, rate.period - timedelta(milliseconds=1))
         if most > rate.requests:
@@ -82,19 +89,22 @@ async def storm(
     rng = random.Random(seed)  # noqa: S311 - decides who is killed when
     retries = ",".join(["0.5"] * 4 + ["1"] * 30)
     sandbox = await processes.sandbox(
-        "--seed", str(seed), "--callback-retries", retries, delay=0.8, rate=1000, fault=FAULTS, credits=1e6
+        "--seed", str(seed), "--callback-retries", retries, delay=0.8, rate=1000, fault=FAULTS, credits=CREDITS
     )
     crew = await _crew(processes, database_url, sandbox.url, workers)
     until = time.monotonic() + seconds
     orders = [asyncio.create_task(order_until(crew[0].running.url, until, pause, rng)) for _ in range(ORDERERS)]
-    kills = await _strike_until(crew, until, rng)
+    kills, broken = await _strike_until(crew, until, rng, database_url)
     acknowledged = [task_id for created in await asyncio.gather(*orders) for task_id in created]
     # A lease of the last one killed ends after the upstream's timeout and 15 s.
     await _until_settled(database_url, sandbox.url)
-    broken = [
+    broken += [
         line for log in processes.folder.glob("*.log") for line in log.read_text().splitlines() if "_broke" in line
     ]
-    return Aftermath(await read_ledger(database_url, sandbox.url), acknowledged, kills, broken)
+    broken += await unbalanced(database_url)
+    async with client_of(sandbox.url, None) as client:
+        paid = CREDITS - (await client.get("/control")).raise_for_status().json()["credits"]
+    return Aftermath(await read_ledger(database_url, sandbox.url), acknowledged, kills, broken, paid)
 
 
 async def _crew(processes: Processes, database_url: str, sandbox_url: str, workers: int) -> list[Member]:
@@ -110,21 +120,26 @@ async def _crew(processes: Processes, database_url: str, sandbox_url: str, worke
     return [Member(start, await start()) for start in (serve, *[work] * workers)]
 
 
-async def _strike_until(crew: list[Member], until: float, rng: random.Random) -> int:
+async def _strike_until(
+    crew: list[Member], until: float, rng: random.Random, database_url: str
+) -> tuple[int, list[str]]:
     """
     Kill one process every moment and start it again; returns the number of kills.
+
+    And what is wrong about the ledger of a key after any of them.
 
     The server is waited for: starting takes much of a small machine, and where no
     order comes in there is nothing to lose.
     """
-    kills = 0
+    kills, wrong = 0, list[str]()
     while time.monotonic() < until:
         await asyncio.sleep(STRIKE_EVERY * rng.uniform(0.5, 1.5))
         member = rng.choice(crew)
         member.running.kill()
+        wrong += await unbalanced(database_url)
         member.running = await member.start()
         kills += 1
-    return kills
+    return kills, wrong
 
 
 async def order_until(url: str, until: float, pause: float, rng: random.Random) -> list[str]:
