@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from app.enums import EntryKind, Window
 from app.models import IdempotencyKey, RateLimitHit, Task
 from tests.budgets.accounts import account_of, check_ledger, entries_of, give, key_of, kinds_of
+from tests.console.test_task_actions import browser_of
 from tests.support.service import Service, client_with_key, serve
 
 ORDER = {"prompt": "soft rain"}
@@ -94,3 +95,18 @@ async def test_client_of_the_vendor_hears_of_its_budget_in_the_vendors_words(ser
     assert (answer.status_code, answer.json()["code"], answer.json()["data"]) == (200, 429, None)
     assert "insufficient credits" in answer.json()["msg"].lower()
     assert (await account_of(service.database, await key_of(service))).entries == 0
+
+
+async def test_console_orders_again_within_the_budget_of_the_key(service: Service) -> None:
+    task_id = await service.create_task()
+    async with service.database.reads() as session:
+        now = await service.database.now(session)
+    await give(service.database, await key_of(service), 5, now=now)
+    async with browser_of(service) as browser:
+        answers = [await browser.act(task_id, "order-again", order_key=f"k{number}") for number in range(2)]
+
+    async with service.database.reads() as session:
+        count = await session.scalar(select(func.count()).select_from(Task))
+    assert [answer.status_code for answer in answers] == [303, 402]
+    assert "budget of this key has no room" in answers[1].text
+    assert count == 2
