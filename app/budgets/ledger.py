@@ -177,9 +177,9 @@ def lock_accounts(session: orm.Session, key_ids: Collection[str]) -> Mapping[str
 
 def write_accounts(session: orm.Session, accounts: Iterable[Account]) -> None:
     """Write locked accounts as they are now, by one statement."""
-    rows = [{**asdict(account), "of": account.api_key_id} for account in accounts]
+    rows = [asdict(account) for account in accounts]
     if rows:
-        session.connection().execute(_UPDATE, rows)
+        session.connection().execute(_UPDATE, [{"of_key": row.pop("api_key_id"), **row} for row in rows])
 
 
 async def set_budget(
@@ -265,6 +265,6 @@ _LOCK = (
 )
 _UPDATE = (
     update(_TABLE)
-    .where(_TABLE.c.api_key_id == bindparam("of"))
+    .where(_TABLE.c.api_key_id == bindparam("of_key"))
     .values({name: bindparam(name) for name in _NAMES if name != "api_key_id"})
 )
