@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 from sqlalchemy import ColumnElement, Table, bindparam, case, exists, func, inspect, orm, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from app.budgets.limits import THOUSANDTHS
 from app.budgets.schemas import BudgetRead
 from app.database.base import Base, new_id, to_utc
 from app.database.engine import Session
@@ -20,7 +21,6 @@ from app.models import Budget, LedgerEntry, PeriodicJob, Task
 Kept = TypeVar("Kept")
 # What an account counts by that has no budget.
 DEFAULT_WINDOW = Window.day
-THOUSANDTHS = 1000
 # `budget.low` is said from this fraction of the limit on.
 LOW = 0.8
 # The periodic job that lets held tasks in.
@@ -170,7 +170,7 @@ def lock_accounts(session: orm.Session, key_ids: Collection[str]) -> Mapping[str
         locked |= _lock(session, wanted)
     if missing := [key_id for key_id in wanted if key_id not in locked]:
         new = _insert(session, _TABLE).on_conflict_do_nothing()
-        session.connection().execute(new, [asdict(_new_account(key_id)) for key_id in missing])
+        session.connection().execute(new, [asdict(new_account(key_id)) for key_id in missing])
         locked |= _lock(session, missing)
     return locked
 
@@ -242,7 +242,8 @@ def _used_since(session: orm.Session, api_key_id: str, start: datetime) -> tuple
     return int(found[0] or 0), int(found[1] or 0)
 
 
-def _new_account(api_key_id: str) -> Account:
+def new_account(api_key_id: str) -> Account:
+    """The account of a key for which nothing was written yet."""
     return Account(api_key_id, None, DEFAULT_WINDOW, None, 0, 0, 0, 0, 0, None, False, False)
 
 

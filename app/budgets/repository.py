@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, func, select, tuple_
 
-from app.budgets.ledger import IS_HELD, Account
+from app.budgets.ledger import IS_HELD, Account, new_account
 from app.database.engine import Session
 from app.models import ApiKey, Budget, LedgerEntry, Task
 
@@ -36,8 +36,7 @@ async def list_keys(session: Session, after: tuple[datetime, str] | None, limit:
 async def accounts_of(session: Session, key_ids: Collection[str]) -> Mapping[str, Account]:
     """The accounts of these keys; one in which nothing was written yet is as good as new."""
     rows = await session.execute(_ACCOUNT.where(Budget.api_key_id.in_(key_ids)))
-    new = {key_id: Account(key_id, None, None, None, 0, 0, 0, 0, 0, None, False, False) for key_id in key_ids}
-    return new | {row[0]: Account(*row) for row in rows}
+    return {key_id: new_account(key_id) for key_id in key_ids} | {row[0]: Account(*row) for row in rows}
 
 
 async def count_exhausted(session: Session, cheapest: int, now: datetime) -> int:

@@ -114,7 +114,7 @@ async def recover(
 
 @router.post("/webhooks/{endpoint_id}/rate")
 async def set_rate(
-    pages: PagesDep, visitor: VisitorDep, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
+    pages: PagesDep, visitor: WebhooksVisitor, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
 ) -> Response:
     """Set or remove the rate of an endpoint."""
     return await _change(
@@ -124,7 +124,7 @@ async def set_rate(
 
 @router.post("/webhooks/{endpoint_id}/headers")
 async def replace_headers(
-    pages: PagesDep, visitor: VisitorDep, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
+    pages: PagesDep, visitor: WebhooksVisitor, form: FormDep, webhooks: WebhooksDep, endpoint_id: str
 ) -> Response:
     """Replace the headers of an endpoint by those of the lines."""
     lines = [line.partition(":") for line in form.get("headers", "").splitlines() if line.strip()]

@@ -16,6 +16,7 @@ from app.budgets.ledger import set_budget
 from app.enums import EntryKind, Window
 from app.models import ApiKey, AuditEntry, Budget, LedgerEntry
 from app.web.pagination import encode_cursor
+from tests.budgets.accounts import key_of
 from tests.support.clock import MORNING
 from tests.support.rows import add_key
 from tests.support.service import Service, client_with_key
@@ -52,7 +53,7 @@ async def test_key_without_a_budget_is_told_so(service: Service) -> None:
 
 @pytest.mark.parametrize("window", ["day", "month"])
 async def test_budget_is_told_in_credits(service: Service, admin: httpx.AsyncClient, window: str) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     before = datetime.now(UTC)
     given = await admin.put(f"/v1/keys/{key_id}/budget", json={"limit": 10.125, "window": window})
     await _use(service, key_id, spent=2500, reserved=7501)
@@ -75,7 +76,7 @@ async def test_budget_is_told_in_credits(service: Service, admin: httpx.AsyncCli
 
 
 async def test_window_that_is_over_reads_as_a_new_one(service: Service) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     now = datetime.now(UTC)
     async with service.database.writes.begin() as session:
         await set_budget(session, key_id, 5000, Window.day, now - timedelta(days=1))
@@ -88,7 +89,7 @@ async def test_window_that_is_over_reads_as_a_new_one(service: Service) -> None:
 
 
 async def test_nothing_is_left_where_more_is_used_than_the_limit(service: Service, admin: httpx.AsyncClient) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     for limit in (5, 1):
         await admin.put(f"/v1/keys/{key_id}/budget", json={"limit": limit, "window": "day"})
         await _use(service, key_id, spent=2500)
@@ -99,7 +100,7 @@ async def test_nothing_is_left_where_more_is_used_than_the_limit(service: Servic
 
 
 async def test_budget_is_changed_and_taken_away_by_an_admin(service: Service, admin: httpx.AsyncClient) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     found = []
     for body in ({"limit": 0, "window": "month"}, {"limit": 1_000_000_000, "window": "day"}, {"limit": None}):
         answer = await admin.put(f"/v1/keys/{key_id}/budget", json=body)
@@ -116,7 +117,7 @@ async def test_budget_is_changed_and_taken_away_by_an_admin(service: Service, ad
 
 
 async def test_nonsense_is_refused_and_changes_nothing(service: Service, admin: httpx.AsyncClient) -> None:
-    path = f"/v1/keys/{await _own_key(service)}/budget"
+    path = f"/v1/keys/{await key_of(service)}/budget"
 
     for body, pointer in NONSENSE:
         answer = await admin.put(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -126,7 +127,7 @@ async def test_nonsense_is_refused_and_changes_nothing(service: Service, admin: 
 
 
 async def test_limit_is_kept_to_the_thousandth(service: Service, admin: httpx.AsyncClient) -> None:
-    path = f"/v1/keys/{await _own_key(service)}/budget"
+    path = f"/v1/keys/{await key_of(service)}/budget"
 
     for limit in (0.001, 0.1 + 0.2, 1.001, 999_999_999.999, 123_456_789.123):
         answer = await admin.put(path, json={"limit": limit, "window": "day"})
@@ -134,7 +135,7 @@ async def test_limit_is_kept_to_the_thousandth(service: Service, admin: httpx.As
 
 
 async def test_only_admins_see_keys_and_give_budgets(service: Service, admin: httpx.AsyncClient) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     body = {"limit": 5, "window": "day"}
     refused = [
         await service.client.get("/v1/keys"),
@@ -151,7 +152,7 @@ async def test_only_admins_see_keys_and_give_budgets(service: Service, admin: ht
 async def test_keys_are_listed_with_their_budgets_and_without_secrets(
     service: Service, admin: httpx.AsyncClient
 ) -> None:
-    own = await _own_key(service)
+    own = await key_of(service)
     await admin.put(f"/v1/keys/{own}/budget", json={"limit": 5, "window": "day"})
     async with service.database.writes.begin() as session:
         dates = {"expires_at": MORNING, "last_used_at": MORNING, "revoked_at": MORNING}
@@ -176,7 +177,7 @@ async def test_keys_are_listed_with_their_budgets_and_without_secrets(
 
 
 async def test_ledger_is_listed_newest_first_and_page_by_page(service: Service) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     await _fill_ledger(service, key_id, 5)
     url, pages = "/v1/ledger?limit=2", []
     while url:
@@ -199,7 +200,7 @@ async def test_ledger_is_listed_newest_first_and_page_by_page(service: Service) 
 
 
 async def test_ledger_is_listed_for_a_range_of_time(service: Service) -> None:
-    await _fill_ledger(service, await _own_key(service), 6)
+    await _fill_ledger(service, await key_of(service), 6)
 
     async def numbers(**query: str) -> list[int]:
         items = (await service.client.get("/v1/ledger", params=query)).raise_for_status().json()["items"]
@@ -213,7 +214,7 @@ async def test_ledger_is_listed_for_a_range_of_time(service: Service) -> None:
 
 
 async def test_ledger_of_another_key_is_for_admins(service: Service, admin: httpx.AsyncClient) -> None:
-    own, other = await _own_key(service), await add_key(service.database, "other")
+    own, other = await key_of(service), await add_key(service.database, "other")
     await _fill_ledger(service, other, 2)
 
     assert (await service.client.get("/v1/ledger")).json()["items"] == []
@@ -232,7 +233,7 @@ async def test_cursor_that_was_not_given_out_is_refused(service: Service) -> Non
 
 
 async def test_two_budgets_at_once_are_given_one_after_the_other(service: Service, admin: httpx.AsyncClient) -> None:
-    key_id = await _own_key(service)
+    key_id = await key_of(service)
     limits = [1, 2, 3, 4, 5, 6]
 
     answers = await asyncio.gather(
@@ -246,11 +247,6 @@ async def test_two_budgets_at_once_are_given_one_after_the_other(service: Servic
 async def _budget(service: Service) -> dict[str, Any]:
     read: dict[str, Any] = (await service.client.get("/v1/budget")).raise_for_status().json()
     return read
-
-
-async def _own_key(service: Service) -> str:
-    async with service.database.reads() as session:
-        return (await session.scalars(select(ApiKey.id).where(ApiKey.name == "tests"))).one()
 
 
 async def _use(service: Service, key_id: str, **used: int) -> None:
