@@ -106,10 +106,14 @@ async def rotate_key(session: Session, key_id: str, now: datetime, overlap: time
     return key
 
 
-async def is_revoked(session: Session, key_id: str) -> bool:
-    """Whether this caller is there and shut out."""
+async def remark_on_rotation(session: Session, key_id: str, now: datetime) -> str | None:
+    """What a rotation of this key will not do, or what else it does; None where there is nothing to say."""
     caller = await session.get(ApiKey, key_id)
-    return caller is not None and caller.revoked_at is not None
+    if caller is not None and caller.revoked_at is not None:
+        return "This caller's key was revoked: with the new one it gets in again, and the old one stays refused."
+    if caller is not None and refusal_of(caller, now):
+        return f"The new key has expired as the old one has: `soundpost keys set {key_id} --no-expiry` lets both work."
+    return None
 
 
 async def list_keys(session: Session) -> Sequence[ApiKey]:

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from sqlalchemy import or_, select
 
-from app.auth.api_keys import find_active
+from app.auth.api_keys import find_active, refusal_of
 from app.auth.audit import OPERATOR, record
 from app.auth.callers import hash_key
 from app.config import parse_api_keys
@@ -88,6 +88,8 @@ def _list_key(session: Session, caller: ApiKey, hashed: str, now: datetime) -> N
     if caller.revoked_at is not None:
         advice = "it is refused although it is listed; `soundpost keys rotate` gives the caller a new one"
         log.warning("configured_key_is_revoked", key_id=caller.id, name=caller.name, advice=advice)
+    elif expired := refusal_of(caller, now):
+        log.warning("configured_key_has_expired", key_id=caller.id, name=caller.name, advice=expired)
 
 
 def doubts_about(configured: str) -> list[str]:

@@ -250,19 +250,17 @@ def rotate_key(
     """Give a caller a new key and print it. Tasks, endpoints and webhook secrets stay the caller's."""
     from app.auth import api_keys
 
-    async def rotate(services: Services) -> tuple[str | None, bool]:
+    async def rotate(services: Services) -> tuple[str | None, str | None]:
         overlap = timedelta() if now else api_keys.OVERLAP
         async with services.database.transaction() as (session, moment):
-            was_revoked = await api_keys.is_revoked(session, key_id)
-            return await api_keys.rotate_key(session, key_id, moment, overlap), was_revoked
+            remark = await api_keys.remark_on_rotation(session, key_id, moment)
+            return await api_keys.rotate_key(session, key_id, moment, overlap), remark
 
-    key, was_revoked = with_services(rotate)
+    key, remark = with_services(rotate)
     if key is None:
         fail("No key has this id; `soundpost keys list` shows them.")
-    if was_revoked:
-        typer.echo(
-            "This caller's key was revoked: with the new one it gets in again, and the old one stays refused.", err=True
-        )
+    if remark:
+        typer.echo(remark, err=True)
     typer.echo(key)
 
 

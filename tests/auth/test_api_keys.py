@@ -161,6 +161,21 @@ async def test_configured_keys_are_known_after_a_start_and_stay_revoked(database
     assert [line["name"] for line in lines if line["event"] == "configured_key_is_revoked"] == ["tests"]
 
 
+async def test_configured_key_that_has_expired_stays_so_and_is_told_of(service: Service) -> None:
+    async with service.database.writes.begin() as session:
+        key = (await session.scalars(select(ApiKey))).one()
+        key.expires_at = key.created_at
+
+    with capture_logs() as lines:
+        await insert_configured_keys(service.database, f"tests:{KEY}")
+
+    told = [line["advice"] for line in lines if line["event"] == "configured_key_has_expired"]
+    assert told == [
+        f"The key of tests has expired; `soundpost keys set {key.id} --no-expiry` lets it work again.",
+    ]
+    assert (await service.client.get("/v1/tasks")).status_code == 401
+
+
 async def test_keeping_configured_keys_again_changes_nothing(service: Service) -> None:
     for _ in range(2):
         await insert_configured_keys(service.database, "one:key-1, two:key-2")

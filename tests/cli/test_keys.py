@@ -124,6 +124,10 @@ def test_expired_key_is_shown_and_orders_nothing(command: Command, database_url:
         f"The key of shop has expired; `soundpost keys set {key['id']} --no-expiry` lets it work again.\n",
     )
     assert alone.exit_code == 0
+    # It ends when the old one did.
+    assert "The new key has expired as the old one has" in command("keys", "rotate", key["id"]).stderr
+    assert command("keys", "set", key["id"], "--expires-in", "1d").exit_code == 0
+    assert command("tasks", "submit", "rain", "--as", "shop").exit_code == 0
 
 
 def _listed(command: Command) -> list[dict[str, Any]]:
