@@ -28,7 +28,10 @@ Row = TypeVar("Row", Task, WebhookEndpoint, Delivery)
 
 # Where requests note which key they came with.
 LastUsesDep = Annotated[LastUses, provided(LastUses)]
-bearer = HTTPBearer(auto_error=False, description="A key made by `soundpost keys create`.")
+bearer = HTTPBearer(
+    auto_error=False,
+    description="A key made by `soundpost keys create`. Each operation names the scope that the key needs.",
+)
 
 
 @dataclass(frozen=True, slots=True)

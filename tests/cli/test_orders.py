@@ -289,20 +289,25 @@ def test_retry_copies_the_order_and_makes_one_task_however_often_it_is_run(comma
 
 
 def test_retry_refuses_what_nobody_could_order_any_more(command: Command, database_url: str) -> None:
-    async def fill(database: Database) -> tuple[str, str]:
-        ours, gone = await add_key(database), await add_key(database, "gone")
+    async def fill(database: Database) -> list[str]:
+        ours, gone, late = [await add_key(database, name) for name in ("ours", "gone", "late")]
         async with database.writes.begin() as session:
             (await session.get_one(ApiKey, gone)).revoked_at = MORNING
+            (await session.get_one(ApiKey, late)).expires_at = MORNING
         old_model = await add_task(database, ours, S.failed, charge=Charge.none, model="V3")
-        return old_model.id, (await add_task(database, gone, S.failed, charge=Charge.none)).id
+        return [
+            old_model.id,
+            *[(await add_task(database, each, S.failed, charge=Charge.none)).id for each in (gone, late)],
+        ]
 
-    old_model, of_gone = stored(database_url, fill)
+    old_model, of_gone, of_late = stored(database_url, fill)
 
-    endings = {each: command("tasks", "retry", each) for each in (old_model, of_gone, "nothing")}
+    endings = {each: command("tasks", "retry", each) for each in (old_model, of_gone, of_late, "nothing")}
 
-    assert [(each.exit_code, each.stdout) for each in endings.values()] == [(2, ""), (2, ""), (1, "")]
+    assert [(each.exit_code, each.stdout) for each in endings.values()] == [(2, ""), (2, ""), (2, ""), (1, "")]
     assert endings[old_model].stderr == "--model: must be one of V5, V5_5\n"
     assert "is revoked; `soundpost keys rotate" in endings[of_gone].stderr
+    assert "The key of late has expired; `soundpost keys set" in endings[of_late].stderr
     assert endings["nothing"].stderr == "No task has this id; `soundpost tasks list` shows them.\n"
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 
 from app.auth.api_keys import create_key
 from app.enums import TaskStatus
-from app.models import Delivery, Task
+from app.models import ApiKey, Delivery, Task
 from tests.console import stories
 from tests.console.stories import HOSTILE
 from tests.support.clock import MORNING
@@ -170,6 +170,21 @@ async def test_admin_acts_for_the_owner(service: Service) -> None:
     new = await reread(service.database, ordered.headers["location"].rsplit("/", 1)[1])
     assert new.api_key_id == await stories.key_id_of(service)
     assert deleted.status_code == 303
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+async def test_nothing_is_ordered_for_a_key_that_does_not_work(service: Service, end: str) -> None:
+    task_id = await service.create_task()
+    async with service.database.writes.begin() as session:
+        owner = await session.get_one(ApiKey, await stories.key_id_of(service))
+        owner.revoked_at, owner.expires_at = (MORNING, None) if end == "revoked" else (None, MORNING)
+    async with admin_of(service) as browser:
+        refused = await browser.act(task_id, "order-again", order_key="k-1")
+
+    assert refused.status_code == 409
+    advice = {"revoked": f"soundpost keys rotate {owner.id}", "expired": f"soundpost keys set {owner.id} --no-expiry"}
+    assert advice[end] in refused.text
+    assert await count_tasks(service) == 1
 
 
 async def test_failed_delivery_is_due_again_at_once(service: Service) -> None:
