@@ -4,7 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.rows import add_key, stored
+from app.database.engine import Database
+from app.enums import Charge, TaskStatus
+from tests.support.rows import add_key, add_task, stored
 
 
 def test_operators_commands_are_written_down_and_listed(command: Callable[..., Any], database_url: str) -> None:
@@ -26,3 +28,25 @@ def test_operators_commands_are_written_down_and_listed(command: Callable[..., A
     assert "More follow" in lines.stderr
     assert command("audit", "--until", "1h").stdout == ""
     assert command("audit", "--since", "never").exit_code == 2
+
+
+def test_what_operators_do_to_tasks_is_written_down(command: Callable[..., Any], database_url: str) -> None:
+    async def fill(database: Database) -> list[str]:
+        key = await add_key(database)
+        statuses = TaskStatus.unconfirmed, TaskStatus.failed
+        return [(await add_task(database, key, status, charge=Charge.none)).id for status in statuses]
+
+    unconfirmed, failed = stored(database_url, fill)
+    assert command("tasks", "resolve", unconfirmed, "--status", "failed").exit_code == 0
+    new = command("tasks", "retry", failed).stdout.strip()
+    # That is the same order again.
+    assert command("tasks", "retry", failed).stdout.strip() == new
+    assert command("after-restore", "--yes").exit_code == 0
+
+    entries = json.loads(command("audit", "--json").stdout)
+    assert [(each["action"], each["target"], each["detail"]) for each in reversed(entries)] == [
+        ("task.resolved", unconfirmed, {"status": "failed", "upstream_task_id": None}),
+        ("task.ordered_again", new, {"instead_of": failed}),
+        ("queue.distrusted", None, {"tasks": 1}),
+    ]
+    assert {each["actor"] for each in entries} == {"operator"}

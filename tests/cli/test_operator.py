@@ -122,6 +122,11 @@ def test_replay_applies_the_chosen_callbacks_once(command: Callable[..., Any], d
         "1 callbacks read, 0 changed a task.\n",
     )
     assert (after["status"], after["resolved_by"], len(after["clips"])) == ("succeeded", "replay", 1)
+    # Neither the dry run nor what has changed nothing.
+    [entry] = json.loads(command("audit", "--json").stdout)
+    assert [entry[name] for name in ("actor", "action", "target", "detail")] == [
+        *("operator", "callbacks.replayed", task_id, {"changed": 1}),
+    ]
 
 
 def test_dry_run_shows_what_each_callback_would_change_and_changes_nothing(
