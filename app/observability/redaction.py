@@ -51,9 +51,13 @@ def _forms(prompt: str) -> tuple[str, ...]:
 
 
 def loggable_path(path: str) -> str:
-    """A path without control characters, and without what may be a callback's token, however the URL is misspelt."""
-    head, callback, _ = (path, "", "") if path.startswith("/v1/") else path.partition("callback")
-    return quote(head + callback, safe="/:@!$&'()*+,;=~") + ("…" if callback else "")
+    """
+    A path without control characters, and without what may be a secret, however the URL is misspelt.
+
+    That is a callback's token, and the signature of a link without its question mark.
+    """
+    head, name, _ = path.partition("signature=" if path.startswith("/v1/") else "callback")
+    return quote(head + name, safe="/:@!$&'()*+,;=~") + ("…" if name else "")
 
 
 def printable(text: str, kept: str = "") -> str:

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from app.observability.redaction import redact, redact_log_value
+from app.observability.redaction import loggable_path, redact, redact_log_value
 
 TOKEN = "Zx9_planted-canary.1"
 URL = f"https://sound.example/base/callbacks/0197c0de0197c0de0197c0de0197c0de/{TOKEN}"
@@ -63,3 +63,15 @@ def test_password_in_a_url_or_a_parameter_is_masked_in_logs(text: str) -> None:
 
 def test_masking_twice_changes_nothing_more() -> None:
     assert redact(redact(URL)) == redact(URL)
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/tasks/01a2", "/v1/tasks/01a2"),
+        (f"/v1/tasks/01a2expires=1&scope=task&signature={TOKEN}", "/v1/tasks/01a2expires=1&scope=task&signature=…"),
+        (f"/callback/01a2/{TOKEN}", "/callback…"),
+    ],
+)
+def test_secret_of_a_misspelt_url_is_left_out_of_its_path(path: str, shown: str) -> None:
+    assert loggable_path(path) == shown
