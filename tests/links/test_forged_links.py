@@ -187,12 +187,14 @@ async def _ask_all(service: Service, targets: list[str]) -> dict[str, tuple[str,
     url = service.client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     answers = {}
-    for target in targets:
-        writer.write(f"GET {target} HTTP/1.1\r\nHost: {url.netloc.decode()}\r\n\r\n".encode())
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        status, *lines = head.splitlines()
-        fields = sorted(line for line in lines if not line.startswith(("date:", "x-request-id:")))
-        [length] = [int(line.split()[1]) for line in fields if line.startswith("content-length:")]
-        answers[target] = "\n".join([status, *fields]), await reader.readexactly(length)
-    writer.close()
+    try:
+        for target in targets:
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: {url.netloc.decode()}\r\n\r\n".encode())
+            status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines()
+            fields = sorted(line for line in lines if not line.startswith(("date:", "x-request-id:")))
+            [length] = [int(line.split()[1]) for line in fields if line.startswith("content-length:")]
+            answers[target] = "\n".join([status, *fields]), await reader.readexactly(length)
+    finally:
+        writer.close()
+        await writer.wait_closed()
     return answers

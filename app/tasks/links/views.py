@@ -48,9 +48,8 @@ class LinkedView:
     def __call__(self, task: TaskRead) -> TaskSnapshot:
         """The task without what a link keeps back."""
         shown = task.model_dump(exclude={"metadata", "webhook_url", "error", "clips"})
-        error = task.error and task.error.model_dump(exclude={"message"})
         clips = [self._clip(task.id, clip) for clip in task.clips]
-        body = LinkedTask(**shown, error=error, clips=clips).model_dump_json().encode()
+        body = LinkedTask(**shown, error=task.error and task.error.model_dump(), clips=clips).model_dump_json().encode()
         return replace(snapshot_of(task), body=body)
 
     def _clip(self, task_id: str, clip: ClipRead) -> ClipRead:
