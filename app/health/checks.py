@@ -17,6 +17,7 @@ from app.database.failures import TRANSIENT
 from app.health.addresses import check_base_url, check_public_url
 from app.health.database import advice_on, check_database, check_migrations
 from app.health.database_setup import check_database_setup, check_timeouts
+from app.health.models import check_models
 from app.health.results import Check, Skipped
 from app.health.secret_keys import check_secret_keys
 from app.health.storage import FILES_WITH_ROOM, StorageCheck
@@ -35,7 +36,9 @@ NEEDS: Mapping[str, str] = {
     "database_setup": "database",
     "timeouts": "database",
     "clock": "database",
-    **dict.fromkeys(("queue", "submits", "overdue", "webhooks", "drift", "secret_keys", "upstream"), "migrations"),
+    **dict.fromkeys(
+        ("queue", "submits", "models", "overdue", "webhooks", "drift", "secret_keys", "upstream"), "migrations"
+    ),
 }
 # What to do where a check does not end, and it is not the database that it waits for.
 _ADVICE = {
@@ -63,6 +66,7 @@ def readiness_checks(database: Database, storage: Storage, settings: Settings, k
         "storage": StorageCheck(storage, FILES_WITH_ROOM * settings.audio_limit).check,
         "queue": partial(check_queue, database, settings),
         "submits": partial(check_submits, database, settings),
+        "models": partial(check_models, database, settings),
         "overdue": partial(check_overdue, database, settings),
         "webhooks": partial(check_webhooks, database, settings),
         "drift": partial(check_drift, database, settings),

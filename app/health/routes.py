@@ -29,8 +29,8 @@ class Readiness(BaseModel):
     status: State = Field(description="The worst state of all checks.", examples=["degraded"])
     checks: dict[str, Check] = Field(
         description="The checks by name: `database` and `storage`; while the database answers, `migrations`; while its"
-        " schema is this release's, `queue`, `submits`, `overdue`, `webhooks` and `secret_keys`. While the process is"
-        " stopping, `process` alone.",
+        " schema is this release's, `queue`, `submits`, `models`, `overdue`, `webhooks` and `secret_keys`. While the"
+        " process is stopping, `process` alone.",
         examples=[{"storage": {"status": "ok", "detail": "a small file was written, read and removed"}}],
     )
 

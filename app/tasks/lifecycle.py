@@ -164,10 +164,10 @@ class TaskLifecycle:
         self._recorder.transition(session, task, S.queued, now)
         task.due_at = due_at
 
-    def return_to_queue(self, session: Session, task: Task, now: datetime, *, was_sent: bool = True) -> None:
-        """Requeue a task whose submit was held for a reason that is not its own: it keeps its place."""
+    def return_to_queue(self, session: Session, task: Task, now: datetime, due_at: datetime, *, was_sent: bool) -> None:
+        """Requeue a task whose submit was held for a reason that is not its own: what follows is a first attempt."""
         task.attempts = 0
-        self.requeue(session, task, now, task.created_at, was_sent=was_sent)
+        self.requeue(session, task, now, due_at, was_sent=was_sent)
 
     def reject(self, session: Session, task: Task, failure: Failure, now: datetime) -> None:
         """Fail a task whose submit was provably refused, so that it costs nothing."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.config import CALLBACKS_PATH
@@ -24,6 +24,7 @@ from app.tasks.transitions import Failure
 from app.upstream.history import CallKind, SubmitRecorder, read_history
 from app.upstream.hold import Hold, current_hold, release_submits, take_probe
 from app.upstream.pacing import MIN_WAIT, Slot
+from app.upstream.refusals import Refusals, change_refusals, is_about_model, read_refusals
 from app.upstream.types import HoldReason, Outcome, Report, Result, SoundRequest, Stage
 from app.workers.attempts import INTERRUPTED, attempt
 from app.workers.runner import FALLBACK_INTERVAL, Claimed, Loop, insist
@@ -34,6 +35,8 @@ MAX_START_DELAY = timedelta(seconds=10)
 MAX_AT_ONCE = 50
 # Outcomes that prove that the upstream created nothing, and that the task is not at fault.
 RETRYABLE = frozenset({Outcome.throttled, Outcome.not_sent})
+# Claims in one commit, where tasks of refused models are in the way of others.
+MAX_ROUNDS = 20
 # Attempts after which a task that alone is blocked fails: each holds the queue of all for a while.
 MAX_BLOCKED = 6
 IS_DUE = is_due(Task, Task.status == TaskStatus.queued)
@@ -83,10 +86,11 @@ class _SubmitWorker:
             if hold and not (free and await take_probe(session, hold.job)):
                 return Claimed(())
             claim = Claim(now, services.settings.submit_lease, len(free))
-            tasks = await services.lifecycle.claim_submits(session, claim)
+            tasks, is_more = await self._claim_sendable(session, claim)
             slots = await pacer.reserve(session, free[: len(tasks)], now)
             # Where tasks wait for slots, and not the reverse.
             wait = await pacer.next_free_in(session, now) if len(tasks) == len(free) else None
+            wait = timedelta() if is_more else wait
         started = time.monotonic()
         if wait is not None and wait > MIN_WAIT:
             # A slot that is taken now is free a period after its answer at the earliest.
@@ -94,6 +98,41 @@ class _SubmitWorker:
             self._none_free_until = started + bound.total_seconds()
         submits = [Submit(task, slot, started) for task, slot in zip(tasks, slots, strict=True)]
         return Claimed(submits, wait)
+
+    async def _claim_sendable(self, session: Session, claim: Claim) -> tuple[Sequence[Task], bool]:
+        """
+        Claim tasks to be sent, and whether others may be due that no slot was left for, or no time.
+
+        Those of a refused model go back to the queue and use up no slot; one of them is sent now and then.
+        """
+        settings, lifecycle = self._services.settings, self._services.lifecycle
+        refusals = await read_refusals(session, settings.hold_recheck)
+        sendable: list[Task] = []
+        for _ in range(MAX_ROUNDS):
+            tasks = await lifecycle.claim_submits(session, replace(claim, limit=claim.limit - len(sendable)))
+            refused = [task for task in tasks if refusals.is_refused(settings.sent_model(task.model), claim.now)]
+            sendable += [task for task in tasks if task not in refused]
+            if not refused:
+                return sendable, False
+            sendable += await self._send_back(session, refused, claim.now)
+            await session.flush()
+        return sendable, len(sendable) < claim.limit
+
+    async def _send_back(self, session: Session, tasks: Sequence[Task], now: datetime) -> Sequence[Task]:
+        """Queue tasks of refused models again, but for those that are to show what becomes of one; return these."""
+        settings, probes = self._services.settings, list[Task]()
+
+        def part(refusals: Refusals) -> None:
+            for task in tasks:
+                model = settings.sent_model(task.model)
+                if not refusals.is_refused(model, now) or refusals.take_probe(model, now):
+                    probes.append(task)
+                else:
+                    due_at = refusals.wait_until(model, now)
+                    self._services.lifecycle.return_to_queue(session, task, now, due_at, was_sent=False)
+
+        await change_refusals(session, settings.hold_recheck, now, part)
+        return probes
 
     async def work(self, submit: Submit) -> None:
         """Submit one task and settle the result."""
@@ -132,6 +171,7 @@ class _SubmitWorker:
             tasks, _ = await lock_free_tasks(session, {submit.task.id for submit, _ in batch})
             free = [(submit, result) for submit, result in batch if tasks.get(submit.task.id, submit) is not None]
             hold = await current_hold(session, gateway.key)
+            waits = await self._note_models(session, free, now)
             await gateway.pacer.release(session, [submit.slot for submit, _ in free], now)
             for submit, result in free:
                 await gateway.heed(session, result, now)
@@ -141,7 +181,7 @@ class _SubmitWorker:
                 if task is not None:
                     self._services.lifecycle.record_call(task, CallKind.submit, result, now)
                 if task is not None and task.fence == submit.task.fence:
-                    await self._settle_task(session, task, result, now, hold)
+                    await self._settle_task(session, task, result, now, hold, waits.get(task.id))
                 elif task is not None:
                     on_commit(session, self._services.metrics.leases_lost["submit"].inc)
                     await self._settle_late(session, task, submit, result, now, hold)
@@ -151,10 +191,36 @@ class _SubmitWorker:
                 await self._recorder.record(session, result, now, gateway.key)
         return [None if tasks.get(submit.task.id, submit) is not None else RowLocked() for submit, _ in batch]
 
+    async def _note_models(
+        self, session: Session, batch: Sequence[tuple[Submit, Result[str]]], now: datetime
+    ) -> Mapping[str, datetime]:
+        """Note which models are refused; return by id when each task that was refused for one is due again."""
+        settings, waits = self._services.settings, dict[str, datetime]()
+        known = await read_refusals(session, settings.hold_recheck)
+        told = [(submit.task.id, settings.sent_model(submit.task.model), result) for submit, result in batch]
+        news = [each for each in told if known.is_changed_by(*each[1:])]
+
+        def note(refusals: Refusals) -> None:
+            for task_id, model, result in news:
+                refusals.note(task_id, model, result, now)
+            for task_id, model, result in news:
+                if is_about_model(result) and refusals.is_refused(model, now):
+                    waits[task_id] = refusals.wait_until(model, now)
+
+        if news:
+            await change_refusals(session, settings.hold_recheck, now, note)
+        return waits
+
     async def _settle_task(
-        self, session: Session, task: Task, result: Result[str], now: datetime, hold: Hold | None
+        self,
+        session: Session,
+        task: Task,
+        result: Result[str],
+        now: datetime,
+        hold: Hold | None,
+        wait_until: datetime | None = None,
     ) -> None:
-        """`hold` is the one in force before this result, if any."""
+        """`hold` is the one in force before this result, if any; `wait_until` is set where its model is refused."""
         lifecycle = self._services.lifecycle
         if result.outcome is Outcome.ok:
             await lifecycle.begin_generating(session, task, result.value, now)
@@ -175,7 +241,10 @@ class _SubmitWorker:
                 lifecycle.requeue(session, task, now, due_at)
         elif result.outcome is Outcome.held:
             was_sent = result.hold_reason is not HoldReason.unsendable
-            lifecycle.return_to_queue(session, task, now, was_sent=was_sent)
+            # It keeps its place.
+            lifecycle.return_to_queue(session, task, now, task.created_at, was_sent=was_sent)
+        elif wait_until is not None:
+            lifecycle.return_to_queue(session, task, now, wait_until, was_sent=True)
         elif result.outcome is Outcome.invalid:
             failure = Failure(ErrorCode.invalid_request, result.message, result.code)
             lifecycle.reject(session, task, failure, now)

@@ -90,7 +90,9 @@ async def held(service: Service) -> str:
         told.passes(4)
         told.submit()
         told.call(CallKind.submit, Outcome.held, 0.6, 429)
-        told.service.services.lifecycle.return_to_queue(told.session, told.task, told.at)
+        told.service.services.lifecycle.return_to_queue(
+            told.session, told.task, told.at, told.task.created_at, was_sent=True
+        )
         message = "The account has insufficient credits."
         await hold_submits(told.session, Hold(HoldReason.no_credits, told.at, message), timedelta(seconds=30))
     return told.task.id
