@@ -137,7 +137,7 @@ class SettingsFields(BaseSettings):
     hold_recheck: PositiveSpan = Field(
         default=timedelta(seconds=30),
         description="Seconds, more than 0, between two checks of the upstream's credits and key while submits are held"
-        " for want of them.",
+        " for want of them, and between two tasks that show whether a refused model is taken again.",
     )
     grace: Span = Field(
         default=timedelta(seconds=10),

@@ -27,6 +27,7 @@ from app.tasks.transitions import FINAL
 from app.upstream.credits import KnownCredits, known_credits
 from app.upstream.hold import current_hold
 from app.upstream.pacing import slots_in_use
+from app.upstream.refusals import read_refusals
 from app.upstream.types import HoldReason
 
 log = structlog.get_logger()
@@ -98,6 +99,7 @@ class MetricsPage:
             credits_ = await known_credits(session)
             exhausted = await count_exhausted(session, self._services.settings.lowest_price, now)
             waiting = await count_held(session, MAX_COUNTED)
+            refusals = await read_refusals(session, self._services.settings.hold_recheck)
         return [
             *_backlog_gauges(rows, now),
             _single("soundpost_pace_slots_in_use", "Slots of the upstream's rate that are taken now.", in_use),
@@ -105,6 +107,11 @@ class MetricsPage:
             _held(hold.reason if hold else None),
             _single("soundpost_budgets_exhausted", "Keys whose budget has no room for another task now.", exhausted),
             _single("soundpost_tasks_held", "Tasks that wait for room in a budget; counted up to 10000.", waiting),
+            _single(
+                "soundpost_refused_models",
+                "Models that the upstream refuses; `/readyz` names them.",
+                len(refusals.refused(now)),
+            ),
             *_credits_gauges(credits_),
         ]
 

@@ -90,10 +90,12 @@ async def test_sandbox_refuses_a_model_that_it_does_not_know(database_url: str, 
             await service.create_task(model="V9")
         await eventually(lambda: _is(service, "degraded"))
         detail = (await _checks(service))["checks"]["models"]["detail"]
+        metrics = (await service.anonymous.get("/metrics")).text
         async with service.database.reads() as session:
             states = Counter((await session.scalars(select(Task.status))).all())
 
     assert "model is invalid, allowed: V5, V5_5, V6" in detail
+    assert "\nsoundpost_refused_models 1.0\n" in metrics
     assert states[TaskStatus.failed] <= 2
     assert states[TaskStatus.failed] + states[TaskStatus.queued] == 5
 
