@@ -16,6 +16,7 @@ from app.callbacks.service import CallbackService
 from app.clips.waveform import Waveforms
 from app.config import Settings
 from app.console import sign_in, task_list, task_page, webhook_pages
+from app.console.accounts import pages as accounts
 from app.console.assets import serve_asset
 from app.console.live import LiveStreams
 from app.console.mount import PATH
@@ -53,7 +54,7 @@ def create_console(services: Mapping[type, Any]) -> FastAPI:
     )
     provide(console, *services.values(), *own)
     console.include_router(_router())
-    for page in (sign_in, task_list, task_page, webhook_pages):
+    for page in (sign_in, task_list, task_page, webhook_pages, accounts):
         console.include_router(page.router)
 
     async def show_error(request: Request, exc: Exception) -> Response:

@@ -40,7 +40,13 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals |= {"url": self.url, "asset": self._asset, "link_with": link_with}
-        self._environment.filters |= {"moment": moment, "ago": ago, "span": span, "for_form": for_form}
+        self._environment.filters |= {
+            "moment": moment,
+            "ago": ago,
+            "span": span,
+            "credits": as_credits,
+            "for_form": for_form,
+        }
 
     def url(self, path: str) -> str:
         """A path of the console as browsers must ask for it."""
@@ -115,6 +121,12 @@ def span(value: timedelta, units: int = 2) -> str:
             rest = whole % size // smaller
             return f"{whole // size} {unit}" + (f" {rest} {small_unit}" if rest and units > 1 else "")
     return f"{whole} s"
+
+
+def as_credits(value: float) -> str:
+    """Credits with at most three decimals: 2.5, 1,200, −2.5."""
+    text = f"{abs(value):,.3f}".rstrip("0").rstrip(".")
+    return f"\N{MINUS SIGN}{text}" if value < 0 else text
 
 
 def with_zone(value: str) -> str:

@@ -87,7 +87,10 @@ def _queued(rows: TaskRows, settings: Settings) -> Iterator[Reason]:
     task, now, hold, pace = rows.task, rows.now, rows.hold, rows.pace or Pace(0)
     place = _place(rows.position)
     last = next(reversed(calls_of(task, CallKind.submit)), None)
-    if hold is not None:
+    if task.due_at is None:
+        detail = "It goes on where there is room: with the next window, or once others cost less than was reserved."
+        yield Reason("It waits for the budget of its key.", detail, advice="give the key a larger budget.", tone="warn")
+    elif hold is not None:
         title = f"All submits are held since {hold.since:%H:%M:%S} UTC."
         yield Reason(title, f"{HELD[hold.reason]} {place}", advice=f"{EXPLANATIONS[hold.reason]}.", tone="warn")
     elif task.due_at is not None and task.due_at > now and last is not None and last.outcome in QUEUED_AGAIN:

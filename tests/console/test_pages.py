@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Route, expect
+from playwright.async_api import Browser, Route, expect
 
 from app.enums import Charge, ErrorCode, TaskStatus
 from app.models import PaceSlot, PeriodicJob
@@ -48,7 +48,8 @@ async def _hold(service: Service) -> None:
         at = (now - timedelta(minutes=12)).isoformat()
         hold = {"reason": "no_credits", "since": at, "message": "Insufficient credits"}
         session.add(PeriodicJob(name=RECHECK, attempts=0, due_at=now + timedelta(hours=1), detail=hold))
-        session.add(PeriodicJob(name=ROW, attempts=0, detail={"known": {"at": at, "credits": "0.4"}}))
+        look = {"at": at, "credits": "0.4", "charged": 0}
+        session.add(PeriodicJob(name=ROW, attempts=0, detail={"known": {**look, "looks": [look]}}))
         for slot in range(7):
             (await session.get_one(PaceSlot, slot)).free_at = now + timedelta(hours=1)
 
@@ -155,6 +156,42 @@ async def test_failed_webhooks_are_sent_again(window: Window, served: Service) -
 
     await page.get_by_role("status").get_by_text("The delivery is due now.").wait_for()
     await expect(page.locator(".facts")).to_contain_text("pending")
+
+
+async def test_admin_gives_a_budget_by_keyboard(window: Window, served: Service) -> None:
+    page = window.page
+    await window.sign_in(window.admin_key)
+    await page.get_by_role("navigation", name="Console").get_by_role("link", name="Keys").click()
+    await page.get_by_role("heading", name="Keys").wait_for()
+    await window.check("keys")
+    await page.get_by_role("link", name="tests", exact=True).click()
+    await page.get_by_label("Limit in credits").focus()
+    await page.keyboard.type("40")
+    await page.keyboard.press("Tab")
+    await page.keyboard.type("m")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await page.get_by_role("status").get_by_text("The budget is changed.").wait_for()
+    await served.create_task("a sound on the bill", hold=True)
+    await page.reload()
+    await expect(page.locator(".strip")).to_contain_text("40 credits a month")
+    await page.get_by_role("cell", name="reserved").first.wait_for()
+    await window.check("key")
+    await page.get_by_role("navigation", name="Console").get_by_role("link", name="Audit").click()
+    await page.get_by_role("cell", name="key.budget_changed").first.wait_for()
+    await window.check("audit")
+
+
+async def test_caller_sees_its_budget_without_scripts(window: Window, browser: Browser) -> None:
+    await window.sign_in()
+    await window.page.get_by_role("navigation", name="Console").get_by_role("link", name="Budget").click()
+    await window.page.get_by_role("heading", name="Your budget").wait_for()
+    await window.check("budget")
+    context = await browser.new_context(java_script_enabled=False, storage_state=await window.context.storage_state())
+    page = await context.new_page()
+    await page.goto(f"{window.url}/console/budget")
+    await expect(page.get_by_role("table", name="Ledger")).to_be_visible()
+    await context.close()
 
 
 async def test_errors_are_pages(window: Window) -> None:
