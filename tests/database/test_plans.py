@@ -60,6 +60,8 @@ TASK_FILTERS = [
     "metadata.scene=nowhere&status=succeeded&model=V5",
 ]
 CLIP = {"id": "c1", "audio_url": "http://127.0.0.1:9/c1.mp3", "title": "Rain", "duration": 3.5}
+# SQLite's plan, and PostgreSQL's.
+BY_QUEUE = r"SEARCH tasks(?:_\d+)? USING (?:COVERING )?INDEX ix_tasks_queue|Index (?:Only )?Scan using ix_tasks_queue"
 EXPLAINED = re.compile(r"(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 
 
@@ -112,6 +114,11 @@ async def test_no_statement_of_the_hot_path_scans_a_growing_table(service: Servi
     by_model = [plan for sql, plan in plans.items() if "tasks.model =" in sql and "JOIN" not in sql]
     assert by_model
     assert all("ix_tasks_api_key_id_model_created_at_id" in plan for plan in by_model), by_model
+    # Who is next, the claim, and the places: each walks along the queue, for each of its parts.
+    for part, least in {"JOIN queue_tags ON": 2, "of_key_0": 1, "WITH asked": 2}.items():
+        walks = [plan for sql, plan in plans.items() if part in sql]
+        assert walks, part
+        assert [plan for plan in walks if len(re.findall(BY_QUEUE, plan)) < least] == []
     replayed = [plan for sql, plan in plans.items() if "FROM callbacks AS callbacks_1" in sql]
     assert len(replayed) == 2
     assert all(re.search("pk_callbacks|sqlite_autoindex_callbacks_1", plan) for plan in replayed), replayed

@@ -10,6 +10,7 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Select,
+    TableValuedAlias,
     bindparam,
     case,
     func,
@@ -29,6 +30,9 @@ from app.models import ApiKey, QueueTag, Task
 
 # The row of QueueTag that is no key's: it holds the virtual time.
 VIRTUAL_TIME = ""
+_NO_KEY: Any = literal_column("''")
+# No parameter: a plan for any number of rows might read and sort all of them.
+_ONE: Any = literal_column("1")
 # The parameters of FIND_SHARES for all keys, those too whose tasks are due later, after a refused submit.
 ALL_SHARES = {"due_before": datetime(9999, 1, 1, tzinfo=UTC), "limit": 1_000_000}
 DUE_BEFORE = bindparam("due_before", type_=UtcDateTime())
@@ -50,17 +54,17 @@ def own_order(task: Any) -> tuple[Any, ...]:
     return task.priority, task.due_at, task.id
 
 
-def _first(task: Any, *columns: Any) -> Select[Any]:
-    """The first task that is due, of the first key that has one."""
-    due = along_queue(task, *columns).where(task.due_at <= DUE_BEFORE)
-    return due.order_by(task.api_key_id, *own_order(task)).limit(1)
+def _first(task: Any, after: Any, *columns: Any) -> Select[Any]:
+    """The first task that is due, of the first key after this one that has any."""
+    due = along_queue(task, *columns).where(task.api_key_id > after, task.due_at <= DUE_BEFORE)
+    return due.order_by(task.api_key_id, *own_order(task)).limit(_ONE)
 
 
 def _walk_postgresql() -> CTE:
     """Each key with a due task, and since when its next one is due, by one step along the index for each."""
     task = aliased(Task)
-    walk = _first(Task, Task.api_key_id, Task.due_at).cte("walk", recursive=True)
-    step = _first(task, task.api_key_id, task.due_at).where(task.api_key_id > walk.c.api_key_id).lateral("step")
+    walk = _first(Task, _NO_KEY, Task.api_key_id, Task.due_at).cte("walk", recursive=True)
+    step = _first(task, walk.c.api_key_id, task.api_key_id, task.due_at).lateral("step")
     return walk.union_all(select(step.c.api_key_id, step.c.due_at).select_from(walk.join(step, true())))
 
 
@@ -71,33 +75,31 @@ def _walk_sqlite() -> CTE:
         type_coerce(null(), ApiKey.id.type).label("api_key_id"),
         type_coerce(null(), UtcDateTime()).label("due_at"),
     )
-    walk = select(_first(Task, Task.id).scalar_subquery().label("next"), *nothing).cte("walk", recursive=True)
-    following = _first(task, task.id).where(task.api_key_id > here.api_key_id).correlate(here).scalar_subquery()
+    walk = select(_first(Task, _NO_KEY, Task.id).scalar_subquery().label("next"), *nothing).cte("walk", recursive=True)
+    following = _first(task, here.api_key_id, task.id).correlate(here).scalar_subquery()
     step = select(following, here.api_key_id, here.due_at).select_from(walk).join(here, here.id == walk.c.next)
     return walk.union_all(step)
 
 
 def _find_shares(walk: CTE) -> FixedQuery:
-    key = walk.c.api_key_id
-    virtual_time = func.coalesce(_tag_of(literal_column("''")), 0.0)
-    tag = _tag_of(key)
-    start = case((tag > virtual_time, tag), else_=virtual_time)
-    columns = (
-        key.label("key"),
-        walk.c.due_at.label("oldest_at"),
-        start.label("start"),
-        virtual_time.label("virtual_time"),
+    key, tag = walk.c.api_key_id, func.coalesce(QueueTag.tag, 0.0)
+    now = aliased(QueueTag)
+    virtual_time = (
+        select(func.coalesce(func.max(now.tag), 0.0).label("tag")).where(now.api_key_id == _NO_KEY).cte("now")
     )
-    ranked = select(*columns).where(key.isnot(None)).order_by("start", "oldest_at", "key")
+    start = case((tag > virtual_time.c.tag, tag), else_=virtual_time.c.tag)
+    columns = key.label("key"), walk.c.due_at.label("oldest_at"), start.label("start"), virtual_time.c.tag.label("now")
+    tagged = walk.outerjoin(QueueTag, QueueTag.api_key_id == key).join(virtual_time, true())
+    ranked = select(*columns).select_from(tagged).where(key.isnot(None)).order_by("start", "oldest_at", "key")
     found = ranked.limit(bindparam("limit")).subquery()
     weight = select(ApiKey.weight).where(ApiKey.id == found.c.key).scalar_subquery()
-    return FixedQuery(select(found.c.key, found.c.oldest_at, found.c.start, weight, found.c.virtual_time))
+    return FixedQuery(select(found.c.key, found.c.oldest_at, found.c.start, weight, found.c.now))
 
 
 def _count_places(each: str) -> FixedQuery:
     """`each` is the database's function that makes rows of a JSON array."""
     ids, keys = (getattr(func, each)(bindparam(name, type_=JSON)).table_valued("value") for name in ("ids", "keys"))
-    asked = _asked(select(ids.c.value)).cte("asked")
+    asked = _asked(ids, has_lateral=each != "json_each").cte("asked")
     task = aliased(Task)
     place = tuple_(*own_order(task))
     # Only those behind the last one that is asked for, so that a page of one key's tasks walks along them once.
@@ -123,21 +125,25 @@ def _count_places(each: str) -> FixedQuery:
     return FixedQuery(select(*counted.c))
 
 
-def _asked(ids: Select[Any]) -> Select[Any]:
+def _asked(ids: TableValuedAlias, *, has_lateral: bool) -> Select[Any]:
     """Queued tasks with their places in their keys' order, and with the place of the last one before that is asked."""
+    found: Any = select(Task.api_key_id, *own_order(Task)).where(*is_queued(Task))
+    # With LATERAL and a limit PostgreSQL looks each up by its id, where it would read a short queue whole.
+    if has_lateral:
+        found = found.where(Task.id == ids.c.value).limit(_ONE).lateral("found")
+    else:
+        found = found.where(Task.id.in_(select(ids.c.value))).subquery("found")
+    place = found.c.priority, found.c.due_at, found.c.id
     before = [
-        func.lag(column).over(partition_by=Task.api_key_id, order_by=own_order(Task)).label(f"last_{column.key}")
-        for column in own_order(Task)
+        func.lag(column).over(partition_by=found.c.api_key_id, order_by=place).label(f"last_{column.key}")
+        for column in place
     ]
-    return select(Task.api_key_id, *own_order(Task), *before).where(Task.id.in_(ids), *is_queued(Task))
+    columns = select(found.c.api_key_id, *place, *before)
+    return columns.select_from(ids.join(found, true())) if has_lateral else columns
 
 
 def _count(rows: Select[Any]) -> Any:
     return select(func.count()).select_from(rows.subquery()).scalar_subquery()
-
-
-def _tag_of(key: Any) -> Any:
-    return select(QueueTag.tag).where(QueueTag.api_key_id == key).scalar_subquery()
 
 
 # By dialect: the first `limit` keys of those with a task that is due `due_before`, the next to be served first. Each
