@@ -73,11 +73,6 @@ class Caller:
             raise NotFound
         return row
 
-    def require_admin(self) -> None:
-        """Raises NotPermitted unless this caller is an admin."""
-        if not self.is_admin:
-            raise NotPermitted("The key needs the scope `admin` for this.")
-
 
 # The command line reads as an admin does, and owns nothing.
 OPERATOR = Caller(api_key_id="", is_admin=True)

@@ -26,7 +26,7 @@ from app.budgets.schemas import (
 from app.budgets.usage import sum_by_day, sum_usage
 from app.database.base import to_utc
 from app.database.engine import Database, Session
-from app.enums import Charge
+from app.enums import Charge, Scope
 from app.errors import InvalidRequest, NotFound
 from app.models import LedgerEntry
 
@@ -64,7 +64,7 @@ class BudgetService:
 
     async def list_keys(self, caller: Caller, after: tuple[datetime, str] | None, limit: int) -> Sequence[KeyRead]:
         """Up to `limit` keys after this position, oldest first."""
-        caller.require_admin()
+        caller.require(Scope.admin)
         async with self._database.reads() as session:
             keys = await repository.list_keys(session, after, limit)
             accounts = await repository.accounts_of(session, [key.id for key in keys])
@@ -73,7 +73,7 @@ class BudgetService:
 
     async def set_budget(self, caller: Caller, key_id: str, body: BudgetWrite) -> BudgetRead:
         """Give a key another budget; return it as it is from now on. Raises InvalidRequest, NotFound."""
-        caller.require_admin()
+        caller.require(Scope.admin)
         if body.limit is not None and body.window is None:
             raise InvalidRequest(errors=[{"pointer": "#/window", "detail": "is needed where there is a limit"}])
         window = None if body.limit is None else body.window
@@ -81,7 +81,7 @@ class BudgetService:
         async with self._database.transaction() as (session, now):
             await _require_key(session, caller, key_id)
             await set_budget(session, key_id, credit_limit, window, now)
-            audit.record(session, now, caller.api_key_id, "key.budget_changed", key_id, limit=body.limit, window=window)
+            audit.record(session, now, caller.actor, "key.budget_changed", key_id, limit=body.limit, window=window)
             accounts = await repository.accounts_of(session, [key_id])
             return read_budget(accounts[key_id], now)
 
@@ -121,7 +121,7 @@ async def _keys(
         await _require_key(session, caller, key)
         yield [key]
         return
-    caller.require_admin()
+    caller.require(Scope.admin)
     if first is not None:
         yield [first]
     while batch := await repository.list_key_ids(session, first or "", KEYS_AT_ONCE):
@@ -131,7 +131,7 @@ async def _keys(
 
 async def _require_key(session: Session, caller: Caller, key_id: str) -> None:
     """Raises NotPermitted unless the caller is an admin, and NotFound unless there is such a key."""
-    caller.require_admin()
+    caller.require(Scope.admin)
     if not await repository.has_key(session, key_id):
         raise NotFound
 

@@ -108,7 +108,8 @@ async def test_budget_is_changed_and_taken_away_by_an_admin(service: Service, ad
         assert answer.json() == await _budget(service)
 
     async with service.database.reads() as session:
-        audited = (await session.scalars(select(AuditEntry).order_by(AuditEntry.created_at, AuditEntry.id))).all()
+        of_budgets = select(AuditEntry).where(AuditEntry.action == "key.budget_changed")
+        audited = (await session.scalars(of_budgets.order_by(AuditEntry.created_at, AuditEntry.id))).all()
         [admin_id] = await session.scalars(select(ApiKey.id).where(ApiKey.name == "admin"))
     assert found == [(200, 0, "month"), (200, 1_000_000_000, "day"), (200, None, None)]
     assert [(entry.actor, entry.action, entry.target, entry.detail) for entry in audited] == [
