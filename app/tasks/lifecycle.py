@@ -66,8 +66,7 @@ class TaskLifecycle:
 
     async def claim_submits(self, session: Session, claim: Claim) -> Sequence[Task]:
         """Claim due tasks to submit; committed before they are sent, since the upstream may have them from then on."""
-        queue = _FAIR if self._settings.queue == "fair" else _FIFO
-        tasks = await queue.claim(session, claim)
+        tasks = await (_FAIR if self._settings.queue == "fair" else _FIFO).claim(session, claim)
         for task in tasks:
             notify_on_commit(session, task.id)
             self._recorder.count_transition(session, task, claim.now)
@@ -92,11 +91,7 @@ class TaskLifecycle:
     async def apply_report(
         self, session: Session, task: Task, report: Report, now: datetime, via: ResolvedBy
     ) -> CallbackOutcome:
-        """
-        Apply a report, of a callback or a poll; return `applied`, `stale`, or `mismatch` if it is about another task.
-
-        A transition and its event are made once, however often the same is reported.
-        """
+        """Apply a report, however often it comes; return `applied`, `stale`, or `mismatch`: it names another task."""
         if is_about_another(task, report):
             return CallbackOutcome.mismatch
         return CallbackOutcome.applied if await self._apply(session, task, report, now, via) else CallbackOutcome.stale
