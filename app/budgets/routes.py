@@ -20,6 +20,7 @@ from app.budgets.schemas import (
     LedgerPage,
     Usage,
     UsageFilters,
+    UsageOfDay,
     UsagePage,
     read_entry,
 )
@@ -33,8 +34,6 @@ from app.web.routing import Router
 
 router = Router(prefix="/v1")
 BudgetsDep = Annotated[BudgetService, provided(BudgetService)]
-# Days that a table reads at once.
-LINES_AT_ONCE = 500
 # Of an entry's number.
 MAX_DIGITS = 18
 VARY = {"Vary": "Accept"}
@@ -158,7 +157,11 @@ async def get_usage(
     if is_table:
         named = ("key",) if wanted.key is not None else ()
         return await _table(["day", *named, *Usage.model_fields], _all_days(budgets, caller, wanted))
-    found = await budgets.usage_by_day(caller, wanted, _day_after(request, wanted.cursor), wanted.limit + 1)
+    found: list[tuple[str, UsageOfDay]] = []
+    async for days in budgets.usage_by_day(caller, wanted, _day_after(request, wanted.cursor)):
+        found += days
+        if len(found) > wanted.limit:
+            break
     page, following = next_page(request, response, found, wanted.limit, lambda each: (each[0], each[1].day.isoformat()))
     return UsagePage(items=[day for _, day in page], next_cursor=following)
 
@@ -181,13 +184,8 @@ async def _once(usage: Usage) -> AsyncIterator[Sequence[Usage]]:
 
 
 async def _all_days(budgets: BudgetService, caller: Caller, wanted: UsageFilters) -> AsyncIterator[Sequence[Usage]]:
-    after = None
-    while True:
-        found = await budgets.usage_by_day(caller, wanted, after, LINES_AT_ONCE)
-        yield [day for _, day in found]
-        if len(found) < LINES_AT_ONCE:
-            return
-        after = found[-1][0], found[-1][1].day
+    async for days in budgets.usage_by_day(caller, wanted):
+        yield [day for _, day in days]
 
 
 def _day_after(request: Request, cursor: str | None) -> tuple[str, date] | None:

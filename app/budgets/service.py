@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import date, datetime
@@ -31,12 +32,12 @@ from app.errors import InvalidRequest, NotFound
 from app.models import LedgerEntry
 
 # The keys that one statement adds up for, so that none takes long.
-KEYS_AT_ONCE = 10
+KEYS_AT_ONCE = 4
 _TOLD = Charge.charged, Charge.refunded, Charge.possible
 
 
 class BudgetService:
-    """Each method is one use case in one transaction. All raise NotPermitted for another's key, but to admins."""
+    """Each method is one use case. All raise NotPermitted for another's key, but to admins."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -88,45 +89,49 @@ class BudgetService:
     async def usage(self, caller: Caller, wanted: UsageFilters) -> Usage:
         """Sums over the tasks that were created from `since` on and before `until`. Raises NotFound."""
         total, total_posts = Counter[Charge](), 0
-        async with self._database.reads() as session:
-            async for key_ids in _keys(session, caller, wanted.key):
+        async for key_ids in self._keys(caller, wanted.key):
+            async with self._database.reads() as session:
                 tasks, posts = await sum_usage(session, key_ids, wanted.since, wanted.until)
-                total.update(tasks)
-                total_posts += posts
+            total.update(tasks)
+            total_posts += posts
         return Usage(tasks=total.total(), posts=total_posts, **_told(total))
 
     async def usage_by_day(
-        self, caller: Caller, wanted: UsageFilters, after: tuple[str, date] | None, limit: int
-    ) -> Sequence[tuple[str, UsageOfDay]]:
-        """Up to `limit` days with tasks after this key and day, in their order, each with its key. Raises NotFound."""
-        found: list[tuple[str, UsageOfDay]] = []
-        async with self._database.reads() as session:
-            async for key_ids in _keys(session, caller, wanted.key, after[0] if after else None):
+        self, caller: Caller, wanted: UsageFilters, after: tuple[str, date] | None = None
+    ) -> AsyncIterator[Sequence[tuple[str, UsageOfDay]]]:
+        """
+        The days with tasks after this key and day, in their order, each with its key: at least one batch.
+
+        Raises NotFound.
+        """
+        async for key_ids in self._keys(caller, wanted.key, after[0] if after else None):
+            async with self._database.reads() as session:
                 rows = await sum_by_day(session, key_ids, wanted.since, wanted.until)
-                days = _days(rows, is_named=wanted.key is not None)
-                found += [each for each in days if after is None or (each[0], each[1].day) > after]
-                if len(found) >= limit:
-                    break
-        return found[:limit]
+            days = _days(rows, is_named=wanted.key is not None)
+            yield [each for each in days if after is None or (each[0], each[1].day) > after]
 
-
-async def _keys(
-    session: Session, caller: Caller, key: str | None, first: str | None = None
-) -> AsyncIterator[Sequence[str]]:
-    """The ids of the keys that are asked about, from this one on, in batches. Raises NotFound, NotPermitted."""
-    if key is None or key == caller.api_key_id:
-        yield [caller.api_key_id]
-        return
-    if key != ALL_KEYS:
-        await _require_key(session, caller, key)
-        yield [key]
-        return
-    caller.require(Scope.admin)
-    if first is not None:
-        yield [first]
-    while batch := await repository.list_key_ids(session, first or "", KEYS_AT_ONCE):
-        yield batch
-        first = batch[-1]
+    async def _keys(self, caller: Caller, key: str | None, first: str | None = None) -> AsyncIterator[Sequence[str]]:
+        """The ids of the keys that are asked about, from this one on, in batches. Raises NotFound, NotPermitted."""
+        if key is None or key == caller.api_key_id:
+            yield [caller.api_key_id]
+            return
+        if key != ALL_KEYS:
+            async with self._database.reads() as session:
+                await _require_key(session, caller, key)
+            yield [key]
+            return
+        caller.require(Scope.admin)
+        if first is not None:
+            yield [first]
+        while True:
+            async with self._database.reads() as session:
+                batch = await repository.list_key_ids(session, first or "", KEYS_AT_ONCE)
+            if not batch:
+                return
+            yield batch
+            first = batch[-1]
+            # SQLite's statements run on the event loop: others have their turn between them.
+            await asyncio.sleep(0)
 
 
 async def _require_key(session: Session, caller: Caller, key_id: str) -> None:

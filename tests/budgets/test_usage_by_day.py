@@ -121,8 +121,7 @@ async def test_table_has_a_line_for_each_day(service: Service) -> None:
     }
 
 
-async def test_table_of_all_keys_has_what_the_pages_have(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.budgets.routes.LINES_AT_ONCE", 4)
+async def test_table_of_all_keys_has_what_the_pages_have(service: Service) -> None:
     await _fill(service)
     async with await client_with_key(service, "admin", is_admin=True) as admin:
         table = (await admin.get("/v1/usage?by=day&key=*", headers=AS_CSV)).text
