@@ -100,9 +100,11 @@ async def test_no_secret_is_logged_whatever_happens(
                 if command[:2] == ["keys", "create"]:
                     secrets["created key"] = ran.stdout.strip()
                 logs.append(ran.stderr if command[0] in ("keys", "tasks") else ran.stdout + ran.stderr)
-            rotated = await processes.run("keys", "rotate", await _key_id(processes, database_url, sandbox.url))
+            at = {"database_url": database_url, "upstream_url": sandbox.url}
+            rotated = await processes.run("keys", "rotate", await _key_id(processes, database_url, sandbox.url), **at)
+            assert rotated.stdout.startswith("sp_"), rotated
             logs.append(rotated.stderr)
-            audit = await processes.run("audit", "--json", database_url=database_url, upstream_url=sandbox.url)
+            audit = await processes.run("audit", "--json", **at)
             assert {"key.created", "key.rotated", "endpoint.secret_rotated"} <= {
                 entry["action"] for entry in json.loads(audit.stdout)
             }
