@@ -1,6 +1,7 @@
 """Requests made from the OpenAPI document, good and bad, alone and in sequences, against the running service."""
 
 import asyncio
+import json
 import os
 import sys
 from asyncio.subprocess import PIPE, STDOUT
@@ -21,6 +22,11 @@ async def test_any_request_is_answered_as_documented(database_url: str, tmp_path
     with Processes(tmp_path) as processes:
         sandbox = await processes.sandbox(delay=0.2, rate=100_000, credits=1e6)
         service = await processes.serve(database_url, sandbox.url, upstream_rate="1000/1")
+
+        # What only admins may ask for is asked too.
+        at = {"database_url": database_url, "upstream_url": sandbox.url}
+        [key] = json.loads((await processes.run("keys", "list", "--json", **at)).stdout)
+        assert (await processes.run("keys", "set", key["id"], "--admin", **at)).code == 0
 
         run = await asyncio.create_subprocess_exec(
             *_command(service.url), cwd=tmp_path, env=processes.environment(), stdout=PIPE, stderr=STDOUT
