@@ -150,8 +150,11 @@ async def get_task(
     version than the one in `If-None-Match`, or, without that header, for it to end. A signed
     link shows the task without `metadata`, `webhook_url` and the upstream's words.
     """
-    view = snapshot_of if reader.link is None else LinkedView(signed_urls, reader.link)
-    return waiters.respond_to_read(view(await tasks.get(reader.caller, task_id)), wait, if_none_match, view)
+    task = await tasks.get(reader.caller, task_id)
+    if reader.link is None:
+        return waiters.respond_to_read(snapshot_of(task), wait, if_none_match)
+    view = LinkedView(signed_urls, reader.link)
+    return waiters.respond_to_read(view(task), wait and view.ending(wait), if_none_match, view)
 
 
 @router.put(

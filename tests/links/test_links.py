@@ -10,7 +10,7 @@ from app.enums import ErrorCode, TaskStatus
 from app.models import Task
 from app.tasks.transitions import Failure
 from tests.links.making import ALL, OWNERS, WORDS, facts_of, make_links, plant
-from tests.support.api import Json, cancel, client_of, create_task, events_in, sse_blocks
+from tests.support.api import Json, cancel, client_of, create_task, events_in, sse_blocks, timed
 from tests.support.service import Service, client_with_key, serve
 from tests.support.settings import SECRET_KEY
 from tests.support.wait import eventually
@@ -182,6 +182,16 @@ async def test_wait_and_entity_tag_and_head_work_with_a_link(service: Service) -
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", read.headers["etag"])
     assert (linked.json()["status"], linked.headers["preference-applied"]) == ("canceled", "wait=20")
     assert set(whole.json()) - set(linked.json()) == KEPT_BACK
+
+
+async def test_wait_ends_with_its_link(service: Service) -> None:
+    task = await create_task(service.client)
+    url = (await make_links(service, task["id"], ttl=2))["task_url"]
+
+    answer, seconds = await timed(service.anonymous.get(url, headers={"Prefer": "wait=25"}))
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "queued")
+    assert seconds < 10
 
 
 async def test_order_answers_with_the_links_it_asks_for(service: Service) -> None:

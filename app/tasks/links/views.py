@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from app.tasks.event_schemas import EventRead
 from app.tasks.links.schemas import LinkedTask, LinksRead
 from app.tasks.order_schemas import LinksCreate
 from app.tasks.schemas import ClipRead, TaskRead
-from app.tasks.waiting import TaskSnapshot, snapshot_of
+from app.tasks.waiting import TaskSnapshot, Wait, snapshot_of
 
 
 def make_links(signed_urls: SignedUrls, task_id: str, clips: Iterable[int], order: LinksCreate) -> LinksRead:
@@ -51,6 +52,11 @@ class LinkedView:
         clips = [self._clip(task.id, clip) for clip in task.clips]
         body = LinkedTask(**shown, error=task.error and task.error.model_dump(), clips=clips).model_dump_json().encode()
         return replace(snapshot_of(task), body=body)
+
+    def ending(self, wait: Wait) -> Wait:
+        """A wait that ends with the link."""
+        ends_at = asyncio.get_running_loop().time() + self.signed_urls.seconds_left(self.link)
+        return replace(wait, until=min(wait.until, ends_at))
 
     def _clip(self, task_id: str, clip: ClipRead) -> ClipRead:
         found = {"audio_url": "audio", "image_url": "image"}
