@@ -137,6 +137,8 @@ async def _order_and_read(service: Service) -> None:
     placed = (await service.client.post("/v1/tasks", json=order, headers=once)).raise_for_status().json()
     await service.client.post("/v1/tasks", json=order, headers=once)
     await service.client.post("/v1/tasks", json={**order, "webhook_url": "https://example.com/hook"})
+    await service.client.put(f"/v1/tasks/{32 * 'f'}", json=order)
+    await service.client.post("/v1/tasks", json=order, headers={"Prefer": "reuse=60"})
     path = f"/v1/tasks/{placed['id']}"
     for part in ("", "/events", "/callbacks"):
         (await service.client.get(path + part)).raise_for_status()
