@@ -82,7 +82,6 @@ class TaskCreate(StrictModel):
     )
     priority: Annotated[Priority, Field(strict=False)] = Field(
         default=Priority.normal,
-        strict=False,
         description="Which of your own queued tasks goes first: `high` before `normal` before `low`. It gives you no"
         " larger share than other keys have.",
         examples=["normal"],

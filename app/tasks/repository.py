@@ -11,7 +11,21 @@ from operator import eq, gt, lt
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from sqlalchemy import JSON, ColumnElement, bindparam, delete, exists, func, insert, inspect, literal, select, tuple_
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    inspect,
+    literal,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.orm import aliased
 
 from app.database.base import Base, new_id
@@ -164,10 +178,29 @@ async def list_tasks(
         (gt, created_at, filters.created_after),
         (lt, created_at, filters.created_before),
     ]
-    query = query.where(*(compare(column, value) for compare, column, value in comparisons if value is not None))
+    where = [compare(column, value) for compare, column, value in comparisons if value is not None]
     if after is not None:
-        query = query.where(tuple_(created_at, id_) < after)
-    return (await session.scalars(query.order_by(created_at.desc(), id_.desc()).limit(limit))).all()
+        where.append(tuple_(created_at, id_) < after)
+    order = created_at.desc(), id_.desc()
+    if api_key_id is None and not labels and (filters.status or filters.model):
+        query = query.where(Task.id.in_(_newest_of_all_keys(where, limit, session.get_bind().dialect.name)))
+    else:
+        query = query.where(*where)
+    return (await session.scalars(query.order_by(*order).limit(limit))).all()
+
+
+def _newest_of_all_keys(where: Sequence[ColumnElement[bool]], limit: int, dialect: str) -> Select[Any]:
+    """The ids of the newest tasks that meet conditions, out of those of each key: no index has those of all keys."""
+    newest = select(Task.id, Task.created_at).where(Task.api_key_id == ApiKey.id, *where).correlate(ApiKey)
+    newest = newest.order_by(Task.created_at.desc(), Task.id.desc()).limit(limit)
+    # SQLite has no LATERAL; without it PostgreSQL would read all tasks.
+    if dialect == "sqlite":
+        task: Any = aliased(Task)
+        found = select(task.id).join_from(ApiKey, task, task.id.in_(newest.with_only_columns(Task.id)))
+        return found.order_by(task.created_at.desc(), task.id.desc()).limit(limit)
+    each = newest.lateral()
+    joined = select(each.c.id).select_from(ApiKey).join(each, true())
+    return joined.order_by(each.c.created_at.desc(), each.c.id.desc()).limit(limit)
 
 
 async def _rarest_first(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import chain
 
-from app.auth.api_keys import list_keys
 from app.auth.audit import OPERATOR, record
 from app.auth.callers import Caller
 from app.database.engine import Database, Session
@@ -60,12 +58,8 @@ class TaskService:
         All but the first have at most MAX_PAGE_WORDS of lyrics together.
         """
         async with self._database.reads() as session:
-            key_ids: Sequence[str | None] = [None if caller.is_admin else caller.api_key_id]
-            if caller.is_admin and (filters.status or filters.model) and not labels:
-                # No index has the tasks of all keys in one state, or of one model, by their creation.
-                key_ids = [key.id for key in await list_keys(session)]
-            lists = [await repository.list_tasks(session, id_, filters, labels, after, limit + 1) for id_ in key_ids]
-            found = sorted(chain(*lists), key=lambda task: (task.created_at, task.id), reverse=True)[: limit + 1]
+            key_id = None if caller.is_admin else caller.api_key_id
+            found = await repository.list_tasks(session, key_id, filters, labels, after, limit + 1)
             page = found[: min(limit, fitting(words_of(task.clips) for task in found))]
             positions = await self._positions.read(session, page)
             return [read_task(task, positions, self._signed_urls) for task in page], len(found) > len(page)

@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from datetime import datetime
+from typing import Any
 
 import pytest
 from sqlalchemy import select
@@ -32,7 +33,7 @@ async def test_flood_of_one_key_delays_the_order_of_another_by_two_pace_windows_
     async with AsyncExitStack() as stack:
         # No task ends meanwhile: all slots are for submits.
         upstream_url = await stack.enter_async_context(serve_sandbox(delay=3600))
-        given = {"upstream_url": upstream_url, "upstream_rate": rate}
+        given: dict[str, Any] = {"upstream_url": upstream_url, "upstream_rate": rate}
         replicas = [await stack.enter_async_context(services_of(database_url, **given)) for _ in range(3)]
         async with database.transaction() as (session, now):
             await replicas[0].gateway.pacer.prepare(session, now)

@@ -168,7 +168,7 @@ def _task(owners: Sequence[Owner], kind: str, status: str) -> dict[str, str]:
         "priority": "1",
         "sound_digest": f"{{id:{kind}}}",
         "price": "2500",
-        "booked": "'settle'",
+        "booked": "'reserve'" if status == "'queued'" else "'settle'",
         "metadata": "{labels}",
         "upstream_task_id": f"{{id:{kind}}}",
         "resolved_by": "'callback'",

@@ -112,13 +112,13 @@ async def _read_account(
     last = entries[-1] if len(found) > PAGE_SIZE else None
     since = (now - timedelta(days=DAYS - 1)).replace(hour=0, minute=0, second=0, microsecond=0)
     of_days = UsageFilters.model_validate({"since": since.isoformat(), "key": key_id})
-    days = await budgets.usage_by_day(visitor.caller, of_days, None, DAYS + 1)
+    days = [day async for batch in budgets.usage_by_day(visitor.caller, of_days) for _, day in batch]
     return {
         "key": key,
         "budget": budget,
         "entries": [read_entry(entry) for entry in entries],
         "next_cursor": encode_cursor(request.url.path, last.created_at.isoformat(), str(last.number)) if last else "",
         "is_first": before is None,
-        "days": [day for _, day in reversed(days)],
+        "days": days[::-1],
         "now": now,
     }
