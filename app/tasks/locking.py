@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Row, Select, bindparam, orm, select
 
+from app.budgets.ledger import IS_HELD
 from app.database.engine import Session
 from app.database.records import RecordSession, columns, is_new
 from app.enums import TaskStatus
@@ -59,9 +60,9 @@ async def keep_free_tasks(session: Session, task_ids: Collection[str]) -> Mappin
 
 async def lock_queued(session: Session, limit: int) -> Sequence[Task]:
     """Lock up to `limit` queued tasks, due or held."""
-    queued, found = select(Task).where(Task.status == TaskStatus.queued), list[Task]()
     # Each kind by the index that holds it.
-    for kind in (queued.where(Task.due_at.isnot(None)), queued.where(Task.due_at.is_(None))):
+    due, found = (Task.status == TaskStatus.queued, Task.due_at.isnot(None)), list[Task]()
+    for kind in (select(Task).where(*due), select(Task).where(*IS_HELD)):
         locked = await session.scalars(kind.order_by(Task.due_at, Task.id).limit(limit - len(found)).with_for_update())
         found += locked.all()
     return found

@@ -72,6 +72,20 @@ async def fill_queued(database: Database, owners: Sequence[Owner], count: int) -
     await _fill_labels(database, owners, "2", count)
 
 
+async def fill_held(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add tasks that wait for room in the budgets of their keys."""
+    unknown = dict.fromkeys(("upstream_task_id", "resolved_by", "submitted_at", "completed_at"), "NULL")
+    held = {**_task(owners, "7", "'queued'"), **unknown, **_counted("none", 0, count)}
+    await _fill(database, "tasks", count, held)
+
+
+async def fill_ledgers(database: Database, owners: Sequence[Owner], count: int) -> None:
+    """Add as many entries of finished tasks, of which each has one."""
+    entry = {"id": "{id:1}", "task_id": "{id:1}", "number": "1", "kind": "'reserve'", "created_at": "{time}"}
+    of_key = {"api_key_id": _choice(*(owner.key_id for owner in owners))}
+    await _fill(database, "ledger_entries", count, {**entry, **of_key, "credits": "-2500", "balance": "-2500"})
+
+
 async def fill_generating(database: Database, owners: Sequence[Owner], count: int) -> None:
     """Add tasks that wait for their callbacks; they are due for a poll in an hour."""
     unknown = dict.fromkeys(("resolved_by", "completed_at"), "NULL")
