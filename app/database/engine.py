@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NoReturn, cast
 
 from prometheus_client import Gauge
-from sqlalchemy import Executable, QueuePool, event, func, orm, select
+from sqlalchemy import Executable, QueuePool, String, bindparam, event, func, orm, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
@@ -41,7 +41,7 @@ URGENT_OVERFLOW = 1
 # One that waits for a lock, such as that of an endpoint, holds up all others: it comes back instead.
 URGENT_LOCK_TIMEOUT = timedelta(milliseconds=50)
 _BEGIN_BRIEFLY = select(
-    func.clock_timestamp(), func.set_config("lock_timeout", f"{URGENT_LOCK_TIMEOUT.total_seconds() * 1000:.0f}", True)
+    func.clock_timestamp(), func.set_config("lock_timeout", bindparam("milliseconds", type_=String()), True)
 )
 # On SQLite they take turns with the workers: even with commits of half a second, none waits longer than POOL_TIMEOUT.
 SQLITE_ORDERS = 8
@@ -142,19 +142,19 @@ class Database:
             await session.connection()
             yield session, await self.now(session)
 
-    async def begin_briefly(self, session: Session) -> datetime:
+    async def begin_briefly(self, session: Session, patience: timedelta = URGENT_LOCK_TIMEOUT) -> datetime:
         """
         Begin a transaction that several requests share; return the time, once it has its turn to write.
 
-        It waits for no lock longer than URGENT_LOCK_TIMEOUT.
+        It waits for no lock longer than `patience`.
         """
         await session.connection()
         if session.get_bind().dialect.name == "sqlite":
             return await self.now(session)
+        begun = await session.execute(_BEGIN_BRIEFLY, {"milliseconds": f"{patience.total_seconds() * 1000:.0f}"})
         if self.now is database_clock:
-            now: datetime = (await session.execute(_BEGIN_BRIEFLY)).one()[0]
+            now: datetime = begun.one()[0]
             return now.astimezone(UTC)
-        await session.execute(_BEGIN_BRIEFLY)
         return await self.now(session)
 
     async def fetch(self, query: Executable | FixedQuery, **parameters: object) -> Sequence[Sequence[Any]]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,9 @@ from app.tasks.repository import Order
 
 # Orders that one commit stores at most.
 MAX_IN_A_COMMIT = 50
+# The orders of a key take turns at its account, on all replicas: what is held for longer than a few commits take, is
+# not held by orders.
+LOCK_TIMEOUT = timedelta(seconds=0.5)
 
 
 # The queue positions of tasks by id, and the seconds that one probably takes from its submit.
@@ -75,7 +79,7 @@ class PlainOrders:
         self, take: Callable[[], Sequence[Order]]
     ) -> Sequence[tuple[SimpleNamespace, asyncio.Task[Estimates]] | Exception]:
         async with self._database.writes.begin() as session:
-            now = await self._database.begin_briefly(session)
+            now = await self._database.begin_briefly(session, LOCK_TIMEOUT)
             try:
                 outcomes = await self._lifecycle.create_each(session, take(), now)
             except DBAPIError as error:
