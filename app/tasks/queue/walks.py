@@ -132,6 +132,8 @@ def _asked(ids: TableValuedAlias, *, has_lateral: bool) -> Select[Any]:
     if has_lateral:
         found = found.where(Task.id == ids.c.value).limit(_ONE).lateral("found")
     else:
+        # By the primary key, or SQLite reads all of the queue.
+        found = found.with_hint(Task, "INDEXED BY sqlite_autoindex_tasks_1", "sqlite")
         found = found.where(Task.id.in_(select(ids.c.value))).subquery("found")
     place = found.c.priority, found.c.due_at, found.c.id
     before = [
