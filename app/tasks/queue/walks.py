@@ -10,12 +10,12 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     Select,
+    String,
     TableValuedAlias,
     bindparam,
     case,
     func,
     literal_column,
-    null,
     select,
     true,
     tuple_,
@@ -24,7 +24,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from app.database.base import UtcDateTime
+from app.database.base import ID_LENGTH, UtcDateTime
 from app.database.fetching import FixedQuery
 from app.models import ApiKey, QueueTag, Task
 
@@ -69,16 +69,21 @@ def _walk_postgresql() -> CTE:
 
 
 def _walk_sqlite() -> CTE:
-    """The same without LATERAL: each step finds the id of the next one."""
-    task, here = aliased(Task), aliased(Task)
-    nothing = (
-        type_coerce(null(), ApiKey.id.type).label("api_key_id"),
-        type_coerce(null(), UtcDateTime()).label("due_at"),
-    )
-    walk = select(_first(Task, _NO_KEY, Task.id).scalar_subquery().label("next"), *nothing).cte("walk", recursive=True)
-    following = _first(task, here.api_key_id, task.id).correlate(here).scalar_subquery()
-    step = select(following, here.api_key_id, here.due_at).select_from(walk).join(here, here.id == walk.c.next)
-    return walk.union_all(step)
+    """The same without LATERAL: each step finds both columns as one text, which costs less than to look a row up."""
+    task = aliased(Task)
+    found = _first(Task, _NO_KEY, _packed(Task)).scalar_subquery()
+    packed = select(found.label("packed")).cte("packed", recursive=True)
+    key = func.substr(packed.c.packed, 1, ID_LENGTH)
+    following = _first(task, key, _packed(task)).correlate(packed).scalar_subquery()
+    packed = packed.union_all(select(following).where(packed.c.packed.isnot(None)))
+    due_at = type_coerce(func.substr(packed.c.packed, ID_LENGTH + 1), UtcDateTime())
+    columns = func.substr(packed.c.packed, 1, ID_LENGTH).label("api_key_id"), due_at.label("due_at")
+    return select(*columns).where(packed.c.packed.isnot(None)).cte("walk")
+
+
+def _packed(task: Any) -> ColumnElement[str]:
+    """Whose task it is, and when it is due, as SQLite stores it."""
+    return type_coerce(task.api_key_id, String()).concat(type_coerce(task.due_at, String()))
 
 
 def _find_shares(walk: CTE) -> FixedQuery:
@@ -90,7 +95,7 @@ def _find_shares(walk: CTE) -> FixedQuery:
     start = case((tag > virtual_time.c.tag, tag), else_=virtual_time.c.tag)
     columns = key.label("key"), walk.c.due_at.label("oldest_at"), start.label("start"), virtual_time.c.tag.label("now")
     tagged = walk.outerjoin(QueueTag, QueueTag.api_key_id == key).join(virtual_time, true())
-    ranked = select(*columns).select_from(tagged).where(key.isnot(None)).order_by("start", "oldest_at", "key")
+    ranked = select(*columns).select_from(tagged).order_by("start", "oldest_at", "key")
     found = ranked.limit(bindparam("limit")).subquery()
     weight = select(ApiKey.weight).where(ApiKey.id == found.c.key).scalar_subquery()
     return FixedQuery(select(found.c.key, found.c.oldest_at, found.c.start, weight, found.c.now))
