@@ -137,7 +137,7 @@ class BudgetWrite(StrictModel):
         examples=[500],
     )
     window: Annotated[Window, Field(strict=False)] | None = Field(
-        default=None, description="For how long the limit is; needed where there is one.", examples=["day"]
+        default=None, description="For how long the limit is; null is for each day.", examples=["day"]
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from app.auth import audit
 from app.auth.callers import Caller
 from app.budgets import repository
-from app.budgets.ledger import read_budget, set_budget
+from app.budgets.ledger import DEFAULT_WINDOW, read_budget, set_budget
 from app.budgets.limits import THOUSANDTHS
 from app.budgets.schemas import (
     ALL_KEYS,
@@ -28,7 +28,7 @@ from app.budgets.usage import sum_by_day, sum_usage
 from app.database.base import to_utc
 from app.database.engine import Database, Session
 from app.enums import Charge, Scope
-from app.errors import InvalidRequest, NotFound
+from app.errors import NotFound
 from app.models import LedgerEntry
 
 # The keys that one statement adds up for, so that none takes long.
@@ -73,11 +73,9 @@ class BudgetService:
             return [read_key(key, read_budget(accounts[key.id], now)) for key in keys]
 
     async def set_budget(self, caller: Caller, key_id: str, body: BudgetWrite) -> BudgetRead:
-        """Give a key another budget; return it as it is from now on. Raises InvalidRequest, NotFound."""
+        """Give a key another budget; return it as it is from now on. Raises NotFound, NotPermitted."""
         caller.require(Scope.admin)
-        if body.limit is not None and body.window is None:
-            raise InvalidRequest(errors=[{"pointer": "#/window", "detail": "is needed where there is a limit"}])
-        window = None if body.limit is None else body.window
+        window = None if body.limit is None else body.window or DEFAULT_WINDOW
         credit_limit = None if body.limit is None else round(body.limit * THOUSANDTHS)
         async with self._database.transaction() as (session, now):
             await _require_key(session, caller, key_id)

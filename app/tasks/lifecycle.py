@@ -25,7 +25,7 @@ from app.tasks.events import EventRecorder
 from app.tasks.queue.entering import Entered, admitted, enter
 from app.tasks.queue.fair import FairQueue
 from app.tasks.queue.held import find_admissible
-from app.tasks.repository import Order
+from app.tasks.queue.insertion import Order
 from app.tasks.schedule import deadline_of, early_poll_at, is_audio_missing, next_late_poll_at, next_poll_at
 from app.tasks.transitions import EXPIRIES, FINAL, NO_AUDIO, REVIVABLE, Failure, can_move, is_about_another, is_claim
 from app.upstream.history import CallKind, with_call

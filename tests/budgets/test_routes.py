@@ -26,8 +26,6 @@ UNKNOWN = "0" * 32
 # Each with where the error is.
 NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({}, "#/limit"),
-    ({"limit": 5}, "#/window"),
-    ({"limit": 5, "window": None}, "#/window"),
     ({"limit": 5, "window": "week"}, "#/window"),
     ({"limit": -0.001, "window": "day"}, "#/limit"),
     ({"limit": 0.0001, "window": "day"}, "#/limit"),

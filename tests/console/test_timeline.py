@@ -13,7 +13,7 @@ import pytest
 from app.console.task_repository import Pace, StoredCallback, TaskRows
 from app.console.task_view import curl_of, facts_of, parameters_of, pretty, view_callback, why_it_waits
 from app.console.timeline import LATER, WIDTH, Bar, bars_of, timeline_of
-from app.enums import CallbackOutcome, Charge, DeliveryStatus, ErrorCode, EventType, TaskStatus, WebhookType
+from app.enums import CallbackOutcome, Charge, DeliveryStatus, ErrorCode, EventType, Priority, TaskStatus, WebhookType
 from app.models import Clip, Delivery, DeliveryAttempt, Event, Task
 from app.upstream.hold import Hold
 from app.upstream.types import HoldReason, Report, ReportedClip, Stage
@@ -312,7 +312,14 @@ def test_any_body_is_shown(body: bytes, text: str) -> None:
 
 def test_command_orders_the_same_whatever_it_says() -> None:
     prompt = 'it\'s $HOME; `rm -rf /` "x" \\ é'
-    task = task_of(S.queued, prompt=prompt, sound_tempo=90, labels={"a": "'"}, webhook_url="https://h/x?a=1&b=2")
+    task = task_of(
+        S.queued,
+        prompt=prompt,
+        priority=Priority.normal,
+        sound_tempo=90,
+        labels={"a": "'"},
+        webhook_url="https://h/x?a=1&b=2",
+    )
 
     command = curl_of(task, "https://sounds.example").splitlines()[0]
 

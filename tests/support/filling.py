@@ -123,13 +123,15 @@ async def fill_deliveries(database: Database, owners: Sequence[Owner], count: in
 
 
 async def fill_leftovers(database: Database, owners: Sequence[Owner], count: int) -> None:
-    """Add what orders leave behind: idempotency keys, hits of a rate limit, and charges of deleted tasks."""
+    """Add what orders leave behind: keys, hits of a rate limit, charges of deleted tasks, and what was changed."""
     key = {"api_key_id": _choice(*(owner.key_id for owner in owners))}
     kept = {**key, "key": "{id:7}", "fingerprint": "{id:7}", "task_id": "{id:1}", "created_at": "{time}"}
     await _fill(database, "idempotency_keys", count, kept)
     await _fill(database, "rate_limit_hits", count, {**key, "id": "{id:7}", "made_at": "{time}"})
     spent = {**key, "task_id": "{id:7}", "created_at": "{time}", **_counted("charged", 1, count)}
     await _fill(database, "spent_charges", count, spent)
+    changed = {"id": "{id:7}", "created_at": "{time}", "actor": "'operator'", "action": "'key.changed'"}
+    await _fill(database, "audit_entries", count, {**changed, "target": "{id:7}", "detail": "'{{}}'"})
 
 
 async def fill_ledger(database: Database, owners: Sequence[Owner], count: int) -> None:

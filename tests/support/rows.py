@@ -19,7 +19,7 @@ from app.signed_urls import SignedUrls
 from app.tasks.events import EventRecorder, publish_to_webhook_url
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.order_schemas import TaskCreate
-from app.tasks.repository import Order
+from app.tasks.queue.insertion import Order
 from app.tasks.transitions import FINAL
 from tests.support.clock import MORNING
 from tests.support.settings import settings_of

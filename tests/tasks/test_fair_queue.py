@@ -16,8 +16,9 @@ from app.enums import Priority, TaskStatus
 from app.models import ApiKey, QueueTag, Task
 from app.tasks.lifecycle import TaskLifecycle
 from app.tasks.order_schemas import TaskCreate
+from app.tasks.queue.insertion import Order
 from app.tasks.queue.shares import Share, choose
-from app.tasks.repository import Order, lock_task
+from app.tasks.repository import lock_task
 from tests.support.clock import MORNING
 from tests.support.rows import add_key, lifecycle_of, reread
 from tests.support.statements import COMMIT, recorded

@@ -15,14 +15,14 @@ from sqlalchemy import func, select, text
 from app.models import ApiKey, Task
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.orders.idempotency import fingerprint
-from app.tasks.repository import Order
+from app.tasks.queue.insertion import Order
 from tests.support.api import cancel
 from tests.support.sandbox import submits_at
 from tests.support.service import Service, client_with_key, serve, serve_with_sandbox
 from tests.support.wait import eventually
 
 ORDER: dict[str, Any] = {"prompt": "soft rain"}
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'INSERT INTO tasks%'"
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 HEX = "7c9e6679f4a14c53b1de3e5bd3a0c0de"
 
 

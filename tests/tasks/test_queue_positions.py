@@ -13,8 +13,8 @@ from app.enums import Priority, TaskStatus
 from app.models import ApiKey, Task
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.queue.estimates import RetryAfterEstimate
+from app.tasks.queue.insertion import Order
 from app.tasks.queue.positions import QueuePositions
-from app.tasks.repository import Order
 from app.tasks.schemas import MAX_QUEUE_POSITION
 from tests.support.clock import MORNING
 from tests.support.filling import Owner, fill_queued

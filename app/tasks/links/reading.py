@@ -71,8 +71,10 @@ def check_links(signed_urls: SignedUrls) -> Callable[[Scope], None]:
         is_as_made = b"%" not in scope.get("raw_path", b"")
         link = signed_urls.opened_by(path, query) if is_as_made else None
         if link is not None:
-            # What was erased is no secret to its owner, but is one to everybody else.
-            scope[_LINK], scope[INSTEAD_OF_NOT_FOUND] = link, NotAuthenticated(REFUSED)
+            scope[_LINK] = link
+            if link.scope:
+                # What was erased is no secret to its owner, but is one to everybody else.
+                scope[INSTEAD_OF_NOT_FOUND] = NotAuthenticated(REFUSED)
         elif not any(name == b"authorization" for name, _ in scope["headers"]):
             raise NotAuthenticated(REFUSED)
 

@@ -17,7 +17,7 @@ from app.database.group_commit import GroupCommit, may_be_of_one
 from app.database.turns import Admission
 from app.errors import BudgetExceeded
 from app.tasks.lifecycle import TaskLifecycle
-from app.tasks.repository import Order
+from app.tasks.queue.insertion import Order
 
 # Orders that one commit stores at most.
 MAX_IN_A_COMMIT = 50

@@ -25,7 +25,8 @@ from app.database.engine import Session, insert_new
 from app.errors import IdempotencyKeyReused, IdTaken, InvalidRequest, TaskDeleted
 from app.models import IdempotencyKey, SpentCharge, Task
 from app.tasks.order_schemas import TaskCreate
-from app.tasks.repository import Order, find_task
+from app.tasks.queue.insertion import Order
+from app.tasks.repository import find_task
 from app.web.fields import EXAMPLE_TASK_ID, UUID_PATTERN, as_id
 
 TTL = timedelta(hours=24)

@@ -28,8 +28,8 @@ from app.tasks.orders.groups import Estimates, PlainOrders
 from app.tasks.orders.idempotency import claim_order, fingerprint, refuse_spent
 from app.tasks.orders.reuse import find_reusable
 from app.tasks.queue.estimates import RetryAfterEstimate
+from app.tasks.queue.insertion import Order, sound_digest
 from app.tasks.queue.positions import QueuePositions
-from app.tasks.repository import Order, sound_digest
 from app.tasks.schemas import TaskRead, read_task
 from app.tasks.waiting import TaskSnapshot
 from app.webhooks.lifecycle import check_receiver

@@ -13,15 +13,15 @@ from app.database.engine import Session
 from app.database.wakeups import SUBMITS, notify_on_commit
 from app.enums import EntryKind
 from app.errors import BudgetExceeded
-from app.tasks import repository
 from app.tasks.events import EventRecorder
+from app.tasks.queue.insertion import Order, insert_tasks
 
 # The columns of a task and `clips`, or why there is none.
 Entered = SimpleNamespace | BudgetExceeded
 
 
 async def enter(
-    session: Session, settings: Settings, recorder: EventRecorder, orders: Sequence[repository.Order], now: datetime
+    session: Session, settings: Settings, recorder: EventRecorder, orders: Sequence[Order], now: datetime
 ) -> Sequence[Entered]:
     """
     Store tasks, each with its first event, of which no receiver is told; they are due now, or held.
@@ -36,13 +36,13 @@ async def enter(
         for order, each, verdict in zip(orders, wanted, verdicts, strict=True)
         if not isinstance(verdict, BudgetExceeded)
     ]
-    stored = await repository.insert_tasks(session, admitted, settings.default_model, now)
+    stored = await insert_tasks(session, admitted, settings.default_model, now)
     recorder.note_created(session, stored, now)
     tasks = iter(stored)
     return [verdict if isinstance(verdict, BudgetExceeded) else next(tasks) for verdict in verdicts]
 
 
-def _wanted(order: repository.Order, settings: Settings) -> Wanted:
+def _wanted(order: Order, settings: Settings) -> Wanted:
     key_id, body, *_ = order
     return Wanted(key_id, settings.price_of(body.model or settings.default_model), body.hold)
 
