@@ -12,10 +12,12 @@ import httpx
 import pytest
 from sqlalchemy import func, select, text
 
-from app.models import ApiKey, Task
+from app.auth.rate_limit import spend
+from app.models import Task
 from app.tasks.order_schemas import TaskCreate
 from app.tasks.orders.idempotency import fingerprint
 from app.tasks.queue.insertion import Order
+from tests.budgets.accounts import give, key_of
 from tests.support.api import cancel
 from tests.support.sandbox import submits_at
 from tests.support.service import Service, client_with_key, serve, serve_with_sandbox
@@ -180,25 +182,33 @@ async def test_of_two_keys_with_one_id_at_once_one_wins(database_url: str, tmp_p
         assert await _count(first) == 5
 
 
+@pytest.mark.parametrize(("rate", "credits_"), [(None, None), (None, 2.5), ("1/600", None)])
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-async def test_id_that_another_replica_stores_meanwhile_is_found_after_all(service: Service) -> None:
-    body = TaskCreate.model_validate(ORDER)
-    async with service.database.writes.begin() as session:
-        owner = (await session.scalars(select(ApiKey.id))).one()
-        order = Order(owner, body, task_id=HEX, digest=fingerprint(body, "V5"))
-        await service.services.lifecycle.create(session, [order], await service.database.now(session))
-        putting = asyncio.create_task(_put(service.client, HEX))
+async def test_id_that_another_replica_stores_meanwhile_is_found_after_all(
+    database_url: str, rate: str | None, credits_: float | None
+) -> None:
+    async with serve(database_url, key_rate=rate) as service:
+        owner, settings, body = await key_of(service), service.services.settings, TaskCreate.model_validate(ORDER)
+        async with service.database.reads() as session:
+            now = await service.database.now(session)
+        await give(service.database, owner, credits_, now=now)
+        async with service.database.transaction() as (session, now):
+            order = Order(owner, body, task_id=HEX, digest=fingerprint(body, "V5"))
+            await spend(session, owner, settings.key_rate, now)
+            await service.services.lifecycle.create(session, [order], now)
+            putting = asyncio.create_task(_put(service.client, HEX))
 
-        async def is_waiting() -> bool:
-            async with service.database.reads() as reading:
-                return bool((await reading.execute(text(WAITING))).scalar())
+            async def is_waiting() -> bool:
+                async with service.database.reads() as reading:
+                    return bool((await reading.execute(text(WAITING))).scalar())
 
-        await eventually(is_waiting)
+            await eventually(is_waiting)
 
-    answer = await putting
+        answer, others = await putting, await _put(service.client, uuid4().hex)
 
-    assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (202, "true")
-    assert await _count(service) == 1
+        assert (answer.status_code, answer.headers.get("idempotency-replayed")) == (202, "true")
+        assert others.status_code == (402 if credits_ else 429 if rate else 202)
+        assert await _count(service) == 1 + (others.status_code == 202)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from app.auth.rate_limit import spend
 from app.config import Settings
 from app.database.engine import Database
 from app.database.failures import TRANSIENT
-from app.errors import InvalidRequest
+from app.errors import BudgetExceeded, InvalidRequest, TooManyRequests
 from app.models import Task
 from app.observability.metrics import Metrics
 from app.observability.tracing import TraceContext
@@ -109,10 +109,11 @@ class OrderService:
             return self._placed(stored.task, await stored.estimates)
         try:
             return await self._place_alone(order, idempotency_key, reuse, is_plain)
-        except IntegrityError:
+        except (IntegrityError, BudgetExceeded, TooManyRequests):
             if task_id is None:
                 raise
-            # Meanwhile another process has stored a task with this id: now it is found.
+            # Meanwhile another process may have stored a task with this id, for the last room that there was: then it
+            # is found now.
             return await self._place_alone(order, idempotency_key, reuse, is_plain)
 
     async def _place_alone(
