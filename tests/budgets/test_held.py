@@ -1,5 +1,6 @@
 """Orders that may wait for room: held beyond the budget, and let in when there is some."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
@@ -13,6 +14,7 @@ from app.enums import Charge, EntryKind, Priority, TaskStatus, Window
 from app.models import PeriodicJob, Task
 from app.services import Services
 from app.tasks.order_schemas import TaskCreate
+from app.tasks.repository import lock_task
 from app.tasks.service import distrust_queue
 from app.workers.periodic import periodic_loop
 from tests.budgets.accounts import check_ledger, give, kinds_of
@@ -133,6 +135,22 @@ async def test_what_is_held_while_others_look_is_looked_at_again(account: Accoun
     await account.look()
 
     assert [*found, sum(await account.held(ids))] == [1, True, 0]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_held_task_that_somebody_looks_at_meanwhile_is_let_in_after_that(account: Account) -> None:
+    ids = [await account.order() for _ in range(3)]
+    account.clock.advance(hours=16)
+    async with account.services.database.writes.begin() as session:
+        # As a request to delete it does, which is refused.
+        await lock_task(session, ids[2])
+        looking = asyncio.create_task(account.look())
+        await asyncio.wait([looking], timeout=0.5)
+    await looking
+    account.clock.advance(minutes=5)
+    await account.look()
+
+    assert await account.held(ids) == [False] * 3
 
 
 async def test_key_without_a_budget_is_never_held(account: Account) -> None:

@@ -24,8 +24,8 @@ async def find_admissible(
     The first are those of the highest priority, and of these the oldest. They are locked, and so is the account.
     """
     held = select(Task).where(Task.api_key_id == api_key_id, *IS_HELD).order_by(Task.priority, Task.id).limit(limit)
-    # One that is being canceled needs no room.
-    tasks = (await session.scalars(held.with_for_update(skip_locked=True))).all()
+    # One that somebody else has locked is waited for: if it is skipped, nobody looks at it before the next window.
+    tasks = (await session.scalars(held.with_for_update())).all()
     wanted = [Wanted(api_key_id, task.price, True) for task in tasks]
     verdicts = await recorder.admit(session, wanted, now, settings.lowest_price) if wanted else ()
     found = zip(tasks, verdicts, strict=True)
