@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import event, insert, orm
+from sqlalchemy import event, insert, orm, update
 
 from app.budgets.ledger import Entry, lock_accounts, make_room, of_transaction, write_accounts
 from app.database.base import Base
-from app.database.engine import Session
+from app.database.engine import Session, on_commit
 from app.enums import Charge, EntryKind, TaskStatus
-from app.models import LedgerEntry, Task
+from app.models import LedgerEntry, SpentCharge, Task
+from app.observability.metrics import Metrics
 
 K = EntryKind
 # What is written for a task, by its last entry and the one that its state asks for. Nobody is charged for what was
@@ -65,6 +66,22 @@ def book(session: Session, task: Task, now: datetime, *, is_final: bool) -> tupl
     for step in path:
         post_on_commit(session, Entry(task.api_key_id, task.id, step, task.price, reserved_at, now))
     return (path[-1], reserved_at) if path else (task.booked, task.reserved_at)
+
+
+async def settle_erased(session: Session, task: Task, metrics: Metrics, now: datetime, *, was_taken: bool) -> None:
+    """Write what a task has cost that was canceled and erased while its submit was on its way, and may have cost."""
+    charge = Charge.charged if was_taken else Charge.none
+    unknown = update(SpentCharge).where(SpentCharge.task_id == task.id, SpentCharge.charge == Charge.possible)
+    if not was_taken:
+        # It may have been submitted again since.
+        unknown = unknown.where(SpentCharge.posts == task.posts)
+    settled = unknown.values(charge=charge).execution_options(synchronize_session=False)
+    if await session.scalar(settled.returning(SpentCharge.task_id)) is None:
+        return
+    step = K.settle if was_taken else K.release
+    post_on_commit(session, Entry(task.api_key_id, task.id, step, task.price, task.reserved_at or now, now))
+    if was_taken:
+        on_commit(session, metrics.charges[Charge.charged].inc)
 
 
 def post_on_commit(session: Session, entry: Entry) -> None:

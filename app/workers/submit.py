@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from app.budgets.booking import settle_erased
 from app.config import CALLBACKS_PATH
 from app.database.backoff import jittered
 from app.database.claims import Claim, is_due
@@ -182,7 +183,7 @@ class _SubmitWorker:
                     self._services.lifecycle.record_call(task, CallKind.submit, result, now)
                 if task is not None and task.fence == submit.task.fence:
                     await self._settle_task(session, task, result, now, hold, waits.get(task.id))
-                elif task is not None:
+                else:
                     on_commit(session, self._services.metrics.leases_lost["submit"].inc)
                     await self._settle_late(session, task, submit, result, now, hold)
             await write_tasks(session, tasks.values())
@@ -262,18 +263,20 @@ class _SubmitWorker:
         return accepted_at is not None and accepted_at > now - since_last
 
     async def _settle_late(
-        self, session: Session, task: Task, submit: Submit, result: Result[str], now: datetime, hold: Hold | None
+        self, session: Session, task: Task | None, submit: Submit, result: Result[str], now: datetime, hold: Hold | None
     ) -> None:
         """
         Settle a result that came after the lease, when the row was settled without it.
 
         An acceptance is applied like any report: it may adopt the task, it cannot step
-        back. A refusal settles a row that has not been submitted again since.
+        back. A refusal settles a row that has not been submitted again since. None is one that was erased.
         """
-        lifecycle = self._services.lifecycle
+        lifecycle, was_taken = self._services.lifecycle, result.outcome is Outcome.ok
         if result.outcome is Outcome.ambiguous:
             return
-        if result.outcome is Outcome.ok:
+        if task is None:
+            await settle_erased(session, submit.task, self._services.metrics, now, was_taken=was_taken)
+        elif was_taken:
             report = Report(Stage.running, upstream_task_id=result.value)
             await lifecycle.apply_report(session, task, report, now, ResolvedBy.adoption)
         elif task.submitted_at != submit.task.submitted_at:

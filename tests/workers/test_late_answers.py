@@ -12,14 +12,16 @@ import pytest
 from sqlalchemy import event, func, select, text, update
 from structlog.testing import capture_logs
 
+from app.auth.callers import Caller
 from app.database.engine import Session
-from app.enums import Charge, ErrorCode, TaskStatus
-from app.models import PaceSlot, Task
+from app.enums import Charge, EntryKind, ErrorCode, TaskStatus
+from app.models import PaceSlot, SpentCharge, Task
 from app.services import Services
 from app.tasks.repository import lock_task
 from app.workers.poll import poll_loop
 from app.workers.runner import Claimed, Loop, run_loop
 from app.workers.submit import submit_loop
+from tests.budgets.accounts import check_ledger, kinds_of
 from tests.support.api import client_of, create_task, until_final, until_status
 from tests.support.clock import MORNING, Clock
 from tests.support.processes import Processes
@@ -174,6 +176,31 @@ async def test_answer_settles_the_charge_of_a_canceled_task(database_url: str, f
             submit.services.lifecycle.cancel(session, task, now)
 
         assert await submit.answered() == state
+
+
+@pytest.mark.parametrize(
+    ("fault", "charge", "last"),
+    [
+        ("", Charge.charged, EntryKind.settle),
+        ("[fault: code-400]", Charge.none, EntryKind.release),
+        ("[fault: code-405]", Charge.none, EntryKind.release),
+        ("[fault: accept-then-500]", Charge.possible, EntryKind.reserve),
+    ],
+)
+async def test_answer_settles_the_charge_of_an_erased_task(
+    database_url: str, fault: str, charge: Charge, last: EntryKind
+) -> None:
+    async with late_submit(database_url, fault) as submit:
+        database, key_id = submit.services.database, submit.claimed.task.api_key_id
+        caller = Caller(key_id, is_admin=False)
+        await submit.services.tasks.cancel(caller, submit.task_id)
+        await submit.services.tasks.erase(caller, submit.task_id)
+        await submit.loop.work(submit.claimed)
+
+        async with database.reads() as session:
+            spent = await session.get_one(SpentCharge, submit.task_id)
+        assert (spent.charge, (await kinds_of(database, key_id, submit.task_id))[-1]) == (charge, last)
+        assert (await check_ledger(database, key_id)).charged == (2500 if charge is Charge.charged else 0)
 
 
 async def test_late_acceptance_of_an_adopted_task_changes_nothing(database_url: str) -> None:
