@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, select, tuple_
 
-from app.database.engine import Database, Session
+from app.database.engine import Session
 from app.models import AuditEntry
 
 # Who acts where no key does: the operator, by the command line or by a setting.
@@ -22,12 +22,6 @@ def record(session: Session, now: datetime, actor: str, action: str, target: str
     `detail` says what is new, in values that JSON has, and never holds a secret.
     """
     session.add(AuditEntry(created_at=now, actor=actor, action=action, target=target, detail=detail))
-
-
-async def record_alone(database: Database, actor: str, action: str, target: str, **detail: Any) -> None:
-    """The same in a transaction of its own, for what others commit for many at once."""
-    async with database.transaction() as (session, now):
-        record(session, now, actor, action, target, **detail)
 
 
 async def list_entries(

@@ -15,6 +15,7 @@ import typer
 from app.observability.redaction import printable
 
 if TYPE_CHECKING:
+    from app.auth.callers import Caller
     from app.config import Settings
     from app.services import Services
 
@@ -172,3 +173,11 @@ def fail(message: str, code: int = FAILED) -> NoReturn:
     """Print a message to standard error and exit with this code."""
     typer.echo(printable(message, kept="\n"), err=True)
     raise typer.Exit(code)
+
+
+def acting_for(key_id: str) -> Caller:
+    """The caller with this id, in whose name the operator acts."""
+    from app.auth.audit import OPERATOR
+    from app.auth.callers import Caller
+
+    return Caller(key_id, is_admin=False, acting_key_id=OPERATOR)

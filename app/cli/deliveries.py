@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.context import EXIT_CODES, FAILED, read_task_id, with_services
+from app.cli.context import EXIT_CODES, FAILED, acting_for, read_task_id, with_services
 from app.cli.keys import key_of
 from app.cli.output import WIDE, age, console, is_terminal, note, note_more, print_json, print_table
 from app.enums import DeliveryStatus
@@ -124,11 +124,10 @@ def resend_deliveries(
 
 async def _resend(services: Services, delivery_id: str) -> None:
     """Send one again in the name of its caller. Raises NotFound."""
-    from app.auth.callers import Caller
     from app.webhooks.repository import find_delivery
 
     async with services.database.reads() as session:
         found = await find_delivery(session, delivery_id)
     if found is None:
         raise NotFound
-    await services.webhooks.resend(Caller(found.api_key_id, is_admin=False), delivery_id)
+    await services.webhooks.resend(acting_for(found.api_key_id), delivery_id)

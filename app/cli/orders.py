@@ -19,6 +19,7 @@ from app.cli.context import (
     NO_SUCH_TASK,
     REFUSED,
     UNDER_WAY,
+    acting_for,
     fail,
     with_services,
 )
@@ -192,9 +193,8 @@ def retry_task(
     """Order the sound of a task that has ended again, as a new task of the same caller, and print its id."""
 
     async def run(services: Services) -> TaskRead:
-        from app.auth import audit
         from app.auth.api_keys import list_keys
-        from app.auth.callers import OPERATOR, Caller
+        from app.auth.callers import OPERATOR
 
         old = await services.tasks.get_row(OPERATOR, task_id)
         _check_retry(old, is_confirmed=yes)
@@ -202,14 +202,10 @@ def retry_task(
             owner = key_of(await list_keys(session), old.api_key_id, is_active=True)
         body, key = _order_of(old), f"retry of {old.id}"
         placed = await services.orders.place(
-            Caller(owner.id, is_admin=False), body, idempotency_key=key, callback_url=old.callback_url
+            acting_for(owner.id), body, idempotency_key=key, callback_url=old.callback_url, instead_of=old.id
         )
         if placed.is_replay:
             note(f"It was ordered again already: that task is {placed.task.status}.")
-        else:
-            await audit.record_alone(
-                services.database, audit.OPERATOR, "task.ordered_again", placed.task.id, instead_of=old.id
-            )
         return placed.task
 
     _submit(run, None, None, as_json=as_json)
@@ -236,7 +232,6 @@ def _order_of(old: Task) -> TaskCreate:
 async def _find_caller(services: Services, name_or_id: str | None) -> Caller:
     """The active caller of this name or id; without one the only one that there is."""
     from app.auth.api_keys import list_keys, refusal_of
-    from app.auth.callers import Caller
 
     async with services.database.reads() as session:
         keys = await list_keys(session)
@@ -245,8 +240,8 @@ async def _find_caller(services: Services, name_or_id: str | None) -> Caller:
         if len(active) != 1:
             names = ", ".join(key.name for key in active) or "none yet: `soundpost keys create NAME` makes one"
             fail(f"Give --as NAME, whose task it is. The callers: {names}.", REFUSED)
-        return Caller(active[0].id, is_admin=False)
-    return Caller(key_of(keys, name_or_id, is_active=True).id, is_admin=False)
+        return acting_for(active[0].id)
+    return acting_for(key_of(keys, name_or_id, is_active=True).id)
 
 
 def _read_labels(words: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,6 @@ from fastapi import Request, Response
 from pydantic import ValidationError
 
 from app.auth.api_keys import refusal_of
-from app.auth.audit import record_alone
 from app.callbacks.service import CallbackService
 from app.clips import subtitles
 from app.clips.responses import CACHE_CONTROL, serve_file
@@ -229,9 +228,7 @@ async def order_again(
     except ValidationError:
         raise Refused(422, "The order is not valid any more", "This release takes no such order.") from None
     caller, key = visitor.acting_for(row), form.get("order_key", "")[:MAX_KEY] or None
-    placed = await orders.place(caller, order, idempotency_key=key, callback_url=row.callback_url)
-    if caller.actor != caller.api_key_id and not placed.is_replay:
-        await record_alone(task_pages.database, caller.actor, "task.ordered_again", placed.task.id, instead_of=row.id)
+    placed = await orders.place(caller, order, idempotency_key=key, callback_url=row.callback_url, instead_of=row.id)
     return pages.redirect(_page(placed.task.id), "This is the new task.")
 
 

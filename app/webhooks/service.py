@@ -129,6 +129,8 @@ class WebhookService:
         async with self._locking(delivery_id) as (session, now):
             delivery = caller.require_owned(await repository.find_delivery(session, delivery_id))
             await self._lifecycle.resend(session, delivery, now)
+            if caller.actor != caller.api_key_id:
+                record(session, now, caller.actor, "delivery.resent", delivery_id, key=caller.api_key_id)
             await repository.show_current_urls(session, [delivery])
         return delivery
 

@@ -13,7 +13,7 @@ from app.auth.configured_keys import insert_configured_keys
 from app.enums import TaskStatus
 from app.models import ApiKey, AuditEntry
 from app.retention import Retention
-from tests.console.visiting import act, browser_of, key_of
+from tests.console.visiting import act, add_endpoint, add_failed_delivery, browser_of, key_of
 from tests.support.api import Json
 from tests.support.clock import MORNING
 from tests.support.service import Service, client_with_key
@@ -96,6 +96,7 @@ async def test_admin_who_acts_for_another_key_is_named(service: Service) -> None
     key = await key_of(service, "on call", is_admin=True)
     done, open_task = await service.add_task(TaskStatus.succeeded), await service.create_task()
     stuck = await service.add_task(TaskStatus.unconfirmed)
+    delivery = await add_failed_delivery(service, await add_endpoint(service))
     before = len(await _entries(service))
     async with browser_of(service, key) as browser:
         await act(browser, f"/console/tasks/{open_task}/order-again", order_key="once")
@@ -103,16 +104,33 @@ async def test_admin_who_acts_for_another_key_is_named(service: Service) -> None
         await act(browser, f"/console/tasks/{open_task}/cancel")
         await act(browser, f"/console/tasks/{stuck.id}/resolve", status="failed")
         await act(browser, f"/console/tasks/{done.id}/delete")
+        await act(browser, f"/console/deliveries/{delivery}/resend")
 
     entries = list(reversed((await _entries(service))[:-before]))
     async with service.database.reads() as session:
         admin = (await session.scalars(select(ApiKey.id).where(ApiKey.name == "on call"))).one()
     assert [each["action"] for each in entries] == [
-        *("task.ordered_again", "task.canceled", "task.resolved", "task.deleted"),
+        *("task.ordered_again", "task.canceled", "task.resolved", "task.deleted", "delivery.resent"),
     ]
     assert {each["actor"] for each in entries} == {admin}
     assert entries[0]["detail"] == {"instead_of": open_task}
     assert entries[2]["detail"] == {"status": "failed", "upstream_task_id": None}
+
+
+async def test_order_for_another_key_is_not_stored_without_its_entry(service: Service) -> None:
+    task = await service.add_task(TaskStatus.failed)
+    async with browser_of(service, await key_of(service, "on call", is_admin=True)) as browser:
+        await _execute(service, "ALTER TABLE audit_entries RENAME TO away")
+        try:
+            refused = await act(browser, f"/console/tasks/{task.id}/order-again", order_key="once")
+            tasks = (await service.client.get("/v1/tasks")).json()["items"]
+        finally:
+            await _execute(service, "ALTER TABLE away RENAME TO audit_entries")
+        made = await act(browser, f"/console/tasks/{task.id}/order-again", order_key="once")
+
+    assert (refused.status_code // 100, [each["id"] for each in tasks]) == (5, [task.id])
+    assert made.status_code == 200
+    assert [each["action"] for each in (await _entries(service))[:1]] == ["task.ordered_again"]
 
 
 async def test_log_is_read_in_pages_by_admins_alone(service: Service) -> None:
@@ -163,6 +181,11 @@ async def test_old_entries_are_deleted_in_batches_after_their_own_retention(serv
 
     assert counts == [150, 0]
     assert (left, more) == ([151, 51, 1], [False, True, False])
+
+
+async def _execute(service: Service, statement: str) -> None:
+    async with service.database.writes.begin() as session:
+        await session.execute(text(statement))
 
 
 async def _entries(service: Service) -> list[Json]:

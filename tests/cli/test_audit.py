@@ -34,19 +34,21 @@ def test_what_operators_do_to_tasks_is_written_down(command: Callable[..., Any],
     async def fill(database: Database) -> list[str]:
         key = await add_key(database)
         statuses = TaskStatus.unconfirmed, TaskStatus.failed
-        return [(await add_task(database, key, status, charge=Charge.none)).id for status in statuses]
+        return [key, *[(await add_task(database, key, status, charge=Charge.none)).id for status in statuses]]
 
-    unconfirmed, failed = stored(database_url, fill)
+    key_id, unconfirmed, failed = stored(database_url, fill)
     assert command("tasks", "resolve", unconfirmed, "--status", "failed").exit_code == 0
     new = command("tasks", "retry", failed).stdout.strip()
     # That is the same order again.
     assert command("tasks", "retry", failed).stdout.strip() == new
+    ordered = command("tasks", "submit", "rain", "--as", "tests").stdout.strip()
     assert command("after-restore", "--yes").exit_code == 0
 
     entries = json.loads(command("audit", "--json").stdout)
     assert [(each["action"], each["target"], each["detail"]) for each in reversed(entries)] == [
         ("task.resolved", unconfirmed, {"status": "failed", "upstream_task_id": None}),
         ("task.ordered_again", new, {"instead_of": failed}),
-        ("queue.distrusted", None, {"tasks": 1}),
+        ("task.ordered", ordered, {"key": key_id}),
+        ("queue.distrusted", None, {"tasks": 2}),
     ]
     assert {each["actor"] for each in entries} == {"operator"}

@@ -56,6 +56,10 @@ def test_resend_makes_deliveries_due_and_names_those_that_are_not_there(command:
     ]
     assert states[given_up]["next_attempt_at"] > states[of_task]["next_attempt_at"]
     assert command("deliveries", "resend", of_task).exit_code == 0
+    entries = json.loads(command("audit", "--json").stdout)
+    assert [(each["actor"], each["action"], each["target"]) for each in reversed(entries)] == [
+        ("operator", "delivery.resent", each) for each in (given_up, delivered, of_task)
+    ]
     assert command("deliveries", "resend").exit_code == 2
 
 

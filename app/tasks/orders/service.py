@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from types import MappingProxyType, SimpleNamespace
 
 from sqlalchemy.exc import IntegrityError
 from starlette.responses import Response
 
+from app.auth.audit import record
 from app.auth.callers import Caller
 from app.auth.rate_limit import spend
 from app.config import Settings
-from app.database.engine import Database
+from app.database.engine import Database, Session
 from app.database.failures import TRANSIENT
 from app.errors import BudgetExceeded, InvalidRequest, TooManyRequests
 from app.models import Task
@@ -65,6 +67,20 @@ class PlacedTask:
         return Response(snapshot.body, 200 if snapshot.is_final else 202, headers, "application/json")
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the audit log tells of an order that somebody places in a caller's name."""
+
+    actor: str
+    instead_of: str | None
+
+    def record(self, session: Session, task: Task | SimpleNamespace, now: datetime) -> None:
+        if self.instead_of is not None:
+            record(session, now, self.actor, "task.ordered_again", task.id, instead_of=self.instead_of)
+        else:
+            record(session, now, self.actor, "task.ordered", task.id, key=task.api_key_id)
+
+
 class OrderService:
     """Stores orders, and checks them before."""
 
@@ -93,6 +109,7 @@ class OrderService:
         reuse: timedelta | None = None,
         callback_url: str | None = None,
         trace_context: TraceContext | None = None,
+        instead_of: str | None = None,
     ) -> PlacedTask:
         """
         Store a task, to be submitted. Raises InvalidRequest, IdempotencyKeyReused, TaskDeleted, IdTaken,
@@ -100,24 +117,33 @@ class OrderService:
 
         `task_id` is the id that the caller has chosen; `reuse` is how old an equal sound may be that is used again;
         `callback_url` is where a client of the vendor's API wants its callbacks, `trace_context` what a new task keeps.
+        `instead_of` is the task whose sound is ordered again: the audit log tells of orders in a caller's name.
         """
         self._check(body)
+        entry = None if caller.actor == caller.api_key_id else _Entry(caller.actor, instead_of)
         order = Order(caller.api_key_id, body, callback_url, trace_context, task_id)
-        is_plain = idempotency_key is None and task_id is None and reuse is None and self._settings.key_rate is None
+        is_repeatable = idempotency_key is not None or task_id is not None or reuse is not None
+        is_plain = not is_repeatable and entry is None and self._settings.key_rate is None
         stored = await self._plain_orders.store(order) if is_plain else None
         if stored is not None:
             return self._placed(stored.task, await stored.estimates)
+        place_alone = partial(self._place_alone, order, idempotency_key, reuse, is_plain, entry)
         try:
-            return await self._place_alone(order, idempotency_key, reuse, is_plain)
+            return await place_alone()
         except (IntegrityError, BudgetExceeded, TooManyRequests):
             if task_id is None:
                 raise
             # Meanwhile another process may have stored a task with this id, for the last room that there was: then it
             # is found now.
-            return await self._place_alone(order, idempotency_key, reuse, is_plain)
+            return await place_alone()
 
     async def _place_alone(
-        self, order: Order, idempotency_key: str | None, reuse: timedelta | None, is_plain: bool
+        self,
+        order: Order,
+        idempotency_key: str | None,
+        reuse: timedelta | None,
+        is_plain: bool,
+        entry: _Entry | None,
     ) -> PlacedTask:
         key_id, rate = order.api_key_id, self._settings.key_rate
         digest = fingerprint(order.body, self._settings.default_model)
@@ -144,6 +170,8 @@ class OrderService:
             if found is None and order.task_id is not None:
                 # Since it was looked for, an earlier task with this id may have come and gone.
                 await refuse_spent(session, key_id, order.task_id)
+            if found is None and entry is not None:
+                entry.record(session, task, now)
             is_replay, is_reused = claimed.task is not None, reuse is not None and claimed.is_older(found)
             claimed.bind_to(task)
         estimates = await self._read_estimates([task])
