@@ -112,6 +112,7 @@ class TaskCreate(StrictModel):
     links: LinksCreate | None = Field(
         default=None,
         description="Whether the response has signed links to the task, for a page in a browser, and which; null for"
-        " none. It is no part of the order: with the same `Idempotency-Key` other links may be asked for.",
+        " none. It is no part of the order: with the same `Idempotency-Key` other links may be asked for. The key"
+        " needs the scope `read` too.",
         examples=[{"ttl": 900}],
     )

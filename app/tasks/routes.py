@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic.json_schema import SkipJsonSchema
 
-from app.auth.callers import ReadCaller, SubmitCaller
-from app.enums import Charge
+from app.auth.callers import Caller, ReadCaller, SubmitCaller
+from app.enums import Charge, Scope
 from app.errors import (
     BudgetExceeded,
     IdempotencyKeyReused,
@@ -105,6 +105,7 @@ async def create_task(
     The task is stored before the response, and then sent to the upstream once. Send an
     `Idempotency-Key` to be able to repeat the request safely.
     """
+    _check_links(caller, body)
     trace_context, reuse = trace_context_of(request.scope), preferences.reuse
     placed = await orders.place(caller, body, idempotency_key=key, reuse=reuse, trace_context=trace_context)
 
@@ -183,6 +184,7 @@ async def put_task(
     The same body again is answered with the task as it is then; another body is refused, and so is an
     `Idempotency-Key`, since the id is one. The id of a deleted task stays used as long as tasks are kept.
     """
+    _check_links(caller, body)
     placed = await orders.place(caller, body, task_id=task_id, trace_context=trace_context_of(request.scope))
 
     def respond(snapshot: TaskSnapshot) -> Response:
@@ -243,6 +245,12 @@ async def list_callbacks(
     callbacks, is_more = await tasks.list_callbacks(caller, task_id, decode_time_cursor(request, cursor), limit)
     following = link_to_next(request, response, _place(callbacks[-1])) if is_more else None
     return CallbackPage(items=[_read_callback(callback) for callback in callbacks], next_cursor=following)
+
+
+def _check_links(caller: Caller, body: TaskCreate) -> None:
+    """Raises NotPermitted for links to read a task by, where the key may not read it."""
+    if body.links is not None:
+        caller.require(Scope.read)
 
 
 def _labels(request: Request) -> Mapping[str, str]:

@@ -5,19 +5,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from app.auth.api_keys import OVERLAP, create_key, rotate_key
 from app.console.application import create_console
 from app.enums import Scope, TaskStatus
 from app.main import create_app
-from app.models import ApiKey
+from app.models import ApiKey, Task
 from tests.console.visiting import browser_of
 from tests.support.api import sse_blocks
 from tests.support.clock import MORNING
@@ -106,6 +107,20 @@ async def test_plain_requests_of_the_fast_path_need_their_scope_too(service: Ser
     async with service.database.writes.begin() as session:
         await session.execute(update(ApiKey).values(scopes="read"))
     assert len((await service.client.get("/v1/tasks")).json()["items"]) == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+async def test_links_to_read_an_order_by_are_not_for_who_may_not_read(service: Service, method: str) -> None:
+    path = "/v1/tasks" + (f"/{uuid4()}" if method == "PUT" else "")
+    async with _client(service, "orders", scopes="submit") as ordering:
+        refused = await ordering.request(method, path, json={"prompt": "rain", "links": {}})
+        plain = await ordering.request(method, path, json={"prompt": "rain"})
+        again = await ordering.request(method, path, json={"prompt": "rain", "links": {"scope": ["audio"]}})
+
+    assert [each.status_code for each in (refused, plain, again)] == [403, 202, 403]
+    assert "`read`" in refused.text
+    async with service.database.reads() as session:
+        assert await session.scalar(select(func.count()).select_from(Task)) == 1
 
 
 async def test_admin_reads_everybodys_tasks_only_with_the_scope_to_read(service: Service) -> None:
