@@ -126,6 +126,7 @@ NONSENSE: list[tuple[str, str, str]] = [
     ("CREDIT_PRICE", "4,5", "must have one price for all models"),
     ("QUEUE", "lifo", CHOICE),
     ("CORS_ORIGINS", "*", ORIGINS),
+    ("CORS_ORIGINS", "https://*.example", ORIGINS),
     ("CORS_ORIGINS", "app.example", ORIGINS),
     ("CORS_ORIGINS", "https://app.example/page", ORIGINS),
     ("CORS_ORIGINS", "https://u:canary@app.example", ORIGINS),
@@ -223,6 +224,15 @@ def test_address_in_other_letters_is_kept_as_headers_and_requests_can_carry_it()
     settings = Settings(public_url="https://töne.example/grün/")
 
     assert settings.public_url == "https://xn--tne-sna.example/gr%C3%BCn"
+
+
+def test_origin_is_kept_as_browsers_send_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "HTTPS://App.example:443, http://app.example:80,https://app.example:8443,http://[::1]:3000"
+    monkeypatch.setenv(f"{PREFIX}CORS_ORIGINS", given)
+
+    assert Settings().cors_origins == (
+        *("https://app.example", "http://app.example", "https://app.example:8443", "http://[::1]:3000"),
+    )
 
 
 def test_every_setting_has_nonsense_that_it_refuses() -> None:

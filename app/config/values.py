@@ -155,16 +155,19 @@ def parse_prices(value: object) -> Prices:
     return Prices(by_model, *other)
 
 
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
 def _origin(value: object) -> str:
-    """Read the origin of a web page (RFC 6454 §6.2). Raises ValueError."""
+    """Read the origin of a web page (RFC 6454 §6.2), as browsers write it: in lower case, without the default port."""
     try:
         url = urlsplit(str(value))
-        is_origin = url.scheme in ("http", "https") and url.hostname and url.port != 0 and "@" not in url.netloc
+        is_origin = url.scheme in _DEFAULT_PORTS and url.hostname and url.port != 0 and not {*"@*"} & {*url.netloc}
         if not is_origin or url.path or url.query or url.fragment or not str(value).isascii():
             raise ValueError
     except ValueError:
         raise ValueError("must be origins such as https://app.example.com, separated by commas") from None
-    return str(value).lower()
+    return str(value).lower().removesuffix(f":{_DEFAULT_PORTS[url.scheme]}").removesuffix(":")
 
 
 Span = Annotated[timedelta, PlainValidator(parse_span)]
