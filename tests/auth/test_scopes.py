@@ -180,6 +180,21 @@ async def test_stream_ends_when_its_key_may_not_read_any_more(service: Service) 
     assert [blocks[-1] for blocks in ended] == [{"retry": "1000"}] * 2
 
 
+async def test_admin_without_the_scope_to_read_sees_no_ledger_in_the_console(service: Service) -> None:
+    task_id = await service.create_task()
+    async with service.database.reads() as session:
+        key_id = await session.scalar(select(ApiKey.id).where(ApiKey.name == "tests"))
+    shown = []
+    for name, scopes in (("reads", "read"), ("does not", "")):
+        async with _client(service, name, is_admin=True, scopes=scopes) as admin:
+            key = admin.headers["Authorization"].removeprefix("Bearer ")
+        async with browser_of(service, key) as browser:
+            shown.append((await browser.get(f"/console/keys/{key_id}")).raise_for_status().text)
+
+    assert [task_id in page for page in shown] == [True, False]
+    assert ["Change the budget" in page for page in shown] == [True, True]
+
+
 async def test_pages_and_their_buttons_need_their_scopes(service: Service) -> None:
     task = await service.add_task(TaskStatus.succeeded)
     page, form = f"/console/tasks/{task.id}", {"csrf_token": ""}

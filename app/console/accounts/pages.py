@@ -95,7 +95,11 @@ async def show_audit(request: Request, pages: PagesDep, visitor: AdminVisitor, d
 async def _read_account(
     request: Request, visitor: Visitor, budgets: BudgetService, database: Database, key_id: str
 ) -> dict[str, Any]:
-    """The values of the page of an account. Raises InvalidRequest, NotFound."""
+    """
+    The values of the page of an account. Raises InvalidRequest, NotFound.
+
+    The page shows ledger and usage only to who may read what belongs to all keys.
+    """
     before = None
     if (position := decode_time_cursor(request, request.query_params.get("cursor"))) is not None:
         if not position[1].isdecimal() or len(position[1]) > 18:
