@@ -37,7 +37,7 @@ async def test_caller_sees_its_own_budget_and_ledger_and_nothing_of_others(servi
     assert "Nothing was reserved yet." in foreign.text
     assert "Limit none" in _text(foreign.text)
     assert [page.status_code for page in refused] == [403, 403, 403]
-    assert "The key needs the scope" in unescape(refused[0].text)
+    assert "no scope `admin`" in unescape(refused[0].text)
     assert '/console/keys"' not in list_of_tasks.text
     assert '<form class="row"' not in own.text
 
