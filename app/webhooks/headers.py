@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.keyring import Keyring, SealBroken
@@ -60,6 +60,12 @@ def store_headers(keyring: Keyring, endpoint: WebhookEndpoint, headers: Mapping[
         return
     endpoint.headers = keyring.seal(_PURPOSE, endpoint.id, json.dumps(headers).encode())
     endpoint.headers_key, endpoint.header_names = keyring.signer, [*headers]
+
+
+def secrets_in(headers: Mapping[str, str]) -> Sequence[str]:
+    """What receivers may repeat of headers: each value, and the credential behind a scheme, plain and as in JSON."""
+    values = [part for value in headers.values() for part in (value, value.partition(" ")[2])]
+    return [form for value in values for form in (value, json.dumps(value)[1:-1])]
 
 
 def headers_of(keyring: Keyring, endpoint: WebhookEndpoint) -> Mapping[str, str]:

@@ -20,11 +20,12 @@ from app.database.wakeups import DELIVERIES
 from app.egress import CappedResponse, EgressRefused, post_request, send_capped
 from app.enums import DeliveryStatus
 from app.models import Delivery, WebhookEndpoint
+from app.observability.redaction import redact
 from app.observability.tracing import TraceContext, current_context
 from app.services import Services
 from app.web.negotiation import retry_after
 from app.webhooks import due, rates, repository
-from app.webhooks.headers import HeadersLost, headers_of
+from app.webhooks.headers import HeadersLost, headers_of, secrets_in
 from app.webhooks.lifecycle import Attempted, Settled
 from app.webhooks.retry import MAX_CONCURRENT, AttemptResult, Lane, share_places
 from app.webhooks.signing import secret_of, sign
@@ -207,18 +208,18 @@ class _DeliveryWorker:
         """POST the delivery within the timeout. Raises nothing for what the network does; no transaction is open."""
         if item.obstacle is not None:
             return AttemptResult(item.claimed_at, timedelta(), error=item.obstacle)
-        started = time.monotonic()
+        started, hidden = time.monotonic(), secrets_in(item.headers)
         try:
             answer = await self._post(item)
         # Not only httpx.HTTPError: no request can be made of some URLs. Whatever it is, there is no response, and the
         # attempt counts.
         except Exception as error:
-            return AttemptResult(item.claimed_at, _since(started), error=_reason(error))
+            return AttemptResult(item.claimed_at, _since(started), error=redact(_reason(error), *hidden))
         return AttemptResult(
             item.claimed_at,
             _since(started),
             status_code=answer.status,
-            response=_text(answer.body.decode(errors="replace")),
+            response=_text(redact(answer.body.decode(errors="replace"), *hidden)),
             retry_after=retry_after(answer.headers, item.claimed_at),
         )
 

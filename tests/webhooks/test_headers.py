@@ -1,5 +1,6 @@
 """Headers that an owner adds to webhooks: which are taken, what is stored of them, and that receivers get them."""
 
+import json
 from typing import Any
 from urllib.parse import unquote
 
@@ -8,10 +9,10 @@ from sqlalchemy import select
 
 from app.health.secret_keys import check_secret_keys
 from app.keyring import Keyring
-from app.models import WebhookEndpoint
+from app.models import DeliveryAttempt, WebhookEndpoint
 from app.webhooks.headers import HeadersLost, headers_of
 from app.webhooks.schemas import EndpointUpdate
-from tests.support.receivers import receiving
+from tests.support.receivers import Connection, Reply, receiving
 from tests.support.rows import add_key
 from tests.support.settings import UNREACHABLE
 from tests.webhooks.outbox import Outbox, outbox_of
@@ -98,6 +99,29 @@ async def test_each_attempt_carries_the_headers_of_then_with_the_same_id_and_byt
         assert len({(got.webhook_id, got.body) for got in receiver.requests}) == 1
         [got] = own.requests
         assert not {"authorization", "x-tenant"} & {*got.headers}
+
+
+async def test_receiver_that_repeats_headers_makes_none_of_them_readable(database_url: str) -> None:
+    secret, quoted = "canary-credential", 'canary "quoted" value'
+
+    async def repeat(connection: Connection) -> None:
+        got = connection.receiver.requests[-1]
+        await Reply(500, body=json.dumps([got.headers, got.headers["authorization"].split()[1]]).encode())(connection)
+
+    async with outbox_of(database_url, **SCHEDULE) as outbox, receiving(repeat) as receiver:
+        key = await add_key(outbox.database)
+        headers = {"Authorization": f"Bearer {secret}", "X-Quoted": quoted, "X-Tenant": "blue"}
+        await outbox.add_endpoint(key, receiver.url, headers=headers)
+        await outbox.create_canceled_task(key)
+        await outbox.attempt_due()
+        async with outbox.database.reads() as session:
+            [response] = (await session.scalars(select(DeliveryAttempt.response))).all()
+
+    assert response is not None
+    assert "canary" not in response
+    # The rest is there, and so is what is too short for a secret.
+    assert '"x-tenant": "blue"' in response
+    assert response.endswith(', "***"]')
 
 
 async def test_headers_are_stored_encrypted_and_for_their_endpoint_alone(database_url: str) -> None:
