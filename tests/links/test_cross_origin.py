@@ -38,6 +38,14 @@ def listed(answer: httpx.Response, name: str) -> set[str]:
     return {each.strip().lower() for each in answer.headers.get(name, "").split(",")} - {""}
 
 
+async def test_request_of_two_origins_is_of_none(service: Service) -> None:
+    for origins in ((APP, "https://evil.example"), ("https://evil.example", APP), (APP, APP)):
+        answer = await service.client.get("/v1/usage", headers=[("Origin", each) for each in origins])
+
+        assert (answer.status_code, answer.headers["vary"]) == (200, "Accept, Origin")
+        assert "access-control-allow-origin" not in answer.headers
+
+
 async def test_pages_of_allowed_origins_may_read_and_others_may_not(service: Service) -> None:
     task = await plant(service)
     links = await make_links(service, task.id)

@@ -94,4 +94,6 @@ class _Marked:
 
 
 def _header(scope: Scope, wanted: bytes) -> bytes:
-    return next((value for name, value in scope["headers"] if name == wanted), b"")
+    """The value of a header; empty without it, and where it comes twice: browsers never send that."""
+    found = [value for name, value in scope["headers"] if name == wanted]
+    return found[0] if len(found) == 1 else b""
