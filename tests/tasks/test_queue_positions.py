@@ -1,6 +1,7 @@
 """Positions in the queue, and Retry-After, say what really happens next."""
 
 import random
+import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -15,6 +16,7 @@ from app.tasks.order_schemas import TaskCreate
 from app.tasks.queue.estimates import RetryAfterEstimate
 from app.tasks.queue.insertion import Order
 from app.tasks.queue.positions import QueuePositions
+from app.tasks.queue.walks import COUNT_PLACES
 from app.tasks.schemas import MAX_QUEUE_POSITION
 from tests.support.clock import MORNING
 from tests.support.filling import Owner, fill_queued
@@ -173,3 +175,20 @@ def test_wait_for_a_place_is_as_long_as_the_pace_makes_it() -> None:
 
 def test_queue_is_fair_unless_it_is_told_otherwise() -> None:
     assert settings_of("sqlite+aiosqlite:///x.db").queue == "fair"
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_place_is_found_by_the_same_indexes_while_there_are_few_tasks(service: Service) -> None:
+    """A server keeps a plan that it made for a small table, and the table grows."""
+    ids = [await service.create_task() for _ in range(3)]
+    async with service.database.writes.begin() as session:
+        connection = await session.connection()
+        places = COUNT_PLACES["postgresql"].compiled(connection.dialect)
+        asked = places.parameters({"ids": ids, "keys": [], "most_own": 999, "most": 999})
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        plan = [line for (line,) in await driver.fetch(f"EXPLAIN {places.text}", *asked)]
+
+    used = [re.findall(r"using (\w+) on", line) for line in plan]
+    assert [index for found in used for index in found] == ["pk_tasks", "ix_tasks_queue", "ix_tasks_queue"]

@@ -116,8 +116,10 @@ def _count_places(each: str) -> FixedQuery:
         place >= tuple_(*first, func.coalesce(asked.c.last_id, literal_column("''"))),
         place < tuple_(asked.c.priority, asked.c.due_at, asked.c.id),
     )
-    own = along_queue(task, literal_column("1")).where(task.api_key_id == asked.c.api_key_id, *is_between)
-    others = along_queue(task, literal_column("1")).where(task.api_key_id == keys.c.value)
+    # In the order of the index: while the table is small PostgreSQL would take another, and goes on with that plan.
+    walk = along_queue(task, literal_column("1")).order_by(*own_order(task))
+    own = walk.where(task.api_key_id == asked.c.api_key_id, *is_between)
+    others = walk.where(task.api_key_id == keys.c.value)
     counts = (
         select(
             literal_column("1").label("is_own"), asked.c.id, _count(own.limit(bindparam("most_own")).correlate(asked))
@@ -132,8 +134,9 @@ def _count_places(each: str) -> FixedQuery:
 
 def _asked(ids: TableValuedAlias, *, has_lateral: bool) -> Select[Any]:
     """Queued tasks with their places in their keys' order, and with the place of the last one before that is asked."""
-    found: Any = select(Task.api_key_id, *own_order(Task)).where(*is_queued(Task))
-    # With LATERAL and a limit PostgreSQL looks each up by its id, where it would read a short queue whole.
+    found: Any = select(Task.api_key_id, Task.status, *own_order(Task))
+    # With LATERAL and a limit PostgreSQL looks each up by its id, where it would read a short queue whole. By the id
+    # alone: the index of the queue would do too, and has to be read whole for that.
     if has_lateral:
         found = found.where(Task.id == ids.c.value).limit(_ONE).lateral("found")
     else:
@@ -145,7 +148,7 @@ def _asked(ids: TableValuedAlias, *, has_lateral: bool) -> Select[Any]:
         func.lag(column).over(partition_by=found.c.api_key_id, order_by=place).label(f"last_{column.key}")
         for column in place
     ]
-    columns = select(found.c.api_key_id, *place, *before)
+    columns = select(found.c.api_key_id, *place, *before).where(*is_queued(found.c))
     return columns.select_from(ids.join(found, true())) if has_lateral else columns
 
 
