@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import Request, Response
 from pydantic import ValidationError
 
+from app.auth import audit
 from app.budgets.schemas import BudgetWrite, LedgerFilters, UsageFilters, read_entry
 from app.budgets.service import BudgetService
-from app.console.accounts.repository import list_audit, read_account
+from app.console.accounts.repository import read_account
 from app.console.mount import PATH
 from app.console.rendering import PagesDep
 from app.console.repository import names_of_keys
@@ -82,7 +83,7 @@ async def show_audit(request: Request, pages: PagesDep, visitor: AdminVisitor, d
     """What keys and operators have changed, newest first; for admins. Raises NotPermitted."""
     before = decode_time_cursor(request, request.query_params.get("cursor"))
     async with database.reads() as session:
-        found = await list_audit(session, before, PAGE_SIZE + 1)
+        found = await audit.list_entries(session, None, None, before, PAGE_SIZE + 1)
         entries = found[:PAGE_SIZE]
         named = {id_ for entry in entries for id_ in (entry.actor, entry.target) if id_}
         names, now = await names_of_keys(session, named), await database.now(session)

@@ -1,17 +1,14 @@
-"""What these pages read that no use case of another room gives: one key with its account, and the audit log."""
+"""What these pages read that no use case of another room gives: one key with its account."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
-
-from sqlalchemy import select, tuple_
 
 from app.budgets.ledger import read_budget
 from app.budgets.repository import accounts_of
 from app.budgets.schemas import BudgetRead, KeyRead, read_key
 from app.database.engine import Session
-from app.models import ApiKey, AuditEntry
+from app.models import ApiKey
 
 
 async def read_account(session: Session, key_id: str, now: datetime) -> tuple[KeyRead, BudgetRead] | None:
@@ -21,11 +18,3 @@ async def read_account(session: Session, key_id: str, now: datetime) -> tuple[Ke
         return None
     budget = read_budget((await accounts_of(session, [key_id]))[key_id], now)
     return read_key(key, budget), budget
-
-
-async def list_audit(session: Session, before: tuple[datetime, str] | None, limit: int) -> Sequence[AuditEntry]:
-    """Up to `limit` entries of the audit log before this position, newest first."""
-    query = select(AuditEntry).order_by(AuditEntry.created_at.desc(), AuditEntry.id.desc()).limit(limit)
-    if before is not None:
-        query = query.where(tuple_(AuditEntry.created_at, AuditEntry.id) < before)
-    return (await session.scalars(query)).all()
