@@ -50,7 +50,7 @@ class Browser(httpx.AsyncClient):
 
 @asynccontextmanager
 async def browser_of(service: Service, key: str = KEY) -> AsyncIterator[Browser]:
-    async with Browser(base_url=service.client.base_url, trust_env=False) as browser:
+    async with Browser(base_url=service.client.base_url, trust_env=False, timeout=30) as browser:
         assert (await browser.post("/console/sign-in", data={"key": key})).status_code == 303
         yield browser
 

@@ -19,7 +19,8 @@ URL = "https://receiver.example/hook"
 @asynccontextmanager
 async def browser_of(service: Service, key: str | None = KEY, **headers: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client that keeps cookies, signed in with this key."""
-    async with httpx.AsyncClient(base_url=service.client.base_url, headers=headers, trust_env=False) as client:
+    url = service.client.base_url
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=30) as client:
         if key is not None:
             answer = await client.post("/console/sign-in", data={"key": key})
             assert answer.status_code == 303, answer.text
