@@ -148,8 +148,9 @@ async def test_what_waits_for_a_slow_host_is_not_overdue(service: Service) -> No
 
 
 async def _submits_say(service: Service, status: str, words: str) -> bool:
-    check = (await service.client.get("/readyz")).json()["checks"]["submits"]
-    return bool(check["status"] == status and words in check["detail"])
+    # On a busy machine one of the checks before it may not end in time; then it is not made.
+    check = (await service.client.get("/readyz")).json()["checks"].get("submits")
+    return bool(check and check["status"] == status and words in check["detail"])
 
 
 async def test_key_refused_by_the_credits_call_degrades_readiness(database_url: str, tmp_path: Path) -> None:

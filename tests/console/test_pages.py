@@ -49,7 +49,8 @@ async def _hold(service: Service) -> None:
         hold = {"reason": "no_credits", "since": at, "message": "Insufficient credits"}
         session.add(PeriodicJob(name=RECHECK, attempts=0, due_at=now + timedelta(hours=1), detail=hold))
         look = {"at": at, "credits": "0.4", "charged": 0}
-        session.add(PeriodicJob(name=ROW, attempts=0, detail={"known": {**look, "looks": [look]}}))
+        # A page that was visited before may have looked already.
+        await session.merge(PeriodicJob(name=ROW, attempts=0, detail={"known": {**look, "looks": [look]}}))
         for slot in range(7):
             (await session.get_one(PaceSlot, slot)).free_at = now + timedelta(hours=1)
 
