@@ -12,10 +12,11 @@ from app.database.engine import Database
 from app.enums import EntryKind
 from app.models import Budget, LedgerEntry, Task
 from app.sandbox.account import PRICE
+from app.sandbox.timeline import failure_for
 from app.tasks.transitions import FINAL
 
 Record = dict[str, Any]
-REFUNDED = "refunded"
+REFUNDED = 531
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ async def unbalanced(database_url: str) -> list[str]:
 
 def charged_by(made: Sequence[Record]) -> float:
     """The credits that the sandbox has charged for tasks and not given back."""
-    return sum(PRICE * (REFUNDED not in record["faults"]) for record in made)
+    return sum(PRICE * (not _gives_back(record)) for record in made)
 
 
 def disagreements(books: Books, tasks: Mapping[str, Task], made: Sequence[Record]) -> Iterator[str]:
@@ -80,13 +81,19 @@ def disagreements(books: Books, tasks: Mapping[str, Task], made: Sequence[Record
     ours = {record["caller_task_id"] for record in made}
     # Nobody has heard whether the upstream has them, and it has not.
     unknown = [task for task in tasks.values() if task.booked is EntryKind.reserve and task.id not in ours]
-    unheard = [record for record in made if REFUNDED in record["faults"] and not _is_refunded(tasks, record)]
+    unheard = [record for record in made if _gives_back(record) and not _is_refunded(tasks, record)]
     yield from (
         f"{each['caller_task_id']} was refunded and told so" for each in unheard if "error" in each["delivered"]
     )
     used, charged = books.used, charged_by(made)
     if used != charged + PRICE * (len(unknown) + len(unheard)):
         yield f"{used} credits are used, and {charged} charged, {len(unknown)} unknown, {len(unheard)} not heard of"
+
+
+def _gives_back(record: Record) -> bool:
+    """Whether the sandbox gives back what a task cost: of several failures that befall it, one is told."""
+    failure = failure_for(dict.fromkeys(record["faults"]))
+    return failure is not None and failure.code == REFUNDED
 
 
 def _is_refunded(tasks: Mapping[str, Task], record: Record) -> bool:
