@@ -149,7 +149,7 @@ async def test_session_ends_after_half_a_day(service: Service, age: float, statu
     "cookie", ["", "x", "..", "a.1.b", "a.99999999999999.b", "a.-1.b", "%00.1.x", "а.1.б", "a.¹.b"]
 )
 async def test_no_other_cookie_is_a_session(service: Service, cookie: str) -> None:
-    async with httpx.AsyncClient(base_url=service.client.base_url, trust_env=False) as browser:
+    async with httpx.AsyncClient(base_url=service.client.base_url, trust_env=False, timeout=30) as browser:
         found = await browser.get("/console/tasks", headers={b"Cookie": f"soundpost={cookie}".encode()})
 
     assert found.status_code == 303

@@ -274,7 +274,7 @@ async def test_task_of_another_key_is_not_found_on_any_page(service: Service, pa
         assert (await browser.get(f"/console/tasks/{task_id}{page}")).status_code == 404
         async with browser.stream("GET", f"/console/live/tasks/{task_id}") as stream:
             assert stream.status_code == 404
-    async with Browser(base_url=service.client.base_url, trust_env=False) as nobody:
+    async with Browser(base_url=service.client.base_url, trust_env=False, timeout=30) as nobody:
         assert (await nobody.get(f"/console/tasks/{task_id}{page}")).status_code == 303
 
 
